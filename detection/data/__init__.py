@@ -1,0 +1,1 @@
+"""Readers of raw datasets, the packed index, transforms and the loader."""

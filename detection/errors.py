@@ -1,0 +1,35 @@
+"""What can go wrong through a person's doing, and what to say about it.
+
+    DetectionError
+     ├── ParamsError        params.yaml asks for something that does not exist or contradicts itself
+     ├── DataError          pictures or annotations are missing, broken, or changed underfoot
+     ├── CheckpointError    weights do not belong to the detector that should load them
+     ├── TrackingError      the MLflow store refuses
+     └── DivergedError      the loss is no longer a finite number
+
+A message says what is wrong, where (file and key), and the mend. Our own bugs are assertions.
+"""
+
+
+class DetectionError(Exception):
+    """Base of every error that a person can mend; stages and the CLI print it as one line."""
+
+
+class ParamsError(DetectionError, ValueError):
+    """A key, name or value in params.yaml that cannot be used."""
+
+
+class DataError(DetectionError, ValueError):
+    """Raw data that is absent, broken, or not what `prepare` recorded."""
+
+
+class CheckpointError(DetectionError, ValueError):
+    """Weights of another architecture, backbone or class list, or a file that is not a checkpoint."""
+
+
+class TrackingError(DetectionError, RuntimeError):
+    """The MLflow store cannot be used as configured."""
+
+
+class DivergedError(DetectionError, ArithmeticError):
+    """A loss that is not finite; names the pictures of the batch."""

@@ -1,0 +1,179 @@
+"""Read `params.yaml`, check all of it, and return what the chosen model and dataset come to."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from detection.errors import ParamsError
+from detection.params.datasets import FORMATS, Budget, Dataset
+from detection.params.merge import Override, merge
+from detection.params.recipe import ARCHITECTURES, Recipe
+from detection.params.rules import check_recipe
+from detection.params.sections import Evaluate, Plots, Pretrain, Train
+from detection.params.validate import pick, validate
+
+SECTIONS = (
+    "model",
+    "dataset",
+    "seed",
+    "models",
+    "datasets",
+    "budgets",
+    "pretrain",
+    "train",
+    "evaluate",
+    "plots",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Params:
+    """Everything an experiment is made of."""
+
+    model: str
+    """Name of the recipe."""
+    dataset: str
+    """Name of the dataset."""
+    seed: int
+    """Seed of everything random in training."""
+    recipe: Recipe
+    """The recipe, merged for the dataset."""
+    overrides: tuple[Override, ...]
+    """What the merge changed, and where each value came from."""
+    data: Dataset
+    """The dataset's entry."""
+    pretrain: Pretrain
+    """Where the backbone's weights come from."""
+    train: Train
+    """How training is run."""
+    evaluate: Evaluate
+    """How the test split is scored."""
+    plots: Plots
+    """Figures and page."""
+
+    def flat(self) -> dict[str, Any]:
+        """Every value under its dotted key, for a tracker: `recipe.optimizer.lr`, `train.precision`."""
+        tree = {k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")}
+        return dict(_flatten(tree))
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check a params file.
+
+    All models, datasets and budgets are checked, not only the chosen ones: a slip shows the day it is made.
+
+    Raises:
+        ParamsError: An unknown or missing key, name or value, with the nearest valid spelling.
+    """
+    file = Path(path).name
+    raw = read_yaml(path)
+    for key in raw:
+        pick(dict.fromkeys(SECTIONS), key, str(key), "section", file)
+    for key in SECTIONS:
+        if key not in raw:
+            raise ParamsError(f"{file}: {key}: this section is needed and missing")
+    datasets = {name: _dataset(name, values, file) for name, values in _entries(raw, "datasets", file)}
+    budgets = {
+        name: validate(Budget, values or {}, f"budgets.{name}", file)
+        for name, values in _entries(raw, "budgets", file)
+    }
+    for name in datasets:
+        if name not in budgets:
+            raise ParamsError(
+                f"{file}: budgets.{name} is missing; write {name}: {{}} for the recipe's own scale"
+            )
+    for name in budgets:
+        pick(datasets, name, f"budgets.{name}", "dataset", file)
+    for name, values in _entries(raw, "models", file):
+        _check_model(name, values, datasets, file)
+    model, dataset = raw["model"], raw["dataset"]
+    chosen = pick(raw["models"], model, "model", "model", file)
+    data = pick(datasets, dataset, "dataset", "dataset", file)
+    if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int):
+        raise ParamsError(f"{file}: seed must be a whole number, not {raw['seed']!r}")
+    recipe, overrides = _merged(model, chosen, dataset, budgets[dataset], file)
+    return Params(
+        model=model,
+        dataset=dataset,
+        seed=raw["seed"],
+        recipe=recipe,
+        overrides=tuple(overrides),
+        data=data,
+        pretrain=validate(Pretrain, raw["pretrain"], "pretrain", file),
+        train=validate(Train, raw["train"], "train", file),
+        evaluate=validate(Evaluate, raw["evaluate"], "evaluate", file),
+        plots=validate(Plots, raw["plots"], "plots", file),
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file by YAML 1.2's rules, as DVC does: `1e-05` is a number, `off` and `1:2` are words."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is not here; run from the repository's root") from None
+    try:
+        raw = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" line {where.line + 1}" if where else ""
+        raise ParamsError(f"{path}:{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path} must be a mapping of sections")
+    return raw
+
+
+def _entries(raw: Mapping[str, Any], section: str, file: str) -> list[tuple[str, Any]]:
+    if not isinstance(raw[section], Mapping):
+        raise ParamsError(f"{file}: {section} must be a mapping of names")
+    return list(raw[section].items())
+
+
+def _dataset(name: str, values: Any, file: str) -> Dataset:
+    key = f"datasets.{name}"
+    kind = pick(FORMATS, _field(values, "format", key, file), f"{key}.format", "format", file)
+    dataset: Dataset = validate(kind, values, key, file)
+    return dataset
+
+
+def _check_model(name: str, values: Any, datasets: Mapping[str, Dataset], file: str) -> None:
+    """Check the recipe as published, and as each of its `on` entries leaves it."""
+    _merged(name, values, "", Budget(), file)
+    for dataset in values.get("on") or {}:
+        pick(datasets, dataset, f"models.{name}.on.{dataset}", "dataset", file)
+        _merged(name, values, dataset, Budget(), file)
+
+
+def _merged(
+    model: str, values: Any, dataset: str, budget: Budget, file: str
+) -> tuple[Recipe, list[Override]]:
+    key = f"models.{model}"
+    architecture = _field(values, "architecture", key, file)
+    kind = pick(ARCHITECTURES, architecture, f"{key}.architecture", "architecture", file)
+    own: Recipe = validate(kind, {k: v for k, v in values.items() if k != "on"}, key, file)
+    check_recipe(own, key, file)
+    merged, overrides = merge({**asdict(own), "on": values.get("on")}, budget, model, dataset)
+    where = f"{key}.on.{dataset}" if dataset else key
+    recipe: Recipe = validate(kind, merged, where, file)
+    check_recipe(recipe, where, file)
+    return recipe, overrides
+
+
+def _field(values: Any, name: str, key: str, file: str) -> Any:
+    if not isinstance(values, Mapping) or name not in values:
+        raise ParamsError(f"{file}: {key}.{name}: this key is needed and missing")
+    return values[name]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", list(value) if isinstance(value, tuple) else value))
+    return rows

@@ -1,0 +1,104 @@
+"""The stages' own sections of `params.yaml`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Crops:
+    """Pretraining by classifying the objects cut out of the training split."""
+
+    image_size: int = 64
+    """Side of the square crops in pixels."""
+    context: float = 0.2
+    """Margin around an object, as a share of its sides."""
+    batch_size: int = 64
+    """Crops per step."""
+    epochs: int = 12
+    """Passes over the objects."""
+    lr: float = 0.05
+    """Peak learning rate (SGD, cosine with one epoch of warm-up)."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrain:
+    """Where the backbone's weights come from."""
+
+    method: Literal["crops", "published", "none"] = "crops"
+    """`crops`: classify the training objects; `published`: torchvision's ImageNet weights; `none`: random."""
+    crops: Crops = field(default_factory=Crops)
+    """Settings of `crops`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStop:
+    """Stop when the monitored metric no longer rises."""
+
+    patience: int = 10
+    """Validations without a rise before training stops."""
+    min_delta: float = 0.0
+    """What counts as a rise."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """How training is run, whatever the recipe."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """`auto`: bf16 autocast where the hardware multiplies in bf16."""
+    channels_last: bool = True
+    """Memory layout of pictures and weights."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that load pictures; 0 loads in the training process."""
+    threads: int | Literal["auto"] = "auto"
+    """Threads of a CPU training; part of what makes a run repeatable."""
+    accumulate: int = 1
+    """Split each batch into so many forward and backward passes before one optimiser step."""
+    clip_gradients: float | None = None
+    """Largest norm of the gradient; null: no clipping."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, which is then validated and saved."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP50"
+    """Metric on `val` that chooses the checkpoint."""
+    early_stop: EarlyStop | None = None
+    """Null: train to the end."""
+    log_every: int = 20
+    """Steps between log lines; losses of every step are kept."""
+    samples_every: int = 5
+    """Epochs between sample predictions in the tracked row; 0: none."""
+    samples: int = 6
+    """How many pictures they show."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints to resume from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """Scoring the test split."""
+
+    batch_size: int = 16
+    """Pictures per forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """Precision of the forward pass; fp32 gives the same detections everywhere."""
+    score_threshold: float | None = None
+    """Drop detections below this score; null: the recipe's threshold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plots:
+    """The figures and the page."""
+
+    samples: int = 12
+    """Pictures with detections beside ground truth."""
+    score_threshold: float = 0.5
+    """Detections below this score are not drawn."""
+    smoothing: float = 0.9
+    """Weight of the past in the drawn loss curves (exponential moving average)."""

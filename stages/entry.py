@@ -1,0 +1,32 @@
+"""How every stage starts and ends: log lines on stdout, one line for an error a person can mend."""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from detection.errors import DetectionError
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Ask Linux for a SIGTERM when the parent dies: `dvc` killed alone would leave its stage running."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(stage: Callable[[], None]) -> None:
+    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for a `DetectionError`."""
+    die_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    try:
+        stage()
+    except DetectionError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,16 @@
+"""Fixtures that every room's tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data that the project does not ship: `$DETECTION_TEST_DATA`, or `../shared/data` beside it."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("DETECTION_TEST_DATA") or default)
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder}; set DETECTION_TEST_DATA")
+    return folder
