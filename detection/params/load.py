@@ -57,8 +57,7 @@ class Params:
 
     def flat(self) -> dict[str, Any]:
         """Every value under its dotted key, for a tracker: `recipe.optimizer.lr`, `train.precision`."""
-        tree = {k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")}
-        return dict(_flatten(tree))
+        return flatten({k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")})
 
 
 def load(path: str | Path = "params.yaml") -> Params:
@@ -169,11 +168,12 @@ def _field(values: Any, name: str, key: str, file: str) -> Any:
     return values[name]
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one of dotted keys to plain values."""
+    rows: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            rows += _flatten(value, f"{prefix}{key}.")
+            rows |= flatten(value, f"{prefix}{key}.")
         else:
-            rows.append((f"{prefix}{key}", list(value) if isinstance(value, tuple) else value))
+            rows[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
     return rows

@@ -1,0 +1,120 @@
+"""What is known about an experiment outside MLflow: git, DVC, files. Imports no mlflow."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detection.params import Params
+
+FORBIDDEN = re.compile(r"[^\w\-. /]", re.ASCII)
+
+
+def metric_name(name: str) -> str:
+    """A name in MLflow's alphabet: letters, digits, `_ - . /` and space."""
+    return FORBIDDEN.sub("_", name)
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that can be drawn, under names that MLflow takes."""
+    return {metric_name(name): float(value) for name, value in values.items() if math.isfinite(value)}
+
+
+def experiment_name() -> str:
+    """DVC's name of the experiment that runs; empty under `dvc repro` and by hand."""
+    return os.environ.get("DVC_EXP_NAME", "")
+
+
+def row_name(params: Params) -> str:
+    """`DVC_EXP_NAME`, else `<model>-<dataset>-<short commit>`."""
+    return experiment_name() or f"{params.model}-{params.dataset}-{commit()[:7] or 'nogit'}"
+
+
+def row_params(params: Params) -> dict[str, str]:
+    """Every param as text, written as `params.yaml` would: `null`, `true`, `[16, 22]`."""
+    return as_text(params.flat())
+
+
+def as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    """Param values as MLflow keeps them."""
+    return {
+        metric_name(key): value if isinstance(value, str) else json.dumps(value)
+        for key, value in values.items()
+    }
+
+
+def commit() -> str:
+    """The commit an experiment stands on: its baseline, else HEAD; empty outside git."""
+    return os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD").strip()
+
+
+def origin_tags(params: Params, stage: str) -> dict[str, str]:
+    """Tags that lead from the row back to the experiment."""
+    tags = {
+        "model": params.model,
+        "dataset": params.dataset,
+        "dvc.stage": os.environ.get("DVC_STAGE", stage),
+        "dvc.exp_name": experiment_name(),
+        "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.workspace": str(Path.cwd()),
+        "git.dirty": str(bool(_git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!reports"))).lower(),
+        "mlflow.source.name": f"stages.{stage}",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": commit(),
+        "mlflow.user": os.environ.get("USER", ""),
+    }
+    return {key: value for key, value in tags.items() if value} | _md5_tags(stage)
+
+
+def locked_md5() -> dict[str, str]:
+    """The md5 of every output that `dvc.lock` knows, by path; empty without DVC."""
+    stages = (_yaml("dvc.lock").get("stages") or {}).values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", []) if "md5" in out}
+
+
+def evaluation_key(params: Params) -> str:
+    """A hash over what an evaluation is made of: its params, and every file that DVC says it depends on."""
+    sha = hashlib.sha256(json.dumps(_section(params, "evaluate"), sort_keys=True).encode())
+    for path in sorted({*_deps("evaluate"), "models/detector.pt"}):
+        if Path(path).is_file():
+            with open(path, "rb") as file:
+                sha.update(path.encode() + hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()[:16]
+
+
+def _section(params: Params, section: str) -> dict[str, Any]:
+    return {key: value for key, value in params.flat().items() if key.startswith(f"{section}.")}
+
+
+def _md5_tags(stage: str) -> dict[str, str]:
+    """Of a stage's dependencies, those that another stage made: the upstream entries are up to date."""
+    md5 = locked_md5()
+    return {metric_name(f"dvc.md5.{path}"): md5[path] for path in _deps(stage) if path in md5}
+
+
+def _deps(stage: str) -> list[str]:
+    entry = (_yaml("dvc.yaml").get("stages") or {}).get(stage) or {}
+    return [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
+
+
+def _yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    return yaml.safe_load(text) or {}
+
+
+def _git(*args: str) -> str:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
