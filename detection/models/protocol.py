@@ -1,44 +1,19 @@
 """What every detector can do, and the containers that go in and come out.
 
-Letters: B pictures in a batch, M most objects of one picture in it, N detections of one picture.
+Letters: B pictures in a batch, N detections of one picture.
 Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0: no label
 means background.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from detection.data.batch import Sizes, Targets
 
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """Ground truth of a batch, padded to the picture with most objects."""
-
-    boxes: Tensor
-    """Tensor[B, M, 4], float32, in pixels of the batch."""
-    labels: Tensor
-    """Tensor[B, M], int64; 0 where `mask` is false."""
-    mask: Tensor
-    """Tensor[B, M], bool: which rows are objects."""
-    sizes: Tensor
-    """Tensor[B, 2], int64: height and width that each picture fills of the padded batch, from its corner."""
-
-    def to(self, device: torch.device) -> "Targets":
-        """The same on another device."""
-        return Targets(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How the pictures of a batch lie in it, and how large they were."""
-
-    inside: Tensor
-    """Tensor[B, 2], int64: height and width that each picture fills of the padded batch."""
-    original: Tensor
-    """Tensor[B, 2], int64: height and width of each picture's file."""
+__all__ = ["Detections", "Detector", "Sizes", "Targets"]
 
 
 @dataclass(frozen=True, slots=True)

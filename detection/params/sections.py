@@ -12,6 +12,10 @@ class Crops:
     """Side of the square crops in pixels."""
     context: float = 0.2
     """Margin around an object, as a share of its sides."""
+    background: float = 0.3
+    """Pieces of background, as a share of the objects; they are a class of their own."""
+    limit: int = 50_000
+    """Most crops that are cut; they are kept in memory (about 20 kB each at 64 px)."""
     batch_size: int = 64
     """Crops per step."""
     epochs: int = 12

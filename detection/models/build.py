@@ -1,0 +1,127 @@
+"""From a recipe to a detector, and from a detector's file back to it."""
+
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from detection.errors import CheckpointError
+from detection.models import dense, faster_rcnn, ssd
+from detection.models.backbones import load_features, make_backbone
+from detection.models.protocol import Detector
+from detection.params.recipe import ARCHITECTURES, FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+def build_detector(recipe: Recipe, classes: int, backbone: dict[str, Tensor] | None) -> Detector:
+    """Build a detector.
+
+    Args:
+        recipe: What to build; without weights, what `without_weights` makes of it.
+        classes: Number of classes, background not counted.
+        backbone: Weights of its features, loaded strictly; None leaves them random.
+
+    Raises:
+        CheckpointError: Weights that do not fit the backbone.
+    """
+    network = _network(recipe)
+    if backbone is not None:
+        count = load_features(network, backbone)
+        log.info("backbone %s: all %d tensors loaded, none left over", recipe.backbone, count)
+    return _assemble(recipe, classes, network)
+
+
+def _assemble(recipe: Recipe, classes: int, network: nn.Module) -> Detector:
+    if isinstance(recipe, FasterRCNNRecipe):
+        return faster_rcnn.build(recipe, classes, network)
+    if isinstance(recipe, RetinaNetRecipe):
+        return dense.build_retinanet(recipe, classes, network)
+    if isinstance(recipe, FCOSRecipe):
+        return dense.build_fcos(recipe, classes, network)
+    return ssd.build(recipe, classes, network)
+
+
+def _network(recipe: Recipe) -> nn.Module:
+    if recipe.backbone == "vgg16":
+        return make_backbone("vgg16")  # has no BatchNorm
+    if recipe.architecture == "ssdlite":
+        return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM)
+    return make_backbone(recipe.backbone, freeze_bn=recipe.freeze_bn)
+
+
+def without_weights(recipe: Recipe) -> Recipe:
+    """The recipe for a backbone that starts from random weights.
+
+    Frozen random layers cannot learn: all layers are trained and BatchNorm is live, and the log says so.
+    """
+    layers = 6 if recipe.backbone.startswith("mobilenet") else 5
+    if recipe.freeze_bn or recipe.trainable_layers < layers:
+        log.info(
+            "backbone %s: no weights, so all its layers are trained and BatchNorm is live", recipe.backbone
+        )
+    return replace(recipe, freeze_bn=False, trainable_layers=layers)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A trained detector and what it needs to be used."""
+
+    detector: Detector
+    """In evaluation mode."""
+    recipe: Recipe
+    """What it was built from."""
+    classes: tuple[str, ...]
+    """Class names; labels index them."""
+    model: str
+    """The recipe's name."""
+
+
+def save_detector(
+    path: Path, state: dict[str, Tensor], recipe: Recipe, classes: tuple[str, ...], model: str, **notes: Any
+) -> None:
+    """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, …)."""
+    torch.save(
+        {
+            "format": FORMAT,
+            "model": model,
+            "recipe": msgspec.to_builtins(asdict(recipe)),
+            "classes": list(classes),
+            "notes": notes,
+            "state_dict": state,
+        },
+        path,
+    )
+
+
+def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
+    """Read a detector's file.
+
+    Raises:
+        CheckpointError: No such file, not a detector's file, or weights that do not fit its own recipe.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not there; train one first: dvc repro") from None
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a detector's file: {str(error).splitlines()[0]}") from None
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT or "recipe" not in saved:
+        raise CheckpointError(
+            f"{path} is not a detector's file of this project; `train` writes models/detector.pt"
+        )
+    try:
+        recipe = msgspec.convert(saved["recipe"], ARCHITECTURES[saved["recipe"]["architecture"]])
+        classes = tuple(saved["classes"])
+        detector = _assemble(recipe, len(classes), _network(recipe))
+        detector.load_state_dict(saved["state_dict"], strict=True)
+    except (KeyError, msgspec.ValidationError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}"
+        ) from None
+    return Loaded(detector.to(device).eval(), recipe, classes, saved["model"])

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+
+import logging
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+
+class Interrupts:
+    """While it is open, SIGINT and SIGTERM only set `signal`; both may come more than once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            self.signal = number
+
+    def exit_code(self) -> int:
+        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM."""
+        assert self.signal is not None
+        return 128 + self.signal

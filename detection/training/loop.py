@@ -1,0 +1,224 @@
+"""The training loop, read from top to bottom: periodic jobs, one step, logging, state."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from detection.data.batch import Batch
+from detection.data.loader import Loader
+from detection.models.hardware import autocast
+from detection.models.protocol import Detector
+from detection.params.recipe import Recipe
+from detection.params.sections import Train
+from detection.tracking.row import Row
+from detection.training.checkpoint import Checkpoints
+from detection.training.history import History, LossBuffer, now_ms
+from detection.training.interrupts import Interrupts
+from detection.training.optimisation import learning_rate_factor, make_optimizer, set_learning_rate
+from detection.training.progress import Progress
+from detection.training.state import State, restore, snapshot
+from detection.training.validation import Validator
+
+log = logging.getLogger(__name__)
+STATE, BEST = "state.pt", "best.pt"  # files of a checkpoint
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """Everything a training is given."""
+
+    detector: Detector
+    """On its device, with its starting weights."""
+    recipe: Recipe
+    settings: Train
+    loader: Loader
+    """Of the training split."""
+    validator: Validator
+    """Of the val split, which may be empty."""
+    device: torch.device
+    precision: torch.dtype
+    reports: Path
+    """Where the curves are written."""
+    checkpoints: Checkpoints
+    """Held by the caller."""
+
+    def length(self) -> tuple[int, int]:
+        """Steps of the whole training, and of an epoch."""
+        each = len(self.loader)
+        return self.recipe.iterations or (self.recipe.epochs or 0) * each, each
+
+
+def fit(job: Job, row: Row) -> dict[str, float]:
+    """Train a detector to the end, or go on with a training that was cut off.
+
+    Leaves the chosen weights in the detector: the best validation's, or the last where there is no val.
+
+    Returns:
+        `steps`, `epochs`, `seconds`, and where there is a val `best_epoch` and the monitored metric's value.
+
+    Raises:
+        DivergedError: The loss is not finite; names the pictures of the batch.
+        SystemExit: After SIGTERM or Ctrl-C, once the state is saved.
+    """
+    settings = job.settings
+    steps, steps_per_epoch = job.length()
+    optimizer = make_optimizer(job.detector, job.recipe.optimizer)
+    average = _average(job)
+    saved = job.checkpoints.load(STATE)
+    state = restore(saved, job.detector, optimizer, average) if saved else State()
+    history = History(job.reports, row, saved["history"] if saved else None)
+    buffer = LossBuffer(history, job.loader.pictures.index)
+    batches = _stream(job.loader, state.step, steps_per_epoch)
+    clock = time.monotonic() - state.seconds
+    if saved:
+        log.info("going on at step %d of %d", state.step, steps)
+
+    with Interrupts() as interrupts, Progress(steps, state.step, settings.log_every) as progress:
+        while True:
+            epoch, place = divmod(state.step, steps_per_epoch)
+            last = state.step >= steps
+            epoch_ended = place == 0 and state.step > 0
+
+            # once in a while: score val, keep the best weights, show some pictures
+            if (
+                last or (epoch_ended and epoch % settings.validate_every == 0)
+            ) and state.validated < state.step:
+                buffer.flush()
+                state.validated = state.step
+                _validate(job, average, state, history, row, epoch)
+                last = last or (
+                    settings.early_stop is not None and state.stale >= settings.early_stop.patience
+                )
+
+            # once in a while, at the end, and before leaving: save everything
+            if last or interrupts.signal or (epoch_ended and epoch % settings.checkpoint_every == 0):
+                buffer.flush()  # nothing is saved after a loss that is not finite
+                state.seconds = time.monotonic() - clock
+                everything = snapshot(
+                    state, job.detector, optimizer, average, history=history.state(), run_id=row.id
+                )
+                job.checkpoints.save(STATE, everything)
+            if interrupts.signal and not last:
+                log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
+                raise SystemExit(interrupts.exit_code())
+            if last:
+                break
+
+            # a single training step
+            batch = next(batches)
+            factor = learning_rate_factor(
+                job.recipe.schedule, state.step, steps, steps_per_epoch, job.recipe.epochs is not None
+            )
+            set_learning_rate(optimizer, factor)
+            total, losses = _step(job, optimizer, batch)
+            if average is not None:
+                average.update_parameters(job.detector)
+            state.step += 1
+
+            # logging; the losses stay on the device until the next line is due
+            progressed = state.step / steps_per_epoch
+            columns = {
+                "step": state.step,
+                "epoch": round(progressed, 4),
+                "time": now_ms(),
+                "lr": job.recipe.optimizer.lr * factor,
+            }
+            buffer.add(columns, total, losses, batch.rows)
+            progress.step(state.step)
+            if state.step % settings.log_every == 0:
+                progress.show(state.step, progressed, buffer.flush())
+
+    _choose(job, average, state)
+    job.checkpoints.mark_complete()
+    log.info("trained %d steps in %.0f s", state.step, state.seconds)
+    summary = {
+        "steps": state.step,
+        "epochs": state.step / steps_per_epoch,
+        "seconds": round(state.seconds, 1),
+    }
+    if len(job.validator.index):
+        summary |= {"best_epoch": state.best_epoch, settings.monitor: state.best}
+    return summary
+
+
+def _step(job: Job, optimizer: Optimizer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Forward, backward and update over one batch; returns the total loss and its terms, on the device."""
+    parts = job.settings.accumulate
+    size = -(-len(batch.rows) // parts)
+    sums: dict[str, Tensor] = {}
+    for first in range(0, len(batch.rows), size):
+        part = slice(first, first + size)
+        share = len(batch.rows[part]) / len(batch.rows)
+        images = batch.images[part].to(job.device, non_blocking=True)
+        if job.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with autocast(job.device, job.precision):
+            losses: dict[str, Tensor] = job.detector(images, batch.targets[part].to(job.device))
+        total = torch.stack(list(losses.values())).sum() * share
+        total.backward()  # type: ignore[no-untyped-call]
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0) + value.detach() * share
+    if job.settings.clip_gradients is not None:
+        nn.utils.clip_grad_norm_(job.detector.parameters(), job.settings.clip_gradients)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack(list(sums.values())).sum(), sums
+
+
+def _stream(loader: Loader, step: int, steps_per_epoch: int) -> Iterator[Batch]:
+    """All batches from a step on, epoch after epoch."""
+    epoch, place = divmod(step, steps_per_epoch)
+    while True:
+        yield from loader.epoch(epoch, place)
+        epoch, place = epoch + 1, 0
+
+
+def _average(job: Job) -> AveragedModel | None:
+    if job.settings.ema is None:
+        return None
+    average = get_ema_multi_avg_fn(job.settings.ema)  # type: ignore[no-untyped-call]
+    return AveragedModel(job.detector, multi_avg_fn=average, use_buffers=True)
+
+
+def _validated(job: Job, average: AveragedModel | None) -> Detector:
+    """The weights that are scored and saved: the average where there is one."""
+    detector: Any = job.detector if average is None else average.module
+    assert isinstance(detector, Detector)
+    return detector
+
+
+def _validate(
+    job: Job, average: AveragedModel | None, state: State, history: History, row: Row, epoch: int
+) -> None:
+    if len(job.validator.index) == 0:
+        return
+    detector = _validated(job, average)
+    scores, results = job.validator.score(detector)
+    history.add_metrics(epoch, state.step, scores)
+    monitor, settings = job.settings.monitor, job.settings
+    value = scores[monitor]
+    least_rise = settings.early_stop.min_delta if settings.early_stop else 0.0
+    state.stale += 1
+    if value > state.best + least_rise:
+        state.best, state.best_epoch, state.stale = value, epoch, 0
+        job.checkpoints.save(BEST, {"model": detector.state_dict()})
+    log.info(
+        "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
+    )
+    if settings.samples_every and epoch % settings.samples_every == 0:
+        picture = job.checkpoints.folder / "samples" / f"epoch_{epoch:03d}.png"
+        row.artifact(job.validator.draw(results, settings.samples, picture), "samples")
+
+
+def _choose(job: Job, average: AveragedModel | None, state: State) -> None:
+    """Put the chosen weights into the detector."""
+    best = job.checkpoints.load(BEST) if len(job.validator.index) else None
+    job.detector.load_state_dict(best["model"] if best else _validated(job, average).state_dict())

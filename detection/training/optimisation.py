@@ -1,0 +1,94 @@
+"""Parameter groups, optimisers and the learning rate as a function of the step."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer as TorchOptimizer
+from torchvision.ops import FrozenBatchNorm2d
+
+from detection.params.recipe import Optimizer, Schedule
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+PRETRAINED = ("backbone.body.", "backbone.features.")  # under a pyramid, and in SSD
+
+
+def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
+    """Sort the trained parameters by learning rate and decay.
+
+    Normalisation layers, biases and the pretrained backbone each may have their own (see `Optimizer`).
+
+    Returns:
+        torch's parameter groups, each with its `lr` and `weight_decay`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            lr, decay = settings.lr, settings.weight_decay
+            if isinstance(module, NORMS):
+                decay = _or(settings.norm_weight_decay, decay)
+            elif name == "bias":
+                lr *= settings.bias_lr_factor
+                decay = _or(settings.bias_weight_decay, decay)
+            if f"{prefix}.".startswith(PRETRAINED):
+                lr *= settings.backbone_lr_factor
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
+    """Make the optimiser; each group remembers its full learning rate as `base_lr`."""
+    groups = [{**group, "base_lr": group["lr"]} for group in parameter_groups(model, settings)]
+    match settings.name:
+        case "sgd":
+            return torch.optim.SGD(groups, settings.lr, settings.momentum, nesterov=settings.nesterov)
+        case "adam":
+            return torch.optim.Adam(groups, settings.lr, betas=(settings.momentum, 0.999))
+        case "adamw":
+            return torch.optim.AdamW(groups, settings.lr, betas=(settings.momentum, 0.999))
+
+
+def set_learning_rate(optimizer: TorchOptimizer, factor: float) -> None:
+    """Give every group its full learning rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def learning_rate_factor(
+    schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool
+) -> float:
+    """Share of the full learning rate at a step.
+
+    A pure function of the step: a training that goes on after a break needs no scheduler state.
+
+    Args:
+        schedule: Shape and warm-up.
+        step: Optimiser steps taken so far, from 0.
+        steps: Of the whole training.
+        steps_per_epoch: For milestones in epochs and the per-epoch decay.
+        in_epochs: Milestones count in epochs, else in iterations.
+    """
+    warmup = min(schedule.warmup_iterations, max(steps_per_epoch, 1))
+    factor = 1.0
+    match schedule.name:
+        case "multistep":
+            unit = steps_per_epoch if in_epochs else 1
+            passed = sum(step >= milestone * unit for milestone in schedule.milestones)
+            factor = schedule.gamma**passed
+        case "cosine":
+            share = min(step / max(steps - 1, 1), 1.0)
+            factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * share)) / 2
+        case "exponential":
+            factor = schedule.gamma ** (step // max(steps_per_epoch, 1))
+        case "constant":
+            pass
+    if step < warmup:
+        factor *= schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
+    return factor
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value

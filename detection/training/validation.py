@@ -1,0 +1,68 @@
+"""Scoring `val` during training, and pictures of what is found there."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from detection.data.index import Index
+from detection.evaluation import coco, voc
+from detection.evaluation.inference import run
+from detection.evaluation.results import Results
+from detection.models.protocol import Detector
+from detection.params.recipe import Recipe
+from detection.reporting.drawing import draw_boxes
+
+SHOWN_SCORE = 0.3  # of sample predictions; a young detector is rarely surer
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """Scores a detector on `val`."""
+
+    index: Index
+    """The split; may be empty."""
+    root: Path
+    """Folder that its files are relative to."""
+    classes: tuple[str, ...]
+    """Class names."""
+    recipe: Recipe
+    """Picture size."""
+    precision: str
+    """Of the forward pass."""
+    batch_size: int = 16
+    """Pictures per forward pass."""
+
+    def score(self, detector: Detector) -> tuple[dict[str, float], Results]:
+        """COCO's 12 numbers and VOC's two APs, and the detections they were computed from."""
+        results = run(
+            detector,
+            self.index,
+            self.root,
+            self.recipe,
+            batch_size=self.batch_size,
+            device=next(detector.parameters()).device.type,
+            precision=self.precision,
+        )
+        stats = coco.score(self.index, results, self.classes).stats
+        return {**stats, **voc.score(self.index, results, self.classes).stats}, results
+
+    def draw(self, results: Results, count: int, path: Path) -> Path:
+        """Write the first pictures of the split, ground truth on the left, detections on the right."""
+        rows = []
+        for i in range(min(count, len(self.index))):
+            record = self.index[i]
+            with Image.open(self.root / record.file) as file:
+                picture = file.convert("RGB")
+            truth = draw_boxes(picture, record.boxes, record.labels, self.classes)
+            mine = (results.images == i) & (results.scores >= SHOWN_SCORE)
+            found = draw_boxes(
+                picture, results.boxes[mine], results.labels[mine], self.classes, results.scores[mine]
+            )
+            rows.append(np.concatenate([np.asarray(truth), np.asarray(found)], axis=1))
+        width = max(row.shape[1] for row in rows)
+        sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sheet).save(path)
+        return path
