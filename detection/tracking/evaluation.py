@@ -1,6 +1,5 @@
 """Bring an evaluation and its figures to the row of the training that it belongs to."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from detection.tracking.opening import (
     add_params,
     find_row,
     new_row,
+    read_run_id,
     reopen,
     write_run_id,
 )
@@ -24,7 +24,7 @@ from detection.tracking.store import Store, connect, import_mlflow, lock_path, s
 
 log = logging.getLogger(__name__)
 
-EVALUATION_JSON = Path("reports/evaluation/run.json")
+EVALUATION_JSON = Path("reports/evaluation/run.json")  # figures.py names it too
 DONE = "done.evaluate"
 DETECTOR = Path("models/detector.pt")
 
@@ -59,36 +59,13 @@ def log_evaluation(
     try:
         import_mlflow()
         store = connect()
-        run_id = _adopt_or_fork(store, params, _run_id(train_run))
+        run_id = _adopt_or_fork(store, params, read_run_id(train_run))
         write_run_id(out, run_id)
         _fill(store, run_id, params, metrics, artifacts)
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the scores stand in the reports
         log.warning("the evaluation is not in MLflow: %s: %s", tracking_uri(), first_line(error))
-
-
-def log_figures(
-    run_json: Path = EVALUATION_JSON,
-    folder: Path = Path("reports/plots"),
-    page: Path = Path("reports/index.html"),
-) -> None:
-    """Store the figures and the page in the row that `run_json` names; without a row, nothing."""
-    run_id = _run_id(run_json)
-    if run_id is None or switched_off():
-        return
-    try:
-        import_mlflow()
-        store = connect()
-        if find_row(store, run_id) is None:
-            log.warning("the figures are not in MLflow: %s does not know the row %s", store.uri, run_id)
-            return
-        store.client.log_artifacts(run_id, str(folder), "plots")
-        store.client.log_artifact(run_id, str(page), "plots")
-    except TrackingError:
-        raise
-    except Exception as error:  # a tracker may fail in any way, and the figures stand in the reports
-        log.warning("the figures are not in MLflow: %s: %s", tracking_uri(), first_line(error))
 
 
 def _adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
@@ -105,7 +82,8 @@ def _adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
                 reopen(store, same[0].info.run_id, _exp_tags(same[0].data.tags))
                 return str(same[0].info.run_id)
         origin = {"forked_from": train_id} if train_id is not None else {}
-        run_id = new_row(store, params, "evaluate", {DONE: key} | origin, recorded_params())
+        trained = recorded_params() if row is None else row.data.params
+        run_id = new_row(store, params, "evaluate", {DONE: key} | origin, trained)
     replay(store, run_id)
     log.info("a new MLflow row %s holds this evaluation beside the training's curves", run_id)
     return run_id
@@ -132,11 +110,3 @@ def _fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float
         if path.is_file():
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED")
-
-
-def _run_id(path: Path) -> str | None:
-    try:
-        run_id = json.loads(path.read_text(encoding="utf-8")).get("run_id")
-    except FileNotFoundError:
-        return None
-    return str(run_id) if run_id else None

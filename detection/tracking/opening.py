@@ -65,6 +65,15 @@ def write_run_id(path: Path, run_id: str | None) -> None:
     path.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
 
 
+def read_run_id(path: Path) -> str | None:
+    """The id that `write_run_id` wrote; None without a row."""
+    try:
+        run_id = json.loads(path.read_text(encoding="utf-8")).get("run_id")
+    except FileNotFoundError:
+        return None
+    return str(run_id) if run_id else None
+
+
 def new_row(
     store: Store, params: Params, stage: str, tags: Mapping[str, str], trained: Mapping[str, str]
 ) -> str:

@@ -11,13 +11,14 @@ from detection.tracking.live import METRICS_PER_CALL, Point, log_points
 from detection.tracking.store import Store
 
 TRAIN = Path("reports/train")
-NOT_CURVES = ("step", "epoch", "time")
-AS_THEY_ARE = ("lr", "loss")
 
 
 def replay(store: Store, run_id: str, folder: Path = TRAIN) -> None:
     """Log both curves of a training, point for point as it logged them, and store its files."""
-    points = [*_points(folder / "losses.csv", "loss/"), *_points(folder / "metrics.csv", "val/")]
+    points = [
+        *_points(folder / "losses.csv", "loss/", own=("lr", "loss")),
+        *_points(folder / "metrics.csv", "val/", own=("epoch",)),
+    ]
     for start in range(0, len(points), METRICS_PER_CALL):
         log_points(store.client, run_id, points[start : start + METRICS_PER_CALL])
     for path in sorted(folder.glob("*")):
@@ -35,17 +36,15 @@ def recorded_params(folder: Path = TRAIN) -> dict[str, str]:
     return facts.as_text(flatten(wanted))
 
 
-def _points(path: Path, prefix: str) -> Iterator[Point]:
-    """Read a curve: columns `step` and `time` (ms), and one column a metric."""
+def _points(path: Path, prefix: str, own: tuple[str, ...]) -> Iterator[Point]:
+    """Read a curve: `step`, `time` (ms), the columns `own`, and one column a metric, that gets the prefix."""
     if not path.is_file():
         return
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            values = {
-                key if key in AS_THEY_ARE or key.startswith(prefix) else prefix + key: float(text)
-                for key, text in row.items()
-                if key not in NOT_CURVES and text
-            }
-            step, time_ms = int(float(row["step"])), int(float(row["time"]))
+            step, time_ms, epoch = int(row.pop("step")), int(row.pop("time")), row.pop("epoch")
+            values = {name if name in own else prefix + name: float(row[name]) for name in row if row[name]}
+            if "epoch" in own:
+                values["epoch"] = float(epoch)
             for name, value in facts.finite(values).items():
                 yield name, value, time_ms, step
