@@ -1,0 +1,116 @@
+"""One door to the raw datasets, whatever their format."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detection.data import coco, holdout, shapes, voc
+from detection.data.index import Index
+from detection.data.listing import Digest, listing_hash, sizes
+from detection.data.paint import CLASSES
+from detection.errors import DataError
+from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.paths import data_root
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """A dataset as it lies on disk, read and checked."""
+
+    name: str
+    """Its name in `params.yaml`."""
+    classes: tuple[str, ...]
+    """Label i is `classes[i]`."""
+    splits: dict[str, Index]
+    """`train`, `val` and `test`; a split that the dataset lacks is empty."""
+    path: str
+    """Folder of the pictures, relative to `DATA_ROOT`."""
+    digest: str
+    """Hash over annotations and picture listing."""
+    listing: dict[str, str]
+    """Per split, a hash over names and sizes of its pictures."""
+
+    @property
+    def root(self) -> Path:
+        """Folder of the pictures."""
+        return data_root() / self.path
+
+
+def read(name: str, dataset: Dataset) -> Raw:
+    """Read a dataset; `shapes` is drawn first where it is not on disk.
+
+    Args:
+        name: The dataset's name in `params.yaml`, for messages.
+        dataset: Its entry.
+
+    Raises:
+        DataError: The data is absent or broken, or is not what the entry's `digest` pins.
+    """
+    path = locate(name, dataset)
+    root = data_root() / path
+    digest = Digest()
+    if isinstance(dataset, CocoDataset):
+        classes, splits = coco.read(dataset, root, digest)
+    else:
+        classes, splits = voc.read(_as_voc(dataset), root, digest)
+    share = 0.0 if isinstance(dataset, ShapesDataset) else dataset.holdout
+    if share and len(splits["val"]) == 0:
+        splits["train"], splits["val"] = holdout.cut(splits["train"], share)
+    listing = {}
+    for split, index in splits.items():
+        found = sizes(root, index)
+        listing[split] = listing_hash(found)
+        for file, size in found.items():
+            digest.entry(file, str(size))
+    raw = Raw(
+        name=name, classes=classes, splits=splits, path=path, digest=digest.hexdigest(), listing=listing
+    )
+    _check(raw, dataset)
+    return raw
+
+
+def locate(name: str, dataset: Dataset) -> str:
+    """The dataset's folder relative to `DATA_ROOT`; draws `shapes` where it is missing.
+
+    Raises:
+        DataError: There is no such folder; says where it was looked for and what belongs there.
+    """
+    if isinstance(dataset, ShapesDataset):
+        shapes.ensure(dataset)
+        return shapes.folder(dataset)
+    root = data_root() / dataset.path
+    if not root.is_dir():
+        raise DataError(
+            f"dataset {name} was looked for at {root.resolve()} and is not there; {_what_belongs(dataset)}, "
+            f"or set DATA_ROOT to the folder that holds {dataset.path}"
+        )
+    return dataset.path
+
+
+def _what_belongs(dataset: VocDataset | CocoDataset) -> str:
+    if isinstance(dataset, CocoDataset):
+        split = dataset.train[0]
+        return f"put {split.annotations} and the pictures of {split.images} there"
+    parent = dataset.train[0].rpartition("/")[0]
+    return f"put the VOC layout (JPEGImages, Annotations, ImageSets/Main) there{parent and f' in {parent}'}"
+
+
+def _as_voc(dataset: VocDataset | ShapesDataset) -> VocDataset:
+    """What the generator wrote is read like any other VOC tree."""
+    if isinstance(dataset, VocDataset):
+        return dataset
+    lists: dict[str, Any] = {split: (split,) for split in shapes.SPLITS}
+    return VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
+
+
+def _check(raw: Raw, dataset: Dataset) -> None:
+    if len(raw.splits["train"]) == 0:
+        raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no pictures")
+    if len(raw.splits["train"].boxes) == 0:
+        raise DataError(f"dataset {raw.name}: the training pictures in {raw.root} have no annotated objects")
+    if dataset.digest and dataset.digest != raw.digest:
+        raise DataError(
+            f"dataset {raw.name} in {raw.root} is not what datasets.{raw.name}.digest pins: "
+            f"found {raw.digest}, expected {dataset.digest}; restore the data, or pin what is there with "
+            f"`digest: {raw.digest}`"
+        )
