@@ -1,0 +1,70 @@
+"""Score the trained detector on the test split; leaves `reports/evaluation/`."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from detection import params
+from stages.entry import run
+
+log = logging.getLogger(__name__)
+OUT = Path("reports/evaluation")
+DETECTOR = Path("models/detector.pt")
+
+
+def main() -> None:
+    """Detect on every test picture, score by COCO's and VOC's protocols, and tell the experiment's row."""
+    chosen = params.load()
+    import msgspec
+
+    from detection import tracking
+    from detection.data.prepared import Prepared
+    from detection.errors import CheckpointError
+    from detection.evaluation import coco, curves, inference, per_class, voc
+    from detection.models.build import load_detector
+
+    prepared = Prepared.load()
+    prepared.check_unchanged("test")
+    loaded = load_detector(DETECTOR)
+    if loaded.classes != prepared.classes:
+        raise CheckpointError(
+            f"{DETECTOR} knows the classes {', '.join(loaded.classes)}, data/prepared has "
+            f"{', '.join(prepared.classes)}; train again: dvc repro"
+        )
+    index = prepared.index("test")
+    results = inference.run(
+        loaded.detector,
+        index,
+        prepared.root,
+        loaded.recipe,
+        batch_size=chosen.evaluate.batch_size,
+        device=chosen.evaluate.device,
+        precision=chosen.evaluate.precision,
+        score_threshold=chosen.evaluate.score_threshold,
+    )
+    by_coco = coco.score(index, results, loaded.classes)
+    by_voc = voc.score(index, results, loaded.classes)
+    table = per_class.table(index, loaded.classes, by_coco, by_voc)
+    stats = {**by_coco.stats, **by_voc.stats}
+
+    OUT.mkdir(parents=True, exist_ok=True)
+    (OUT / "metrics.json").write_text(json.dumps(_jsonable(stats), indent=2) + "\n", encoding="utf-8")
+    (OUT / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
+    table.to_csv(OUT / "per_class.csv", index=False)
+    curves.table(by_coco, loaded.classes).to_csv(OUT / "pr_curves.csv", index=False)
+    for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
+        log.info("test %-14s %.4f", name, stats[name])
+    by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))
+    metrics = {f"test/{name}": float(value) for name, value in {**stats, **by_class}.items()}
+    tracking.log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
+
+
+def _jsonable(stats: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN; null is what DVC shows as nothing."""
+    return {name: None if math.isnan(value) else value for name, value in stats.items()}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,208 @@
+"""VOC's numbers against published ones, against a plain loop, and against what must hold."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from xml.etree import ElementTree
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from detection.data.index import Index, Record, pack
+from detection.evaluation import voc
+from detection.evaluation.results import Results
+
+MakeIndex = Callable[..., Index]
+FindAll = Callable[[Index], Results]
+Box = tuple[int, int, int, int]
+Truth = list[list[tuple[Box, int, bool]]]
+Found = list[tuple[int, Box, int, int]]
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+SHIFT = np.array([1.0, 1.0, 0.0, 0.0])
+"""From 0-based half-open corners to 1-based inclusive ones."""
+
+
+@pytest.fixture(scope="module")
+def oracle(shared_data: Path) -> Path:
+    return shared_data / "oracle" / "voc2007_test"
+
+
+def read_index(folder: Path, classes: list[str]) -> Index:
+    """A plain reader of the devkit's XML."""
+    records = []
+    for name in (folder / "ImageSets/Main/test.txt").read_text().split():
+        root = ElementTree.parse(folder / f"Annotations/{name}.xml").getroot()
+        things = [one for one in root.findall("object") if one.findtext("name") in classes]
+        boxes = np.array(
+            [[float(one.findtext(f"bndbox/{corner}")) for corner in CORNERS] for one in things],
+            dtype=np.float64,
+        ).reshape(-1, 4)
+        boxes = (boxes - SHIFT).astype(np.float32)
+        records.append(
+            Record(
+                file=name,
+                id=name,
+                height=int(root.findtext("size/height")),
+                width=int(root.findtext("size/width")),
+                boxes=boxes,
+                labels=np.array([classes.index(one.findtext("name")) for one in things], dtype=np.int64),
+                difficult=np.array([one.findtext("difficult") == "1" for one in things], dtype=bool),
+                crowd=np.zeros(len(things), dtype=bool),
+                areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+            )
+        )
+    return pack(records)
+
+
+def read_detections(folder: Path, index: Index, classes: list[str]) -> Results:
+    """The devkit's result files: picture, score, four 1-based inclusive corners."""
+    row_of = {name.decode(): row for row, name in enumerate(index.ids)}
+    parts = []
+    for label, name in enumerate(classes):
+        lines = [line.split() for line in (folder / f"comp4_det_test_{name}.txt").read_text().splitlines()]
+        numbers = np.array([line[1:] for line in lines], dtype=np.float64)
+        boxes = numbers[:, 1:] - SHIFT
+        images = [row_of[line[0]] for line in lines]
+        parts.append(Results.pack(images, boxes, numbers[:, 0], np.full(len(lines), label)))
+    return Results.concat(parts)
+
+
+def test_published_numbers(oracle: Path) -> None:
+    expected = json.loads((oracle / "expected.json").read_text())
+    classes = list(expected["ap_11pt"])
+    index = read_index(oracle / "VOCdevkit/VOC2007", classes)
+    results = read_detections(oracle / "detections", index, classes)
+    score = voc.score(index, results, classes)
+    assert dict(zip(classes, score.ap_11pt, strict=True)) == pytest.approx(expected["ap_11pt"], abs=1e-9)
+    assert score.stats["voc_ap50_11pt"] == pytest.approx(expected["map_11pt_19_classes"], abs=1e-9)
+    # Scores have three decimals, so many are equal; the published area came from an unstable sort of them.
+    assert dict(zip(classes, score.ap_area, strict=True)) == pytest.approx(expected["ap_area"], abs=2e-6)
+    assert score.stats["voc_ap50_area"] == pytest.approx(expected["map_area_19_classes"], abs=2e-7)
+
+
+def plain(index: Index, results: Results, label: int) -> tuple[float, float]:
+    """One class, as the devkit's MATLAB reads, with 1-based inclusive corners."""
+    order = sorted(np.flatnonzero(results.labels == label), key=lambda i: -results.scores[i])
+    taken, right, wrong = set(), [], []
+    total = int(np.sum((index.labels == label) & ~index.difficult))
+    for i in order:
+        x1, y1, x2, y2 = results.boxes[i] + SHIFT
+        one, best, which = index[int(results.images[i])], -np.inf, -1
+        for j in np.flatnonzero(one.labels == label):
+            a1, b1, a2, b2 = one.boxes[j] + SHIFT
+            width, height = min(x2, a2) - max(x1, a1) + 1, min(y2, b2) - max(y1, b1) + 1
+            if width > 0 and height > 0:
+                areas = (x2 - x1 + 1) * (y2 - y1 + 1) + (a2 - a1 + 1) * (b2 - b1 + 1)
+                if width * height / (areas - width * height) > best:
+                    best, which = width * height / (areas - width * height), j
+        key = (int(results.images[i]), which)
+        hit = best >= 0.5
+        right.append(hit and not one.difficult[which] and key not in taken)
+        wrong.append(not hit or (not one.difficult[which] and key in taken))
+        if right[-1]:
+            taken.add(key)
+    true, false = np.cumsum(right), np.cumsum(wrong)
+    recall, precision = true / total, true / np.maximum(true + false, 1)
+    eleven = np.mean([max(precision[recall >= t], default=0) for t in np.arange(0, 1.1, 0.1)])
+    rec, prec = np.array([0, *recall, 1]), np.array([0, *precision, 0])
+    for i in range(len(prec) - 2, -1, -1):
+        prec[i] = max(prec[i], prec[i + 1])
+    return float(eleven), float(np.sum(np.diff(rec) * prec[1:]))
+
+
+# Whole numbers make overlaps of exactly one half, exact copies and equal scores likely.
+pixel = st.integers(0, 12)
+box = st.tuples(pixel, pixel, st.integers(1, 8), st.integers(1, 8)).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
+truths = st.lists(
+    st.lists(st.tuples(box, st.integers(0, 1), st.booleans()), max_size=4), min_size=1, max_size=3
+)
+founds = st.lists(st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12)
+
+
+def build(make_index: MakeIndex, truth: Truth, found: Found) -> tuple[Index, Results]:
+    pictures = [
+        ([b for b, _, _ in one], [label for _, label, _ in one], [hard for _, _, hard in one])
+        for one in truth
+    ]
+    rows = [(image % len(truth), b, score / 4, label) for image, b, score, label in found]
+    columns = zip(*rows, strict=True) if rows else ([], [], [], [])
+    return make_index(*pictures), Results.pack(*map(list, columns))
+
+
+@given(truths, founds)
+def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, found: Found) -> None:
+    index, results = build(make_index, truth, found)
+    score = voc.score(index, results, "ab")
+    for label in (0, 1):
+        if np.any((index.labels == label) & ~index.difficult):
+            eleven, area = plain(index, results, label)
+            assert score.ap_11pt[label] == pytest.approx(eleven, abs=1e-12)
+            assert score.ap_area[label] == pytest.approx(area, abs=1e-12)
+        else:
+            assert math.isnan(score.ap_11pt[label])
+            assert math.isnan(score.ap_area[label])
+
+
+@given(truths, founds, st.randoms(use_true_random=False))
+def test_order_of_detections_does_not_matter(
+    make_index: MakeIndex, truth: Truth, found: Found, random: Random
+) -> None:
+    index, results = build(make_index, truth, found)
+    distinct = Results(
+        results.images, results.boxes, np.linspace(0, 1, len(results), dtype=np.float32), results.labels
+    )
+    order = list(range(len(results)))
+    random.shuffle(order)
+    shuffled = distinct.select(np.array(order, dtype=np.int64))
+    one, two = voc.score(index, distinct, "ab"), voc.score(index, shuffled, "ab")
+    assert np.array_equal(one.ap_area, two.ap_area, equal_nan=True)
+    assert np.array_equal(one.ap_11pt, two.ap_11pt, equal_nan=True)
+
+
+@given(truths)
+def test_perfect_detections(make_index: MakeIndex, perfect: FindAll, truth: Truth) -> None:
+    index, _ = build(make_index, truth, [])
+    # An object drawn twice is found twice, and both copies overlap the first one most.
+    if len({(i, b, label) for i, one in enumerate(truth) for b, label, _ in one}) != len(index.labels):
+        return
+    score = voc.score(index, perfect(index), "ab")
+    assert set(score.ap_area[~np.isnan(score.ap_area)]) <= {1.0}
+    assert set(score.ap_11pt[~np.isnan(score.ap_11pt)]) <= {1.0}
+
+
+def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
+    index = make_index(([[0, 0, 50, 50]], [0]))
+    score = voc.score(index, Results.concat([]), "ab")
+    assert score.ap_11pt[0] == score.ap_area[0] == 0.0
+    assert math.isnan(score.ap_11pt[1])
+    assert score.stats == {"voc_ap50_11pt": 0.0, "voc_ap50_area": 0.0}
+    empty = voc.score(make_index(), Results.concat([]), "ab")
+    assert all(map(math.isnan, empty.stats.values()))
+
+
+def test_overlap_of_exactly_one_half_counts(make_index: MakeIndex) -> None:
+    index = make_index(([[0, 0, 10, 10]], [0]))
+    half = Results.of_image(0, [[0, 0, 10, 5]], [0.9], [0])
+    less = Results.of_image(0, [[0, 0, 10, 4.99]], [0.9], [0])
+    assert voc.score(index, half, "a").ap_area[0] == 1.0
+    assert voc.score(index, less, "a").ap_area[0] == 0.0
+
+
+def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_neither(make_index: MakeIndex) -> None:
+    index = make_index(([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 99, 99]], [0, 0, 0], [0, 0, 1]))
+    twice = Results.of_image(0, index.boxes[[0, 0, 1]], [0.9, 0.8, 0.7], [0, 0, 0])
+    assert voc.score(index, twice, "a").ap_area[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
+    hard = Results.of_image(0, index.boxes[[2, 2, 0, 1]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
+    assert voc.score(index, hard, "a").ap_area[0] == 1.0
+
+
+def test_eleven_points_by_hand() -> None:
+    recall, precision = np.array([0.25, 0.5, 0.5]), np.array([1.0, 1.0, 2 / 3])
+    assert voc.average_11pt(recall, precision) == pytest.approx(6 / 11)
+    assert voc.average_area(recall, precision) == pytest.approx(0.5)
