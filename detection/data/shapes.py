@@ -14,16 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data.paint import CLASSES
+from detection.data.paint import CLASSES, HUE_CENTRES, HUE_REACH
 from detection.data.scenes import Thing, compose
 from detection.errors import DataError
 from detection.locks import locked
 from detection.params.datasets import ShapesDataset
 from detection.paths import data_root
 
-VERSION = 1
+VERSION = 2
 """Raised when the drawing changes: other pictures, other folder."""
 SPLITS = ("train", "val", "test")
+MARKER = "shapes.json"
+"""What the tree was made from and what came of it; written last."""
 log = logging.getLogger(__name__)
 
 
@@ -87,19 +89,52 @@ def _write(recipe: Recipe, root: Path) -> None:
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
     number = 0
+    drawn: dict[str, list[list[Thing]]] = {split: [] for split in SPLITS}
     for part, split in enumerate(SPLITS):
         names = []
         for i in range(getattr(recipe, split)):
             number += 1
             names.append(f"{number:06d}")
             picture, things = compose(recipe.image_size, np.random.default_rng((recipe.seed, part, i)))
+            drawn[split].append(things)
             picture.save(root / "JPEGImages" / f"{names[-1]}.jpg", quality=90, subsampling=0)
             xml = _annotation(f"{names[-1]}.jpg", recipe.image_size, things)
             (root / "Annotations" / f"{names[-1]}.xml").write_text(xml, encoding="utf-8")
         lines = "".join(f"{name}\n" for name in names)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
-    marker = {"classes": CLASSES, **vars(recipe)}
-    (root / "shapes.json").write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+    figures = {split: _figures(pictures) for split, pictures in drawn.items()}
+    marker = {"recipe": vars(recipe), "hues": _hues(), "splits": figures}
+    (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _hues() -> dict[str, list[int]]:
+    """First and last hue of each class in degrees, counted upward and round."""
+    return {
+        name: [(HUE_CENTRES[name] - HUE_REACH) % 360, (HUE_CENTRES[name] + HUE_REACH) % 360]
+        for name in CLASSES
+    }
+
+
+def _figures(pictures: list[list[Thing]]) -> dict[str, float]:
+    """What only the one who drew them knows: the truth about silhouettes, which boxes do not show."""
+    covering = [
+        any(thing is not other and bool((thing.inside & other.inside).any()) for other in things)
+        for things in pictures
+        for thing in things
+    ]
+    everything = [thing for things in pictures for thing in things]
+
+    def share(flags: list[bool]) -> float:
+        return round(sum(flags) / max(1, len(flags)), 4)
+
+    return {
+        "objects": len(everything),
+        "covering_or_covered": share(covering),
+        "truncated": share([thing.truncated for thing in everything]),
+        "occluded": share([thing.occluded for thing in everything]),
+        "faint": share([thing.faint for thing in everything]),
+        "difficult": share([thing.difficult for thing in everything]),
+    }
 
 
 def _annotation(file: str, size: int, things: list[Thing]) -> str:
