@@ -1,0 +1,1 @@
+"""What `detection …` does, one module a command; each returns the text that a person reads."""
