@@ -19,11 +19,11 @@ def main() -> None:
     chosen = params.load()
     import msgspec
 
-    from detection import tracking
     from detection.data.prepared import Prepared
     from detection.errors import CheckpointError
     from detection.evaluation import coco, curves, inference, per_class, voc
     from detection.models.build import load_detector
+    from detection.tracking.evaluation import log_evaluation
 
     prepared = Prepared.load()
     prepared.check_unchanged("test")
@@ -58,7 +58,7 @@ def main() -> None:
         log.info("test %-14s %.4f", name, stats[name])
     by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))
     metrics = {f"test/{name}": float(value) for name, value in {**stats, **by_class}.items()}
-    tracking.log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
+    log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
 
 
 def _jsonable(stats: Mapping[str, float]) -> dict[str, float | None]:

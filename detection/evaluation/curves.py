@@ -23,7 +23,8 @@ def table(score: CocoScore, classes: Sequence[str]) -> "pd.DataFrame":
 
     Returns:
         Columns `class`, `recall`, `precision`: first the mean over the classes that have objects,
-        named `all`, then every class. A class without objects has NaN. A recall that is not reached has precision 0.
+        named `all`, then every class. A class without objects has NaN; a recall that is not reached
+        has precision 0.
     """
     import pandas as pd
 

@@ -36,6 +36,18 @@ class VocScore:
         return {"voc_ap50_11pt": _mean(self.ap_11pt), "voc_ap50_area": _mean(self.ap_area)}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Judgement:
+    """What VOC's matching at IoU 0.5 says of each detection and each object."""
+
+    right: NDArray[np.bool_]
+    """[D], in the order of the results; neither right nor wrong: on a difficult or crowd object."""
+    wrong: NDArray[np.bool_]
+    """[D]."""
+    found: NDArray[np.bool_]
+    """[T], the object has a right detection."""
+
+
 def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
     """Score detections by VOC's protocol.
 
@@ -51,19 +63,32 @@ def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
     Returns:
         Average precision per class, and the means.
     """
-    counted = ~(index.difficult | index.crowd)
-    objects = np.bincount(index.labels[counted], minlength=len(classes))
+    objects = np.bincount(index.labels[_counted(index)], minlength=len(classes))
     results = results.select(np.argsort(-results.scores, kind="stable"))
-    right, wrong = _judge(index, results, counted)
+    judged = judge(index, results)
     ap_11pt, ap_area = np.full(len(classes), np.nan), np.full(len(classes), np.nan)
     for label in np.flatnonzero(objects[: len(classes)]):
         mine = results.labels == label
-        true, false = np.cumsum(right[mine]), np.cumsum(wrong[mine])
+        true, false = np.cumsum(judged.right[mine]), np.cumsum(judged.wrong[mine])
         recall = true / objects[label]
         precision = true / np.maximum(true + false, 1)
         ap_11pt[label] = average_11pt(recall, precision)
         ap_area[label] = average_area(recall, precision)
     return VocScore(ap_11pt=ap_11pt, ap_area=ap_area)
+
+
+def judge(index: Index, results: Results) -> Judgement:
+    """Say of each detection whether it is right, wrong, or on an object that does not count; see `score`."""
+    order = np.argsort(-results.scores, kind="stable")
+    overlap, taken = _best_overlap(index, results)
+    hit = overlap >= MIN_OVERLAP
+    rightful = hit & _counted(index)[taken] if len(index.labels) else hit
+    first = order[_first_of_each(taken[order], rightful[order])]
+    right = np.zeros(len(results), dtype=np.bool_)
+    right[first] = True
+    found = np.zeros(len(index.labels), dtype=np.bool_)
+    found[taken[first]] = True
+    return Judgement(right=right, wrong=~right & (rightful | ~hit), found=found)
 
 
 def average_11pt(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
@@ -89,17 +114,8 @@ def average_area(recall: NDArray[np.float64], precision: NDArray[np.float64]) ->
     return float(np.sum(widths * envelope))
 
 
-def _judge(
-    index: Index, results: Results, counted: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections, best first, are right and which wrong: two masks [D]."""
-    overlap, taken = _best_overlap(index, results)
-    hit = overlap >= MIN_OVERLAP
-    right = hit & counted[taken] if len(counted) else np.zeros(len(results), dtype=np.bool_)
-    first = np.zeros(len(results), dtype=np.bool_)
-    first[_first_of_each(taken, right)] = True
-    ignored = hit & ~right
-    return right & first, ~ignored & ~(right & first)
+def _counted(index: Index) -> NDArray[np.bool_]:
+    return ~(index.difficult | index.crowd)
 
 
 def _first_of_each(taken: NDArray[np.int64], rows: NDArray[np.bool_]) -> NDArray[np.int64]:
