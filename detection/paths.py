@@ -17,8 +17,11 @@ def dvc_root() -> Path:
 
 
 def data_root() -> Path:
-    """Raw datasets: `$DATA_ROOT`, else `<DVC_ROOT>/data/raw`. A dataset's `path` is relative to it."""
-    return Path(os.environ.get("DATA_ROOT") or dvc_root() / "data" / "raw")
+    """Raw datasets: `$DATA_ROOT` (relative to the main repository), else `<DVC_ROOT>/data/raw`.
+
+    A dataset's `path` is relative to it.
+    """
+    return dvc_root() / (os.environ.get("DATA_ROOT") or "data/raw")
 
 
 def checkpoint_root() -> Path:

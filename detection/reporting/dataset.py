@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from detection.boxes import areas
@@ -14,9 +15,12 @@ from detection.errors import DataError
 from detection.reporting.drawing import PALETTE, class_colour, draw_boxes, sheet
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SAMPLES, COLUMNS = 12, 4
+MANY = 40
+"""From this many classes on, bars are thin, names small, and the numbers stand in `classes.csv` alone."""
 COCO_SIDES = (32, 96)
 """Sides in pixels at which COCO parts small, medium and large."""
 
@@ -41,58 +45,80 @@ def class_counts(raw: Raw) -> "Figure":
     splits = {split: index for split, index in raw.splits.items() if len(index)}
     counts = {split: np.bincount(index.labels, minlength=len(raw.classes)) for split, index in splits.items()}
     order = np.argsort(counts["train"], kind="stable")
-    figure = Figure(figsize=(7, 1.6 + max(1.5, 0.16 * len(order) * len(splits))), layout="constrained")
+    many = len(order) > MANY
+    height = max(1.5, min(0.16 * len(order) * len(splits), 16))
+    figure = Figure(figsize=(7, 1.6 + height), layout="constrained")
     axes = figure.subplots()
     thick = 0.8 / len(splits)
     for i, (split, count) in enumerate(counts.items()):
         place = np.arange(len(order)) + 0.4 - thick * (i + 0.5)
         bars = axes.barh(place, count[order], thick, color=PALETTE[i], label=f"{split} ({count.sum():,})")
-        axes.bar_label(bars, padding=3, fontsize=7, fmt="{:,.0f}")
-    axes.set_yticks(np.arange(len(order)), [raw.classes[label] for label in order])
+        if not many:
+            axes.bar_label(bars, padding=3, fontsize=7, fmt="{:,.0f}")
+    names = [raw.classes[label] for label in order]
+    axes.set_yticks(np.arange(len(order)), names, fontsize=6 if many else None)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.margins(x=0.1)
     axes.set_xlabel("objects")
-    axes.set_title(f"{raw.name}: objects per class")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right", frameon=False)
+    figure.suptitle(f"{raw.name}: objects per class")
+    figure.legend(loc="outside lower center", ncols=len(splits), frameon=False)
     return figure
 
 
 def box_sizes(raw: Raw) -> "Figure":
-    """Sizes in pixels with COCO's limits, and sides as shares of the picture's, of the training boxes."""
+    """Training boxes: sizes in pixels with COCO's limits, and sides as shares of the picture's."""
     from matplotlib.figure import Figure
 
     index = raw.splits["train"]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    sizes = np.sqrt(np.maximum(areas(index.boxes), 1))
-    bins = np.geomspace(sizes.min() * 0.95, sizes.max() * 1.05, 40)
-    left.hist(sizes, bins=bins, color=PALETTE[0])
-    left.set_xscale("log", base=2)
-    left.xaxis.set_major_formatter("{x:.0f}")
-    parts = np.searchsorted(COCO_SIDES, sizes, side="right")
-    limits = (bins[0], *COCO_SIDES, bins[-1])
-    left.margins(y=0.15)
-    for i, name in enumerate(("small", "medium", "large")):
-        low, high = max(limits[i], bins[0]), min(limits[i + 1], bins[-1])
-        if low < high:
-            text = f"{name}\n{np.mean(parts == i):.0%}"
-            left.text(
-                np.sqrt(low * high), 0.98, text, transform=left.get_xaxis_transform(), ha="center", va="top"
-            )
-        if i < 2 and bins[0] < COCO_SIDES[i] < bins[-1]:
-            left.axvline(COCO_SIDES[i], color="black", linewidth=1, linestyle="--")
-    left.set_xlabel("√area of the box in pixels")
-    left.set_ylabel("training objects")
+    _histogram(left, np.sqrt(np.maximum(areas(index.boxes), 1)))
     shares = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[owners(index)][:, ::-1]
-    mesh = right.hist2d(*shares.T.clip(0, 1), bins=40, range=((0, 1), (0, 1)), cmap="viridis", cmin=1)[3]
-    figure.colorbar(mesh, ax=right, label="training objects")
-    right.plot([0, 1], [0, 1], color="black", linewidth=0.7, linestyle=":")
-    right.set_aspect("equal")
-    right.set_xlabel("width / picture width")
-    right.set_ylabel("height / picture height")
+    _side_map(figure, right, shares.clip(0, 1))
     figure.suptitle(f"{raw.name}: sizes of the training boxes")
     return figure
+
+
+def _histogram(axes: "Axes", sizes: NDArray[np.floating]) -> None:
+    """Square roots of areas [T] in pixels, with COCO's limits and the share between them."""
+    bins = np.geomspace(sizes.min() * 0.95, sizes.max() * 1.05, 26)
+    axes.hist(sizes, bins=bins.tolist(), color=PALETTE[0])
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:.0f}")
+    axes.margins(y=0.15)
+    parts = np.searchsorted(COCO_SIDES, sizes, side="right")
+    limits = np.clip((0, *COCO_SIDES, np.inf), bins[0], bins[-1])
+    for i, name in enumerate(("small", "medium", "large")):
+        if (parts == i).any():
+            place = np.sqrt(limits[i] * limits[i + 1]), 0.98
+            text = f"{name}\n{np.mean(parts == i):.0%}"
+            axes.annotate(text, place, xycoords=axes.get_xaxis_transform(), ha="center", va="top")
+    for side in COCO_SIDES:
+        if bins[0] < side < bins[-1]:
+            axes.axvline(side, color="black", linewidth=1, linestyle="--")
+    axes.set_xlabel("√area of the box in pixels")
+    axes.set_ylabel("training objects")
+
+
+def _side_map(figure: "Figure", axes: "Axes", shares: NDArray[np.floating]) -> None:
+    """Width against height [T, 2], 0 to 1, as a map of counts."""
+    from matplotlib.colors import LogNorm
+
+    counts = np.histogram2d(shares[:, 1], shares[:, 0], bins=25, range=((0, 1), (0, 1)))[0]
+    mesh = axes.imshow(
+        np.ma.masked_equal(counts, 0),
+        norm=LogNorm(vmin=1, vmax=max(2, counts.max())),
+        origin="lower",
+        extent=(0, 1, 0, 1),
+        cmap="viridis",
+    )
+    bar = figure.colorbar(mesh, ax=axes, label="training objects")
+    bar.ax.yaxis.set_major_formatter("{x:.0f}")
+    bar.ax.yaxis.set_minor_formatter("")
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.7, linestyle=":")
+    axes.set_xlabel("width / picture width")
+    axes.set_ylabel("height / picture height")
 
 
 def samples(raw: Raw) -> Image.Image:
