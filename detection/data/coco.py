@@ -75,7 +75,7 @@ def read(dataset: CocoDataset, root: Path, digest: Digest) -> tuple[tuple[str, .
     for name in ("train", "val", "test"):
         records: list[Record] = []
         for split in getattr(dataset, name):
-            path = root / split.annotations
+            path = annotations_path(root, split)
             instances = _load(path, split.annotations, digest)
             own = {category.id: category.name for category in instances.categories}
             if categories and own != categories:
@@ -86,11 +86,20 @@ def read(dataset: CocoDataset, root: Path, digest: Digest) -> tuple[tuple[str, .
     return tuple(categories[number] for number in sorted(categories)), splits
 
 
+def annotations_path(root: Path, split: CocoSplit) -> Path:
+    """The instances file of a split.
+
+    Raises:
+        DataError: It is not there.
+    """
+    path = root / split.annotations
+    if not path.is_file():
+        raise DataError(f"the annotations {split.annotations} were looked for at {path} and are not there")
+    return path
+
+
 def _load(path: Path, name: str, digest: Digest) -> Instances:
-    try:
-        content = path.read_bytes()
-    except OSError:
-        raise DataError(f"{path} is missing; put the annotations there") from None
+    content = path.read_bytes()
     digest.text(name, content)
     try:
         return msgspec.json.decode(content, type=Instances)

@@ -78,9 +78,10 @@ class Prepared:
                 f"put them back, or set DATA_ROOT to the folder that holds {self.meta['path']}"
             )
         if listing_hash(sizes(self.root, self.index(split))) != self.meta["listing"][split]:
+            restore = f"delete {self.root}: it is drawn again" if "shapes" in self.meta else "restore them"
             raise DataError(
                 f"the {split} pictures of {name} in {self.root} are not those that were prepared; "
-                f"restore them, or run `dvc repro -f prepare` to take them as they are"
+                f"{restore}, or run `dvc repro -f -s prepare` to take them as they are"
             )
 
 

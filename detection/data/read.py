@@ -46,13 +46,12 @@ def read(name: str, dataset: Dataset) -> Raw:
     Raises:
         DataError: The data is absent or broken, or is not what the entry's `digest` pins.
     """
-    path = locate(name, dataset)
+    path = require(name, dataset)
+    if isinstance(dataset, ShapesDataset):
+        shapes.ensure(dataset)
     root = data_root() / path
     digest = Digest()
-    if isinstance(dataset, CocoDataset):
-        classes, splits = coco.read(dataset, root, digest)
-    else:
-        classes, splits = voc.read(_as_voc(dataset), root, digest)
+    classes, splits = _splits(dataset, root, digest)
     share = 0.0 if isinstance(dataset, ShapesDataset) else dataset.holdout
     if share and len(splits["val"]) == 0:
         splits["train"], splits["val"] = holdout.cut(splits["train"], share)
@@ -69,22 +68,46 @@ def read(name: str, dataset: Dataset) -> Raw:
     return raw
 
 
-def locate(name: str, dataset: Dataset) -> str:
-    """The dataset's folder relative to `DATA_ROOT`; draws `shapes` where it is missing.
+def require(name: str, dataset: Dataset) -> str:
+    """Check, without reading or drawing it, that a dataset is there.
+
+    Returns:
+        Its folder, relative to `DATA_ROOT`.
 
     Raises:
-        DataError: There is no such folder; says where it was looked for and what belongs there.
+        DataError: A folder, split list or annotation file is missing: where it was looked for, and what
+            belongs there. Or the entry asks for what cannot be.
     """
     if isinstance(dataset, ShapesDataset):
-        shapes.ensure(dataset)
         return shapes.folder(dataset)
+    if not 0 <= dataset.holdout < 1:
+        raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
     root = data_root() / dataset.path
     if not root.is_dir():
         raise DataError(
             f"dataset {name} was looked for at {root.resolve()} and is not there; {_what_belongs(dataset)}, "
             f"or set DATA_ROOT to the folder that holds {dataset.path}"
         )
+    for split in ("train", "val", "test"):
+        for part in getattr(dataset, split):
+            if isinstance(dataset, VocDataset):
+                voc.list_path(root, part)
+            else:
+                coco.annotations_path(root, part)
     return dataset.path
+
+
+def _splits(dataset: Dataset, root: Path, digest: Digest) -> tuple[tuple[str, ...], dict[str, Index]]:
+    if isinstance(dataset, CocoDataset):
+        return coco.read(dataset, root, digest)
+    if isinstance(dataset, VocDataset):
+        return voc.read(dataset, root, digest)
+    lists: dict[str, Any] = {split: (split,) for split in shapes.SPLITS}
+    tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
+    try:
+        return voc.read(tree, root, digest)
+    except DataError as error:
+        raise DataError(f"{error}; or delete {root}: it is drawn again") from None
 
 
 def _what_belongs(dataset: VocDataset | CocoDataset) -> str:
@@ -93,14 +116,6 @@ def _what_belongs(dataset: VocDataset | CocoDataset) -> str:
         return f"put {split.annotations} and the pictures of {split.images} there"
     parent = dataset.train[0].rpartition("/")[0]
     return f"put the VOC layout (JPEGImages, Annotations, ImageSets/Main) there{parent and f' in {parent}'}"
-
-
-def _as_voc(dataset: VocDataset | ShapesDataset) -> VocDataset:
-    """What the generator wrote is read like any other VOC tree."""
-    if isinstance(dataset, VocDataset):
-        return dataset
-    lists: dict[str, Any] = {split: (split,) for split in shapes.SPLITS}
-    return VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
 
 
 def _check(raw: Raw, dataset: Dataset) -> None:

@@ -49,7 +49,9 @@ class Recipe:
         """
         for key, least in (("image_size", 32), ("train", 1), ("val", 0), ("test", 0), ("seed", 0)):
             if getattr(dataset, key) < least:
-                raise DataError(f"shapes: {key} must be at least {least}, not {getattr(dataset, key)}")
+                raise DataError(
+                    f"datasets of format shapes: {key} must be at least {least}, not {getattr(dataset, key)}"
+                )
         return cls(VERSION, dataset.image_size, dataset.train, dataset.val, dataset.test, dataset.seed)
 
     def key(self) -> str:

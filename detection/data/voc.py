@@ -66,30 +66,31 @@ def _read_lists(specs: Sequence[str], root: Path, digest: Digest) -> list[Annota
     """The annotations of several lists, joined; a picture named twice counts once."""
     found: dict[tuple[str, str], Annotation] = {}
     for spec in specs:
-        parent, _, name = spec.rpartition("/")
-        folder = _inside(root, root / parent, spec)
-        pictures: dict[str, str] | None = None
-        for image_id in _read_list(root, folder, name, spec, digest):
-            if pictures is None:
-                pictures = _pictures(folder)
-            if (parent, image_id) not in found:
-                found[parent, image_id] = _read_annotation(root, folder, image_id, pictures, digest)
+        path = list_path(root, spec)
+        content = path.read_bytes()
+        digest.text(path.relative_to(root).as_posix(), content)
+        folder = path.parents[2]
+        pictures = _pictures(folder)
+        for line in content.decode(errors="replace").splitlines():
+            image_id = line.split()[0] if line.strip() else ""  # lists of one class have a flag behind the id
+            if image_id and (str(folder), image_id) not in found:
+                found[str(folder), image_id] = _read_annotation(root, folder, image_id, pictures, digest)
     return list(found.values())
 
 
-def _read_list(root: Path, folder: Path, name: str, spec: str, digest: Digest) -> list[str]:
-    """The picture ids of one list: the first word of each line."""
-    path = folder / "ImageSets" / "Main" / f"{name}.txt"
-    try:
-        content = path.read_bytes()
-    except OSError:
-        lists = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
-        hint = did_you_mean(name, lists) if lists else f"{folder} is no folder in VOC layout"
-        raise DataError(
-            f"the split list {spec!r} was looked for at {path} and is not there; {hint}"
-        ) from None
-    digest.text(path.relative_to(root).as_posix(), content)
-    return [line.split()[0] for line in content.decode(errors="replace").splitlines() if line.strip()]
+def list_path(root: Path, spec: str) -> Path:
+    """The file of a split list `FOLDER/LIST` or `LIST`.
+
+    Raises:
+        DataError: It is not there, or leads out of `root`.
+    """
+    parent, _, name = spec.rpartition("/")
+    path = _inside(root, root / parent / "ImageSets" / "Main" / f"{name}.txt", f"split list {spec!r}")
+    if not path.is_file():
+        lists = sorted(file.stem for file in path.parent.glob("*.txt"))
+        hint = did_you_mean(name, lists) if lists else f"{root / parent} is no folder in VOC layout"
+        raise DataError(f"the split list {spec!r} was looked for at {path} and is not there; {hint}")
+    return path
 
 
 def _pictures(folder: Path) -> dict[str, str]:
@@ -97,8 +98,7 @@ def _pictures(folder: Path) -> dict[str, str]:
     images = folder / "JPEGImages"
     if not images.is_dir():
         raise DataError(f"{images} is not there; a VOC layout keeps its pictures in JPEGImages")
-    with os.scandir(images) as entries:
-        return {os.path.splitext(entry.name)[0]: entry.name for entry in entries}
+    return {os.path.splitext(name)[0]: name for name in sorted(os.listdir(images))}
 
 
 def _read_annotation(
