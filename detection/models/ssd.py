@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import SSD as TorchvisionSSD
 from torchvision.models.detection._utils import retrieve_out_channels
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
 from torchvision.models.detection.ssd import _vgg_extractor as vgg_extractor
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.models.detection.ssdlite import _mobilenet_extractor as mobilenet_extractor
@@ -25,7 +25,6 @@ class SSD(TorchvisionDetector):
 
     head: Any
     anchor_generator: Any
-    proposal_matcher: Any
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: MultiBox classification and box (Liu et al., section 2.2)."""
@@ -57,7 +56,7 @@ class SSD(TorchvisionDetector):
         """Index of each prior's ground truth, or a negative number."""
         if len(boxes) == 0:
             return torch.full((len(priors),), -1, dtype=torch.int64, device=priors.device)
-        matches: Tensor = self.proposal_matcher(box_iou(boxes, priors))
+        matches: Tensor = self.borrowed[0].proposal_matcher(box_iou(boxes, priors))
         return matches
 
 

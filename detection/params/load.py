@@ -60,8 +60,8 @@ class Params:
         return flatten({k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")})
 
 
-def load(path: str | Path = "params.yaml") -> Params:
-    """Read and check a params file.
+def load(path: str | Path = "params.yaml", model: str | None = None, dataset: str | None = None) -> Params:
+    """Read and check a params file; `model` and `dataset` stand in for the names it chooses.
 
     All models, datasets and budgets are checked, not only the chosen ones: a slip shows the day it is made.
 
@@ -89,7 +89,7 @@ def load(path: str | Path = "params.yaml") -> Params:
         pick(datasets, name, f"budgets.{name}", "dataset", file)
     for name, values in _entries(raw, "models", file):
         _check_model(name, values, datasets, file)
-    model, dataset = raw["model"], raw["dataset"]
+    model, dataset = model or raw["model"], dataset or raw["dataset"]
     chosen = pick(raw["models"], model, "model", "model", file)
     data = pick(datasets, dataset, "dataset", "dataset", file)
     if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int):
