@@ -3,7 +3,7 @@
 import logging
 
 from detection import params
-from detection.data import card, prepared
+from detection.data import card, export
 from detection.data.read import read
 from detection.reporting import dataset as figures
 from stages.entry import run
@@ -15,7 +15,7 @@ def main() -> None:
     """Run the stage."""
     asked = params.load()
     raw = read(asked.dataset, asked.data)
-    prepared.save(raw, asked.data)
+    export.save(raw, asked.data)
     card.save(card.describe(raw, asked.data))
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())

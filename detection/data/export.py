@@ -1,11 +1,40 @@
-"""COCO ground truth of a split, for pycocotools and for anybody else's tools."""
+"""What the `prepare` stage leaves: the packed indexes, and COCO ground truth for anybody's tools.
 
+Apart from `prepared`, which reads it back, so that an edit here or in a reader trains nothing again.
+"""
+
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from detection.data.index import Index
+from detection.data.prepared import FOLDER
+from detection.data.read import Raw
+from detection.params.datasets import Dataset, ShapesDataset
+
+
+def save(raw: Raw, dataset: Dataset, folder: str | Path = FOLDER) -> None:
+    """Write a dataset that was read, so that `Prepared.load` opens it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    meta: dict[str, Any] = {
+        "dataset": raw.name,
+        "format": dataset.format,
+        "path": raw.path,
+        "licence": dataset.licence,
+        "digest": raw.digest,
+        "listing": raw.listing,
+    }
+    if isinstance(dataset, ShapesDataset):
+        meta["shapes"] = asdict(dataset)
+    for split, index in raw.splits.items():
+        index.save(folder / f"{split}.npz")
+    for name, value in (("classes", list(raw.classes)), ("meta", meta)):
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    save_coco(raw.splits["test"], raw.classes, folder / "test_coco.json")
 
 
 def to_coco(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the `prepare` stage leaves, written and read back.
+"""What the `prepare` stage left, read back.
 
 prepared = Prepared.load()              # data/prepared
 prepared.check_unchanged("train")
@@ -7,17 +7,15 @@ picture = prepared.root / index[0].file
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detection.data import shapes
-from detection.data.export import save_coco
 from detection.data.index import Index
 from detection.data.listing import listing_hash, sizes
-from detection.data.read import Raw
 from detection.errors import DataError
-from detection.params.datasets import Dataset, ShapesDataset
+from detection.params.datasets import ShapesDataset
 from detection.paths import data_root
 
 FOLDER = "data/prepared"
@@ -83,24 +81,3 @@ class Prepared:
                 f"the {split} pictures of {name} in {self.root} are not those that were prepared; "
                 f"{restore}, or run `dvc repro -f -s prepare` to take them as they are"
             )
-
-
-def save(raw: Raw, dataset: Dataset, folder: str | Path = FOLDER) -> None:
-    """Write a dataset that was read, so that `Prepared.load` opens it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    meta: dict[str, Any] = {
-        "dataset": raw.name,
-        "format": dataset.format,
-        "path": raw.path,
-        "licence": dataset.licence,
-        "digest": raw.digest,
-        "listing": raw.listing,
-    }
-    if isinstance(dataset, ShapesDataset):
-        meta["shapes"] = asdict(dataset)
-    for split, index in raw.splits.items():
-        index.save(folder / f"{split}.npz")
-    for name, value in (("classes", list(raw.classes)), ("meta", meta)):
-        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    save_coco(raw.splits["test"], raw.classes, folder / "test_coco.json")

@@ -23,6 +23,8 @@ def check_present(name: str, dataset: Dataset) -> None:
     """
     if isinstance(dataset, ShapesDataset):
         return
+    if not 0 <= dataset.holdout < 1:
+        raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
     root = data_root() / dataset.path
     if not root.is_dir():
         raise DataError(

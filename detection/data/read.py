@@ -8,6 +8,7 @@ from detection.data import coco, holdout, shapes, voc
 from detection.data.index import Index
 from detection.data.listing import Digest, listing_hash, sizes
 from detection.data.paint import CLASSES
+from detection.data.presence import check_present
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
 from detection.paths import data_root
@@ -46,13 +47,15 @@ def read(name: str, dataset: Dataset) -> Raw:
     Raises:
         DataError: The data is absent or broken, or is not what the entry's `digest` pins.
     """
-    path = require(name, dataset)
+    check_present(name, dataset)
     if isinstance(dataset, ShapesDataset):
         shapes.ensure(dataset)
+        path, share = shapes.folder(dataset), 0.0
+    else:
+        path, share = dataset.path, dataset.holdout
     root = data_root() / path
     digest = Digest()
     classes, splits = _splits(dataset, root, digest)
-    share = 0.0 if isinstance(dataset, ShapesDataset) else dataset.holdout
     if share and len(splits["val"]) == 0:
         splits["train"], splits["val"] = holdout.cut(splits["train"], share)
     listing = {}
@@ -68,35 +71,6 @@ def read(name: str, dataset: Dataset) -> Raw:
     return raw
 
 
-def require(name: str, dataset: Dataset) -> str:
-    """Check, without reading or drawing it, that a dataset is there.
-
-    Returns:
-        Its folder, relative to `DATA_ROOT`.
-
-    Raises:
-        DataError: A folder, split list or annotation file is missing: where it was looked for, and what
-            belongs there. Or the entry asks for what cannot be.
-    """
-    if isinstance(dataset, ShapesDataset):
-        return shapes.folder(dataset)
-    if not 0 <= dataset.holdout < 1:
-        raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
-    root = data_root() / dataset.path
-    if not root.is_dir():
-        raise DataError(
-            f"dataset {name} was looked for at {root.resolve()} and is not there; {_what_belongs(dataset)}, "
-            f"or set DATA_ROOT to the folder that holds {dataset.path}"
-        )
-    for split in ("train", "val", "test"):
-        for part in getattr(dataset, split):
-            if isinstance(dataset, VocDataset):
-                voc.list_path(root, part)
-            else:
-                coco.annotations_path(root, part)
-    return dataset.path
-
-
 def _splits(dataset: Dataset, root: Path, digest: Digest) -> tuple[tuple[str, ...], dict[str, Index]]:
     if isinstance(dataset, CocoDataset):
         return coco.read(dataset, root, digest)
@@ -108,14 +82,6 @@ def _splits(dataset: Dataset, root: Path, digest: Digest) -> tuple[tuple[str, ..
         return voc.read(tree, root, digest)
     except DataError as error:
         raise DataError(f"{error}; or delete {root}: it is drawn again") from None
-
-
-def _what_belongs(dataset: VocDataset | CocoDataset) -> str:
-    if isinstance(dataset, CocoDataset):
-        split = dataset.train[0]
-        return f"put {split.annotations} and the pictures of {split.images} there"
-    parent = dataset.train[0].rpartition("/")[0]
-    return f"put the VOC layout (JPEGImages, Annotations, ImageSets/Main) there{parent and f' in {parent}'}"
 
 
 def _check(raw: Raw, dataset: Dataset) -> None:
