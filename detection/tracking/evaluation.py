@@ -76,11 +76,9 @@ def _adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
         if row is not None and row.data.tags.get(DONE, key) == key:
             reopen(store, row.info.run_id, {DONE: key} | _exp_tags(row.data.tags))
             return str(row.info.run_id)
-        if train_id is not None:
-            query = f"tags.forked_from = '{train_id}' and tags.`{DONE}` = '{key}'"
-            if same := store.client.search_runs([store.experiment], query):
-                reopen(store, same[0].info.run_id, _exp_tags(same[0].data.tags))
-                return str(same[0].info.run_id)
+        if same := store.client.search_runs([store.experiment], f"tags.`{DONE}` = '{key}'"):
+            reopen(store, same[0].info.run_id, _exp_tags(same[0].data.tags))
+            return str(same[0].info.run_id)
         origin = {"forked_from": train_id} if train_id is not None else {}
         trained = recorded_params() if row is None else row.data.params
         run_id = new_row(store, params, "evaluate", {DONE: key} | origin, trained)

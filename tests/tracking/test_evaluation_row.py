@@ -1,0 +1,156 @@
+"""Where an evaluation goes: into the training's row, a fork of it, or a row made from the reports."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.params import Params
+from detection.tracking.evaluation import EVALUATION_JSON, log_evaluation
+from detection.tracking.figures import log_figures
+from detection.tracking.opening import RUN_JSON, open_row, write_run_id
+from detection.tracking.row import Row
+
+Rows = Callable[[], list[Any]]
+Train = Callable[[Row], None]
+SCORES = {"test/AP": 0.4, "test/AP_small": float("nan"), "test/AP/a (b)": 0.1}
+
+
+@pytest.fixture
+def trained(params: Params, repo: Path, train: Train) -> str:
+    """A finished training; returns its row's id."""
+    with open_row(params) as row:
+        train(row)
+    assert row.id is not None
+    return row.id
+
+
+def other_settings(params: Params) -> Params:
+    return replace(params, evaluate=replace(params.evaluate, score_threshold=0.3))
+
+
+def evaluated() -> str:
+    return str(json.loads(EVALUATION_JSON.read_text())["run_id"])
+
+
+def curves(client: Any, run_id: str) -> dict[str, list[tuple[int, int, float]]]:
+    """Every training curve of a row, point for point."""
+    names = [
+        name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "test/"))
+    ]
+    return {
+        name: [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name)]
+        for name in names
+    }
+
+
+def test_the_first_evaluation_is_adopted(params: Params, trained: str, rows: Rows, client: Any) -> None:
+    log_evaluation(params=params, metrics=SCORES)
+    (only,) = rows()
+    assert evaluated() == trained == only.info.run_id
+    assert only.info.status == "FINISHED"
+    assert only.data.metrics["test/AP"] == 0.4
+    assert only.data.metrics["test/AP/a _b_"] == 0.1
+    assert "test/AP_small" not in only.data.metrics
+    assert only.data.params["evaluate.score_threshold"] == "null"
+    assert len(only.data.params) == len(params.flat())
+    paths = {entry.path for folder in (None, "models") for entry in client.list_artifacts(trained, folder)}
+    assert {"dvc.lock", "params.yaml", "evaluation", "models/detector.pt"} <= paths
+    assert ("test", "3" * 32) in {(i.tags[0].value, i.dataset.digest) for i in only.inputs.dataset_inputs}
+
+
+def test_the_same_evaluation_again_stays_in_the_row(params: Params, trained: str, rows: Rows) -> None:
+    log_evaluation(params=params, metrics=SCORES)
+    log_evaluation(params=params, metrics=SCORES)
+    assert len(rows()) == 1
+
+
+def test_other_settings_fork_a_complete_row(params: Params, trained: str, rows: Rows, client: Any) -> None:
+    log_evaluation(params=params, metrics=SCORES)
+    log_evaluation(params=other_settings(params), metrics={"test/AP": 0.3})
+    first, fork = rows()
+    assert first.info.run_id == trained
+    assert evaluated() == fork.info.run_id
+    assert (first.data.metrics["test/AP"], fork.data.metrics["test/AP"]) == (0.4, 0.3)
+    assert fork.data.tags["forked_from"] == trained
+    assert fork.info.status == "FINISHED"
+    assert fork.data.params == first.data.params | {"evaluate.score_threshold": "0.3"}
+    assert curves(client, fork.info.run_id) == curves(client, trained)
+    log_evaluation(params=other_settings(params), metrics={"test/AP": 0.3})
+    assert len(rows()) == 2, "the fork is found again"
+
+
+@pytest.mark.parametrize("path", ["models/detector.pt", "detection/evaluation/coco.py"])
+def test_other_weights_or_code_fork_too(params: Params, trained: str, rows: Rows, path: str) -> None:
+    log_evaluation(params=params, metrics=SCORES)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("something else")
+    log_evaluation(params=params, metrics=SCORES)
+    assert len(rows()) == 2
+
+
+@pytest.mark.parametrize("run_id", [None, "0" * 32])
+def test_a_row_that_the_store_does_not_know_is_built_from_the_reports(
+    params: Params, trained: str, rows: Rows, client: Any, run_id: str | None
+) -> None:
+    before = curves(client, trained)
+    client.delete_run(trained)
+    write_run_id(RUN_JSON, run_id)
+    log_evaluation(params=params, metrics=SCORES)
+    (only,) = rows()
+    assert curves(client, only.info.run_id) == before
+    assert only.data.params["recipe.a.b"] == "1", "as recipe.json recorded it"
+    assert only.data.params["seed"] == "7"
+    assert only.data.metrics["test/AP"] == 0.4
+    log_evaluation(params=params, metrics=SCORES)
+    assert len(rows()) == 1, "and is found again"
+
+
+def test_all_names_of_a_shared_row_are_kept(
+    params: Params, trained: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first-name", "second-name"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        log_evaluation(params=params, metrics=SCORES)
+    (only,) = rows()
+    assert only.data.tags["dvc.exp_name"] == "second-name"
+    assert only.data.tags["dvc.exp_names"] == "first-name,second-name"
+
+
+def test_figures_go_to_the_row_of_the_evaluation(params: Params, trained: str, client: Any) -> None:
+    log_evaluation(params=params, metrics=SCORES)
+    figure = Path("reports/plots/losses.png")
+    figure.parent.mkdir(parents=True)
+    figure.write_bytes(b"png")
+    Path("reports/index.html").write_text("<html>")
+    log_figures()
+    assert {one.path for one in client.list_artifacts(trained, "plots")} == {
+        "plots/losses.png",
+        "plots/index.html",
+    }
+
+
+def test_without_a_server_the_scores_stand_in_the_reports(
+    params: Params,
+    trained: str,
+    closed_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
+    log_evaluation(params=params, metrics=SCORES)
+    assert json.loads(EVALUATION_JSON.read_text()) == {"run_id": None}
+    assert "the evaluation is not in MLflow" in caplog.text
+    log_figures()
+
+
+def test_without_a_training_row_and_tracking_nothing_is_made(
+    params: Params, repo: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DETECTION_TRACKING", "off")
+    log_evaluation(params=params, metrics=SCORES)
+    log_figures()
+    assert rows() == []

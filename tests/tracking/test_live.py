@@ -1,0 +1,175 @@
+"""The background thread: few calls, nothing lost, nothing waited for."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.tracking import live
+from detection.tracking.live import LiveRow
+from detection.tracking.row import NullRow, Row
+from detection.tracking.store import Store, import_mlflow
+
+
+class Client:
+    """Stands in for MLflow's client: counts calls, and fails while `away`."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.batches: list[list[Any]] = []
+        self.files: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.status = "RUNNING"
+
+    def _answer(self) -> None:
+        if self.away:
+            raise ConnectionError("no route to host\nsecond line")
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self._answer()
+        self.batches.append(metrics)
+
+    def log_artifact(self, run_id: str, path: str, folder: str) -> None:
+        self._answer()
+        self.files[f"{folder}/{Path(path).name}"] = Path(path).read_text()
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self._answer()
+        self.tags[key] = value
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self._answer()
+        self.status = status
+
+    @property
+    def steps(self) -> list[int]:
+        return [metric.step for batch in self.batches for metric in batch]
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def row(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRow]:
+    monkeypatch.setattr(live, "_system_metrics", lambda *_: None)
+    monkeypatch.setattr(live, "RETRY_S", (0.02,))
+    monkeypatch.setattr(live, "CLOSE_S", 2.0)
+    row = LiveRow(Store(client, "1", "http://away"), "id", resumed=False)
+    yield row
+    row.close("FINISHED")
+
+
+def wait_for(what: Any) -> None:
+    until = time.monotonic() + 5
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_at_most_one_call_per_twenty_steps(row: LiveRow, client: Client) -> None:
+    for step in range(1, 101):
+        row.log(step, {"loss": 1.0, "lr": 0.1}, step)
+        time.sleep(0.001)
+    row.close("FINISHED")
+    assert client.steps == [step for step in range(1, 101) for _ in "ab"]
+    assert len(client.batches) <= 5
+    assert client.status == "FINISHED"
+
+
+def test_flush_sends_what_is_pending(row: LiveRow, client: Client) -> None:
+    row.log(1, {"loss": 1.0}, 1)
+    row.tag("a", "b")
+    row.flush()
+    assert client.steps == [1]
+    assert client.tags == {"a": "b"}
+
+
+def test_large_batches_are_cut_to_what_mlflow_takes(row: LiveRow, client: Client) -> None:
+    client.away = True
+    for step in range(1, 2102):
+        row.log(step, {"loss": 1.0}, step)
+    client.away = False
+    row.close("FINISHED")
+    assert client.steps == list(range(1, 2102))
+    assert max(map(len, client.batches)) <= 1000
+
+
+def test_a_store_that_goes_away_and_comes_back_misses_nothing(
+    row: LiveRow, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    client.away = True
+    for step in range(1, 61):
+        row.log(step, {"loss": 1.0}, step)
+    file = tmp_path / "figure.txt"
+    file.write_text("drawn")
+    row.artifact(file, "samples")
+    file.unlink()
+    wait_for(lambda: caplog.messages)
+    time.sleep(0.1)
+    client.away = False
+    wait_for(lambda: client.files)
+    row.flush()
+    assert client.steps == list(range(1, 61))
+    assert client.files == {"samples/figure.txt": "drawn"}
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "no route to host" in warnings[0].message
+    assert "second line" not in warnings[0].message
+    assert "is back" in caplog.messages[-1]
+
+
+def test_nothing_waits_for_a_store_that_is_away(row: LiveRow, client: Client) -> None:
+    client.away = True
+    started = time.monotonic()
+    for step in range(1, 1001):
+        row.log(step, {"loss": 1.0, "lr": 0.1}, step)
+    wait_for(lambda: row._failures)
+    row.flush()
+    assert time.monotonic() - started < 1
+    row.close("FINISHED")
+    assert time.monotonic() - started < 3
+
+
+def test_a_real_client_without_a_server_holds_nothing_up(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "CLOSE_S", 8.0)
+    uri = f"http://127.0.0.1:{closed_port}"
+    row = LiveRow(Store(import_mlflow().MlflowClient(tracking_uri=uri), "1", uri), "0" * 32, resumed=False)
+    started = time.monotonic()
+    for step in range(1, 201):
+        row.log(step, {"loss": 1.0}, step)
+    assert time.monotonic() - started < 0.5
+    row.close("KILLED")
+    assert time.monotonic() - started < 10
+    for thread in threading.enumerate():  # ends by itself once its last call has failed
+        if thread.name in ("tracking", "SystemMetricsMonitor"):
+            thread.join(30)
+
+
+def test_a_second_close_changes_nothing(row: LiveRow, client: Client) -> None:
+    row.close("KILLED")
+    row.close("FINISHED")
+    assert client.status == "KILLED"
+
+
+def test_every_row_keeps_the_protocol(row: LiveRow) -> None:
+    assert isinstance(row, Row)
+    assert isinstance(NullRow(), Row)
+    with NullRow() as nothing:
+        nothing.log(1, {"loss": 1.0}, 1)
+        nothing.artifact(Path("nowhere"), "x")
+        nothing.tag("a", "b")
+        nothing.flush()
+        assert nothing.id is None
+
+
+def test_a_missing_file_costs_a_warning(row: LiveRow, caplog: pytest.LogCaptureFixture) -> None:
+    row.artifact(Path("/nowhere/figure.png"), "samples")
+    assert "/nowhere/figure.png" in caplog.messages[0]
