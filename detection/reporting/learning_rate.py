@@ -1,0 +1,27 @@
+"""The learning rate over steps."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detection.reporting.files import read_table
+from detection.reporting.losses import epoch_axis
+from detection.reporting.style import BLUE, chart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(reports: Path) -> "Figure | None":
+    """Draw `train/losses.csv`'s learning rate; None where nothing was trained."""
+    table = read_table(reports / "train/losses.csv")
+    if table is None:
+        return None
+    figure, axes = chart(6.0, 3.4)
+    axes.plot(table["step"], table["lr"], color=BLUE)
+    axes.set_ylim(0, table["lr"].max() * 1.08 or 1)
+    axes.set_xlim(left=0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate")
+    epoch_axis(axes, table)
+    return figure

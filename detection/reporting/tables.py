@@ -1,0 +1,126 @@
+"""The page's tables as plain rows, each from the file that holds it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from detection.reporting.explain import NAMES, SCORES
+from detection.reporting.files import read_json, read_table
+
+Row = dict[str, Any]
+NOTHING = "—"
+"""Stands where there is no number."""
+CLASS_COLUMNS = {
+    "AP": "AP",
+    "AP50": "AP50",
+    "AP75": "AP75",
+    "voc_ap50_11pt": "VOC 11-point",
+    "voc_ap50_area": "VOC area",
+}
+
+
+def scores(reports: Path) -> list[Row]:
+    """`name`, `value` (None: nothing to measure) and `text` of the fourteen numbers; [] before `evaluate`."""
+    metrics = read_json(reports / "evaluation/metrics.json")
+    if not metrics:
+        return []
+    return [
+        {"key": key, "name": NAMES.get(key, key), "value": _number(metrics.get(key)), "text": text}
+        for key, text in SCORES.items()
+    ]
+
+
+def classes(reports: Path) -> list[Row]:
+    """`name`, `objects` and `values` (see `CLASS_COLUMNS`); best AP first, classes without objects last."""
+    table = read_table(reports / "evaluation/per_class.csv")
+    if table is None:
+        return []
+    table = table.sort_values("AP", ascending=False, kind="stable", na_position="last")
+    return [
+        {
+            "name": str(row["class"]),
+            "objects": int(row["objects"]),
+            "values": [_number(row[key]) for key in CLASS_COLUMNS],
+        }
+        for row in table.to_dict("records")
+    ]
+
+
+def recipe(reports: Path) -> list[Row]:
+    """`key`, `value` and `source` (who overrode it, else empty) of every value of the merged recipe."""
+    made_of = read_json(reports / "train/recipe.json")
+    sources = {one["key"]: one["source"] for one in made_of.get("overrides", [])}
+    return [
+        {"key": key, "value": _text(value), "source": sources.get(key, "")}
+        for key, value in flatten(made_of.get("recipe", {}))
+    ]
+
+
+def dataset(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Rows of the dataset's card: what it is, and the value of each split."""
+    splits = [split for split in card.get("splits", {}).values() if split]
+    if not splits:
+        return []
+    rows = [(name, [_count(split.get(key)) for split in splits]) for key, name in COUNTS.items()]
+    rows += [(name, [_spread(split.get(key), unit) for split in splits]) for key, name, unit in SPREADS]
+    rows += [(name, [_share(split.get(key)) for split in splits]) for key, name in SHARES.items()]
+    return [(name, values) for name, values in rows if any(value != NOTHING for value in values)]
+
+
+COUNTS = {"pictures": "pictures", "empty_pictures": "pictures without objects", "objects": "objects"}
+SPREADS = (
+    ("objects_per_picture", "objects a picture", ""),
+    ("picture_side_px", "longer side of a picture", " px"),
+    ("box_side_px", "side of an object (√area)", " px"),
+    ("box_side_share", "its longer side, of the picture's", "%"),
+)
+SHARES = {
+    "overlapping": "objects that overlap another",
+    "at_border": "objects at the border",
+    "difficult": "marked difficult",
+    "crowd": "marked crowd",
+}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted keys, in their order."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _text(value: Any) -> str:
+    """As `params.yaml` would say it, floats without binary noise."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_text, value)) + "]"
+    return str(value)
+
+
+def _count(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1%}"
+
+
+def _spread(value: Mapping[str, float] | None, unit: str) -> str:
+    """Median, and the range that nine of ten lie in."""
+    if value is None:
+        return NOTHING
+    scale = 100 if unit == "%" else 1
+    median, low, high = (f"{value[name] * scale:.3g}" for name in ("median", "q05", "q95"))
+    return f"{median}{unit}" if low == high == median else f"{median}{unit} ({low} to {high})"
