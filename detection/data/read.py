@@ -26,15 +26,12 @@ class Raw:
     """`train`, `val` and `test`; a split that the dataset lacks is empty."""
     path: str
     """Folder of the pictures, relative to `DATA_ROOT`."""
+    root: Path
+    """The same folder on this machine."""
     digest: str
     """Hash over annotations and picture listing."""
     listing: dict[str, str]
     """Per split, a hash over names and sizes of its pictures."""
-
-    @property
-    def root(self) -> Path:
-        """Folder of the pictures."""
-        return data_root() / self.path
 
 
 def read(name: str, dataset: Dataset) -> Raw:
@@ -65,7 +62,13 @@ def read(name: str, dataset: Dataset) -> Raw:
         for file, size in found.items():
             digest.entry(file, str(size))
     raw = Raw(
-        name=name, classes=classes, splits=splits, path=path, digest=digest.hexdigest(), listing=listing
+        name=name,
+        classes=classes,
+        splits=splits,
+        path=path,
+        root=root,
+        digest=digest.hexdigest(),
+        listing=listing,
     )
     _check(raw, dataset)
     return raw

@@ -1,0 +1,45 @@
+"""Datasets on disk: the default shapes drawn once for all tests, and small trees written by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from detection.data.read import Raw, read
+from detection.params import ShapesDataset
+
+
+@pytest.fixture(scope="session")
+def default_shapes(tmp_path_factory: pytest.TempPathFactory) -> Raw:
+    """The default dataset, drawn under a DATA_ROOT of its own; only its values outlive the fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("raw")))
+        return read("shapes", ShapesDataset(format="shapes", path="shapes"))
+
+
+@pytest.fixture
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty DATA_ROOT."""
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    monkeypatch.setenv("DATA_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture
+def voc_tree(data_root: Path) -> Callable[..., Path]:
+    """Writes `id -> inside of <annotation>` as a VOC tree, all ids in the list `train`, none in `test`."""
+
+    def write(annotations: dict[str, str], folder: str = "voc") -> Path:
+        root = data_root / folder
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+        for name, body in annotations.items():
+            Image.new("RGB", (50, 40)).save(root / "JPEGImages" / f"{name}.jpg")
+            (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
+        (root / "ImageSets/Main/train.txt").write_text("".join(f"{name}\n" for name in annotations))
+        (root / "ImageSets/Main/test.txt").write_text("")
+        return root
+
+    return write

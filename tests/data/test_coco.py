@@ -1,0 +1,146 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection.data.read import Raw, read
+from detection.errors import DataError
+from detection.params import CocoDataset
+from detection.params.datasets import CocoSplit
+
+Write = Callable[..., None]
+
+
+def image(number: int, name: str | None = None) -> dict[str, Any]:
+    return {"id": number, "file_name": name or f"{number}.jpg", "height": 40, "width": 50, "licence": 3}
+
+
+def annotation(picture: int, category: int, bbox: list[float], **more: object) -> dict[str, Any]:
+    return {"id": 1, "image_id": picture, "category_id": category, "bbox": bbox, **more}
+
+
+CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}, {"id": 17, "name": "cat"}]
+GOOD = {
+    "info": {"year": 2017},
+    "images": [image(7), image(2)],
+    "annotations": [
+        annotation(7, 90, [1, 2, 10, 20], segmentation=[[1, 2, 3, 4]], area=33.5, iscrowd=0),
+        annotation(7, 3, [0.5, 0.25, 4, 4], segmentation={"counts": [1, 2], "size": [40, 50]}, iscrowd=1),
+    ],
+    "categories": CATEGORIES,
+}
+
+
+@pytest.fixture
+def write(data_root: Path) -> Write:
+    def files(train: dict[str, Any] | bytes, test: dict[str, Any] | None = None) -> None:
+        (data_root / "coco/pictures").mkdir(parents=True, exist_ok=True)
+        for number in (2, 7):
+            Image.new("RGB", (50, 40)).save(data_root / f"coco/pictures/{number}.jpg")
+        content = train if isinstance(train, bytes) else json.dumps(train).encode()
+        (data_root / "coco/train.json").write_bytes(content)
+        (data_root / "coco/test.json").write_text(json.dumps(test or {**GOOD, "annotations": []}))
+
+    return files
+
+
+def read_it(**values: object) -> Raw:
+    parts = {
+        split: (CocoSplit(images="pictures", annotations=f"{split}.json"),) for split in ("train", "test")
+    }
+    return read("mine", CocoDataset(format="coco", path="coco", **{**parts, **values}))  # type: ignore[arg-type]
+
+
+def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> None:
+    write(GOOD)
+    raw = read_it()
+    assert raw.classes == ("car", "cat", "toothbrush")
+    record, empty = raw.splits["train"][0], raw.splits["train"][1]
+    assert (record.id, record.file, record.height, record.width) == ("7", "pictures/7.jpg", 40, 50)
+    assert record.boxes.tolist() == [[1, 2, 11, 22], [0.5, 0.25, 4.5, 4.25]]
+    assert record.labels.tolist() == [2, 0]
+    assert record.crowd.tolist() == [False, True]
+    assert record.areas.tolist() == [33.5, 16]
+    assert (empty.id, len(empty.boxes)) == ("2", 0)
+    assert raw.splits["train"].image_ids().tolist() == [7, 2]
+    assert len(raw.splits["val"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": [annotation(8, 3, [0, 0, 1, 1])]}, "names picture 8, which is not listed"),
+        ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "names category 4, which is not listed"),
+        (
+            {"annotations": [annotation(7, 3, [0, 0, 1])]},
+            r"not a COCO instances file: .*length 4.*annotations",
+        ),
+        ({"images": [image(7), image(7)]}, "two pictures have the same id"),
+        ({"images": [image(7, "../../x.jpg"), image(2)]}, "leads out of the folder pictures"),
+        ({"images": [image(7, "gone.jpg"), image(2)]}, r"pictures/gone\.jpg is missing"),
+        ({"images": {}}, "not a COCO instances file"),
+        ({"annotations": []}, "no annotated objects"),
+    ],
+)
+def test_a_broken_file_is_named(write: Write, change: dict[str, Any], message: str) -> None:
+    write({**GOOD, **change})
+    with pytest.raises(DataError, match=message) as caught:
+        read_it()
+    assert "\n" not in str(caught.value)
+
+
+def test_no_json_at_all(write: Write) -> None:
+    write(b"\xff\xfe nonsense")
+    with pytest.raises(DataError, match=r"train\.json: not a COCO instances file"):
+        read_it()
+
+
+def test_splits_must_share_their_categories(write: Write) -> None:
+    write(GOOD, {**GOOD, "categories": [{"id": 3, "name": "lorry"}]})
+    with pytest.raises(DataError, match=r"test\.json: its categories are not those of the training split"):
+        read_it()
+
+
+def test_boxes_without_area_are_left_out(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    flat = annotation(2, 3, [5, 5, 0, 9])
+    write({**GOOD, "annotations": [*GOOD["annotations"], flat]})  # type: ignore[misc]
+    assert len(read_it().splits["train"].boxes) == 2
+    assert "left out 1 boxes without area, in pictures 2" in caplog.text
+
+
+def test_a_missing_file_says_where(write: Write) -> None:
+    write(GOOD)
+    with pytest.raises(
+        DataError, match=r"dataset mine, test: tset\.json is not in .*did you mean 'test\.json'"
+    ):
+        read_it(test=(CocoSplit(images="pictures", annotations="tset.json"),))
+
+
+def test_tiny_coco(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    parts = {
+        split: (CocoSplit(images=f"{name}2017", annotations=f"annotations/instances_{name}2017.json"),)
+        for split, name in (("train", "train"), ("test", "val"))
+    }
+    raw = read("tiny_coco", CocoDataset(format="coco", path="tiny_coco", **parts))  # type: ignore[arg-type]
+    train, test = raw.splits["train"], raw.splits["test"]
+    assert (len(train), len(test)) == (50, 50)
+    assert len(raw.classes) == 80
+    assert (raw.classes[0], raw.classes[79]) == ("person", "toothbrush")
+    assert int(train.crowd.sum() + test.crowd.sum()) == 10
+    assert sum(int((np.diff(index.offsets) == 0).sum()) for index in (train, test)) == 3
+    for name, index in (("train", train), ("val", test)):
+        path = shared_data / f"tiny_coco/annotations/instances_{name}2017.json"
+        truth = json.loads(path.read_text())
+        boxes = {}
+        for item in truth["annotations"]:
+            boxes.setdefault(item["image_id"], []).append(item["bbox"])
+        for i, number in enumerate(index.image_ids().tolist()):
+            ours = index[i].boxes.copy()
+            ours[:, 2:] -= ours[:, :2]
+            expected = np.array(boxes.get(number, []), dtype=np.float64).reshape(-1, 4)
+            np.testing.assert_allclose(ours, expected, atol=1e-3)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from detection.data.index import Index, Record, pack
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> Record:
+    count = draw(st.integers(0, 4))
+    return Record(
+        file=draw(NAMES),
+        id=draw(NAMES),
+        height=draw(st.integers(1, 5000)),
+        width=draw(st.integers(1, 5000)),
+        boxes=draw(hnp.arrays(np.float32, (count, 4), elements=st.floats(0, 5000, width=32))),
+        labels=draw(hnp.arrays(np.int64, count, elements=st.integers(0, 90))),
+        difficult=draw(hnp.arrays(np.bool_, count)),
+        crowd=draw(hnp.arrays(np.bool_, count)),
+        areas=draw(hnp.arrays(np.float32, count, elements=st.floats(0, 1e7, width=32))),
+    )
+
+
+def assert_same(a: Record, b: Record) -> None:
+    for name, one, other in zip(Record._fields, a, b, strict=True):
+        if isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype, name
+            np.testing.assert_array_equal(one, other, err_msg=name)
+        else:
+            assert one == other, name
+
+
+@given(st.lists(records(), max_size=6), st.data())
+def test_packing_and_selecting_keep_every_record(rows: list[Record], data: st.DataObject) -> None:
+    index = pack(rows)
+    assert len(index) == len(rows)
+    for i, record in enumerate(rows):
+        assert_same(index[i], record)
+    if rows:
+        chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
+        part = index.select(np.array(chosen, dtype=np.int64))
+        for i, row in enumerate(chosen):
+            assert_same(part[i], rows[row])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_save_and_load_are_inverse(tmp_path: Path, count: int) -> None:
+    index = pack([_record(str(i), boxes=i) for i in range(count)])
+    index.save(tmp_path / "index.npz")
+    loaded = Index.load(tmp_path / "index.npz")
+    assert len(loaded) == count
+    for i in range(count):
+        assert_same(loaded[i], index[i])
+    assert loaded.boxes.dtype == np.float32
+    assert loaded.boxes.shape == index.boxes.shape
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    index = pack([_record("a", boxes=2)])
+    for name in ("one.npz", "two.npz"):
+        index.save(tmp_path / name)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["139", "000285", "632"], [139, 285, 632]),  # all numbers: the dataset's own
+        (["2008_000001", "139"], [1, 2]),
+        (["7", "007"], [1, 2]),  # two ids that are the same number
+        (["²", "3"], [1, 2]),  # a digit to Unicode, no number
+        ([], []),
+    ],
+)
+def test_image_ids_are_unique_whole_numbers(names: list[str], expected: list[int]) -> None:
+    ids = pack([_record(name) for name in names]).image_ids()
+    assert ids.dtype == np.int64
+    assert ids.tolist() == expected
+
+
+def _record(name: str, boxes: int = 1) -> Record:
+    return Record(
+        file=f"JPEGImages/{name}.jpg",
+        id=name,
+        height=40,
+        width=50,
+        boxes=np.tile(np.float32([1, 2, 11, 22]), (boxes, 1)),
+        labels=np.zeros(boxes, np.int64),
+        difficult=np.zeros(boxes, np.bool_),
+        crowd=np.zeros(boxes, np.bool_),
+        areas=np.full(boxes, 200, np.float32),
+    )

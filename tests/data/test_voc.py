@@ -1,0 +1,215 @@
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from detection.data.index import Index
+from detection.data.read import Raw, read
+from detection.errors import DataError
+from detection.params import VocDataset
+
+Tree = Callable[..., Path]
+ROUNDTRIP = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+)
+
+
+def dataset(**values: object) -> VocDataset:
+    entry = {"format": "voc", "path": "voc", "train": ("train",), "test": ("test",), **values}
+    return VocDataset(**entry)  # type: ignore[arg-type]
+
+
+def train(**values: object) -> Index:
+    return read("mine", dataset(**values)).splits["train"]
+
+
+def obj(xmin: object, ymin: object, xmax: object, ymax: object, name: str = "cat", extra: str = "") -> str:
+    return (
+        f"<object><name>{name}</name>{extra}<bndbox><xmin>{xmin}</xmin><ymin>{ymin}</ymin>"
+        f"<xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+    )
+
+
+SIZE = "<size><width>50</width><height>40</height><depth>3</depth></size>"
+CORNERS = st.tuples(*[st.integers(1, 25)] * 2, *[st.integers(26, 50)] * 2)
+
+
+@ROUNDTRIP
+@given(st.lists(st.tuples(CORNERS, st.sampled_from(["cat", "dog"]), st.booleans()), min_size=1, max_size=5))
+def test_what_is_written_is_read(voc_tree: Tree, objects: list[tuple]) -> None:
+    body = "".join(
+        obj(*corners, name=name, extra=f"<difficult>{hard:d}</difficult>") for corners, name, hard in objects
+    )
+    voc_tree({"a": SIZE + body})
+    record = train(classes=("cat", "dog"))[0]
+    corners = np.float32([corners for corners, _, _ in objects])
+    np.testing.assert_array_equal(record.boxes, corners - np.float32([1, 1, 0, 0]))
+    assert [("cat", "dog")[label] for label in record.labels] == [name for _, name, _ in objects]
+    assert record.difficult.tolist() == [hard for _, _, hard in objects]
+    assert (record.height, record.width, record.id) == (40, 50, "a")
+    np.testing.assert_array_equal(record.areas, np.prod(record.boxes[:, 2:] - record.boxes[:, :2], axis=1))
+
+
+def test_tags_in_any_order_fractions_and_a_missing_flag(voc_tree: Tree) -> None:
+    body = (
+        "<object><bndbox><ymax>20.5</ymax><xmin>2.25</xmin><xmax> 30.75 </xmax><ymin>3</ymin></bndbox>"
+        "<part><name>head</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
+        "<name>cat</name></object>"
+    )
+    voc_tree({"a": body + SIZE})
+    raw = read("mine", dataset())
+    assert raw.classes == ("cat",)
+    record = raw.splits["train"][0]
+    np.testing.assert_array_equal(record.boxes, np.float32([[1.25, 2, 30.75, 20.5]]))
+    assert record.difficult.tolist() == [False]
+
+
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>0</height></size>"])
+def test_a_size_that_is_not_given_is_read_from_the_picture(voc_tree: Tree, size: str) -> None:
+    voc_tree({"a": size + obj(1, 1, 9, 9)})
+    assert train().sizes.tolist() == [[40, 50]]
+
+
+def test_boxes_without_area_are_left_out_and_counted(
+    voc_tree: Tree, caplog: pytest.LogCaptureFixture
+) -> None:
+    voc_tree({"a": obj(1, 1, 9, 9) + obj(5, 5, 5, 5) + obj(9, 1, 5, 20), "b": obj(1, 1, 2, 2)})
+    with caplog.at_level(logging.WARNING):
+        index = train()
+    assert index.boxes.tolist() == [[0, 0, 9, 9], [0, 0, 2, 2]]
+    assert [record.getMessage() for record in caplog.records] == ["left out 2 boxes without area, in a.xml"]
+
+
+def test_lists_of_several_folders_are_joined_without_repeats(voc_tree: Tree) -> None:
+    voc_tree({"a": obj(1, 1, 9, 9), "b": obj(1, 1, 9, 9)}, "voc/VOC2007")
+    voc_tree({"c": obj(1, 1, 9, 9, name="dog")}, "voc/VOC2012")
+    index = train(
+        train=("VOC2012/train", "VOC2007/train", "VOC2007/train"),
+        test=("VOC2007/test",),
+        classes=("cat", "dog"),
+    )
+    assert [name.decode() for name in index.files] == [
+        "VOC2012/JPEGImages/c.jpg",
+        "VOC2007/JPEGImages/a.jpg",
+        "VOC2007/JPEGImages/b.jpg",
+    ]
+    assert index.labels.tolist() == [1, 0, 0]
+
+
+def test_a_picture_of_another_ending_is_found(voc_tree: Tree) -> None:
+    root = voc_tree({"a": obj(1, 1, 9, 9)})
+    (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/a.jpeg")
+    assert train().files.tolist() == [b"JPEGImages/a.jpeg"]
+
+
+def refused(message: str, **values: object) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        read("mine", dataset(**values))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("<object>", r"a\.xml: not readable as XML"),
+        (obj("x", 1, 9, 9), r"a\.xml: the <bndbox> of a cat needs"),
+        (obj("nan", 1, 9, 9), r"a\.xml: the <bndbox> of a cat needs"),
+        ("<object><name>cat</name></object>", r"a\.xml: the <bndbox> of a cat needs"),
+        (obj(1, 1, 9, 9, name=" "), r"a\.xml: an <object> has no <name>"),
+        ("", "no annotated objects"),
+    ],
+)
+def test_a_broken_annotation_is_named(voc_tree: Tree, body: str, message: str) -> None:
+    voc_tree({"a": body})
+    refused(message)
+
+
+@pytest.mark.parametrize("head", ["<!DOCTYPE a [<!ENTITY b 'c'>]>", "<!ENTITY b 'c'>"])
+def test_entities_are_refused_before_parsing(voc_tree: Tree, head: str) -> None:
+    root = voc_tree({"a": obj(1, 1, 9, 9)})
+    path = root / "Annotations/a.xml"
+    path.write_text(head + path.read_text())
+    refused("without DOCTYPE or ENTITY")
+    path.write_text(head, encoding="utf-16")  # in another encoding the words would not be seen
+    refused("must be plain UTF-8")
+
+
+def test_unknown_class_names_file_and_nearest(voc_tree: Tree) -> None:
+    voc_tree({"a": obj(1, 1, 9, 9, name="horze")})
+    refused(
+        r"a\.xml: class 'horze' is none of the dataset's; did you mean 'horse'\?", classes=("horse", "cow")
+    )
+
+
+def test_what_is_missing_is_named(voc_tree: Tree) -> None:
+    root = voc_tree({"a": obj(1, 1, 9, 9), "b": obj(1, 1, 9, 9)})
+    refused(r"train\.txt", train=("trian",))
+    (root / "JPEGImages/a.jpg").unlink()
+    refused(r"a\.xml: there is no picture a\.\* in .*JPEGImages")
+    (root / "Annotations/a.xml").unlink()
+    refused(r"Annotations/a\.xml is missing; add it, or take a out of the split list")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd"])
+def test_no_name_leads_out_of_the_folder(voc_tree: Tree, name: str) -> None:
+    root = voc_tree({"a": obj(1, 1, 9, 9)})
+    (root.parent / "outside.xml").write_text("<annotation/>")
+    (root / "ImageSets/Main/train.txt").write_text(f"../../{name}\n" if name.startswith(".") else f"{name}\n")
+    refused("leads out of the dataset's folder")
+
+
+def test_a_filename_tag_does_not_lead_out(voc_tree: Tree) -> None:
+    root = voc_tree({"a": "<filename>../../secret.jpg</filename>" + obj(1, 1, 9, 9)})
+    (root / "JPEGImages/a.jpg").rename(root.parent / "secret.jpg")
+    refused("leads out of the dataset's folder")
+
+
+def test_a_dataset_that_is_not_there(data_root: Path) -> None:
+    refused(rf"dataset mine was looked for at {data_root}/voc and is not there; put .* or set DATA_ROOT")
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 7])
+def test_an_impossible_holdout(voc_tree: Tree, share: float) -> None:
+    voc_tree({"a": obj(1, 1, 9, 9)})
+    refused(r"datasets\.mine\.holdout must be at least 0 and below 1", holdout=share)
+
+
+def bccd(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Raw:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    return read("bccd", dataset(path="bccd/BCCD", val=("val",)))
+
+
+def test_blood_cells(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = bccd(shared_data, monkeypatch)
+    assert {split: len(index) for split, index in raw.splits.items()} == {"train": 205, "val": 87, "test": 72}
+    assert raw.classes == ("Platelets", "RBC", "WBC")
+    assert sum(len(index.boxes) for index in raw.splits.values()) == 4888 - 2
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "left out 2 boxes" in message
+    assert "BloodImage_00338.xml" in message
+    assert "BloodImage_00343.xml" in message
+
+
+def test_voc2007_with_parts_fractions_and_difficult_objects(
+    shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATA_ROOT", str(shared_data))
+    entry = dataset(
+        path="voc2007_trainval_320/VOCdevkit", train=("VOC2007/train",), test=("VOC2007/val",), holdout=0.1
+    )
+    raw = read("voc2007_320", entry)
+    counts = {split: len(index) for split, index in raw.splits.items()}
+    assert counts["test"] == 2508
+    assert counts["train"] + counts["val"] == 2500
+    assert 0.07 < counts["val"] / 2500 < 0.13
+    assert len(raw.classes) == 20
+    assert not {"head", "hand", "foot"} & set(raw.classes)
+    assert sum(int(index.difficult.sum()) for index in raw.splits.values()) == 3054
+    names = set(raw.splits["train"].ids.tolist()) & set(raw.splits["val"].ids.tolist())
+    assert not names
