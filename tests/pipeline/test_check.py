@@ -1,0 +1,120 @@
+"""What a person sees after a slip in params.yaml: one line, soon, and nothing is touched."""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+VOC = "\n  mine: {format: voc, path: mine, train: [2007/trainval], test: [2007/test], licence: x}"
+COCO = (
+    "\n  mine: {format: coco, path: mine, licence: x, train: [{images: a, annotations: a.json}],"
+    " test: [{images: b, annotations: b.json}]}"
+)
+
+
+def run_check(folder: Path, *code: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("DVC_ROOT", "DATA_ROOT")}
+    command = [sys.executable, *(code or ("-m", "stages.check"))]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**environment, "PYTHONPATH": str(ROOT)}
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    return tmp_path
+
+
+def change(project: Path, old: str, new: str) -> None:
+    file = project / "params.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def with_dataset(project: Path, entry: str) -> None:
+    change(project, "\ndatasets:", "\ndatasets:" + entry)
+    change(project, "\nbudgets:", "\nbudgets:\n  mine: {}")
+    change(project, "\ndataset: shapes", "\ndataset: mine")
+
+
+def test_what_it_leaves_never_changes(project: Path) -> None:
+    assert run_check(project).returncode == 0
+    first = (project / "data" / "check.ok").read_bytes()
+    change(project, "\nseed: 0", "\nseed: 1")
+    assert run_check(project).returncode == 0
+    assert (project / "data" / "check.ok").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("\nmodel: retinanet_resnet18", "\nmodel: retinanet_resnet81", "did you mean 'retinanet_resnet18'?"),
+        (
+            "\ndataset: shapes",
+            "\ndataset: shape",
+            "dataset: there is no dataset 'shape'; did you mean 'shapes'?",
+        ),
+        ("\nseed: 0", "\nsede: 0", "sede: there is no section 'sede'; did you mean 'seed'?"),
+        ("\n  device: auto", "\n  devise: auto", "train.devise: unknown key; did you mean 'device'?"),
+        ("\n  device: auto", "\n  device: gpu", "train.device: 'gpu' is not possible"),
+        ("\nseed: 0", "\nseed: 0\n  bad: [", "is not valid YAML"),
+    ],
+)
+def test_a_slip_is_one_line_and_nothing_is_written(project: Path, old: str, new: str, said: str) -> None:
+    change(project, old, new)
+    done = run_check(project)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert said in done.stderr
+    assert os.listdir(project) == ["params.yaml"]
+
+
+def test_a_dataset_that_is_not_there_is_told_with_its_place(project: Path) -> None:
+    with_dataset(project, VOC)
+    done = run_check(project)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"looked for at {project / 'data/raw/mine'}" in done.stderr
+    assert "DATA_ROOT" in done.stderr
+
+
+def test_a_missing_split_list_or_annotation_file_is_named(project: Path) -> None:
+    with_dataset(project, VOC)
+    voc = project / "data" / "raw" / "mine" / "2007"
+    (voc / "JPEGImages").mkdir(parents=True)
+    (voc / "ImageSets" / "Main").mkdir(parents=True)
+    (voc / "ImageSets" / "Main" / "trainval.txt").write_text("a\n")
+    said = run_check(project).stderr
+    assert "2007/ImageSets/Main/test.txt is not in" in said
+    (voc / "ImageSets" / "Main" / "test.txt").write_text("b\n")
+    assert run_check(project).returncode == 0
+
+
+def test_a_missing_coco_file_is_named(project: Path) -> None:
+    with_dataset(project, COCO)
+    folder = project / "data" / "raw" / "mine"
+    (folder / "a").mkdir(parents=True)
+    (folder / "aa.json").write_text("{}")
+    assert "a.json is not in" in run_check(project).stderr
+
+
+def test_it_imports_nothing_heavy_and_takes_less_than_half_a_second(project: Path) -> None:
+    change(project, "\nmodel: retinanet_resnet18", "\nmodel: retinanet_resnet81")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run_check(project).returncode == 1
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    code = (
+        "import runpy, sys; sys.argv[0] = 'check'\n"
+        "try: runpy.run_module('stages.check', run_name='__main__')\n"
+        "except SystemExit: print(*{'torch', 'mlflow', 'numpy', 'pandas', 'matplotlib'} & sys.modules.keys())"
+    )
+    assert run_check(project, "-c", code).stdout == "\n"
