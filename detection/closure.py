@@ -5,7 +5,7 @@ because a figure got another colour. Modules are read, not imported, so a late i
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,32 @@ PACKAGES = ("detection", "stages")
 
 
 def closure(module: str, root: Path) -> list[str]:
-    """Files that `python -m module` can come to import, out of `PACKAGES`.
+    """Files that `python -m module` can come to import or read, out of `PACKAGES`.
 
     Args:
         module: Dotted name, such as `stages.train`.
         root: Folder that holds the packages.
 
     Returns:
-        Sorted paths relative to `root`, the module itself and every package's `__init__.py` among them.
+        Sorted paths relative to `root`, the module itself and every package's `__init__.py` among them, and
+        the other files beside a module that names one in a string (`"page.html"`).
     """
     found: set[Path] = set()
+    beside: set[Path] = set()
     waiting = [module]
     while waiting:
         for path in _files(waiting.pop(), root):
             if path not in found:
                 found.add(path)
-                waiting += _imports(path, root)
-    return sorted(path.relative_to(root).as_posix() for path in found)
+                nodes = list(_running(ast.parse(path.read_text(encoding="utf-8"), str(path))))
+                waiting += _imports(nodes, path.relative_to(root).parent.parts)
+                beside |= _beside(nodes, path.parent)
+    return sorted(path.relative_to(root).as_posix() for path in found | beside)
 
 
 def stage_deps(stage: dict[str, Any], root: Path) -> list[str]:
     """The `deps` that a stage of dvc.yaml should have: its data as listed, its code as imported."""
-    data = [dep for dep in stage.get("deps", []) if not dep.endswith(".py")]
+    data = [dep for dep in stage.get("deps", []) if dep.split("/")[0] not in PACKAGES]
     return data + closure(stage["cmd"].split()[-1], root)
 
 
@@ -71,16 +75,22 @@ def _files(module: str, root: Path) -> Iterator[Path]:
             yield path.with_suffix(".py")
 
 
-def _imports(path: Path, root: Path) -> Iterator[str]:
-    """Dotted names that a file imports, at its top or later; `from a import b` may name the module `a.b`."""
-    package = path.relative_to(root).parent.parts
-    for node in _running(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+def _imports(nodes: Iterable[ast.AST], package: tuple[str, ...]) -> Iterator[str]:
+    """Dotted names that are imported, at the top or later; `from a import b` may name the module `a.b`."""
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def _beside(nodes: Iterable[ast.AST], folder: Path) -> set[Path]:
+    """All files of a folder that are no modules, if a string names one of them: a page includes its style."""
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant)}
+    files = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+    return files if any(path.name in strings for path in files) else set()
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:
