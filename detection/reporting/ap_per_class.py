@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.reporting.files import read_table
-from detection.reporting.style import BLUE, INK, SKY, chart
+from detection.reporting.style import BLUE, INK, SKY, SOFT, chart
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,9 @@ def draw(reports: Path) -> "Figure | None":
     axes.barh(places, table["AP50"], height=0.66, color=SKY, alpha=0.45, label="AP50")
     axes.barh(places, table["AP"], height=0.66, color=BLUE, label="AP (IoU 0.5 to 0.95)")
     for place, (ap, ap50) in enumerate(zip(table["AP"], table["AP50"], strict=True)):
-        axes.text(max(ap, ap50) + 0.008, place, f"{ap:.3f}", va="center", fontsize=9, color=INK)
+        axes.text(max(ap, ap50) + 0.008, place, f"{ap50:.3f}", va="center", fontsize=9, color=SOFT)
+        if ap > 0.07:  # else it does not fit into its bar
+            axes.text(ap - 0.008, place, f"{ap:.3f}", va="center", ha="right", fontsize=9, color="white")
     names = [f"{name}  ({count:,})" for name, count in zip(table["class"], table["objects"], strict=True)]
     axes.set_yticks(places, names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)

@@ -20,7 +20,7 @@ def draw(reports: Path) -> "Figure | None":
     axes.plot(table["step"], table["lr"], color=BLUE)
     axes.set_ylim(0, table["lr"].max() * 1.08 or 1)
     axes.set_xlim(left=0)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("step")
     axes.set_ylabel("learning rate")
     epoch_axis(axes, table)

@@ -36,7 +36,7 @@ def draw(reports: Path, smoothing: float = 0.9) -> "Figure | None":
         axes.plot(table["step"], smooth, color=colours[name], label=f"{label}  {smooth.iloc[-1]:.3f}")
     top = float(table["loss"].quantile(0.995)) * 1.1  # a few wild first steps must not flatten the rest
     axes.set_ylim(0, top if top > 0 else 1)
-    axes.set_xlim(table["step"].iloc[0], max(table["step"].iloc[-1], table["step"].iloc[0] + 1))
+    axes.set_xlim(0, table["step"].iloc[-1])
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.legend(title="moving average, at the end", alignment="left", loc="upper right")

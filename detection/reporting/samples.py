@@ -12,7 +12,7 @@ from detection.data.index import Index
 from detection.errors import DataError
 from detection.evaluation import voc
 from detection.evaluation.results import Results
-from detection.reporting.drawing import draw_boxes, sheet
+from detection.reporting.drawing import draw_boxes
 
 RIGHT, WRONG, IGNORED = "#009E73", "#D55E00", "#8c8c8c"
 """Right or found, wrong or missed, not counted: told apart with the common kinds of colour blindness."""
@@ -110,8 +110,16 @@ def draw(review: Review, root: Path, classes: Sequence[str], count: int) -> list
 
 
 def contact_sheet(samples: Sequence[Sample]) -> Image.Image:
-    """All samples on one picture, two columns of pairs."""
-    return sheet([_pair(sample) for sample in samples], columns=2)
+    """All samples on one picture, two columns of pairs as wide as the widest."""
+    pairs = [_pair(sample) for sample in samples]
+    width, gap = max(pair.width for pair in pairs), 16
+    rows = [pairs[i : i + 2] for i in range(0, len(pairs), 2)]
+    heights = [max(pair.height for pair in row) + gap for row in rows]
+    page = Image.new("RGB", (2 * width + 3 * gap, sum(heights) + gap), "white")
+    for top, row in zip(np.cumsum([gap, *heights]), rows, strict=False):
+        for column, pair in enumerate(row):
+            page.paste(pair, (gap + column * (width + gap), int(top)))
+    return page
 
 
 def _sample(review: Review, root: Path, classes: Sequence[str], row: int, hard: bool) -> Sample:

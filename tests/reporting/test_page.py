@@ -1,0 +1,101 @@
+"""The page asks the network for nothing, says what is missing, and trusts no name."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from page_reader import read, words
+
+from detection.reporting import page, tables
+from detection.reporting.explain import SCORES
+
+
+def write(reports: Path, figures: dict[str, str] | None = None) -> str:
+    out = page.write(reports / "index.html", reports, figures or {}, [], None, 0.5)
+    return words(read(out))
+
+
+def test_everything_missing_is_said(tmp_path: Path) -> None:
+    text = write(tmp_path)
+    for missing in (
+        "unknown model",
+        "No scores yet",
+        "No pictures to show",
+        "No losses were recorded",
+        "no val split",
+        "No pretraining curve",
+        "No dataset card",
+        "nothing has been trained",
+        "no MLflow row was written",
+    ):
+        assert missing in text
+
+
+def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) -> None:
+    out = page.write(tmp_path / "index.html", finished / "reports", {}, [], None, 0.5)
+    text = words(read(out))
+    metrics = json.loads((finished / "reports/evaluation/metrics.json").read_text())
+    assert list(metrics) == list(SCORES)
+    for name, value in metrics.items():
+        assert SCORES[name] in text
+        assert value is None or f"{value:.3f}" in text
+    assert metrics["AP_large"] is None
+    assert "AP_large —" in text
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        ({"method": "none"}, "Started from random weights"),
+        ({"method": "published", "weights": "IMAGENET1K_V1"}, "Published weights: IMAGENET1K_V1"),
+    ],
+)
+def test_a_backbone_that_was_not_trained_here(tmp_path: Path, summary: dict[str, str], said: str) -> None:
+    (tmp_path / "pretrain").mkdir()
+    (tmp_path / "pretrain/metrics.json").write_text(json.dumps(summary))
+    assert said in write(tmp_path)
+
+
+def test_training_without_val(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/metrics.json").write_text('{"steps": 1234, "epochs": 2.468, "seconds": 3725}')
+    text = write(tmp_path)
+    assert "the last checkpoint was kept" in text
+    assert "2.5 epochs, 1,234 steps, 1 h 2 min" in text
+
+
+def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "train").mkdir()
+    evil = "<script>alert(1)</script>"
+    table = pd.DataFrame({"class": [evil], "objects": [3]})
+    table[["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"]] = 0.5
+    table.to_csv(tmp_path / "evaluation/per_class.csv", index=False)
+    made_of = {"model": evil, "dataset": "a&b", "seed": 0, "recipe": {"x": evil}, "overrides": []}
+    (tmp_path / "train/recipe.json").write_text(json.dumps(made_of))
+    out = page.write(tmp_path / "index.html", tmp_path, {}, [], None, 0.5)
+    reader = read(out)
+    assert "script" not in reader.tags
+    assert words(reader).count(evil) >= 3
+
+
+def test_overridden_values_say_where_they_come_from(finished: Path) -> None:
+    rows = {row["key"]: row for row in tables.recipe(finished / "reports")}
+    assert rows["image_size"]["source"] == "budgets.shapes"
+    assert rows["optimizer.name"]["source"] == ""
+    assert rows["optimizer.lr"]["value"] == re.sub(r"0+$", "", rows["optimizer.lr"]["value"])
+    assert rows["freeze_bn"]["value"] in ("true", "false")
+
+
+def test_classes_named_like_missing_values(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/per_class.csv").write_text(
+        "class,objects,AP,AP50,AP75,voc_ap50_11pt,voc_ap50_area\nnan,2,0.1,0.2,0.3,0.4,0.5\nnone,0,,,,,\n"
+    )
+    rows = tables.classes(tmp_path)
+    assert [row["name"] for row in rows] == ["nan", "none"]
+    assert rows[0]["values"] == [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert rows[1]["values"] == [None] * 5
+    assert "—" in write(tmp_path)

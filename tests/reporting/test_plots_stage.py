@@ -1,0 +1,89 @@
+"""The stage itself, as DVC runs it: a process in a workspace that the other stages have filled."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from page_reader import read, words
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+HEAVY = """
+import sys, runpy
+try:
+    runpy.run_module("stages.plots", run_name="__main__")
+finally:
+    heavy = {"torch", "torchvision", "mlflow"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+def plots() -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", HEAVY],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def test_figures_and_page(workspace: Path) -> None:
+    (workspace / "reports/plots").mkdir()
+    (workspace / "reports/plots/of_before.png").touch()
+    done = plots()
+    assert done.returncode == 0, done.stderr
+    assert "reports/index.html" in done.stdout
+    names = ["ap_per_class", "learning_rate", "losses", "pr_curves", "pretrain", "samples", "validation"]
+    assert sorted(path.stem for path in (workspace / "reports/plots").iterdir()) == names
+    for path in (workspace / "reports/plots").iterdir():
+        with Image.open(path) as picture:
+            assert picture.width >= 600
+    reader = read(workspace / "reports/index.html")
+    assert all(link.startswith(("data:", "#")) for link in reader.links)
+    assert not {"script", "iframe", "object"} & reader.tags
+    assert len(reader.ids) == len(set(reader.ids))
+    assert {link[1:] for link in reader.links if len(link) > 1 and link[0] == "#"} <= set(reader.ids)
+    css = (workspace / "reports/index.html").read_text(encoding="utf-8")
+    assert "@import" not in css
+    assert "url(http" not in css
+    assert sum(link.startswith("data:image/jpeg") for link in reader.links) == 2 * 12 + 3
+    text = words(reader)
+    made_of = json.loads((workspace / "reports/train/recipe.json").read_text())
+    assert text.count(made_of["model"]) >= 2
+    assert "of detections right" in text
+    assert "No " not in text
+
+
+def test_without_val_pretraining_and_pictures(workspace: Path) -> None:
+    reports = workspace / "reports"
+    (reports / "train/metrics.csv").write_text("epoch,step,time\n")
+    (reports / "train/metrics.json").write_text('{"steps": 10, "epochs": 1, "seconds": 5}')
+    (reports / "pretrain/curves.csv").write_text("epoch,lr,loss,accuracy,val_accuracy\n")
+    (reports / "pretrain/metrics.json").write_text('{"method": "none"}')
+    meta = json.loads((workspace / "data/prepared/meta.json").read_text())
+    meta.pop("shapes")  # as another dataset: it cannot be drawn again
+    (workspace / "data/prepared/meta.json").write_text(json.dumps(meta))
+    shutil.rmtree(workspace / "raw")
+    done = plots()
+    assert done.returncode == 0, done.stderr
+    assert "the page shows no test pictures" in done.stdout
+    text = words(read(reports / "index.html"))
+    for said in (
+        "No pictures to show",
+        "has no val split",
+        "Started from random weights",
+        "of detections right",
+    ):
+        assert said in text
+    assert not (reports / "plots/samples.png").exists()
+
+
+def test_before_evaluation(workspace: Path) -> None:
+    shutil.rmtree(workspace / "reports/evaluation")
+    done = plots()
+    assert done.returncode == 0, done.stderr
+    assert "No scores yet" in words(read(workspace / "reports/index.html"))
