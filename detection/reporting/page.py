@@ -60,6 +60,7 @@ def write(
         **_tables(reports),
         figures=figures,
         samples=samples,
+        shape=_middle_shape(samples),
         total=total,
         threshold=threshold,
         dataset_figures=_dataset_figures(reports / "dataset"),
@@ -118,6 +119,12 @@ def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
                 picture.thumbnail((WIDEST, 100 * WIDEST))
                 found.append({"name": name, "text": text, "picture": picture.convert("RGB")})
     return found
+
+
+def _middle_shape(samples: Sequence[Sample]) -> float:
+    """The middle one of the pictures' width to height."""
+    shapes = sorted(sample.truth.width / sample.truth.height for sample in samples)
+    return shapes[len(shapes) // 2] if shapes else 1.0
 
 
 def _versions() -> dict[str, str]:

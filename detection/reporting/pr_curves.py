@@ -35,7 +35,7 @@ def draw(reports: Path) -> "Figure | None":
         axes.plot(mean["recall"], mean["precision"], color=INK, linewidth=2.6, label=f"mean  {_ap50(mean)}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     hidden = len(known) - len(shown)
-    title = f"AP50 (best and worst {EXTREMES}; {hidden} between)" if hidden else "AP50"
+    title = f"AP50: best and worst {EXTREMES},\n{hidden} between not drawn" if hidden else "AP50"
     axes.legend(title=title, alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     return figure
 

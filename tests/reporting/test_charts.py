@@ -118,7 +118,7 @@ def test_pr_curves_of_many_classes_show_the_extremes(tmp_path: Path) -> None:
     axes = pr_curves.draw(tmp_path).axes[0]
     shown = [79, 78, 77, 76, 75, 4, 3, 2, 1, 0]
     assert texts(axes) == [f"class {i}  {i / 100:.3f}" for i in shown] + ["mean  0.500"]
-    assert axes.get_legend().get_title().get_text() == "AP50 (best and worst 5; 70 between)"
+    assert axes.get_legend().get_title().get_text() == "AP50: best and worst 5,\n70 between not drawn"
 
 
 def test_a_class_called_all_is_not_the_mean(tmp_path: Path) -> None:
@@ -139,7 +139,8 @@ def test_bars_are_sorted_and_classes_without_objects_left_out(tmp_path: Path) ->
         },
     )
     axes = ap_per_class.draw(tmp_path).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a  (1,200)", "b  (3)"]
+    assert axes.get_yticks().tolist() == [1, 0]  # the best on top
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["b  (3)", "a  (1,200)"]
 
 
 def test_svg_takes_the_colours_of_the_page(finished: Path) -> None:
@@ -152,3 +153,16 @@ def test_svg_takes_the_colours_of_the_page(finished: Path) -> None:
     assert svg.count('id="') == svg.count('id="losses-')
     assert svg.count("url(#") == svg.count("url(#losses-")
     assert "width=" not in svg[: svg.index(">")].replace("stroke-width", "")
+
+
+def test_many_classes_stand_in_two_columns(tmp_path: Path) -> None:
+    names = [f"class {i:02}" for i in range(41)]
+    scores = np.arange(41) / 50
+    write(
+        tmp_path / "evaluation/per_class.csv", **{"class": names, "objects": 7, "AP": scores, "AP50": scores}
+    )
+    figure = ap_per_class.draw(tmp_path)
+    shown = [[label.get_text().split("  ")[0] for label in axes.get_yticklabels()] for axes in figure.axes]
+    assert shown == [names[:19:-1], names[19::-1]]
+    tops = [axes.get_yticks()[0] for axes in figure.axes]
+    assert tops[0] == tops[1] == 20
