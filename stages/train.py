@@ -21,7 +21,7 @@ def main() -> None:
     from detection.models.backbones import read_weights
     from detection.models.build import build_detector, save_detector, without_weights
     from detection.models.hardware import pick_device, pick_precision
-    from detection.tracking import log_training_artifacts, open_row
+    from detection.tracking.opening import log_training_artifacts, open_row
     from detection.training.checkpoint import Checkpoints, content_key
     from detection.training.loop import STATE, Job, fit
     from detection.training.validation import Validator

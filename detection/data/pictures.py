@@ -1,5 +1,6 @@
 """Picture files to uint8 tensors: torchvision's decoders (twice as fast as PIL), PIL for the odd modes."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,9 @@ def read_picture(path: str | Path) -> Tensor:
         DataError: The file is missing or cannot be decoded.
     """
     try:
-        picture: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
+        with warnings.catch_warnings():  # deprecated since torchvision 0.29, still its fastest decoder
+            warnings.simplefilter("ignore", DeprecationWarning)
+            picture: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except RuntimeError:
         return _read_with_pil(path)
     return picture

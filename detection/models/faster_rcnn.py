@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.models.detection.rpn import concat_box_prediction_layers
 
 from detection.models.backbones import fpn
 from detection.models.protocol import Detections, Sizes, Targets
+from detection.models.roi_align import PyramidRoIAlign
 from detection.models.torchvision_base import TorchvisionDetector, image_list, split_targets, to_original
 from detection.params.recipe import FasterRCNNRecipe
 
@@ -24,6 +25,10 @@ class FasterRCNN(TorchvisionDetector):
 
     rpn: Any
     roi_heads: Any
+
+    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__(net, mean, std)
+        self.pool = PyramidRoIAlign(POOLED)
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: RPN objectness and box, RoI classification and box."""
@@ -83,10 +88,8 @@ class FasterRCNN(TorchvisionDetector):
         self, features: list[Tensor], proposals: list[Tensor], images: ImageList
     ) -> tuple[Tensor, Tensor]:
         """Class logits [R, K + 1] and class-wise deltas [R, 4 (K + 1)] of all R proposals."""
-        maps = {str(i): level.float() for i, level in enumerate(features[:-1])}
-        maps["pool"] = features[-1].float()
-        with torch.autocast(device_type=features[0].device.type, enabled=False):
-            pooled = self.roi_heads.box_roi_pool(maps, proposals, images.image_sizes)
+        # the topmost level is for the RPN alone
+        pooled = self.pool(features[:-1], proposals, images.tensors.shape[2])
         logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits.float(), deltas.float()
 
@@ -95,7 +98,7 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
     """Build from a recipe.
 
     Args:
-        recipe: Its fields are torchvision's.
+        recipe: Its fields are torchvision's, which keeps to 7x7 RoIAlign on all levels but the pooled one.
         classes: Number of classes, background not counted.
         network: The backbone, its weights loaded.
     """
@@ -104,7 +107,6 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
     )
     net = TorchvisionFasterRCNN(
         body,
-        classes + 1,
         rpn_anchor_generator=AnchorGenerator(
             recipe.anchor_sizes, (recipe.aspect_ratios,) * len(recipe.anchor_sizes)
         ),
@@ -118,10 +120,8 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
         rpn_batch_size_per_image=recipe.rpn_batch,
         rpn_positive_fraction=recipe.rpn_positive_fraction,
         rpn_score_thresh=recipe.rpn_score_threshold,
-        box_head=TwoMLPHead(recipe.fpn_channels * POOLED**2, recipe.roi_hidden)
-        if recipe.roi_hidden != 1024
-        else None,
-        box_predictor=None,
+        box_head=TwoMLPHead(recipe.fpn_channels * POOLED**2, recipe.roi_hidden),
+        box_predictor=FastRCNNPredictor(recipe.roi_hidden, classes + 1),
         box_fg_iou_thresh=recipe.roi_fg_iou,
         box_bg_iou_thresh=recipe.roi_bg_iou,
         box_batch_size_per_image=recipe.roi_batch,

@@ -1,0 +1,105 @@
+"""RoIAlign over a feature pyramid (He et al. 2017, arXiv:1703.06870, section 3; Lin et al., 1612.03144).
+
+RoIAlign averages bilinear samples on a regular grid, and bilinear interpolation on a grid is separable: the
+result is `rows @ map @ columns` with one small interpolation matrix per side. On a CPU, where torchvision's
+backward pass is one serial loop, the matrix products are many times faster as long as the maps are small.
+
+Letters: B pictures, R proposals of a picture, C channels, P side of the output, H and W of a map.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+SAMPLES = 2  # a side of each output cell
+SMALL = 128 * 128  # largest map, in cells, for which the matrix products win on a CPU
+CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from this level
+
+
+class PyramidRoIAlign(nn.Module):
+    """Pools proposals from the level of the pyramid that fits their size.
+
+    Equals `torchvision.ops.MultiScaleRoIAlign(…, output_size, sampling_ratio=2)`.
+
+    Args:
+        output_size: P.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, levels: list[Tensor], proposals: list[Tensor], image_height: int) -> Tensor:
+        """Pool.
+
+        Args:
+            levels: Maps Tensor[B, C, H, W], finest first, each half the one before.
+            proposals: B tensors [R, 4], `x1, y1, x2, y2` in pixels of the batch.
+            image_height: Of the padded batch, for the strides.
+
+        Returns:
+            Tensor[sum of R, C, P, P], float32, in the order of the proposals.
+        """
+        strides = [2 ** round(math.log2(image_height / level.shape[2])) for level in levels]
+        boxes = torch.cat(proposals)
+        picture = torch.cat([torch.full_like(p[:, :1], i) for i, p in enumerate(proposals)])
+        chosen = self._levels(boxes, strides)
+        size = self.output_size
+        pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], size, size)
+        for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+            rows = torch.where(chosen == i)[0]
+            if level.device.type == "cpu" and level.shape[2] * level.shape[3] <= SMALL:
+                if len(rows):
+                    part = separable_roi_align(level, boxes[rows] / stride, picture[rows, 0].long(), size)
+                    pooled = pooled.index_copy(0, rows, part.float())
+            else:  # also where there are no proposals, so that every level always has a gradient
+                rois = torch.cat([picture[rows], boxes[rows]], dim=1)
+                part = roi_align(level.float(), rois, size, 1 / stride, SAMPLES)
+                pooled = pooled.index_copy(0, rows, part)
+        return pooled
+
+    @staticmethod
+    def _levels(boxes: Tensor, strides: list[int]) -> Tensor:
+        """Tensor[R]: index into the levels, by the square root of the area."""
+        side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
+        level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIDE) + 1e-6)
+        first = round(math.log2(strides[0]))
+        return (level - first).clamp(0, len(strides) - 1).long()
+
+
+def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int) -> Tensor:
+    """RoIAlign as matrix products.
+
+    Args:
+        maps: Tensor[B, C, H, W].
+        boxes: Tensor[R, 4], `x1, y1, x2, y2` in cells of the map; they are not differentiated.
+        picture: Tensor[R], int64, not falling: which of the B maps a box lies on.
+        size: P.
+
+    Returns:
+        Tensor[R, C, P, P]; the precision is that of matrix products under the current autocast.
+    """
+    channels, height, width = maps.shape[1:]
+    rows = _interpolation(boxes[:, 1], boxes[:, 3], height, size)  # [R, P, H]
+    columns = _interpolation(boxes[:, 0], boxes[:, 2], width, size)  # [R, P, W]
+    counts = torch.bincount(picture, minlength=len(maps)).tolist()
+    parts = []
+    for one, row in zip(maps, torch.split(rows, counts), strict=True):
+        by_row = one.permute(1, 0, 2).reshape(height, channels * width)
+        parts.append((row.reshape(-1, height) @ by_row).view(-1, size * channels, width))  # [R, P C, W]
+    pooled = torch.cat(parts) @ columns.transpose(1, 2).to(parts[0].dtype)  # [R, P C, P]
+    return pooled.view(-1, size, channels, size).transpose(1, 2)
+
+
+def _interpolation(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
+    """Weights [R, P, cells] that take the mean of each output cell's samples along one side."""
+    step = (high - low).clamp(min=1.0) / (size * SAMPLES)
+    place = torch.arange(size * SAMPLES, device=low.device) + 0.5
+    at = low[:, None] + place * step[:, None]  # [R, P SAMPLES]
+    outside = (at < -1) | (at > cells)
+    at = at.clamp(0, cells - 1)
+    weights = (1 - (at[..., None] - torch.arange(cells, device=low.device)).abs()).clamp(min=0)
+    weights = weights.masked_fill(outside[..., None], 0.0)
+    return weights.view(-1, size, SAMPLES, cells).mean(2)

@@ -1,0 +1,137 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from detection.errors import ParamsError
+from detection.params import load
+
+Edit = tuple[str, Any]
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Any:
+    """Write a copy of params.yaml with some dotted keys changed; returns its path."""
+
+    def edit(*edits: Edit) -> Path:
+        raw = YAML(typ="safe").load(Path("params.yaml"))
+        for key, value in edits:
+            *path, last = key.split(".")
+            node = raw
+            for part in path:
+                node = node[part]
+            if value is KeyError:
+                del node[last]
+            else:
+                node[last] = value
+        target = tmp_path / "params.yaml"
+        YAML(typ="safe").dump(raw, target)
+        return target
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (("model", "retinanett"), "model: there is no model 'retinanett'; did you mean 'retinanet'?"),
+        (("dataset", "shape"), "dataset: there is no dataset 'shape'; did you mean 'shapes'?"),
+        (("models.retinanet.lrr", 1), "models.retinanet.lrr: unknown key"),
+        (("models.retinanet.optimizer.lrr", 1), "optimizer.lrr: unknown key; did you mean 'lr'?"),
+        (("models.retinanet.optimizer.lr", "0.1"), "optimizer.lr: Expected float, got str: '0.1'"),
+        (("models.retinanet.optimizer.name", "sgdd"), "'sgdd' is not possible; did you mean 'sgd'?"),
+        (("models.retinanet.image_size", KeyError), "image_size: this key is needed and missing"),
+        (("models.retinanet.image_size", 0), "image_size: must be at least 1, not 0"),
+        (("models.retinanet.iterations", 10), "give either epochs or iterations"),
+        (("models.retinanet.backbone", "vgg16"), "retinanet cannot stand on vgg16; possible: resnet18"),
+        (("models.retinanet.anchor_sizes", [[32]]), "needs one entry per pyramid level: 5, not 1"),
+        (("models.retinanet.on.shapes.x", 1), "models.retinanet.on.shapes.x: unknown key"),
+        (("models.retinanet.on.shape", {}), "models.retinanet.on.shape: there is no dataset 'shape'"),
+        (("models.ssd300.resize", "keep"), "set resize: stretch"),
+        (("train.precision", "bf17"), "'bf17' is not possible; did you mean 'bf16'?"),
+        (("train.accumulate", True), "train.accumulate: Expected int, got bool: True"),
+        (("budgets.shapes.epoch", 3), "budgets.shapes.epoch: unknown key; did you mean 'epochs'?"),
+        (("budgets.shapes", KeyError), "budgets.shapes is missing"),
+        (("seed", 1.5), "seed must be a whole number"),
+        (("evaluate", KeyError), "evaluate: this section is needed and missing"),
+        (("extra", 1), "there is no section 'extra'"),
+    ],
+)
+def test_a_slip_is_named_with_its_key_and_the_nearest_spelling(edited: Any, edit: Edit, words: str) -> None:
+    with pytest.raises(ParamsError) as raised:
+        load(edited(edit))
+    assert words in str(raised.value)
+    assert str(raised.value).startswith("params.yaml: ")
+
+
+def test_all_faults_of_a_section_are_told_at_once(edited: Any) -> None:
+    with pytest.raises(ParamsError) as raised:
+        load(edited(("train.precison", "x"), ("train.monitor", "ap"), ("train.log_every", "x")))
+    assert len(str(raised.value).splitlines()) == 3
+
+
+def test_yaml_is_read_by_the_rules_of_1_2(tmp_path: Path) -> None:
+    text = Path("params.yaml").read_text()
+    assert "weight_decay: 1e-4" in text  # YAML 1.1 would read this as a word
+    assert load().recipe.optimizer.weight_decay > 0
+    broken = tmp_path / "params.yaml"
+    broken.write_text("a: [1\nb: 2")
+    with pytest.raises(ParamsError, match="not valid YAML"):
+        load(broken)
+    with pytest.raises(ParamsError, match="run from the repository's root"):
+        load(tmp_path / "none.yaml")
+
+
+def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any) -> None:
+    path = edited(
+        ("budgets.shapes", {"image_size": 100, "batch_size": 4, "epochs": 13}),
+        ("models.retinanet.on.shapes", {"optimizer": {"lr": 0.08}, "image_size": 640, "trainable_layers": 2}),
+    )
+    params = load(path, model="retinanet", dataset="shapes")
+    recipe = params.recipe
+    assert recipe.trainable_layers == 2
+    assert recipe.image_size == 100  # the budget has the last word
+    assert recipe.max_size == round(1333 * 100 / 640)
+    assert recipe.batch_size == 4
+    assert recipe.optimizer.lr == pytest.approx(0.08 * 4 / 16)
+    assert recipe.optimizer.momentum == 0.9  # a sibling of what `on` changes stays
+    assert (recipe.epochs, recipe.schedule.milestones) == (13, (8, 11))
+    sources = {one.key: one.source for one in params.overrides}
+    assert sources["trainable_layers"] == "models.retinanet.on.shapes"
+    assert sources["optimizer.lr"] == "budgets.shapes.batch_size, linear scaling"
+    assert sources["schedule.milestones"] == "budgets.shapes.epochs, in proportion"
+
+
+def test_a_default_learning_rate_is_scaled_too(edited: Any) -> None:
+    path = edited(("models.retinanet.optimizer", {}), ("budgets.shapes", {"batch_size": 8}))
+    assert load(path, model="retinanet").recipe.optimizer.lr == pytest.approx(0.01)
+
+
+def test_a_fixed_size_is_not_changed_by_a_budget(edited: Any) -> None:
+    path = edited(("budgets.shapes", {"image_size": 100}))
+    assert load(path, model="ssd300", dataset="shapes").recipe.image_size == 300
+
+
+def test_an_epoch_budget_replaces_iterations(edited: Any) -> None:
+    path = edited(
+        ("models.retinanet.epochs", None),
+        ("models.retinanet.iterations", 1000),
+        ("models.retinanet.schedule.milestones", [600]),
+        ("budgets.shapes", {"epochs": 10}),
+    )
+    recipe = load(path, model="retinanet").recipe
+    assert (recipe.epochs, recipe.iterations, recipe.schedule.milestones) == (10, None, (6,))
+
+
+def test_every_model_and_dataset_of_ours_goes_together() -> None:
+    raw = YAML(typ="safe").load(Path("params.yaml"))
+    for model in raw["models"]:
+        for dataset in raw["datasets"]:
+            assert load(model=model, dataset=dataset).recipe.batch_size > 0
+
+
+def test_flat_params_have_a_scalar_or_list_under_each_key() -> None:
+    flat = load().flat()
+    assert flat["recipe.optimizer.lr"] == load().recipe.optimizer.lr
+    assert not any(isinstance(value, dict | tuple) for value in flat.values())

@@ -1,0 +1,70 @@
+"""A training small enough for a test: a handful of drawn pictures, a ResNet-18 at 64 px."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection.data.index import Index
+from detection.data.loader import Loader, Pictures
+from detection.data.read import read
+from detection.models.build import build_detector, without_weights
+from detection.models.protocol import Detector
+from detection.params import Recipe, ShapesDataset, Train, load
+from detection.training.checkpoint import Checkpoints
+from detection.training.loop import Job
+from detection.training.validation import Validator
+
+EPOCHS, BATCH, PICTURES = 3, 4, 12
+STEPS = EPOCHS * PICTURES // BATCH
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Twelve training pictures and four for val: splits, root and class names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("raw")))
+        spec = ShapesDataset(format="shapes", path="shapes", image_size=64, train=PICTURES, val=4, test=4)
+        return read("tiny", spec)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    chosen = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
+    schedule = replace(chosen.schedule, warmup_iterations=2)
+    return replace(
+        chosen,
+        image_size=64,
+        max_size=None,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        fpn_channels=32,
+        schedule=schedule,
+    )
+
+
+@pytest.fixture
+def make_job(tiny: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a job anew, as a restarted process would: same params, same checkpoint folder."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.set_num_threads(1)
+
+    def make(key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any) -> Job:
+        torch.manual_seed(0)
+        detector: Detector = build_detector(recipe, len(tiny.classes), None).train()
+        pictures = Pictures(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)
+        return Job(
+            detector=detector,
+            recipe=recipe,
+            settings=Train(precision="fp32", log_every=2, samples_every=0, **settings),
+            loader=Loader(pictures, recipe.batch_size, workers=0, shuffle=True),
+            validator=Validator(tiny.splits["val"], tiny.root, tiny.classes, recipe, "fp32"),
+            device=torch.device("cpu"),
+            precision=torch.float32,
+            reports=tmp_path / key / "reports",
+            checkpoints=Checkpoints("train", key),
+        )
+
+    return make

@@ -1,0 +1,210 @@
+import csv
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detection.errors import DivergedError
+from detection.params.sections import EarlyStop
+from detection.tracking.row import NullRow
+from detection.training import loop
+from detection.training.loop import Job, fit
+
+EPOCHS, BATCH, PICTURES = 3, 4, 12  # as conftest.py sets them
+STEPS = EPOCHS * PICTURES // BATCH
+
+
+class ListRow(NullRow):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float], int]] = []
+        self.files: list[str] = []
+
+    def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
+        self.points.append((step, dict(values), time_ms))
+
+    def artifact(self, path: Path, folder: str) -> None:
+        self.files.append(f"{folder}/{path.name}")
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(job: Job) -> dict[str, torch.Tensor]:
+    return {k: v.clone() for k, v in job.detector.state_dict().items()}
+
+
+def run(job: Job, row: NullRow | None = None) -> dict[str, Any]:
+    with job.checkpoints.held():
+        return fit(job, row or NullRow())
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
+    """Send this process a signal in the middle of a step."""
+    taken, step = [0], loop._step
+
+    def counted(*args: Any) -> Any:
+        taken[0] += 1
+        if taken[0] == steps:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)  # handlers may fire twice
+        return step(*args)
+
+    monkeypatch.setattr(loop, "_step", counted)
+
+
+def test_a_training_leaves_its_curves_and_a_summary(make_job: Any) -> None:
+    job, row = make_job(), ListRow()
+    summary = run(job, row)
+    losses = rows(job.reports / "losses.csv")
+    assert [int(one["step"]) for one in losses] == list(range(1, STEPS + 1))
+    assert list(losses[0])[:5] == ["step", "epoch", "time", "lr", "loss"]
+    assert all(float(one["loss"]) == pytest.approx(float(one["class"]) + float(one["box"])) for one in losses)
+    metrics = rows(job.reports / "metrics.csv")
+    assert [int(one["epoch"]) for one in metrics] == list(range(1, EPOCHS + 1))
+    assert {"AP", "AP50", "voc_ap50_area"} <= metrics[0].keys()
+    assert summary["steps"] == STEPS
+    assert summary["best_epoch"] in range(1, EPOCHS + 1)
+    assert summary["AP50"] == max(float(one["AP50"]) for one in metrics)
+    steps = [step for step, values, _ in row.points if "loss" in values]
+    assert steps == list(range(1, STEPS + 1))
+    assert job.checkpoints.complete
+
+
+def test_losses_fall_on_a_handful_of_pictures(make_job: Any, recipe: Any) -> None:
+    job = make_job(recipe=replace(recipe, epochs=12, augmentation="none"), validate_every=100)
+    run(job)
+    losses = [float(one["loss"]) for one in rows(job.reports / "losses.csv")]
+    assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("after", [1, 4, 6])
+def test_a_stopped_training_goes_on_to_bit_equal_weights(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, after: int
+) -> None:
+    undisturbed = make_job("undisturbed")
+    run(undisturbed)
+    first, row = make_job("stopped"), ListRow()
+    with monkeypatch.context() as patch:
+        stop_after(patch, after, number)
+        with pytest.raises(SystemExit) as left:
+            run(first, row)
+    assert left.value.code == code
+    assert len(rows(first.reports / "losses.csv")) == after
+    second, again = make_job("stopped"), ListRow()
+    run(second, again)
+    for key, value in weights(undisturbed).items():
+        assert torch.equal(value, weights(second)[key]), key
+    curve = rows(second.reports / "losses.csv")
+    assert [int(one["step"]) for one in curve] == list(range(1, STEPS + 1))
+    drop = "time"
+    assert [{k: v for k, v in one.items() if k != drop} for one in curve] == [
+        {k: v for k, v in one.items() if k != drop} for one in rows(undisturbed.reports / "losses.csv")
+    ]
+    assert again.points[: len(row.points)] == row.points  # the same points, first timestamps included
+
+
+def test_a_finished_training_is_not_done_again(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_job()
+    summary = run(first)
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a step was taken"))
+    second = make_job()
+    assert run(second) == summary
+    assert all(torch.equal(v, weights(second)[k]) for k, v in weights(first).items())
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_pictures_names(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    job = make_job()
+    losses = job.detector.losses
+    calls = [0]
+
+    def broken(*args: Any) -> dict[str, torch.Tensor]:
+        calls[0] += 1
+        values: dict[str, torch.Tensor] = losses(*args)
+        return {k: v * float("nan") if calls[0] == 5 else v for k, v in values.items()}
+
+    monkeypatch.setattr(job.detector, "losses", broken)
+    with pytest.raises(DivergedError, match="step 5 is not finite") as raised:
+        run(job)
+    named = [
+        one for one in (tiny.splits["train"][i].file for i in range(PICTURES)) if one in str(raised.value)
+    ]
+    assert len(named) == BATCH
+    assert len(rows(job.reports / "losses.csv")) == 4
+    saved = job.checkpoints.load(loop.STATE)
+    assert saved is not None
+    assert saved["state"]["step"] == 3  # the last good one, at the end of the first epoch
+    assert all(torch.isfinite(v).all() for v in saved["model"].values())
+
+
+def test_early_stop_ends_when_val_no_longer_rises(make_job: Any) -> None:
+    job = make_job(early_stop=EarlyStop(patience=1, min_delta=2.0))
+    assert run(job)["epochs"] == 1
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recipe: Any) -> None:
+    # with BatchNorm frozen the parts of a batch do not see one another; losses are means over pictures
+    frozen = replace(recipe, freeze_bn=True)
+    whole, parts = make_job("whole", recipe=frozen), make_job("parts", recipe=frozen, accumulate=2)
+    batch = next(iter(whole.loader.epoch(0)))
+    for job in (whole, parts):
+        total, _ = loop._step(job, torch.optim.SGD(job.detector.parameters(), 0.1), batch)
+        assert torch.isfinite(total)
+    for (name, a), b in zip(whole.detector.named_parameters(), parts.detector.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_clipping_limits_the_gradient(make_job: Any) -> None:
+    job = make_job(clip_gradients=1e-3)
+    before = weights(job)
+    batch = next(iter(job.loader.epoch(0)))
+    loop._step(job, torch.optim.SGD(job.detector.parameters(), 1.0), batch)
+    names = [name for name, _ in job.detector.named_parameters()]
+    moved = torch.sqrt(sum(((weights(job)[n] - before[n]) ** 2).sum() for n in names))
+    assert float(moved) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(make_job: Any) -> None:
+    plain, averaged = make_job("plain", validate_every=100), make_job("averaged", validate_every=100, ema=0.9)
+    run(plain)
+    run(averaged)
+    name = next(iter(dict(plain.detector.named_parameters())))
+    start = dict(make_job("start").detector.named_parameters())[name]
+    far = (dict(plain.detector.named_parameters())[name] - start).norm()
+    near = (dict(averaged.detector.named_parameters())[name] - start).norm()
+    assert 0 < near < far
+
+
+def test_without_val_the_last_weights_count(make_job: Any, tiny: Any) -> None:
+    job = make_job()
+    job = replace(
+        job, validator=replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
+    )
+    summary = run(job)
+    assert "best_epoch" not in summary
+    assert rows(job.reports / "metrics.csv") == []
+
+
+def test_iterations_end_within_an_epoch(make_job: Any, recipe: Any) -> None:
+    job = make_job(recipe=replace(recipe, epochs=None, iterations=4))
+    assert run(job)["steps"] == 4
+    assert len(rows(job.reports / "metrics.csv")) == 2  # after the first epoch and at the end
+
+
+def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
+    job, row = make_job(), ListRow()
+    job = replace(job, settings=replace(job.settings, samples_every=2, samples=2))
+    run(job, row)
+    assert row.files == ["samples/epoch_002.png"]
