@@ -1,0 +1,142 @@
+"""What torchvision's own class reaches on `shapes` in a plain loop, in the time that our pipeline took.
+
+    python -m benchmarks.shapes                    # after `dvc repro`
+    python -m benchmarks.shapes --minutes 5        # another budget
+
+Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
+many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
+the same family over the same backbone with its defaults, from random weights, bf16 autocast where the hardware
+has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both are scored by
+pycocotools on test.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from detection.data.index import Index
+from detection.data.pictures import read_picture
+from detection.data.prepared import Prepared
+from detection.evaluation import coco
+from detection.evaluation.results import Results
+from detection.models.hardware import autocast, pick_precision
+
+LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01}  # of the references, at batch 16
+
+
+def peer(recipe: dict[str, Any], classes: int) -> torch.nn.Module:
+    """Torchvision's class; label 0 is its background."""
+    size = {"min_size": recipe["image_size"], "max_size": recipe["image_size"] * 2}
+    if recipe["architecture"] == "retinanet" and recipe["backbone"] == "resnet50":
+        return torchvision.models.detection.retinanet_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=classes + 1, **size
+        )
+    options: dict[str, Any] = {"norm_layer": torch.nn.BatchNorm2d, "trainable_layers": 5}
+    if recipe["architecture"] == "retinanet":
+        p6p7 = torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256)
+        options |= {"returned_layers": [2, 3, 4], "extra_blocks": p6p7}
+    body = resnet_fpn_backbone(backbone_name=recipe["backbone"], weights=None, **options)
+    kind = {"fasterrcnn": FasterRCNN, "retinanet": RetinaNet}[recipe["architecture"]]
+    return kind(body, classes + 1, **size)
+
+
+def pictures(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """The whole split in memory, so that the peer never waits for a decoder."""
+    rows = []
+    for i in range(len(index)):
+        record = index[i]
+        kept = ~record.difficult & ~record.crowd
+        target = {"boxes": torch.tensor(record.boxes[kept]), "labels": torch.tensor(record.labels[kept]) + 1}
+        rows.append((read_picture(root / record.file), target))
+    return rows
+
+
+def train(model: torch.nn.Module, data: list[Any], lr: float, batch: int, seconds: float) -> int:
+    """A plain loop until the time is up; returns its steps."""
+    precision = pick_precision("auto", torch.device("cpu"))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    rng, started, step = np.random.default_rng(0), time.monotonic(), 0
+    model.train()
+    while (spent := time.monotonic() - started) < seconds:
+        order = rng.permutation(len(data))
+        for first in range(0, len(order) - batch + 1, batch):
+            spent = time.monotonic() - started
+            rate = lr * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * min(spent / seconds, 1))) / 2
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images, targets = [], []
+            for i in order[first : first + batch]:
+                picture, target = data[i]
+                image, boxes = picture.float() / 255, target["boxes"]
+                if rng.random() < 0.5:
+                    image, width = image.flip(2), picture.shape[2]
+                    boxes = torch.stack(
+                        [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
+                    )
+                images.append(image)
+                targets.append({"boxes": boxes, "labels": target["labels"]})
+            with autocast(torch.device("cpu"), precision):
+                loss = sum(model(images, targets).values())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 10.0)
+            optimizer.step()
+            step += 1
+            if spent >= seconds:
+                break
+    return step
+
+
+def score(model: torch.nn.Module, index: Index, root: Path, classes: tuple[str, ...]) -> dict[str, float]:
+    """COCO's numbers on a split."""
+    model.eval()
+    parts = []
+    with torch.inference_mode():
+        for i in range(len(index)):
+            found = model([read_picture(root / index[i].file).float() / 255])[0]
+            kept = found["labels"] > 0
+            parts.append(
+                Results.of_image(i, *(found[k][kept] for k in ("boxes", "scores")), found["labels"][kept] - 1)
+            )
+    return coco.score(index, Results.concat(parts), classes).stats
+
+
+def main() -> None:
+    """Train the peer, score it, and print both sides."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, help="budget of the peer (default: what ours took)")
+    options = parser.parse_args()
+    ran = json.loads(Path("reports/train/recipe.json").read_text())
+    ours = json.loads(Path("reports/evaluation/metrics.json").read_text())
+    seconds = sum(
+        json.loads(Path(f"reports/{stage}/metrics.json").read_text()).get("seconds", 0)
+        for stage in ("pretrain", "train")
+    )
+    seconds = options.minutes * 60 if options.minutes else seconds
+    recipe, prepared = ran["recipe"], Prepared.load()
+    torch.manual_seed(0)
+    model = peer(recipe, len(prepared.classes)).to(memory_format=torch.channels_last)
+    data = pictures(prepared.index("train"), prepared.root)
+    lr = LEARNING_RATE[recipe["architecture"]] * recipe["batch_size"] / 16
+    steps = train(model, data, lr, recipe["batch_size"], seconds)
+    theirs = score(model, prepared.index("test"), prepared.root, prepared.classes)
+    print(
+        f"{ran['model']} on {ran['dataset']}, {seconds:.0f} s of training, {torch.get_num_threads()} threads"
+    )
+    print(f"ours         AP {ours['AP']:.3f}  AP50 {ours['AP50']:.3f}")
+    print(f"torchvision  AP {theirs['AP']:.3f}  AP50 {theirs['AP50']:.3f}  ({steps} steps)")
+    print(f"ratio of AP50: {ours['AP50'] / max(theirs['AP50'], 1e-9):.2f}")
+
+
+if __name__ == "__main__":
+    main()
