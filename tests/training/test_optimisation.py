@@ -1,0 +1,119 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from detection.models.build import build_detector, without_weights
+from detection.params import Optimizer, Schedule, load
+from detection.training.optimisation import (
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
+
+
+class Net(nn.Module):
+    """A pretrained body, a normalisation layer and a head, under the names detectors have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 2)
+        self.fixed = nn.Linear(2, 2).requires_grad_(False)
+
+
+def settings_of(net: nn.Module, optimizer: Optimizer) -> dict[str, tuple[float, float]]:
+    groups = parameter_groups(net, optimizer)
+    where = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    return {name: where[id(p)] for name, p in net.named_parameters() if id(p) in where}
+
+
+def test_each_kind_of_parameter_gets_its_rate_and_decay() -> None:
+    optimizer = Optimizer(
+        lr=1.0,
+        weight_decay=0.1,
+        norm_weight_decay=0.0,
+        bias_weight_decay=0.01,
+        bias_lr_factor=2.0,
+        backbone_lr_factor=0.5,
+    )
+    assert settings_of(Net(), optimizer) == {
+        "backbone.body.0.weight": (0.5, 0.1),
+        "backbone.body.0.bias": (1.0, 0.01),
+        "backbone.body.1.weight": (0.5, 0.0),
+        "backbone.body.1.bias": (0.5, 0.0),
+        "head.weight": (1.0, 0.1),
+        "head.bias": (2.0, 0.01),
+    }
+
+
+def test_by_default_there_is_one_group() -> None:
+    assert len(parameter_groups(Net(), Optimizer(lr=0.1))) == 1
+
+
+@pytest.mark.parametrize("model", ["fasterrcnn_resnet18", "ssd300"])
+def test_the_pretrained_part_of_a_detector_is_found(model: str) -> None:
+    detector = build_detector(without_weights(load(model=model).recipe), 3, None)
+    rates = settings_of(detector, Optimizer(lr=1.0, backbone_lr_factor=0.1))
+    assert {lr for lr, _ in rates.values()} == {1.0, 0.1}
+    assert all(name.startswith("backbone.") for name, (lr, _) in rates.items() if lr == 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_optimisers_keep_the_ratio_between_groups(name: str, kind: type) -> None:
+    settings = Optimizer(name=name, lr=0.1, bias_lr_factor=2.0)  # type: ignore[arg-type]
+    optimizer = make_optimizer(Net(), settings)
+    assert type(optimizer) is kind
+    set_learning_rate(optimizer, 0.5)
+    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.05, 0.1])
+
+
+def curve(schedule: Schedule, steps: int, each: int, in_epochs: bool = True) -> list[float]:
+    return [learning_rate_factor(schedule, step, steps, each, in_epochs) for step in range(steps)]
+
+
+def test_multistep_in_epochs_and_in_iterations() -> None:
+    schedule = Schedule(name="multistep", milestones=(2, 3), gamma=0.1)
+    assert curve(schedule, 40, 10) == pytest.approx([1.0] * 20 + [0.1] * 10 + [0.01] * 10)
+    assert curve(schedule, 4, 10, in_epochs=False) == pytest.approx([1.0, 1.0, 0.1, 0.01])
+
+
+def test_multistep_equals_torchs() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    torchs = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([parameter], 1.0), [3, 7], 0.5)
+    for factor in curve(Schedule(milestones=(3, 7), gamma=0.5), 10, 1):
+        assert factor == pytest.approx(torchs.get_last_lr()[0])
+        torchs.optimizer.step()
+        torchs.step()
+
+
+def test_cosine_goes_from_one_to_its_end() -> None:
+    factors = curve(Schedule(name="cosine", final=0.1), 101, 10)
+    assert factors[0] == 1
+    assert factors[50] == pytest.approx(0.55)
+    assert factors[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(factors, factors[1:], strict=False))
+
+
+def test_exponential_falls_once_an_epoch() -> None:
+    factors = curve(Schedule(name="exponential", gamma=0.96), 30, 10)
+    assert factors == pytest.approx([1.0] * 10 + [0.96] * 10 + [0.96**2] * 10)
+
+
+def test_warm_up_rises_linearly_and_ends_with_the_first_epoch() -> None:
+    factors = curve(Schedule(name="constant", warmup_iterations=5, warmup_factor=0.2), 20, 10)
+    assert factors[:6] == pytest.approx([0.2, 0.36, 0.52, 0.68, 0.84, 1.0])
+    capped = curve(Schedule(name="constant", warmup_iterations=1000, warmup_factor=0.0), 20, 10)
+    assert capped[9] == pytest.approx(0.9)
+    assert capped[10:] == [1.0] * 10
+
+
+def test_rates_are_finite_at_the_smallest_sizes() -> None:
+    for name in ("multistep", "cosine", "exponential", "constant"):
+        schedule = Schedule(name=name, milestones=(1,), warmup_iterations=10)  # type: ignore[arg-type]
+        assert all(map(math.isfinite, curve(schedule, 1, 1)))

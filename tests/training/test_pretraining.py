@@ -1,0 +1,103 @@
+from dataclasses import replace
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from detection.errors import CheckpointError
+from detection.models.backbones import feature_state, make_backbone
+from detection.params.sections import Crops
+from detection.training import crops as cutting
+from detection.training.crops import augment, centre, cut_crops
+from detection.training.pretraining import published_weights, train_on_crops
+
+CROPS = Crops(image_size=32, batch_size=8, epochs=2, background=0.5)
+
+
+def test_crops_show_objects_and_free_background(tiny: Any) -> None:
+    index, classes = tiny.splits["train"], len(tiny.classes)
+    cut = cut_crops(index, tiny.root, CROPS, classes, seed=0)
+    kept = ~index.difficult & ~index.crowd
+    side = round(32 * cutting.SLACK)
+    assert cut.pixels.shape == (len(cut), 3, side, side)
+    assert cut.pixels.dtype == torch.uint8
+    objects = cut.labels[cut.labels < classes]
+    assert sorted(objects.tolist()) == sorted(index.labels[kept].tolist())
+    assert (cut.labels == classes).any()
+
+
+def test_a_limit_and_an_empty_split(tiny: Any) -> None:
+    limited = cut_crops(tiny.splits["train"], tiny.root, replace(CROPS, limit=5), 4, seed=0)
+    assert 5 <= len(limited) < 20
+    empty = cut_crops(
+        tiny.splits["train"].select(torch.zeros(0, dtype=torch.int64).numpy()), tiny.root, CROPS, 4, 0
+    )
+    assert len(empty) == 0
+
+
+def test_background_keeps_off_the_objects() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    boxes = np.array([[20, 20, 60, 60]], np.float32)
+    for _ in range(200):
+        found = cutting._background(rng, boxes, 100, 100)
+        if found is None:
+            continue
+        x1, y1, x2, y2 = found
+        assert 0 <= x1 < x2 <= 100
+        assert 0 <= y1 < y2 <= 100
+        shared = max(0, min(x2, 60) - max(x1, 20)) * max(0, min(y2, 60) - max(y1, 20))
+        assert shared <= cutting.FREE * (x2 - x1) * (y2 - y1)
+
+
+def test_augmented_and_central_crops_have_the_size_and_range() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 40, 40), dtype=torch.uint8)
+    for result in (augment(pixels, 32, torch.Generator().manual_seed(0)), centre(pixels, 32)):
+        assert result.shape == (6, 3, 32, 32)
+        assert result.dtype == torch.float32
+        assert 0 <= float(result.min()) <= float(result.max()) <= 1
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large"])
+def test_pretraining_gives_weights_that_its_backbone_takes(tiny: Any, backbone: str) -> None:
+    train = cut_crops(tiny.splits["train"], tiny.root, CROPS, 4, 0)
+    val = cut_crops(tiny.splits["val"], tiny.root, CROPS, 4, 0)
+    runs = [
+        train_on_crops(backbone, train, val, 4, CROPS, torch.device("cpu"), torch.float32, seed=3)
+        for _ in range(2)
+    ]
+    state, curve = runs[0]
+    own = feature_state(make_backbone(backbone))
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.items()}
+    assert [row["epoch"] for row in curve] == [1, 2]
+    assert 0 <= curve[-1]["val_accuracy"] <= 1
+    assert all(torch.equal(v, runs[1][0][k]) for k, v in state.items())
+
+
+def test_pretraining_learns_to_tell_crops_apart(tiny: Any) -> None:
+    train = cut_crops(tiny.splits["train"], tiny.root, CROPS, 4, 0)
+    settings = replace(CROPS, epochs=25, lr=0.02)
+    _, curve = train_on_crops("resnet18", train, train, 4, settings, torch.device("cpu"), torch.float32, 0)
+    assert curve[-1]["val_accuracy"] > 0.8
+
+
+def test_published_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
+    with pytest.raises(
+        CheckpointError, match=r"resnet18 cannot be had.*no network.*pretrain.method to crops"
+    ):
+        published_weights("resnet18")
+
+
+def test_published_weights_lose_only_their_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torchvision.models.resnet18(weights=None).state_dict()
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: whole)
+    state, name = published_weights("resnet18")
+    assert state.keys() == feature_state(make_backbone("resnet18")).keys()
+    assert name == "ResNet18_Weights.IMAGENET1K_V1"
