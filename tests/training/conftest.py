@@ -13,8 +13,9 @@ from detection.data.read import read
 from detection.models.build import build_detector, without_weights
 from detection.models.protocol import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
+from detection.tracking.row import NullRow
 from detection.training.checkpoint import Checkpoints
-from detection.training.loop import Job
+from detection.training.loop import Job, fit
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12
@@ -32,6 +33,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def recipe() -> Recipe:
+    return small_recipe()
+
+
+def small_recipe() -> Recipe:
     chosen = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
     schedule = replace(chosen.schedule, warmup_iterations=2)
     return replace(
@@ -49,6 +54,22 @@ def recipe() -> Recipe:
 def make_job(tiny: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Make a job anew, as a restarted process would: same params, same checkpoint folder."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return job_maker(tiny, recipe, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A finished training that nobody stopped."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        job: Job = job_maker(tiny, small_recipe(), folder)()
+        with job.checkpoints.held():
+            fit(job, NullRow())
+    return job
+
+
+def job_maker(tiny: Any, recipe: Recipe, folder: Path) -> Any:
     torch.set_num_threads(1)
 
     def make(key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any) -> Job:
@@ -63,7 +84,7 @@ def make_job(tiny: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
             validator=Validator(tiny.splits["val"], tiny.root, tiny.classes, recipe, "fp32"),
             device=torch.device("cpu"),
             precision=torch.float32,
-            reports=tmp_path / key / "reports",
+            reports=folder / key / "reports",
             checkpoints=Checkpoints("train", key),
         )
 

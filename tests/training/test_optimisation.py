@@ -62,11 +62,9 @@ def test_the_pretrained_part_of_a_detector_is_found(model: str) -> None:
     assert all(name.startswith("backbone.") for name, (lr, _) in rates.items() if lr == 0.1)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
-)
-def test_optimisers_keep_the_ratio_between_groups(name: str, kind: type) -> None:
-    settings = Optimizer(name=name, lr=0.1, bias_lr_factor=2.0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_optimisers_keep_the_ratio_between_groups(kind: type) -> None:
+    settings = Optimizer(name=kind.__name__.lower(), lr=0.1, bias_lr_factor=2.0)  # type: ignore[arg-type]
     optimizer = make_optimizer(Net(), settings)
     assert type(optimizer) is kind
     set_learning_rate(optimizer, 0.5)
@@ -97,7 +95,7 @@ def test_cosine_goes_from_one_to_its_end() -> None:
     assert factors[0] == 1
     assert factors[50] == pytest.approx(0.55)
     assert factors[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(factors, factors[1:], strict=False))
+    assert factors == sorted(factors, reverse=True)
 
 
 def test_exponential_falls_once_an_epoch() -> None:
