@@ -87,3 +87,12 @@ def test_before_evaluation(workspace: Path) -> None:
     done = plots()
     assert done.returncode == 0, done.stderr
     assert "No scores yet" in words(read(workspace / "reports/index.html"))
+
+
+def test_a_detector_that_is_sure_of_nothing(workspace: Path) -> None:
+    (workspace / "reports/evaluation/detections.json").write_text("[]")
+    done = plots()
+    assert done.returncode == 0, done.stderr
+    text = words(read(workspace / "reports/index.html"))
+    assert "Nothing was found with such a score" in text
+    assert "nothing detected, 0% of objects found" in text
