@@ -6,8 +6,8 @@
 Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
 many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
 the same family over the same backbone with its defaults, from random weights, bf16 autocast where the
-hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both are scored
-by pycocotools on test.
+hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both are
+scored by pycocotools on test.
 """
 
 import argparse

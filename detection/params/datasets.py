@@ -27,11 +27,11 @@ class ShapesDataset(DatasetBase):
     """The reader."""
     image_size: int = 128
     """Side of the square pictures in pixels."""
-    train: int = 480
+    train: int = 1000
     """Training pictures."""
-    val: int = 80
+    val: int = 100
     """Validation pictures."""
-    test: int = 160
+    test: int = 200
     """Test pictures."""
     seed: int = 0
     """Another seed draws other pictures."""
