@@ -89,19 +89,18 @@ class FCOS(DenseDetector):
         return losses
 
 
-class FullPrecisionP6P7(LastLevelP6P7):
+class FullPrecisionP6P7(LastLevelP6P7):  # type: ignore[misc]
     """P6 and P7, always in float32.
 
-    torch's bfloat16 convolutions on the CPU give wild weight gradients for a stride of 2 on a 1x1 map (seen in
+    On the CPU torch's bfloat16 convolutions give wild weight gradients for a stride of 2 on a 1x1 map (seen in
     2.15), which P7 has for pictures of 64 pixels. These two levels cost next to nothing.
     """
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """See torchvision's `ExtraFPNBlock`."""
         with torch.autocast(p[0].device.type, enabled=False):
-            levels: tuple[list[Tensor], list[str]] = super().forward(
-                p[:-1] + [p[-1].float()], c[:-1] + [c[-1].float()], names
-            )
+            p, c = [*p[:-1], p[-1].float()], [*c[:-1], c[-1].float()]
+            levels: tuple[list[Tensor], list[str]] = super().forward(p, c, names)
         return levels
 
 
