@@ -7,6 +7,8 @@ SYNCED := $(VENV)/.synced
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export UV_PROJECT_ENVIRONMENT := $(abspath $(VENV))
 export UV_PYTHON_DOWNLOADS := never
+# The machine's own certificates, as git and pip use them: behind a company's proxy there are no others.
+export UV_SYSTEM_CERTS ?= true
 export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
