@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
 from detection import params
 from detection.data.read import read
-
-WIDE = 10_000  # a line of params.yaml is never broken
 
 
 def pin(name: str, file: Path = Path("params.yaml")) -> str:
@@ -24,10 +23,21 @@ def pin(name: str, file: Path = Path("params.yaml")) -> str:
     digest = read(name, replace(chosen.data, digest=None)).digest
     if digest == chosen.data.digest:
         return f"{name} is pinned already, and its data is as it was: {digest}"
-    yaml = YAML()
-    yaml.preserve_quotes = True
-    yaml.width = WIDE
-    document = yaml.load(file)
-    document["datasets"][name]["digest"] = digest
-    yaml.dump(document, file)
+    text = file.read_text(encoding="utf-8")
+    file.write_text(_with_digest(text, name, digest), encoding="utf-8")
     return f"{file}: datasets.{name}.digest is now {digest}"
+
+
+def _with_digest(text: str, name: str, digest: str) -> str:
+    """Put the digest in its place and change no other character: a YAML writer would break lines anew."""
+    entry = _value(_value(YAML().compose(text), "datasets"), name)
+    old = _value(entry, "digest")
+    if old is not None:
+        return text[: old.start_mark.index] + digest + text[old.end_mark.index :]
+    first = entry.value[0][0].start_mark
+    after = ", " if entry.flow_style else "\n" + " " * first.column
+    return f"{text[: first.index]}digest: {digest}{after}{text[first.index :]}"
+
+
+def _value(mapping: Any, key: str) -> Any:
+    return next((value for name, value in mapping.value if name.value == key), None)

@@ -32,10 +32,10 @@ def predict(source: Path, weights: Path, out: Path, threshold: float, device: st
         CheckpointError: `weights` is not a detector's file.
     """
     files = find_pictures(source)
-    if not weights.is_file():  # before torch is imported, which takes seconds
-        raise CheckpointError(f"{weights} is not there; train a detector first: dvc repro")
     if out.resolve() == files[0].parent.resolve():
         raise DataError(f"--out {out} is where the pictures lie; name another folder, they keep their names")
+    if not weights.is_file():  # before torch is imported, which takes seconds
+        raise CheckpointError(f"{weights} is not there; train a detector first: dvc repro")
 
     from detection.models.build import load_detector
     from detection.models.hardware import pick_device

@@ -1,0 +1,210 @@
+"""`detection …` as a person runs it: programs, exit codes, one line for a slip."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detection import params as parameters
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def detection(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    gone = ("DVC_ROOT", "DATA_ROOT")
+    environment = {key: value for key, value in os.environ.items() if key not in gone} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    command = [sys.executable, "-m", "detection.cli", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def slip(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a slip costs."""
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copy(ROOT / "params.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector's file with random weights: it finds something everywhere, none of it right."""
+    import torch
+
+    from detection.models.build import build_detector, save_detector
+
+    torch.manual_seed(0)
+    recipe = parameters.load(ROOT / "params.yaml").recipe
+    classes = ("ring", "cross", "leaf")
+    file = tmp_path_factory.mktemp("weights") / "detector.pt"
+    save_detector(file, build_detector(recipe, len(classes), None).state_dict(), recipe, classes, "toy")
+    return file
+
+
+def picture(path: Path, width: int = 120, height: int = 80, mode: str = "RGB") -> Path:
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+def test_help_lists_the_commands_in_no_time(project: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = detection(project, "--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    for command in ("predict", "summary", "check", "pin"):
+        assert command in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
+    pictures = project / "pictures"
+    pictures.mkdir()
+    picture(pictures / "b.png")
+    picture(pictures / "a.jpg", 60, 100)
+    picture(pictures / "grey.bmp", mode="L")
+    (pictures / "notes.txt").write_text("not a picture")
+    done = detection(project, "predict", "pictures", "--weights", str(weights), "--threshold", "0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((project / "predictions" / "detections.json").read_text())
+    assert [one["file"] for one in found] == ["pictures/a.jpg", "pictures/b.png", "pictures/grey.bmp"]
+    assert [(one["width"], one["height"]) for one in found] == [(60, 100), (120, 80), (120, 80)]
+    assert all(one["detections"] for one in found)
+    for one in found:
+        with Image.open(project / "predictions" / Path(one["file"]).name) as drawn:
+            assert drawn.size >= (one["width"], one["height"])
+        for detection_ in one["detections"]:
+            x1, y1, x2, y2 = detection_["box"]
+            assert 0 <= x1 < x2 <= one["width"]
+            assert 0 <= y1 < y2 <= one["height"]
+            assert detection_["class"] == ("ring", "cross", "leaf")[detection_["label"]]
+            assert 0 <= detection_["score"] <= 1
+    assert f"{sum(len(one['detections']) for one in found)} objects on 3 pictures" in done.stdout
+
+
+def test_predict_keeps_what_scores_above_the_threshold(project: Path, weights: Path) -> None:
+    from detection.commands.predict import predict
+
+    file = picture(project / "one.png")
+    every, some = project / "every", project / "some"
+    predict(file, weights, every, 0.0, "cpu")
+    (all_of_it,) = json.loads((every / "detections.json").read_text())
+    scores = [one["score"] for one in all_of_it["detections"]]
+    middle = (min(scores) + max(scores)) / 2
+    predict(file, weights, some, middle, "cpu")
+    (part,) = json.loads((some / "detections.json").read_text())
+    assert [one["score"] for one in part["detections"]] == [score for score in scores if score >= middle]
+    assert 0 < len(part["detections"]) < len(scores)
+
+
+def test_predict_tells_of_broken_pictures_and_does_the_others(project: Path, weights: Path) -> None:
+    pictures = project / "pictures"
+    pictures.mkdir()
+    picture(pictures / "fine.png")
+    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff but no more")
+    (pictures / "empty.png").write_bytes(b"")
+    said = slip(detection(project, "predict", "pictures", "--weights", str(weights)))
+    assert "pictures/broken.jpg cannot be read as a picture" in said
+    assert "1 more" in said
+    assert [one["file"] for one in json.loads((project / "predictions/detections.json").read_text())] == [
+        "pictures/fine.png"
+    ]
+
+
+def test_predict_says_what_is_missing(project: Path) -> None:
+    assert "nowhere is not there" in slip(detection(project, "predict", "nowhere"))
+    assert "no picture in ." in slip(detection(project, "predict", "."))
+    picture(project / "one.png")
+    assert "models/detector.pt is not there" in slip(detection(project, "predict", "one.png"))
+    assert "name another folder" in slip(detection(project, "predict", "one.png", "--out", "."))
+
+
+def test_predict_says_that_a_file_is_no_detector(project: Path) -> None:
+    picture(project / "one.png")
+    said = slip(detection(project, "predict", "one.png", "--weights", "params.yaml"))
+    assert "params.yaml is not a detector's file" in said
+
+
+def test_a_score_is_between_0_and_1(project: Path) -> None:
+    done = detection(project, "predict", "one.png", "--threshold", "50")
+    assert done.returncode == 2
+    assert "a score is between 0 and 1, not 50" in done.stderr
+
+
+def test_check_says_what_the_recipe_became(project: Path) -> None:
+    done = detection(project, "check")
+    assert done.returncode == 0
+    assert "params.yaml is fine" in done.stdout
+    assert "batch_size = " in done.stdout
+    file = project / "params.yaml"
+    file.write_text(file.read_text().replace("\nseed:", "\nseeed:"))
+    assert "did you mean 'seed'?" in slip(detection(project, "check"))
+
+
+def test_summary_shows_the_scores_and_how_to_go_on(project: Path) -> None:
+    assert "run `dvc repro` first" in slip(detection(project, "summary"))
+    for path, content in {
+        "evaluation/metrics.json": {"AP": 0.5004, "AP50": 0.71249, "AP_large": None},
+        "train/recipe.json": {"model": "toy", "dataset": "shapes"},
+    }.items():
+        file = project / "reports" / path
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(content))
+    shown = detection(project, "summary").stdout
+    assert "toy on shapes" in shown
+    assert "AP50 0.712" in shown
+    assert "AP_large     -" in shown
+    assert str(project / "reports/index.html") in shown
+    assert "dvc exp run -S model=" in shown
+
+
+@pytest.mark.parametrize(
+    ("entry", "pinned"),
+    [
+        ("shapes: {format: shapes, train: 4,", "shapes: {digest: DIGEST, format: shapes, train: 4,"),
+        ("shapes: {train: 4, digest: null,", "shapes: {train: 4, digest: DIGEST,"),
+        ("shapes: {train: 4, digest: aaaa, # why\n  ", "shapes: {train: 4, digest: DIGEST, # why\n  "),
+    ],
+)
+def test_pin_changes_the_digest_and_no_other_character(project: Path, entry: str, pinned: str) -> None:
+    file = project / "params.yaml"
+    text = file.read_text()
+    rest = "test: 2, val: 2, path: shapes" + (", format: shapes" if "format" not in entry else "")
+    old = next(line.strip() for line in text.splitlines() if line.startswith("  shapes: {format: shapes"))
+    before = text.replace(old, f"{entry} {rest}}}", 1)
+    file.write_text(before)
+    done = detection(project, "pin", "shapes")
+    assert done.returncode == 0, done.stderr
+    digest = done.stdout.split()[-1]
+    assert file.read_text() == before.replace(entry, pinned.replace("DIGEST", digest))
+    assert "pinned already" in detection(project, "pin", "shapes").stdout
+
+
+def test_pin_of_an_entry_in_block_style(project: Path) -> None:
+    file = project / "params.yaml"
+    old = next(line for line in file.read_text().splitlines() if line.startswith("  shapes: {format: shapes"))
+    block = "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2"
+    file.write_text(file.read_text().replace(old, block, 1))
+    digest = detection(project, "pin", "shapes").stdout.split()[-1]
+    assert f"  shapes:\n    digest: {digest}\n    format: shapes  # drawn\n" in file.read_text()
+    assert "pinned already" in detection(project, "pin", "shapes").stdout
+
+
+def test_pin_knows_the_nearest_name(project: Path) -> None:
+    assert "did you mean 'shapes'?" in slip(detection(project, "pin", "shape"))
