@@ -14,6 +14,7 @@ import yaml
 
 from detection.params import Params
 
+NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")  # what differs between experiments by nature
 FORBIDDEN = re.compile(r"[^\w\-. /]", re.ASCII)
 
 
@@ -64,7 +65,7 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "dvc.exp_name": experiment_name(),
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.workspace": str(Path.cwd()),
-        "git.dirty": str(bool(_git("status", "--porcelain", "--", ".", ":!dvc.lock", ":!reports"))).lower(),
+        "git.dirty": str(bool(_git("status", "--porcelain", "--", ".", *NOT_CODE))).lower(),
         "mlflow.source.name": f"stages.{stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit(),
@@ -77,6 +78,12 @@ def locked_md5() -> dict[str, str]:
     """The md5 of every output that `dvc.lock` knows, by path; empty without DVC."""
     stages = (_yaml("dvc.lock").get("stages") or {}).values()
     return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", []) if "md5" in out}
+
+
+def training_files(*folders: Path) -> list[Path]:
+    """The reports that a training's row holds, whoever makes the row."""
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
+    return [path for path in files if path.name != "run.json"]
 
 
 def evaluation_key(params: Params) -> str:

@@ -53,10 +53,8 @@ def log_training_artifacts(
     row: Row, train: Path = Path("reports/train"), dataset: Path = Path("reports/dataset")
 ) -> None:
     """Store the curves and the recipe, and the dataset's card and figures, in the row."""
-    for folder in (train, dataset):
-        for path in sorted(folder.glob("*")):
-            if path.is_file() and path.name != RUN_JSON.name:
-                row.artifact(path, folder.name)
+    for path in facts.training_files(train, dataset):
+        row.artifact(path, path.parent.name)
 
 
 def write_run_id(path: Path, run_id: str | None) -> None:

@@ -21,9 +21,8 @@ def replay(store: Store, run_id: str, folder: Path = TRAIN) -> None:
     ]
     for start in range(0, len(points), METRICS_PER_CALL):
         log_points(store.client, run_id, points[start : start + METRICS_PER_CALL])
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.name != "run.json":
-            store.client.log_artifact(run_id, str(path), folder.name)
+    for path in facts.training_files(folder, folder.parent / "dataset"):
+        store.client.log_artifact(run_id, str(path), path.parent.name)
 
 
 def recorded_params(folder: Path = TRAIN) -> dict[str, str]:
