@@ -36,8 +36,9 @@ def test_one_command_makes_everything(copy: Path, command: Command, repro: str) 
     assert stages_run(repro) == ["check", "prepare", "pretrain", "train", "evaluate", "plots"]
     pipeline = YAML(typ="safe").load(copy / "dvc.yaml")["stages"]
     for stage in pipeline.values():
-        for out in stage.get("outs", []) + [next(iter(one)) for one in stage.get("metrics", [])]:
-            assert (copy / out).exists(), out
+        for out in stage.get("outs", []) + stage.get("metrics", []):
+            path = out if isinstance(out, str) else next(iter(out))
+            assert (copy / path).exists(), path
     assert set(json.loads((copy / "reports/evaluation/metrics.json").read_text())) == SCORES
     assert command("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     untracked = command("git", "status", "--porcelain", "-uall").stdout.split("\n")[:-1]
