@@ -8,7 +8,7 @@ from detection.errors import TrackingError
 from detection.locks import locked
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.live import first_line
+from detection.tracking.live import reason
 from detection.tracking.opening import (
     RUN_JSON,
     add_datasets,
@@ -65,7 +65,7 @@ def log_evaluation(
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the scores stand in the reports
-        log.warning("the evaluation is not in MLflow: %s: %s", tracking_uri(), first_line(error))
+        log.warning("the evaluation is not in MLflow: %s: %s", tracking_uri(), reason(error))
 
 
 def _adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from detection.errors import TrackingError
-from detection.tracking.live import first_line
+from detection.tracking.live import reason
 from detection.tracking.opening import find_row, read_run_id
 from detection.tracking.store import connect, import_mlflow, switched_off, tracking_uri
 
@@ -31,4 +31,4 @@ def log_figures(
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the figures stand in the reports
-        log.warning("the figures are not in MLflow: %s: %s", tracking_uri(), first_line(error))
+        log.warning("the figures are not in MLflow: %s: %s", tracking_uri(), reason(error))

@@ -132,7 +132,7 @@ class LiveRow(ClosesItself):
                     "MLflow at %s does not take the row's values (%s); training goes on, "
                     "the values stand in reports/train and are sent when it is back",
                     self._store.uri,
-                    first_line(error),
+                    reason(error),
                 )
             self._failures += 1
             self._wake.set()
@@ -150,8 +150,10 @@ def log_points(client: Any, run_id: str, points: list[Point]) -> None:
     client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
-def first_line(error: BaseException) -> str:
-    """An exception's first line, short enough for a log line."""
+def reason(error: BaseException) -> str:
+    """What lay at the bottom of an exception, in one short line: `[Errno 111] Connection refused`."""
+    while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = deeper
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -163,6 +165,6 @@ def _system_metrics(store: Store, run_id: str, resumed: bool) -> Any:
         monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=store.uri)
         monitor.start()
     except Exception as error:
-        log.warning("no system metrics in the tracked row: %s", first_line(error))
+        log.warning("no system metrics in the tracked row: %s", reason(error))
         return None
     return monitor

@@ -9,7 +9,7 @@ from typing import Any
 from detection.errors import TrackingError
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.live import LiveRow, first_line
+from detection.tracking.live import LiveRow, reason
 from detection.tracking.row import NullRow, Row
 from detection.tracking.store import (
     Store,
@@ -174,6 +174,6 @@ def _open(params: Params, resume: str | None, stage: str) -> Row:
             "MLflow at %s does not answer (%s): training goes on without a row, "
             "`evaluate` makes it from reports/train when it is back",
             tracking_uri(),
-            first_line(error),
+            reason(error),
         )
         return NullRow()

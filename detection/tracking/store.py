@@ -84,7 +84,10 @@ def connect() -> Store:
     with locked(lock_path()):
         if uri.startswith(SQLITE):
             _write_ahead_log(Path(uri.removeprefix(SQLITE)))
-        client = mlflow.MlflowClient(tracking_uri=uri)
+        try:
+            client = mlflow.MlflowClient(tracking_uri=uri)
+        except ModuleNotFoundError as error:
+            raise TrackingError(f"MLFLOW_TRACKING_URI={uri} needs a driver: uv add {error.name}") from None
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # Absolute, or files would go to the working directory; a server knows its own place.
@@ -104,8 +107,12 @@ def import_mlflow() -> Any:
         os.environ.setdefault(key, value)
     import mlflow
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy, level in (
+        ("mlflow", logging.WARNING),
+        ("alembic", logging.WARNING),
+        ("urllib3", logging.ERROR),
+    ):
+        logging.getLogger(noisy).setLevel(level)
     return mlflow
 
 
