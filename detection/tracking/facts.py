@@ -1,5 +1,6 @@
 """What is known about an experiment outside MLflow: git, DVC, files. Imports no mlflow."""
 
+import getpass
 import hashlib
 import json
 import math
@@ -69,7 +70,7 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "mlflow.source.name": f"stages.{stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit(),
-        "mlflow.user": os.environ.get("USER", ""),
+        "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value} | _md5_tags(stage)
 
@@ -117,6 +118,13 @@ def _yaml(path: str) -> dict[str, Any]:
     except OSError:
         return {}
     return yaml.safe_load(text) or {}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return ""
 
 
 def _git(*args: str) -> str:
