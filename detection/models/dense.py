@@ -3,6 +3,7 @@
 Both answer at every place of a feature pyramid at once; they differ in their anchors, heads and assignment.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection import RetinaNet as TorchvisionRetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detection.models.backbones import fpn
@@ -17,6 +19,7 @@ from detection.models.protocol import Detections, Sizes, Targets
 from detection.models.torchvision_base import TorchvisionDetector, image_list, split_targets, to_original
 from detection.params.recipe import FCOSRecipe, RetinaNetRecipe
 
+GROUPS = 32  # of group normalisation (Wu and He 2018, arXiv:1803.08494)
 LOSS_NAMES = {"classification": "class", "bbox_regression": "box", "bbox_ctrness": "centerness"}
 
 
@@ -92,7 +95,7 @@ class FCOS(DenseDetector):
 class FullPrecisionP6P7(LastLevelP6P7):  # type: ignore[misc]
     """P6 and P7, always in float32.
 
-    On the CPU torch's bfloat16 convolutions give wild weight gradients for a stride of 2 on a 1x1 map (seen in
+    On the CPU torch's bfloat16 convolutions give wild weight gradients for a stride of 2 on a 1x1 map (torch
     2.15), which P7 has for pictures of 64 pixels. These two levels cost next to nothing.
     """
 
@@ -112,11 +115,18 @@ def _pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: nn.Module) -> nn.Mod
 
 def build_retinanet(recipe: RetinaNetRecipe, classes: int, network: nn.Module) -> DenseDetector:
     """Build RetinaNet from a recipe, for `classes` classes, on a backbone whose weights are loaded."""
-    ratios = (recipe.aspect_ratios,) * len(recipe.anchor_sizes)
+    anchors = AnchorGenerator(recipe.anchor_sizes, (recipe.aspect_ratios,) * len(recipe.anchor_sizes))
+    head = RetinaNetHead(
+        recipe.fpn_channels,
+        anchors.num_anchors_per_location()[0],
+        classes,
+        norm_layer=partial(nn.GroupNorm, GROUPS) if recipe.head_norm == "group" else None,
+    )
     net = TorchvisionRetinaNet(
         _pyramid(recipe, network),
         classes,
-        anchor_generator=AnchorGenerator(recipe.anchor_sizes, ratios),
+        anchor_generator=anchors,
+        head=head,
         score_thresh=recipe.score_threshold,
         nms_thresh=recipe.nms_threshold,
         detections_per_img=recipe.detections_per_image,

@@ -165,6 +165,9 @@ class RetinaNetRecipe(RecipeBase):
     """Backbone levels the pyramid is built on; P6 and P7 are added above."""
     fpn_channels: int = 256
     """Channels of the pyramid and of the towers."""
+    head_norm: Literal["none", "group"] = "none"
+    """Group normalisation in the towers (as RetinaNet v2 has it): without it, and without ImageNet's weights
+    below, their small first weights make learning slow."""
     anchor_sizes: tuple[tuple[float, ...], ...] = (
         (32, 40, 50),
         (64, 80, 101),
