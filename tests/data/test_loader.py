@@ -1,0 +1,130 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.data.index import Index, Record, pack
+from detection.data.loader import Loader, Order, Pictures, loader_workers
+from detection.data.pictures import read_picture
+from detection.errors import DataError
+from detection.params import Recipe, load
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return replace(load(model="retinanet_resnet18").recipe, image_size=40, max_size=80)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Index:
+    """Five pictures of three shapes: objects, a difficult one, a crowd, and one picture without any."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i, (height, width) in enumerate([(40, 60), (60, 40), (50, 50), (40, 60), (100, 30)]):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        count = 0 if i == 2 else 3
+        boxes = np.array([[2, 3, 20, 25], [5, 5, 28, 30], [10, 8, 26, 38]], np.float32)[:count]
+        flags = np.array([False, True, False])[:count]
+        crowd = np.array([False, False, i == 3])[:count]
+        areas = np.zeros(count, np.float32)
+        records.append(
+            Record(f"{i}.png", str(i), height, width, boxes, np.arange(count), flags, crowd, areas)
+        )
+    return pack(records)
+
+
+def everything(loader: Loader, epoch: int, start: int = 0) -> list[Any]:
+    return [
+        (batch.rows, batch.images, batch.targets.boxes, batch.targets.labels, batch.targets.mask)
+        for batch in loader.epoch(epoch, start)
+    ]
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(
+        x[0] == y[0] and all(torch.equal(s, t) for s, t in zip(x[1:], y[1:], strict=True))
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    pictures = Pictures(split, tmp_path, recipe, train=False)
+    (batch,) = Loader(pictures, 5, workers=0, shuffle=False).epoch(0)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.shape == (5, 3, 96, 64)  # whole cells of 32
+    assert batch.rows == [0, 1, 2, 3, 4]
+    assert batch.sizes.original.tolist() == [[40, 60], [60, 40], [50, 50], [40, 60], [100, 30]]
+    assert batch.sizes.inside.tolist() == [[40, 60], [60, 40], [40, 40], [40, 60], [80, 24]]
+    assert batch.targets.mask.sum(1).tolist() == [3, 3, 0, 3, 3]
+    assert batch.targets.boxes[~batch.targets.mask].abs().sum() == 0
+    fill = torch.tensor(pictures.fill, dtype=torch.uint8)
+    assert torch.equal(batch.images[4, :, 90, 40], fill)
+    scaled = torch.tensor([2.0, 3, 20, 25]) * torch.tensor([0.8, 0.8, 0.8, 0.8])
+    torch.testing.assert_close(batch.targets.boxes[4, 0], scaled)
+
+
+def test_training_leaves_crowds_and_difficult_objects_out(
+    split: Index, tmp_path: Path, recipe: Recipe
+) -> None:
+    for wanted, counts in ((False, [2, 2, 0, 1, 2]), (True, [3, 3, 0, 2, 3])):
+        chosen = replace(recipe, train_difficult=wanted, augmentation="none")
+        (batch,) = Loader(Pictures(split, tmp_path, chosen, train=True), 5, workers=0, shuffle=False).epoch(0)
+        assert batch.targets.mask.sum(1).tolist() == counts
+
+
+@pytest.mark.parametrize("augmentation", ["flip", "ssd"])
+def test_an_epoch_is_a_function_of_seed_and_number(
+    split: Index, tmp_path: Path, recipe: Recipe, augmentation: Any
+) -> None:
+    chosen = replace(recipe, augmentation=augmentation)
+
+    def loader(seed: int, workers: int = 0) -> Loader:
+        return Loader(Pictures(split, tmp_path, chosen, train=True, seed=seed), 2, workers, shuffle=True)
+
+    first = everything(loader(0), 3)
+    assert same(first, everything(loader(0), 3))
+    assert same(first, everything(loader(0, workers=2), 3))  # whoever loads it
+    assert same(first[1:], everything(loader(0), 3, start=1))  # and wherever one begins
+    assert not same(first, everything(loader(0), 4))
+    assert not same(first, everything(loader(1), 3))
+
+
+def test_orders_cover_the_split() -> None:
+    shuffled = Order(10, 3, seed=0)
+    rows = [row for batch in shuffled for _, row in batch]
+    assert len(shuffled) == 3
+    assert len(set(rows)) == 9  # the incomplete batch is left out
+    assert rows != sorted(rows)
+    plain = Order(10, 3, seed=None)
+    assert [row for batch in plain for _, row in batch] == list(range(10))
+    assert [len(batch) for batch in Order(2, 4, seed=0)] == [2]  # unless it is the only one
+    assert list(Order(0, 4, seed=0)) == list(Order(0, 4, seed=None)) == []
+
+
+def test_workers() -> None:
+    assert loader_workers(3, torch.device("cpu")) == 3
+    assert loader_workers("auto", torch.device("cpu")) == 0
+    assert loader_workers("auto", torch.device("cuda")) >= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
+def test_pictures_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
+    Image.new("RGB", (7, 5), (200, 30, 60)).convert(mode).save(path)
+    picture = read_picture(path)
+    assert picture.shape == (3, 5, 7)
+    assert picture.dtype == torch.uint8
+    if mode in ("RGB", "RGBA"):
+        assert picture[:, 0, 0].tolist() == [200, 30, 60]
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x.png is not there"):
+        read_picture(tmp_path / "x.png")
+    (tmp_path / "y.jpg").write_bytes(b"text")
+    with pytest.raises(DataError, match=r"y.jpg cannot be read as a picture"):
+        read_picture(tmp_path / "y.jpg")
