@@ -1,1 +1,1 @@
-"""One script a stage: `python -m stages.train`. DVC runs them; so can a person, from the root of the project."""
+"""One script a stage: `python -m stages.train`. DVC runs them; so can a person, from the root folder."""
