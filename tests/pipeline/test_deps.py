@@ -27,6 +27,11 @@ def test_a_stage_is_one_exec_so_that_dvc_is_its_parent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
+def test_every_plain_out_is_cached_as_the_run_cache_restores_no_other(name: str) -> None:
+    assert all(isinstance(out, str) for out in STAGES[name].get("outs", []))
+
+
+@pytest.mark.parametrize("name", STAGES)
 def test_what_a_stage_reads_is_made_by_a_stage_or_stands_in_git(name: str) -> None:
     made = {
         out for stage in STAGES.values() for out in _paths(stage.get("outs")) + _paths(stage.get("metrics"))

@@ -44,8 +44,6 @@ def test_one_command_makes_everything(copy: Path, command: Command, repro: str) 
     untracked = command("git", "status", "--porcelain", "-uall").stdout.split("\n")[:-1]
     assert {line[3:] for line in untracked} == {
         "dvc.lock",
-        "reports/pretrain/metrics.json",
-        "reports/train/metrics.json",
         "reports/train/run.json",
         "reports/evaluation/metrics.json",
         "reports/evaluation/run.json",
