@@ -68,6 +68,9 @@ def command(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     gone = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING", "PYTHONPATH")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(gone)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["OMP_NUM_THREADS"] = (
+        "1"  # threads that wait for each other on a busy machine cost five times that
+    )
     environment["DVC_SITE_CACHE_DIR"] = str(tmp_path_factory.mktemp("site-cache"))
 
     def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
