@@ -45,6 +45,8 @@ identity:
 			"$$(git config user.name) <$$(git config user.email)> (git config --local user.name ... changes it)"; }
 
 repro: install  ## Run the pipeline: data, backbone, detector, scores, report
+	@detection check
+	@echo
 	@dvc repro
 	@echo
 	@detection summary

@@ -28,6 +28,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
+    # Not the one of this checkout, which may have run; as it stands in the repository.
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     shrink(folder / "params.yaml")
     for line in (
         "init -q",

@@ -41,8 +41,8 @@ def test_one_command_makes_everything(copy: Path, command: Command, repro: str) 
             assert (copy / path).exists(), path
     assert set(json.loads((copy / "reports/evaluation/metrics.json").read_text())) == SCORES
     assert command("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
-    untracked = command("git", "status", "--porcelain", "-uall").stdout.split("\n")[:-1]
-    assert {line[3:] for line in untracked} == {
+    changed = command("git", "status", "--porcelain", "-uall").stdout.splitlines()
+    assert {line[3:] for line in changed} == {
         "dvc.lock",
         "reports/train/run.json",
         "reports/evaluation/metrics.json",
@@ -120,6 +120,7 @@ def test_a_temporary_workspace_forks_a_row_for_other_settings(
     done = command("dvc", "exp", "run", "--temp", "-n", "elsewhere", *override)
     assert stages_run(done.stdout)[-2:] == ["evaluate", "plots"]
     assert "train" not in stages_run(done.stdout), "restored from the run-cache"
+    assert "WARNING" not in done.stderr, "the workspace knows dvc.lock"
     fork = rows()[-1]
     assert len(rows()) == len(before) + 1
     assert fork.info.run_name == "elsewhere"
