@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install identity repro ui test deps
+.PHONY: help install identity repro ui compare test deps
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -55,6 +55,9 @@ ui: install  ## Open the MLflow rows in a browser
 	@uri=$$(python -c 'from detection.tracking.store import tracking_uri; print(tracking_uri())') || exit 1; \
 	case $$uri in http*) echo "the rows are at $$uri"; exit 0;; esac; \
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri "$$uri"
+
+compare: install  ## Table of the experiments: what differs, and the scores (columns of files left out)
+	@dvc exp show --only-changed --drop '.*/.*|params.yaml'
 
 test: install  ## Lint, types and tests
 	ruff check .

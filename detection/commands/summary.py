@@ -41,7 +41,7 @@ def _next(model: str) -> list[tuple[str, str]]:
     return [
         ("first", "source .venv/bin/activate"),
         ("change one word", f"dvc exp run -S model={other}"),
-        ("compare", "dvc exp show --only-changed    or    make ui"),
+        ("compare", "make compare    (the same with curves and pictures: make ui)"),
         ("use it", "detection predict PICTURE_OR_FOLDER"),
     ]
 
