@@ -68,12 +68,11 @@ def main() -> None:
                 reports=REPORTS,
                 checkpoints=checkpoints,
             )
-            summary = fit(job, row)
+            summary = {"monitor": settings.monitor, **fit(job, row)}
             (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))
-            notes = {"dataset": params.dataset, "monitor": settings.monitor, **summary}
             Path("models").mkdir(exist_ok=True)
-            state = detector.state_dict()
-            save_detector(Path("models/detector.pt"), state, recipe, prepared.classes, params.model, **notes)
+            made = (recipe, prepared.classes, params.model)
+            save_detector(Path("models/detector.pt"), detector.state_dict(), *made, **summary)
             log_training_artifacts(row)
 
 

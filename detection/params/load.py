@@ -144,6 +144,10 @@ def _check_model(name: str, values: Any, datasets: Mapping[str, Dataset], file: 
     _merged(name, values, "", Budget(), file)
     for dataset in values.get("on") or {}:
         pick(datasets, dataset, f"models.{name}.on.{dataset}", "dataset", file)
+        for fixed in ("architecture", "backbone"):
+            if fixed in (values["on"][dataset] or {}):
+                where = f"models.{name}.on.{dataset}.{fixed}"
+                raise ParamsError(f"{file}: {where}: a recipe has one {fixed}; make another entry of models")
         _merged(name, values, dataset, Budget(), file)
 
 

@@ -47,6 +47,10 @@ def edited(tmp_path: Path) -> Any:
         (("models.retinanet.backbone", "vgg16"), "retinanet cannot stand on vgg16; possible: resnet18"),
         (("models.retinanet.anchor_sizes", [[32]]), "needs one entry per pyramid level: 5, not 1"),
         (("models.retinanet.on.shapes.x", 1), "models.retinanet.on.shapes.x: unknown key"),
+        (
+            ("models.retinanet.on.shapes.backbone", "resnet18"),
+            "on.shapes.backbone: a recipe has one backbone",
+        ),
         (("models.retinanet.on.shape", {}), "models.retinanet.on.shape: there is no dataset 'shape'"),
         (("models.ssd300.resize", "keep"), "set resize: stretch"),
         (("train.precision", "bf17"), "'bf17' is not possible; did you mean 'bf16'?"),
