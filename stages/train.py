@@ -71,8 +71,8 @@ def main() -> None:
             summary = {"monitor": settings.monitor, **fit(job, row)}
             (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))
             Path("models").mkdir(exist_ok=True)
-            made = (recipe, prepared.classes, params.model)
-            save_detector(Path("models/detector.pt"), detector.state_dict(), *made, **summary)
+            target, state = Path("models/detector.pt"), detector.state_dict()
+            save_detector(target, state, recipe, prepared.classes, params.model, notes=summary)
             log_training_artifacts(row)
 
 

@@ -1,6 +1,7 @@
 """From a recipe to a detector, and from a detector's file back to it."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ class Loaded:
 
 
 def save_detector(
-    path: Path, state: dict[str, Tensor], recipe: Recipe, classes: tuple[str, ...], model: str, **notes: Any
+    path: Path,
+    state: dict[str, Tensor],
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    model: str,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, …)."""
     torch.save(
@@ -92,7 +98,7 @@ def save_detector(
             "model": model,
             "recipe": msgspec.to_builtins(asdict(recipe)),
             "classes": list(classes),
-            "notes": notes,
+            "notes": dict(notes or {}),
             "state_dict": state,
         },
         path,
