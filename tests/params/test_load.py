@@ -108,7 +108,11 @@ def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any
 
 
 def test_a_default_learning_rate_is_scaled_too(edited: Any) -> None:
-    path = edited(("models.retinanet.optimizer", {}), ("budgets.shapes", {"batch_size": 8}))
+    path = edited(
+        ("models.retinanet.optimizer", {}),
+        ("models.retinanet.on", {}),
+        ("budgets.shapes", {"batch_size": 8}),
+    )
     assert load(path, model="retinanet").recipe.optimizer.lr == pytest.approx(0.01)
 
 
