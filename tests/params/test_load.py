@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,10 @@ def test_flat_params_have_a_scalar_or_list_under_each_key() -> None:
     flat = load().flat()
     assert flat["recipe.optimizer.lr"] == load().recipe.optimizer.lr
     assert not any(isinstance(value, dict | tuple) for value in flat.values())
+
+
+@pytest.mark.parametrize("section", ["pretrain", "train", "evaluate", "plots"])
+def test_every_key_of_a_section_stands_in_the_file(section: str) -> None:
+    """`dvc exp run -S` changes only keys that are there."""
+    raw = YAML(typ="safe").load(Path("params.yaml"))[section]
+    assert raw.keys() == {field.name for field in fields(getattr(load(), section))}
