@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from detection.boxes import iou
+
 Window = tuple[int, int, int, int]
 OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # least IoU of the crop with some object; 1: leave it whole
 TRIALS = 40
@@ -102,19 +104,9 @@ def _crop_by_overlap(rng: np.random.Generator, window: Window, boxes: NDArray[np
         centres = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], axis=1)
         held = (crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])  # [TRIALS, M, 2]
         holds = held[..., 0] & held[..., 1]
-        iou = np.where(holds, _iou(crops.astype(np.float32), boxes), 0)
-        good = np.flatnonzero(fits & holds.any(axis=1) & (iou.max(axis=1) >= least))
+        overlap = np.where(holds, iou(crops.astype(np.float32), boxes), 0)
+        good = np.flatnonzero(fits & holds.any(axis=1) & (overlap.max(axis=1) >= least))
         if len(good):
             a, b, c, d = (int(v) for v in crops[good[0]])
             return a, b, c, d
     return window
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """IoU [N, M] of boxes [N, 4] and [M, 4]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(2)
-    area_a, area_b = (a[:, 2:] - a[:, :2]).prod(1), (b[:, 2:] - b[:, :2]).prod(1)
-    iou: NDArray[np.float32] = shared / np.maximum(area_a[:, None] + area_b[None] - shared, 1e-9)
-    return iou

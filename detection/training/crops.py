@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detection.boxes import intersections
 from detection.data.geometry import Geometry
 from detection.data.index import Index
 from detection.data.pictures import read_picture
@@ -110,8 +111,7 @@ def _background(
     for _ in range(10):
         side = int(rng.uniform(0.15, 0.5) * min(height, width)) + 1
         left, top = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
-        low = np.maximum(boxes[:, :2], [left, top])
-        high = np.minimum(boxes[:, 2:], [left + side, top + side])
-        if np.clip(high - low, 0, None).prod(axis=1).max(initial=0) <= FREE * side * side:
+        window = np.array([[left, top, left + side, top + side]], np.float32)
+        if intersections(window, boxes).max(initial=0) <= FREE * side * side:
             return left, top, left + side, top + side
     return None
