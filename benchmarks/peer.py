@@ -1,13 +1,15 @@
-"""What torchvision's own class reaches on `shapes` in a plain loop, in the time that our pipeline took.
+"""What torchvision's own class reaches on the same pictures in a plain loop, in the time our pipeline took.
 
-    python -m benchmarks.shapes                    # after `dvc repro`
-    python -m benchmarks.shapes --minutes 5        # another budget
+    python -m benchmarks.peer                      # after `dvc repro` or `dvc exp run`, on any dataset
+    python -m benchmarks.peer --minutes 20         # another budget
+    python -m benchmarks.peer --published          # its builder on ResNet-50, whatever backbone ours has
+    python -m benchmarks.peer --with-val           # the peer learns from val too, which it never looks at
 
 Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
 many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
-the same family over the same backbone with its defaults, from random weights, bf16 autocast where the
-hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both are
-scored by pycocotools on test.
+the same family over the same backbone with its defaults (anchors too), from random weights, bf16 autocast
+where the hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both
+are scored by COCO's protocol on test.
 """
 
 import argparse
@@ -30,22 +32,33 @@ from detection.evaluation import coco
 from detection.evaluation.results import Results
 from detection.models.hardware import autocast, pick_precision
 
-LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01}  # of the references, at batch 16
+LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01, "fcos": 0.01, "ssd": 0.001, "ssdlite": 0.0125}
+"""Of the references, at batch 16."""
+BUILDERS = {
+    "fasterrcnn": "fasterrcnn_resnet50_fpn",
+    "retinanet": "retinanet_resnet50_fpn",
+    "fcos": "fcos_resnet50_fpn",
+    "ssd": "ssd300_vgg16",
+    "ssdlite": "ssdlite320_mobilenet_v3_large",
+}
 
 
-def peer(recipe: dict[str, Any], classes: int) -> torch.nn.Module:
-    """Torchvision's class; label 0 is its background."""
-    size = {"min_size": recipe["image_size"], "max_size": recipe["image_size"] * 2}
-    if recipe["architecture"] == "retinanet" and recipe["backbone"] == "resnet50":
-        return torchvision.models.detection.retinanet_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=classes + 1, **size
-        )
+def peer(recipe: dict[str, Any], classes: int, published: bool) -> torch.nn.Module:
+    """Torchvision's class for a recipe; label 0 is its background."""
+    family = recipe["architecture"]
+    size = {"min_size": recipe["image_size"], "max_size": recipe["max_size"] or recipe["image_size"] * 2}
+    if family in ("ssd", "ssdlite"):  # their picture size is their architecture's
+        size = {}
+    if published or size == {} or recipe["backbone"] == "resnet50" or family == "fcos":
+        build = getattr(torchvision.models.detection, BUILDERS[family])
+        model: torch.nn.Module = build(weights=None, weights_backbone=None, num_classes=classes + 1, **size)
+        return model
     options: dict[str, Any] = {"norm_layer": torch.nn.BatchNorm2d, "trainable_layers": 5}
-    if recipe["architecture"] == "retinanet":
+    if family == "retinanet":
         p6p7 = torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256)
         options |= {"returned_layers": [2, 3, 4], "extra_blocks": p6p7}
     body = resnet_fpn_backbone(backbone_name=recipe["backbone"], weights=None, **options)
-    kind = {"fasterrcnn": FasterRCNN, "retinanet": RetinaNet}[recipe["architecture"]]
+    kind = {"fasterrcnn": FasterRCNN, "retinanet": RetinaNet}[family]
     return kind(body, classes + 1, **size)
 
 
@@ -115,6 +128,8 @@ def main() -> None:
     """Train the peer, score it, and print both sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="budget of the peer (default: what ours took)")
+    parser.add_argument("--published", action="store_true", help="torchvision's builder on its own backbone")
+    parser.add_argument("--with-val", action="store_true", help="train on train and val")
     options = parser.parse_args()
     ran = json.loads(Path("reports/train/recipe.json").read_text())
     ours = json.loads(Path("reports/evaluation/metrics.json").read_text())
@@ -125,8 +140,9 @@ def main() -> None:
     seconds = options.minutes * 60 if options.minutes else seconds
     recipe, prepared = ran["recipe"], Prepared.load()
     torch.manual_seed(0)
-    model = peer(recipe, len(prepared.classes)).to(memory_format=torch.channels_last)
-    data = pictures(prepared.index("train"), prepared.root)
+    model = peer(recipe, len(prepared.classes), options.published).to(memory_format=torch.channels_last)
+    splits = ("train", "val") if options.with_val else ("train",)
+    data = [row for split in splits for row in pictures(prepared.index(split), prepared.root)]
     lr = LEARNING_RATE[recipe["architecture"]] * recipe["batch_size"] / 16
     steps = train(model, data, lr, recipe["batch_size"], seconds)
     theirs = score(model, prepared.index("test"), prepared.root, prepared.classes)
