@@ -68,7 +68,7 @@ class Train:
     """Decay of an exponential moving average of the weights, which is then validated and saved."""
     validate_every: int = 1
     """Epochs between validations."""
-    monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP50"
+    monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP"
     """Metric on `val` that chooses the checkpoint."""
     early_stop: EarlyStop | None = None
     """Null: train to the end."""
