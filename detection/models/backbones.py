@@ -11,29 +11,45 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.backbone_utils import _mobilenet_extractor as mobilenet_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from detection.errors import CheckpointError
 
 CLASSIFIERS = ("fc.", "classifier.")  # ResNet's, and everybody else's
+VGG_FC = ("classifier.0.", "classifier.3.")  # fc6 and fc7, which two-stage detectors go on with
 
 
-def make_backbone(name: str, freeze_bn: bool = False, classes: int = 1000, **options: Any) -> nn.Module:
+class FixedStatistics(nn.BatchNorm2d):
+    """BatchNorm that trains its weights and keeps its pretrained statistics."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise Tensor[B, C, H, W] by the running statistics, in training too."""
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+
+
+def make_backbone(name: str, freeze_bn: bool | str = False, classes: int = 1000, **options: Any) -> nn.Module:
     """Make a classification network with random weights.
 
     Args:
         name: `resnet18`, `mobilenet_v3_large`, `vgg16`, …: a name of torchvision's models.
-        freeze_bn: Put constants in the place of BatchNorm layers.
+        freeze_bn: Put constants in the place of BatchNorm layers, or of their `statistics` alone.
         classes: Outputs of its classifier.
         options: Passed on to torchvision.
     """
     if freeze_bn:
-        options["norm_layer"] = FrozenBatchNorm2d
+        options["norm_layer"] = FixedStatistics if freeze_bn == "statistics" else FrozenBatchNorm2d
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return network
+
+
+def is_feature(key: str, network: str) -> bool:
+    """Whether a published tensor is kept: all but the classifier, whose fc6 and fc7 VGG16 keeps."""
+    return not key.startswith(CLASSIFIERS) or (network == "vgg16" and key.startswith(VGG_FC))
 
 
 def feature_state(network: nn.Module) -> dict[str, Tensor]:
@@ -44,7 +60,8 @@ def feature_state(network: nn.Module) -> dict[str, Tensor]:
 def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Load features strictly: every parameter and buffer of them, and nothing else.
 
-    Frozen BatchNorm has no batch counter; that one difference is allowed for.
+    Frozen BatchNorm has no batch counter; that one difference is allowed for. VGG16's fc6 and fc7 may be
+    there or not.
 
     Returns:
         How many tensors were loaded.
@@ -53,6 +70,8 @@ def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
         CheckpointError: Naming the first difference in each direction.
     """
     own = feature_state(network)
+    if any(key.startswith(VGG_FC) for key in state):
+        own |= {k: v for k, v in network.state_dict().items() if k.startswith(VGG_FC)}
     given = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
     missing = sorted(own.keys() - given.keys())
     unknown = sorted(given.keys() - own.keys())
@@ -99,6 +118,42 @@ def freeze_resnet(network: nn.Module, trainable_layers: int) -> None:
             parameter.requires_grad_(False)
 
 
+def one_map(network: Any, name: str, trainable_layers: int) -> nn.Module:
+    """The features of stride 16: ResNet's up to layer3, VGG16's up to conv5_3 (Ren et al. 1506.01497).
+
+    Args:
+        network: From `make_backbone`, its weights already loaded.
+        name: Its name.
+        trainable_layers: Stages that are trained, counted from the top: 5 of ResNet (its layer4 is the first
+            of them, though it is not here), 5 of VGG16 (conv5, …, conv1).
+
+    Returns:
+        A module from images to a dict of one feature map, with `out_channels`.
+    """
+    if name == "vgg16":
+        ends = [i for i, layer in enumerate(network.features) if isinstance(layer, nn.MaxPool2d)]
+        frozen = 5 - trainable_layers
+        for layer in network.features[: ends[frozen - 1] if frozen else 0]:
+            layer.requires_grad_(False)
+        return OneMap(network.features[: ends[-1]], 512)
+    freeze_resnet(network, trainable_layers)
+    width = network.layer4[0].conv1.in_channels
+    return OneMap(IntermediateLayerGetter(network, {"layer3": "0"}), width)
+
+
+class OneMap(nn.Module):
+    """A body in the place of a feature pyramid: its one map is named as a pyramid's first is."""
+
+    def __init__(self, body: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`{"0": Tensor[B, C, H / 16, W / 16]}` of Tensor[B, 3, H, W]."""
+        answer: Tensor | dict[str, Tensor] = self.body(images)
+        return answer if isinstance(answer, dict) else {"0": answer}
+
+
 def fpn(
     network: nn.Module,
     name: str,
@@ -106,6 +161,7 @@ def fpn(
     levels: tuple[int, ...],
     channels: int,
     extra: ExtraFPNBlock | None,
+    norm: type[nn.Module] | None = None,
 ) -> nn.Module:
     """A feature pyramid over a backbone (Lin et al. 2016, arXiv:1612.03144).
 
@@ -113,19 +169,42 @@ def fpn(
         network: From `make_backbone`, its weights already loaded.
         name: Its name.
         trainable_layers: Stages that are trained, counted from the top.
-        levels: ResNet: levels l of stride 2^l, 2 to 5. MobileNet: (4, 5).
+        levels: ResNet: levels l of stride 2^l, 2 to 5. MobileNet: torchvision's counting of its stages, 1 to
+            5, where 4 and 5 both have stride 32.
         channels: Of every level of the pyramid.
         extra: What makes the levels above; None: a pooled one.
+        norm: Normalisation in the pyramid; None: biases instead.
 
     Returns:
         A module from images to an ordered dict of feature maps, with `out_channels`.
     """
-    if name.startswith("mobilenet"):
-        pyramid: nn.Module = mobilenet_extractor(network, True, trainable_layers, extra_blocks=extra)
-        return pyramid
+    layers, widths = (
+        _mobilenet_levels(network, trainable_layers, levels)
+        if name.startswith("mobilenet")
+        else _resnet_levels(network, trainable_layers, levels)
+    )
+    body = network.features if name.startswith("mobilenet") else network
+    pyramid: nn.Module = BackboneWithFPN(body, layers, widths, channels, extra, norm)
+    return pyramid
+
+
+def _resnet_levels(
+    network: Any, trainable_layers: int, levels: tuple[int, ...]
+) -> tuple[dict[str, str], list[int]]:
+    """Names of the layers a pyramid stands on, and their widths; freezes the others."""
     freeze_resnet(network, trainable_layers)
-    classifier: Any = network.fc
-    widths = [classifier.in_features // 2 ** (5 - level) for level in levels]
-    layers = {f"layer{level - 1}": str(i) for i, level in enumerate(levels)}
-    resnet_pyramid: nn.Module = BackboneWithFPN(network, layers, widths, channels, extra)
-    return resnet_pyramid
+    widths = [network.fc.in_features // 2 ** (5 - level) for level in levels]
+    return {f"layer{level - 1}": str(i) for i, level in enumerate(levels)}, widths
+
+
+def _mobilenet_levels(
+    network: Any, trainable_layers: int, levels: tuple[int, ...]
+) -> tuple[dict[str, str], list[int]]:
+    """The same for MobileNet, whose stages start at the first block, each strided one, and the last."""
+    blocks = network.features
+    strided = [i for i, block in enumerate(blocks) if getattr(block, "_is_cn", False)]
+    starts = [0, *strided, len(blocks) - 1]
+    for block in blocks[: starts[len(starts) - trainable_layers] if trainable_layers else len(blocks)]:
+        block.requires_grad_(False)
+    layers = {str(starts[level]): str(i) for i, level in enumerate(levels)}
+    return layers, [blocks[starts[level]].out_channels for level in levels]

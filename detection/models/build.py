@@ -53,7 +53,8 @@ def _network(recipe: Recipe) -> nn.Module:
         return make_backbone("vgg16")  # has no BatchNorm
     if recipe.architecture == "ssdlite":
         return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM)
-    return make_backbone(recipe.backbone, freeze_bn=recipe.freeze_bn)
+    # torchvision's detectors give every live BatchNorm the usual epsilon, MobileNet's too
+    return make_backbone(recipe.backbone, freeze_bn=recipe.freeze_bn, norm_layer=nn.BatchNorm2d)
 
 
 def without_weights(recipe: Recipe) -> Recipe:

@@ -1,133 +1,150 @@
-"""Faster R-CNN over a feature pyramid (Ren et al. 2015, arXiv:1506.01497; Lin et al., 1612.03144)."""
+"""Faster R-CNN (Ren et al. 2015, arXiv:1506.01497), on a pyramid (Lin et al., 1612.03144) or one map."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.roi_heads import fastrcnn_loss
-from torchvision.models.detection.rpn import concat_box_prediction_layers
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
-from detection.models.backbones import fpn
-from detection.models.protocol import Detections, Sizes, Targets
-from detection.models.roi_align import PyramidRoIAlign
-from detection.models.torchvision_base import TorchvisionDetector, image_list, split_targets, to_original
+from detection.data.batch import Targets
+from detection.models.backbones import fpn, one_map
+from detection.models.protocol import Detections, Detector, Sizes
+from detection.models.roi_align import PyramidRoIAlign, RoIPool
+from detection.models.roi_head import RoIHead
+from detection.models.rpn import RPN
 from detection.params.recipe import FasterRCNNRecipe
 
-POOLED = 7  # RoIAlign's output is 7x7
+VGG_HIDDEN, VGG_POOLED = 4096, 7  # of VGG16's fc6 and fc7
 
 
-class FasterRCNN(TorchvisionDetector):
-    """Two stages: the RPN proposes, the RoI head classifies and refines."""
+class FasterRCNN(Detector):
+    """Two stages: the RPN proposes, the RoI head classifies and refines.
 
-    rpn: Any
-    roi_heads: Any
+    Parameters stand under torchvision's own names, so that state dicts go both ways.
 
-    def __init__(self, net: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__(net, mean, std)
-        self.pool = PyramidRoIAlign(POOLED)
+    Args:
+        backbone: From images to a dict of feature maps, finest first.
+        rpn: On all maps.
+        roi_heads: On all maps but a pyramid's topmost, which is for the RPN alone.
+        mean: Per RGB channel, of pixels in 0..1.
+        std: Per RGB channel, of pixels in 0..1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: RPN,
+        roi_heads: RoIHead,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: RPN objectness and box, RoI classification and box."""
-        truth = split_targets(targets, first_label=1)
-        features = self.features(images)
-        inside = image_list(images, targets.sizes)
-        proposals, losses = self._propose(features, inside, truth)
-        with torch.no_grad():
-            proposals, _, labels, regression = self.roi_heads.select_training_samples(proposals, truth)
-        logits, deltas = self._classify(features, proposals, inside)
-        losses["roi_class"], losses["roi_box"] = fastrcnn_loss(logits, deltas, labels, regression)
-        return losses
+        targets = _with_room(targets)
+        maps = self.features(images)
+        logits, deltas = self.rpn(maps)
+        anchors = self.rpn.anchors_of(maps, images)
+        losses = self.rpn.losses(logits, deltas, anchors, targets)
+        proposals, mask = self.rpn.propose(logits, deltas, anchors, maps, targets.sizes)
+        return losses | self.roi_heads.losses(_pooled(maps), proposals, mask, targets, images.shape[2])
 
     def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
         """See `Detector.detect`."""
-        features = self.features(images)
-        inside = image_list(images, sizes.inside)
-        proposals, _ = self._propose(features, inside, None)
-        logits, deltas = self._classify(features, proposals, inside)
-        boxes, scores, labels = self.roi_heads.postprocess_detections(
-            logits, deltas, proposals, inside.image_sizes
-        )
-        found = [
-            {"boxes": b, "scores": s, "labels": n} for b, s, n in zip(boxes, scores, labels, strict=True)
-        ]
-        return to_original(found, sizes, first_label=1)
+        maps = self.features(images)
+        logits, deltas = self.rpn(maps)
+        anchors = self.rpn.anchors_of(maps, images)
+        inside = sizes.inside.to(images.device, non_blocking=True)
+        proposals, mask = self.rpn.propose(logits, deltas, anchors, maps, inside)
+        return self.roi_heads.detect(_pooled(maps), proposals, mask, sizes, images.shape[2])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `objectness` [B, A], `deltas` [B, A, 4] of all A anchors, and the features."""
-        features = self.features(images)
-        objectness, deltas = concat_box_prediction_layers(*self.rpn.head(features))
-        batch = images.shape[0]
-        maps = {f"features_{i}": level for i, level in enumerate(features)}
-        return {"objectness": objectness.view(batch, -1), "deltas": deltas.view(batch, -1, 4), **maps}
+        maps = self.features(images)
+        objectness, deltas = self.rpn(maps)
+        features = {f"features_{i}": one for i, one in enumerate(maps)}
+        return {"objectness": objectness, "deltas": deltas, **features}
 
-    def _propose(
-        self, features: list[Tensor], images: ImageList, truth: list[dict[str, Tensor]] | None
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals per picture, and the RPN's losses where there is ground truth."""
-        rpn = self.rpn
-        per_level, deltas_per_level = rpn.head(features)
-        anchors = rpn.anchor_generator(images, features)
-        counts = [level[0].numel() for level in per_level]
-        objectness, deltas = concat_box_prediction_layers(per_level, deltas_per_level)
-        # under autocast the head answers in bf16, too coarse for box arithmetic
-        objectness, deltas = objectness.float(), deltas.float()
-        decoded = rpn.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        proposals, _ = rpn.filter_proposals(decoded, objectness, images.image_sizes, counts)
-        if truth is None:
-            return proposals, {}
-        labels, matched = rpn.assign_targets_to_anchors(anchors, truth)
-        regression = rpn.box_coder.encode(matched, anchors)
-        loss_objectness, loss_box = rpn.compute_loss(objectness, deltas, labels, regression)
-        return proposals, {"rpn_objectness": loss_objectness, "rpn_box": loss_box}
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Feature maps of pictures, finest first."""
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        maps: dict[str, Tensor] = self.backbone((pixels - self.mean) / self.std)
+        return list(maps.values())
 
-    def _classify(
-        self, features: list[Tensor], proposals: list[Tensor], images: ImageList
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits [R, K + 1] and class-wise deltas [R, 4 (K + 1)] of all R proposals."""
-        # the topmost level is for the RPN alone
-        pooled = self.pool(features[:-1], proposals, images.tensors.shape[2])
-        logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
-        return logits.float(), deltas.float()
+
+def _pooled(maps: list[Tensor]) -> list[Tensor]:
+    return maps[:-1] if len(maps) > 1 else maps
+
+
+def _with_room(targets: Targets) -> Targets:
+    """The same with at least one row a picture, masked if there is no object in the whole batch."""
+    if targets.boxes.shape[1] > 0:
+        return targets
+    batch = len(targets.boxes)
+    return Targets(
+        targets.boxes.new_zeros(batch, 1, 4),
+        targets.labels.new_zeros(batch, 1),
+        targets.mask.new_zeros(batch, 1),
+        targets.sizes,
+    )
 
 
 def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterRCNN:
-    """Build from a recipe.
+    """Build from a recipe, for `classes` classes (background not counted), on a loaded backbone."""
+    body: Any
+    top = getattr(network, "layer4", None)  # the one map's body drops it
+    if recipe.features == "fpn":
+        body = fpn(
+            network,
+            recipe.backbone,
+            recipe.trainable_layers,
+            recipe.fpn_levels,
+            recipe.fpn_channels,
+            None,
+            nn.BatchNorm2d if recipe.fpn_norm == "batch" else None,
+        )
+    else:
+        body = one_map(network, recipe.backbone, recipe.trainable_layers)
+    if recipe.roi_head == "layer4":
+        assert top is not None  # a rule of the recipe
+        head, width = _layer4_head(top), network.fc.in_features  # type: ignore[union-attr]
+    else:
+        head, width = _fc_head(recipe, body.out_channels, network), recipe.roi_hidden
+    predictor = FastRCNNPredictor(width, classes + 1)
+    if recipe.roi_init == "small":
+        nn.init.normal_(predictor.cls_score.weight, std=0.01)
+        nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
+        nn.init.zeros_(predictor.cls_score.bias)
+        nn.init.zeros_(predictor.bbox_pred.bias)
+    pool = {"roi_align": PyramidRoIAlign, "roi_pool": RoIPool}[recipe.pooling](recipe.pool_size)
+    roi_head = RoIHead(recipe, pool, head, predictor)
+    return FasterRCNN(body, RPN(recipe, body.out_channels), roi_head, recipe.image_mean, recipe.image_std)
 
-    Args:
-        recipe: Its fields are torchvision's, which keeps to 7x7 RoIAlign on all levels but the pooled one.
-        classes: Number of classes, background not counted.
-        network: The backbone, its weights loaded.
-    """
-    body = fpn(
-        network, recipe.backbone, recipe.trainable_layers, recipe.fpn_levels, recipe.fpn_channels, None
+
+def _fc_head(recipe: FasterRCNNRecipe, channels: int, network: Any) -> nn.Module:
+    """Two fully connected layers, VGG16's own where they fit; or four convolutions and one."""
+    side, hidden = recipe.pool_size, recipe.roi_hidden
+    if recipe.roi_head == "conv_fc":
+        convolved: nn.Module = FastRCNNConvFCHead(
+            (channels, side, side), [channels] * 4, [hidden], norm_layer=nn.BatchNorm2d
+        )
+        return convolved
+    head: nn.Module = TwoMLPHead(channels * side**2, hidden)
+    if recipe.backbone == "vgg16" and (side, hidden) == (VGG_POOLED, VGG_HIDDEN):
+        head.fc6, head.fc7 = network.classifier[0], network.classifier[3]
+    return head
+
+
+def _layer4_head(layer4: nn.Module) -> nn.Module:
+    """ResNet's last stage and the mean over its cells, as in Faster R-CNN on C4 (He et al. 1512.03385)."""
+    return nn.Sequential(
+        OrderedDict([("layer4", layer4), ("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())])
     )
-    net = TorchvisionFasterRCNN(
-        body,
-        rpn_anchor_generator=AnchorGenerator(
-            recipe.anchor_sizes, (recipe.aspect_ratios,) * len(recipe.anchor_sizes)
-        ),
-        rpn_pre_nms_top_n_train=recipe.rpn_pre_nms_train,
-        rpn_pre_nms_top_n_test=recipe.rpn_pre_nms_test,
-        rpn_post_nms_top_n_train=recipe.rpn_post_nms_train,
-        rpn_post_nms_top_n_test=recipe.rpn_post_nms_test,
-        rpn_nms_thresh=recipe.rpn_nms_threshold,
-        rpn_fg_iou_thresh=recipe.rpn_fg_iou,
-        rpn_bg_iou_thresh=recipe.rpn_bg_iou,
-        rpn_batch_size_per_image=recipe.rpn_batch,
-        rpn_positive_fraction=recipe.rpn_positive_fraction,
-        rpn_score_thresh=recipe.rpn_score_threshold,
-        box_head=TwoMLPHead(recipe.fpn_channels * POOLED**2, recipe.roi_hidden),
-        box_predictor=FastRCNNPredictor(recipe.roi_hidden, classes + 1),
-        box_fg_iou_thresh=recipe.roi_fg_iou,
-        box_bg_iou_thresh=recipe.roi_bg_iou,
-        box_batch_size_per_image=recipe.roi_batch,
-        box_positive_fraction=recipe.roi_positive_fraction,
-        box_score_thresh=recipe.score_threshold,
-        box_nms_thresh=recipe.nms_threshold,
-        box_detections_per_img=recipe.detections_per_image,
-    )
-    return FasterRCNN(net, recipe.image_mean, recipe.image_std)

@@ -1,4 +1,4 @@
-"""RoIAlign over a feature pyramid (He et al. 2017, arXiv:1703.06870, section 3; Lin et al., 1612.03144).
+"""RoIAlign over a feature pyramid (He et al. 2017, arXiv:1703.06870; Lin et al., 1612.03144), and RoIPool.
 
 RoIAlign averages bilinear samples on a regular grid, and bilinear interpolation on a grid is separable: the
 result is `rows @ map @ columns` with one small interpolation matrix per side. On a CPU, where torchvision's
@@ -11,17 +11,18 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, roi_pool
 
 SAMPLES = 2  # a side of each output cell
 SMALL = 128 * 128  # largest map, in cells, for which the matrix products win on a CPU
+OFF_THE_MAP = -99.0  # cells; all samples of a box there are outside
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from this level
 
 
 class PyramidRoIAlign(nn.Module):
     """Pools proposals from the level of the pyramid that fits their size.
 
-    Equals `torchvision.ops.MultiScaleRoIAlign(…, output_size, sampling_ratio=2)`.
+    Equals `torchvision.ops.MultiScaleRoIAlign(…, output_size, sampling_ratio=2)`, on one level too.
 
     Args:
         output_size: P.
@@ -31,33 +32,41 @@ class PyramidRoIAlign(nn.Module):
         super().__init__()
         self.output_size = output_size
 
-    def forward(self, levels: list[Tensor], proposals: list[Tensor], image_height: int) -> Tensor:
-        """Pool.
+    def forward(self, levels: list[Tensor], proposals: Tensor, image_height: int) -> Tensor:
+        """Pool, without asking the device for a number where it is not the CPU.
 
         Args:
-            levels: Maps Tensor[B, C, H, W], finest first, each half the one before.
-            proposals: B tensors [R, 4], `x1, y1, x2, y2` in pixels of the batch.
+            levels: Maps Tensor[B, C, H, W], finest first.
+            proposals: Tensor[B, R, 4], `x1, y1, x2, y2` in pixels of the batch and inside it.
             image_height: Of the padded batch, for the strides.
 
         Returns:
-            Tensor[sum of R, C, P, P], float32, in the order of the proposals.
+            Tensor[B * R, C, P, P], float32, in the order of the proposals.
         """
         strides = [2 ** round(math.log2(image_height / level.shape[2])) for level in levels]
-        boxes = torch.cat(proposals)
-        picture = torch.cat([torch.full_like(p[:, :1], i) for i, p in enumerate(proposals)])
+        boxes = proposals.flatten(0, 1)
+        picture = _pictures(proposals)
         chosen = self._levels(boxes, strides)
-        size = self.output_size
-        pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], size, size)
+        pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], self.output_size, self.output_size)
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            rows = torch.where(chosen == i)[0]
-            if level.device.type == "cpu" and level.shape[2] * level.shape[3] <= SMALL:
+            if level.device.type == "cpu":
+                rows = torch.where(chosen == i)[0]
                 if len(rows):
-                    part = separable_roi_align(level, boxes[rows] / stride, picture[rows, 0].long(), size)
+                    part = self._pool_on_cpu(level, boxes[rows], picture[rows], stride)
                     pooled = pooled.index_copy(0, rows, part.float())
-            else:  # also where there are no proposals, so that every level always has a gradient
-                rois = torch.cat([picture[rows], boxes[rows]], dim=1)
-                part = roi_align(level.float(), rois, size, 1 / stride, SAMPLES)
-                pooled = pooled.index_copy(0, rows, part)
+            else:
+                # Boxes of other levels are moved off the map, where they are zeros and cost next to nothing:
+                # to pick those of this level one would have to wait for their number.
+                there = torch.where((chosen == i)[:, None], boxes, OFF_THE_MAP * stride)
+                rois = torch.cat([picture[:, None].to(boxes.dtype), there], dim=1)
+                pooled = pooled + roi_align(level.float(), rois, self.output_size, 1 / stride, SAMPLES)
+        return pooled
+
+    def _pool_on_cpu(self, level: Tensor, boxes: Tensor, picture: Tensor, stride: int) -> Tensor:
+        if level.shape[2] * level.shape[3] <= SMALL:
+            return separable_roi_align(level, boxes / stride, picture, self.output_size)
+        rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
+        pooled: Tensor = roi_align(level.float(), rois, self.output_size, 1 / stride, SAMPLES)
         return pooled
 
     @staticmethod
@@ -65,8 +74,34 @@ class PyramidRoIAlign(nn.Module):
         """Tensor[R]: index into the levels, by the square root of the area."""
         side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         level = torch.floor(CANONICAL_LEVEL + torch.log2(side / CANONICAL_SIDE) + 1e-6)
-        first = round(math.log2(strides[0]))
-        return (level - first).clamp(0, len(strides) - 1).long()
+        first, last = round(math.log2(strides[0])), round(math.log2(strides[-1]))
+        return (level.clamp(first, last) - first).long()
+
+
+class RoIPool(nn.Module):
+    """Max over each cell of a proposal, its corners rounded to cells of one map (Girshick 2015, 1504.08083).
+
+    Args:
+        output_size: P.
+    """
+
+    def __init__(self, output_size: int) -> None:
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, levels: list[Tensor], proposals: Tensor, image_height: int) -> Tensor:
+        """Pool from the one level; see `PyramidRoIAlign.forward`."""
+        (level,) = levels
+        stride = 2 ** round(math.log2(image_height / level.shape[2]))
+        rois = torch.cat([_pictures(proposals)[:, None].to(proposals.dtype), proposals.flatten(0, 1)], dim=1)
+        pooled: Tensor = roi_pool(level.float(), rois, self.output_size, 1 / stride)
+        return pooled
+
+
+def _pictures(proposals: Tensor) -> Tensor:
+    """Tensor[B * R], int64: which picture each of [B, R, 4] proposals belongs to."""
+    batch, count = proposals.shape[:2]
+    return torch.arange(batch, device=proposals.device)[:, None].expand(batch, count).flatten()
 
 
 def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int) -> Tensor:

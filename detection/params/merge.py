@@ -33,7 +33,7 @@ def merge(
 
     Returns:
         The merged mapping without `on`, and what was overridden. A budget's batch size scales the learning
-        rate linearly, its image size scales `max_size`, its epochs scale the milestones.
+        rate linearly, its image size scales `max_size`, its epochs scale the milestones and phases.
     """
     merged = copy.deepcopy({key: value for key, value in raw.items() if key != "on"})
     overrides: list[Override] = []
@@ -64,6 +64,11 @@ def merge(
         if length and milestones:
             moved = [round(m * budget.epochs / length, 3) for m in milestones]
             override("schedule.milestones", moved, f"{source}.epochs, in proportion")
+        phases = (merged.get("schedule") or {}).get("phases")
+        if length and phases:
+            share = budget.epochs / length
+            ends = [{**phase, "until": round(phase["until"] * share, 3)} for phase in phases]
+            override("schedule.phases", ends, f"{source}.epochs, in proportion")
         override("iterations", None, source)
         override("epochs", budget.epochs, source)
     return merged, overrides

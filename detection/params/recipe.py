@@ -43,6 +43,21 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A part of training with its own learning rate; the schedule's curve starts anew in each."""
+
+    until: float
+    """Where it ends, in the recipe's unit; moved in proportion when a budget changes the length. The last
+    phase lasts to the end."""
+    lr_factor: float = 1.0
+    """Learning rate of the phase, relative to the optimiser's `lr`."""
+    freeze_backbone: bool = False
+    """Keep the backbone (not the head) as it is."""
+    reload_best: bool = False
+    """Start from the weights with the best validation so far, where there is a val split."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
     """Learning rate over training. Lengths count in the recipe's own unit: epochs or iterations."""
 
@@ -59,6 +74,8 @@ class Schedule:
     """Iterations of linear warm-up; never more than the first epoch."""
     warmup_factor: float = 0.001
     """Where the warm-up starts, as a share of the learning rate."""
+    phases: tuple[Phase, ...] = ()
+    """Parts of training, in order; none: the whole is one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +86,8 @@ class RecipeBase:
     """The network under the detector; pretrained by the `pretrain` stage."""
     trainable_layers: int = 3
     """How many of the backbone's stages, from the top, are trained."""
-    freeze_bn: bool = True
-    """Keep the backbone's BatchNorm at its pretrained statistics and weights."""
+    freeze_bn: bool | Literal["statistics"] = True
+    """Keep the backbone's BatchNorm at its pretrained statistics and weights, or `statistics` alone."""
 
     resize: Literal["keep", "stretch"] = "keep"
     """`keep` the aspect ratio (short side `image_size`, long side at most `max_size`), or `stretch` to a
@@ -111,18 +128,36 @@ class RecipeBase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FasterRCNNRecipe(RecipeBase):
-    """Faster R-CNN over a feature pyramid (Ren et al. 2015, arXiv:1506.01497; Lin et al., 1612.03144)."""
+    """Faster R-CNN over a pyramid or one map (Ren et al. 2015, arXiv:1506.01497; Lin et al., 1612.03144)."""
 
     architecture: Literal["fasterrcnn"]
     """The family."""
+    features: Literal["fpn", "c4"] = "fpn"
+    """`fpn`: a pyramid; `c4`: one map of stride 16, ResNet's up to layer3, VGG16's up to conv5_3."""
     fpn_levels: tuple[int, ...] = (2, 3, 4, 5)
     """Backbone levels the pyramid is built on (level l has stride 2^l); one pooled level is added above."""
     fpn_channels: int = 256
     """Channels of every pyramid level."""
+    fpn_norm: Literal["none", "batch"] = "none"
+    """BatchNorm in the pyramid (as v2 has it)."""
+
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32,), (64,), (128,), (256,), (512,))
-    """Anchor sides in pixels, per pyramid level (the pooled one included)."""
+    """Anchor sides in pixels, per map (the pooled one included)."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width."""
+    anchor_strides: tuple[int, ...] | None = None
+    """Pixels between anchors, per map; null: size of the batch over size of the map, rounded down."""
+    anchor_offset: float = 0.0
+    """Where in its cell an anchor's centre is: 0 the corner, 0.5 the middle."""
+    anchor_rounding: bool = True
+    """Round the anchors' corners to whole pixels."""
+    inside_anchors: bool = False
+    """Train the RPN on anchors that lie wholly inside the picture, and on no others."""
+
+    rpn_convs: int = 1
+    """3x3 convolutions of the RPN's head."""
+    rpn_channels: int | None = None
+    """Their width; null: the map's."""
     rpn_pre_nms_train: int = 2000
     """Proposals kept per level before NMS in training."""
     rpn_pre_nms_test: int = 1000
@@ -135,6 +170,8 @@ class FasterRCNNRecipe(RecipeBase):
     """IoU above which the weaker of two proposals is dropped."""
     rpn_score_threshold: float = 0.0
     """Proposals below this objectness are dropped."""
+    rpn_min_size: float = 1e-3
+    """Proposals with a side below this many pixels are dropped."""
     rpn_fg_iou: float = 0.7
     """Anchors with at least this IoU are positives."""
     rpn_bg_iou: float = 0.3
@@ -143,6 +180,22 @@ class FasterRCNNRecipe(RecipeBase):
     """Anchors sampled per picture for the RPN's loss."""
     rpn_positive_fraction: float = 0.5
     """Share of positives among them, at most."""
+    rpn_beta: float = 1 / 9
+    """Where the RPN's box loss turns from square to linear; 1 / sigma^2."""
+    rpn_normaliser: Literal["sampled", "positives"] = "sampled"
+    """What the RPN's box loss is divided by: all sampled anchors, or each picture's positives among them."""
+
+    pooling: Literal["roi_align", "roi_pool"] = "roi_align"
+    """How a proposal's features are taken; `roi_pool` reads one map."""
+    pool_size: int = 7
+    """Side of what it gives, in cells."""
+    roi_head: Literal["fc", "conv_fc", "layer4"] = "fc"
+    """Between pooling and the two outputs: two fully connected layers; four 3x3 convolutions with BatchNorm
+    and one such layer; or ResNet's last stage and a mean."""
+    roi_hidden: int = 1024
+    """Width of the fully connected layers; 4096 on VGG16 takes its fc6 and fc7 where they are published."""
+    roi_init: Literal["linear", "small"] = "linear"
+    """First weights of the two outputs: torch's for linear layers, or small normal ones (0.01 and 0.001)."""
     roi_fg_iou: float = 0.5
     """Proposals with at least this IoU are positives."""
     roi_bg_iou: float = 0.5
@@ -151,8 +204,10 @@ class FasterRCNNRecipe(RecipeBase):
     """Proposals sampled per picture for the head's loss."""
     roi_positive_fraction: float = 0.25
     """Share of positives among them, at most."""
-    roi_hidden: int = 1024
-    """Width of the two fully connected layers of the head."""
+    roi_beta: float = 1 / 9
+    """Where the head's box loss turns from square to linear; 1 / sigma^2."""
+    roi_normaliser: Literal["sampled", "positives"] = "sampled"
+    """What the head's box loss is divided by: all samples, or each picture's positives among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detection.errors import CheckpointError
-from detection.models.backbones import CLASSIFIERS, feature_state, make_backbone
+from detection.models.backbones import feature_state, is_feature, make_backbone
 from detection.models.hardware import autocast
 from detection.params.recipe import Optimizer, Schedule
 from detection.params.sections import Crops
@@ -137,7 +137,7 @@ def published_weights(backbone: str) -> tuple[dict[str, Tensor], str]:
     """Torchvision's ImageNet weights of a backbone, from its cache or downloaded; the hash is checked.
 
     Returns:
-        The features' state dict, and the weights' name.
+        The features' state dict (of VGG16 with fc6 and fc7), and the weights' name.
 
     Raises:
         CheckpointError: They cannot be downloaded, or the file is damaged.
@@ -151,4 +151,4 @@ def published_weights(backbone: str) -> tuple[dict[str, Tensor], str]:
             f"the published weights of {backbone} cannot be had ({error}). Put {weights.url} at {cache}, "
             "or set pretrain.method to crops or none"
         ) from None
-    return {k: v for k, v in state.items() if not k.startswith(CLASSIFIERS)}, str(weights)
+    return {k: v for k, v in state.items() if is_feature(k, backbone)}, str(weights)

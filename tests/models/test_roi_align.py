@@ -2,9 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.ops import MultiScaleRoIAlign, roi_align
+from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
-from detection.models.roi_align import PyramidRoIAlign, separable_roi_align
+from detection.models.roi_align import PyramidRoIAlign, RoIPool, separable_roi_align
 
 
 @settings(deadline=None, max_examples=60)
@@ -32,14 +32,28 @@ def test_a_pyramid_equals_torchvisions(image: int) -> None:
     levels = [torch.randn(2, 4, image // s, image // s) for s in (4, 8, 16, 32)]
     corner = torch.rand(40, 2) * image
     boxes = torch.cat([corner, corner + torch.rand(40, 2) ** 3 * 900 + 1], dim=1)
-    proposals = [boxes[:25], boxes[25:]]
+    proposals = boxes.view(2, 20, 4)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    expected = theirs({str(i): level for i, level in enumerate(levels)}, proposals, [(image, image)] * 2)
+    expected = theirs({str(i): level for i, level in enumerate(levels)}, list(proposals), [(image, image)] * 2)
     torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, image), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_picture_without_proposals_is_fine() -> None:
+def test_without_proposals_there_is_nothing() -> None:
     levels = [torch.randn(2, 4, 16, 16, requires_grad=True)]
-    pooled = PyramidRoIAlign(7)(levels, [torch.zeros(0, 4), torch.tensor([[0.0, 0, 20, 20]])], 64)
-    assert pooled.shape == (1, 4, 7, 7)
-    assert PyramidRoIAlign(7)(levels, [torch.zeros(0, 4)] * 2, 64).shape == (0, 4, 7, 7)
+    assert PyramidRoIAlign(7)(levels, torch.zeros(2, 0, 4), 64).shape == (0, 4, 7, 7)
+
+
+def test_maps_of_one_stride_are_pooled_from_the_first_as_torchvision_does() -> None:
+    """MobileNet's two levels both have stride 32; a very large box does not change that."""
+    levels = [torch.randn(1, 4, 32, 32) for _ in range(2)]
+    boxes = torch.tensor([[[0.0, 0, 1000, 1000], [10, 10, 200, 90]]])
+    theirs = MultiScaleRoIAlign(["0", "1"], 7, 2)
+    expected = theirs({str(i): level for i, level in enumerate(levels)}, list(boxes), [(1024, 1024)])
+    torch.testing.assert_close(PyramidRoIAlign(7)(levels, boxes, 1024), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_roi_pool_is_torchvisions_for_a_batch() -> None:
+    level = torch.randn(2, 4, 16, 16)
+    boxes = torch.tensor([[[0.0, 0, 100, 60], [20.8, 20.3, 90, 99]], [[5, 5, 6, 6], [100, 100, 256, 256]]])
+    expected = roi_pool(level, list(boxes), 7, 1 / 16)
+    assert torch.equal(RoIPool(7)([level], boxes, 256), expected)

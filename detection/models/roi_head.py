@@ -1,0 +1,160 @@
+"""The second stage: classify proposals and refine them (Girshick 2015, arXiv:1504.08083), over a whole batch.
+
+Letters: B pictures, P proposals and M objects of a picture, S samples of a picture, K classes, N candidates.
+Boxes are float32 `x1, y1, x2, y2` in pixels of the batch. The outputs have K + 1 classes, 0 the background.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detection.coding import Weights, decode, encode
+from detection.data.batch import Sizes, Targets
+from detection.matching import BACKGROUND, match, sample
+from detection.models.gather import take
+from detection.models.protocol import Detections
+from detection.models.rpn import box_loss, clip
+from detection.nms import grouped_nms
+from detection.params.recipe import FasterRCNNRecipe
+
+WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over the deltas' standard deviations
+SMALLEST = 1e-2  # side of a detection in pixels
+
+Pool = Callable[[list[Tensor], Tensor, int], Tensor]
+
+
+class RoIHead(nn.Module):
+    """Pools each proposal's features, and answers with its class and a box a class.
+
+    Args:
+        recipe: Thresholds, sampling and losses.
+        pool: Features of proposals, e.g. `PyramidRoIAlign`.
+        box_head: From pooled features [R, C, p, p] to vectors.
+        box_predictor: From vectors to class logits [R, K + 1] and deltas [R, 4 (K + 1)].
+    """
+
+    def __init__(
+        self, recipe: FasterRCNNRecipe, pool: Pool, box_head: nn.Module, box_predictor: nn.Module
+    ) -> None:
+        super().__init__()
+        self.recipe, self.pool = recipe, pool
+        self.box_head, self.box_predictor = box_head, box_predictor
+
+    def forward(self, maps: list[Tensor], boxes: Tensor, height: int) -> tuple[Tensor, Tensor]:
+        """Answer.
+
+        Args:
+            maps: Feature maps that are pooled from.
+            boxes: Tensor[B, P, 4].
+            height: Of the batch's pictures.
+
+        Returns:
+            Class logits Tensor[B, P, K + 1] and deltas Tensor[B, P, K + 1, 4], float32.
+        """
+        batch, count = boxes.shape[:2]
+        logits, deltas = self.box_predictor(self.box_head(self.pool(maps, boxes, height)))
+        return logits.float().view(batch, count, -1), deltas.float().view(batch, count, -1, 4)
+
+    def losses(
+        self, maps: list[Tensor], proposals: Tensor, mask: Tensor, targets: Targets, height: int
+    ) -> dict[str, Tensor]:
+        """Classification (cross-entropy) and box (smooth L1) of a sample of the proposals.
+
+        Args:
+            maps: Feature maps that are pooled from.
+            proposals: Tensor[B, P, 4].
+            mask: Tensor[B, P]: which are there.
+            targets: The ground truth, with room for at least one object a picture; it is proposed as well.
+            height: Of the batch's pictures.
+        """
+        recipe = self.recipe
+        boxes, labels, wanted, valid = self._sample(proposals, mask, targets)
+        logits, deltas = self(maps, boxes, height)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        own = labels[..., None, None].expand(-1, -1, 1, 4)
+        of_class = deltas.gather(2, own)[:, :, 0]  # [B, S, 4]
+        positive = (labels > 0) & valid
+        return {
+            "roi_class": (each * valid).sum() / valid.sum().clamp(min=1),
+            "roi_box": box_loss(of_class, wanted, positive, valid, recipe.roi_beta, recipe.roi_normaliser),
+        }
+
+    @torch.no_grad()
+    def _sample(
+        self, proposals: Tensor, mask: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes [B, S, 4], labels [B, S] (0: background), deltas [B, S, 4], and which are samples [B, S].
+
+        A picture with fewer samples repeats them, so that BatchNorm in the head sees nothing strange.
+        """
+        recipe = self.recipe
+        candidates = torch.cat([proposals, targets.boxes], dim=1)
+        there = torch.cat([mask, targets.mask], dim=1)
+        matches = match(
+            targets.boxes,
+            targets.mask,
+            candidates,
+            recipe.roi_fg_iou,
+            recipe.roi_bg_iou,
+            best="none",
+            allowed=there,
+        )
+        drawn = sample(matches >= 0, matches == BACKGROUND, recipe.roi_batch, recipe.roi_positive_fraction)
+        place = torch.arange(drawn.index.shape[1], device=mask.device)[None]
+        index = take(drawn.index, place % drawn.valid.sum(dim=1, keepdim=True).clamp(min=1))
+        boxes, matches = take(candidates, index), take(matches, index)
+        labels = torch.where(matches >= 0, take(targets.labels, matches.clamp(min=0)) + 1, 0)
+        wanted = encode(take(targets.boxes, matches.clamp(min=0)), boxes, WEIGHTS)
+        return boxes, labels, wanted, drawn.valid
+
+    def detect(
+        self, maps: list[Tensor], proposals: Tensor, mask: Tensor, sizes: Sizes, height: int
+    ) -> list[Detections]:
+        """Score every class of every proposal, and keep the best after NMS class by class.
+
+        Args:
+            maps: Feature maps that are pooled from.
+            proposals: Tensor[B, P, 4].
+            mask: Tensor[B, P]: which are there.
+            sizes: What part of the batch each picture fills, and its original size.
+            height: Of the batch's pictures.
+        """
+        logits, deltas = self(maps, proposals, height)
+        scores = logits.softmax(dim=2)[..., 1:]  # [B, P, K]
+        found = (scores > self.recipe.score_threshold) & mask[..., None]
+        picture, proposal, label = found.nonzero().unbind(1)  # [N] each; the one wait for the device but NMS
+        scores = scores[picture, proposal, label]
+        boxes = decode(deltas[picture, proposal, label + 1], proposals[picture, proposal], WEIGHTS)  # [N, 4]
+        inside = sizes.inside.to(boxes.device, non_blocking=True)
+        boxes = clip(boxes[:, None], inside[picture])[:, 0]
+        kept = grouped_nms(
+            boxes,
+            scores,
+            picture * found.shape[2] + label,
+            len(proposals) * found.shape[2],
+            (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(dim=1),
+            self.recipe.nms_threshold,
+        )
+        original = sizes.original.to(boxes.device, non_blocking=True)
+        scale = (original / inside).flip(1).repeat(1, 2)  # [B, 4] of x, y, x, y
+        boxes = clip((boxes * scale[picture])[:, None], original[picture])[:, 0]
+        return _split(boxes, scores, label, picture, kept, len(proposals), self.recipe.detections_per_image)
+
+
+def _split(
+    boxes: Tensor, scores: Tensor, labels: Tensor, picture: Tensor, kept: Tensor, batch: int, most: int
+) -> list[Detections]:
+    """The kept ones picture by picture, best first, at most so many of each."""
+    order = scores.masked_fill(~kept, -1.0).argsort(descending=True, stable=True)
+    order = order[picture[order].argsort(stable=True)]
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    counts = torch.zeros(2, batch, dtype=torch.int64, device=picture.device)
+    counts.index_add_(1, picture, torch.stack([torch.ones_like(picture), kept.long()]))
+    detections, first = [], 0
+    for there, good in counts.T.tolist():
+        part = slice(first, first + min(good, most))
+        detections.append(Detections(boxes[part], scores[part], labels[part]))
+        first += there
+    return detections

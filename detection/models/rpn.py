@@ -1,0 +1,199 @@
+"""The region proposal network (Ren et al. 2015, arXiv:1506.01497, section 3), over a whole batch.
+
+Letters: B pictures, A anchors of all maps, K candidates and P proposals of a picture, S sampled anchors.
+Boxes are float32 `x1, y1, x2, y2` in pixels of the batch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
+
+from detection.anchors import AnchorGrid
+from detection.coding import decode, encode
+from detection.data.batch import Targets
+from detection.matching import BACKGROUND, match, sample
+from detection.models.gather import take
+from detection.nms import grouped_nms
+from detection.params.recipe import FasterRCNNRecipe
+
+
+class RPNHead(TorchvisionRPNHead):  # type: ignore[misc]
+    """Torchvision's head under its own names, with a width of its own.
+
+    Args:
+        channels: Of the maps.
+        width: Of its convolutions.
+        per_place: Anchors at a place.
+        depth: Number of 3x3 convolutions.
+    """
+
+    conv: Any
+    cls_logits: nn.Conv2d
+    bbox_pred: nn.Conv2d
+
+    def __init__(self, channels: int, width: int, per_place: int, depth: int) -> None:
+        super().__init__(width, per_place, depth)
+        if width != channels:
+            self.conv[0][0] = nn.Conv2d(channels, width, 3, padding=1)
+            nn.init.normal_(self.conv[0][0].weight, std=0.01)
+            nn.init.zeros_(self.conv[0][0].bias)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Objectness logits Tensor[B, A] and deltas Tensor[B, A, 4] of maps Tensor[B, C, H, W]."""
+        logits, deltas = [], []
+        for one in maps:
+            hidden = self.conv(one)
+            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(one), -1, 4))
+        return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
+
+
+class RPN(nn.Module):
+    """Tells objects from background at every anchor, and proposes boxes.
+
+    Args:
+        recipe: Anchors, thresholds, sampling and losses.
+        channels: Of the maps.
+    """
+
+    def __init__(self, recipe: FasterRCNNRecipe, channels: int) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.anchors = AnchorGrid(
+            recipe.anchor_sizes,
+            recipe.aspect_ratios,
+            strides=recipe.anchor_strides,
+            offset=recipe.anchor_offset,
+            rounded=recipe.anchor_rounding,
+        )
+        width = recipe.rpn_channels or channels
+        self.head = RPNHead(channels, width, self.anchors.per_place[0], recipe.rpn_convs)
+
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Objectness logits Tensor[B, A] and deltas Tensor[B, A, 4]; float32, whatever the autocast."""
+        logits, deltas = self.head(maps)
+        return logits.float(), deltas.float()  # bf16 is too coarse for losses and boxes
+
+    def anchors_of(self, maps: list[Tensor], images: Tensor) -> Tensor:
+        """Tensor[A, 4] of a batch Tensor[B, 3, H, W] and its maps."""
+        return self.anchors(_sizes(maps), (images.shape[2], images.shape[3]), images.device)
+
+    @torch.no_grad()
+    def propose(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, maps: list[Tensor], inside: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Choose proposals: the best of each map, clipped to their picture, and of those the best after NMS.
+
+        Args:
+            logits: Tensor[B, A].
+            deltas: Tensor[B, A, 4].
+            anchors: Tensor[A, 4].
+            maps: The feature maps, for the number of anchors on each.
+            inside: Tensor[B, 2], int64: height and width that each picture fills of the batch.
+
+        Returns:
+            Proposals Tensor[B, P, 4], best first, and Tensor[B, P] of which are there; the others are zeros.
+        """
+        recipe = self.recipe
+        most = recipe.rpn_pre_nms_train if self.training else recipe.rpn_pre_nms_test
+        index, level = _best_of_each_map(logits, self.anchors.counts(_sizes(maps)), most)  # [B, K], [K]
+        scores = take(logits, index)
+        boxes = clip(decode(take(deltas, index), anchors[index]), inside)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        valid = (sides >= recipe.rpn_min_size).all(dim=2) & (scores.sigmoid() >= recipe.rpn_score_threshold)
+        batch, count = scores.shape
+        group = level + torch.arange(batch, device=level.device)[:, None] * len(maps)  # [B, K]
+        kept = grouped_nms(
+            boxes.flatten(0, 1),
+            scores.flatten(),
+            group.flatten(),
+            batch * len(maps),
+            valid.flatten(),
+            recipe.rpn_nms_threshold,
+        )
+        most = recipe.rpn_post_nms_train if self.training else recipe.rpn_post_nms_test
+        ranked = scores.masked_fill(~kept.view(batch, count), -torch.inf)
+        values, best = ranked.topk(min(most, count), dim=1)
+        mask = values > -torch.inf
+        return take(boxes, best) * mask[..., None], mask
+
+    def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Objectness (binary cross-entropy) and box (smooth L1) of a sample of anchors.
+
+        Args:
+            logits: Tensor[B, A].
+            deltas: Tensor[B, A, 4].
+            anchors: Tensor[A, 4].
+            targets: The ground truth, with room for at least one object a picture.
+        """
+        recipe = self.recipe
+        matches = match(
+            targets.boxes,
+            targets.mask,
+            anchors,
+            recipe.rpn_fg_iou,
+            recipe.rpn_bg_iou,
+            best="ties",
+            allowed=_inside(anchors, targets.sizes) if recipe.inside_anchors else None,
+        )  # [B, A]
+        drawn = sample(matches >= 0, matches == BACKGROUND, recipe.rpn_batch, recipe.rpn_positive_fraction)
+        index, positive, valid = drawn.index, drawn.positive, drawn.valid  # [B, S]
+        each = F.binary_cross_entropy_with_logits(take(logits, index), positive.float(), reduction="none")
+        objects = take(targets.boxes, take(matches, index).clamp(min=0))
+        wanted = encode(objects, anchors[index])
+        found = take(deltas, index)
+        return {
+            "rpn_objectness": (each * valid).sum() / valid.sum().clamp(min=1),
+            "rpn_box": box_loss(found, wanted, positive, valid, recipe.rpn_beta, recipe.rpn_normaliser),
+        }
+
+
+def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """Tensor[B, A]: which anchors lie wholly inside each of the pictures of `sizes` [B, 2]."""
+    limits = sizes.flip(1).to(anchors.dtype)[:, None]  # [B, 1, 2], width and height
+    return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] <= limits).all(dim=2)
+
+
+def _sizes(maps: list[Tensor]) -> list[tuple[int, int]]:
+    return [(one.shape[2], one.shape[3]) for one in maps]
+
+
+def _best_of_each_map(logits: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor]:
+    """Indices Tensor[B, K] of the best of each map's so many anchors, and the map Tensor[K] of each."""
+    first, indices, levels = 0, [], []
+    for level, part in enumerate(torch.split(logits, counts, dim=1)):
+        chosen = part.topk(min(most, part.shape[1]), dim=1).indices
+        indices.append(chosen + first)
+        levels.append(torch.full_like(chosen[0], level))
+        first += part.shape[1]
+    return torch.cat(indices, dim=1), torch.cat(levels)
+
+
+def clip(boxes: Tensor, inside: Tensor) -> Tensor:
+    """The parts of boxes [B, K, 4] that lie in pictures of `inside` [B, 2], height and width."""
+    limits = inside.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # [B, 1, 4]
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def box_loss(
+    deltas: Tensor, wanted: Tensor, positive: Tensor, sampled: Tensor, beta: float, normaliser: str
+) -> Tensor:
+    """Smooth L1 of the positives.
+
+    Args:
+        deltas: Tensor[B, S, 4].
+        wanted: Tensor[B, S, 4]; may be anything, not a number too, where `positive` is false.
+        positive: Tensor[B, S], bool.
+        sampled: Tensor[B, S], bool.
+        beta: Where square turns to linear.
+        normaliser: `sampled`: the sum over the batch is divided by its samples; `positives`: each picture's
+            by its positives, and the pictures' mean is taken.
+    """
+    wanted = torch.where(positive[..., None], wanted, 0.0)
+    each = F.smooth_l1_loss(deltas, wanted, beta=beta, reduction="none").sum(dim=2) * positive  # [B, S]
+    if normaliser == "positives":
+        return (each.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
+    return each.sum() / sampled.sum().clamp(min=1)
