@@ -34,7 +34,9 @@ def test_a_pyramid_equals_torchvisions(image: int) -> None:
     boxes = torch.cat([corner, corner + torch.rand(40, 2) ** 3 * 900 + 1], dim=1)
     proposals = boxes.view(2, 20, 4)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    expected = theirs({str(i): level for i, level in enumerate(levels)}, list(proposals), [(image, image)] * 2)
+    expected = theirs(
+        {str(i): level for i, level in enumerate(levels)}, list(proposals), [(image, image)] * 2
+    )
     torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, image), expected, rtol=1e-4, atol=1e-5)
 
 

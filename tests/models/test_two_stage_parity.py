@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detection import matching
 from detection.data.batch import Sizes, Targets
-from detection.models import roi_head, rpn
+from detection.models import roi_align, roi_head, rpn
 from detection.models.build import build_detector, without_weights
 from detection.models.faster_rcnn import FasterRCNN, _pooled
 from detection.models.protocol import Detections
@@ -49,6 +49,9 @@ def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = matching.sample
     monkeypatch.setattr(rpn, "sample", first)
     monkeypatch.setattr(roi_head, "sample", first)
+    # torchvision's kernel: the matrix products have their own test, and their other rounding flips a ReLU
+    # here and there, which in a random network shows in the first layer's gradient
+    monkeypatch.setattr(roi_align, "SMALL", 0)
 
 
 class FirstOnes:
