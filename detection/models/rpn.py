@@ -47,7 +47,7 @@ class RPNHead(TorchvisionRPNHead):  # type: ignore[misc]
         for one in maps:
             hidden = self.conv(one)
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(one), -1, 4))
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(one.shape[0], -1, 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 

@@ -22,7 +22,12 @@ from detection.tracking.row import Row
 from detection.training.checkpoint import Checkpoints
 from detection.training.history import History, LossBuffer, now_ms
 from detection.training.interrupts import Interrupts
-from detection.training.optimisation import learning_rate_factor, make_optimizer, set_learning_rate
+from detection.training.optimisation import (
+    learning_rate_factor,
+    make_optimizer,
+    phase_at,
+    set_learning_rate,
+)
 from detection.training.progress import Progress
 from detection.training.state import State, restore, snapshot
 from detection.training.validation import Validator
@@ -112,12 +117,16 @@ def fit(job: Job, row: Row) -> dict[str, float]:
             if last:
                 break
 
+            # at the beginning of a phase of the recipe that wants it: back to the best weights
+            place_in_schedule = (state.step, steps, steps_per_epoch, job.recipe.epochs is not None)
+            phase, phase_begins, _ = phase_at(job.recipe.schedule, *place_in_schedule)
+            if phase.reload_best and state.step == phase_begins:
+                _reload_best(job, state)
+
             # a single training step
             batch = next(batches)
-            factor = learning_rate_factor(
-                job.recipe.schedule, state.step, steps, steps_per_epoch, job.recipe.epochs is not None
-            )
-            set_learning_rate(optimizer, factor)
+            factor = learning_rate_factor(job.recipe.schedule, *place_in_schedule)
+            set_learning_rate(optimizer, factor, phase.freeze_backbone)
             total, losses = _step(job, optimizer, batch)
             if average is not None:
                 average.update_parameters(job.detector)
@@ -216,6 +225,14 @@ def _validate(
     if settings.samples_every and epoch % settings.samples_every == 0:
         picture = job.checkpoints.folder / "samples" / f"epoch_{epoch:03d}.png"
         row.artifact(job.validator.draw(results, settings.samples, picture), "samples")
+
+
+def _reload_best(job: Job, state: State) -> None:
+    """Put the best weights so far into the detector; the optimiser keeps its momentum."""
+    best = job.checkpoints.load(BEST) if len(job.validator.index) else None
+    if best:
+        job.detector.load_state_dict(best["model"])
+        log.info("a new phase at step %d: back to the weights of epoch %d", state.step, state.best_epoch)
 
 
 def _choose(job: Job, average: AveragedModel | None, state: State) -> None:

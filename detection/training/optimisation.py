@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.params.recipe import Optimizer, Schedule
+from detection.params.recipe import Optimizer, Phase, Schedule
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 PRETRAINED = ("backbone.body.", "backbone.features.")  # under a pyramid, and in SSD
@@ -20,9 +20,9 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
     Normalisation layers, biases and the pretrained backbone each may have their own (see `Optimizer`).
 
     Returns:
-        torch's parameter groups, each with its `lr` and `weight_decay`.
+        torch's parameter groups, each with its `lr` and `weight_decay`, and whether it is of the `backbone`.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad:
@@ -33,10 +33,14 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
             elif name == "bias":
                 lr *= settings.bias_lr_factor
                 decay = _or(settings.bias_weight_decay, decay)
-            if f"{prefix}.".startswith(PRETRAINED):
+            backbone = f"{prefix}.".startswith(PRETRAINED)
+            if backbone:
                 lr *= settings.backbone_lr_factor
-            groups.setdefault((lr, decay), []).append(parameter)
-    return [{"params": p, "lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+            groups.setdefault((lr, decay, backbone), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay, "backbone": backbone}
+        for (lr, decay, backbone), parameters in groups.items()
+    ]
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
@@ -51,10 +55,27 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
             return torch.optim.AdamW(groups, settings.lr, betas=(settings.momentum, 0.999), fused=True)
 
 
-def set_learning_rate(optimizer: TorchOptimizer, factor: float) -> None:
-    """Give every group its full learning rate times `factor`."""
+def set_learning_rate(optimizer: TorchOptimizer, factor: float, freeze_backbone: bool = False) -> None:
+    """Give every group its full learning rate times `factor`; a frozen backbone gets none.
+
+    Without a learning rate weights stay as they are, under weight decay too, and nothing about the gradients
+    changes when the backbone thaws: devices that average them, and a training that goes on, need not know.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = 0.0 if freeze_backbone and group.get("backbone") else group["base_lr"] * factor
+
+
+def phase_at(
+    schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool
+) -> tuple[Phase, int, int]:
+    """The phase that a step belongs to, its first step, and the first after it."""
+    unit, first = steps_per_epoch if in_epochs else 1, 0
+    for phase in schedule.phases[:-1]:
+        end = round(phase.until * unit)
+        if step < end:
+            return phase, first, end
+        first = end
+    return schedule.phases[-1] if schedule.phases else Phase(until=steps / unit), first, steps
 
 
 def learning_rate_factor(
@@ -69,10 +90,12 @@ def learning_rate_factor(
         step: Optimiser steps taken so far, from 0.
         steps: Of the whole training.
         steps_per_epoch: For milestones in epochs and the per-epoch decay.
-        in_epochs: Milestones count in epochs, else in iterations.
+        in_epochs: Milestones and phases count in epochs, else in iterations.
     """
     warmup = min(schedule.warmup_iterations, max(steps_per_epoch, 1))
-    factor = 1.0
+    warmed = step / warmup if step < warmup else 1.0
+    phase, first, end = phase_at(schedule, step, steps, max(steps_per_epoch, 1), in_epochs)
+    step, steps, factor = step - first, end - first, 1.0
     match schedule.name:
         case "multistep":
             unit = steps_per_epoch if in_epochs else 1
@@ -85,9 +108,9 @@ def learning_rate_factor(
             factor = schedule.gamma ** (step // max(steps_per_epoch, 1))
         case "constant":
             pass
-    if step < warmup:
-        factor *= schedule.warmup_factor + (1 - schedule.warmup_factor) * step / warmup
-    return factor
+    if warmed < 1:
+        factor *= schedule.warmup_factor + (1 - schedule.warmup_factor) * warmed
+    return factor * phase.lr_factor
 
 
 def _or(value: float | None, default: float) -> float:

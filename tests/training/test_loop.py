@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from detection.errors import DivergedError
+from detection.params.recipe import Phase
 from detection.params.sections import EarlyStop
 from detection.tracking.row import NullRow
 from detection.training import loop
 from detection.training.loop import Job, fit
+from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12  # as conftest.py sets them
 STEPS = EPOCHS * PICTURES // BATCH
@@ -115,6 +117,47 @@ def test_a_stopped_training_goes_on_to_bit_equal_weights(
         assert one | {"time": ""} == other | {"time": ""}
     # the same points, first timestamps included (as text: NaN is not equal to itself)
     assert set(map(str, row.points)) <= set(map(str, again.points))
+
+
+def test_phases_freeze_the_backbone_reload_the_best_and_go_on_bit_equal(
+    make_job: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = (Phase(until=2, freeze_backbone=True), Phase(until=3, lr_factor=0.5, reload_best=True))
+    phased = replace(recipe, schedule=replace(recipe.schedule, phases=phases))
+    each, step, score = STEPS // EPOCHS, loop._step, Validator.score
+    scores, seen = [1.0], []
+
+    def falling(validator: Validator, *args: Any) -> Any:
+        values, results = score(validator, *args)
+        scores.append(scores[-1] / 2)  # so that the first epoch is the best
+        return dict.fromkeys(values, scores[-1]), results
+
+    def watched(job: Job, *args: Any) -> Any:
+        seen.append({k: v.clone() for k, v in job.detector.named_parameters()})
+        return step(job, *args)
+
+    monkeypatch.setattr(Validator, "score", falling)
+    whole = make_job("whole", recipe=phased)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", watched)
+        run(whole)
+    # it may thaw at once, from what the first epoch left
+    body = [name for name in seen[0] if name.startswith("backbone.body.")]
+    assert all(torch.equal(seen[2 * each][name], seen[0][name]) for name in body)
+    assert not any(torch.equal(seen[2 * each + 1][name], seen[0][name]) for name in body)
+    assert all(torch.equal(v, seen[each][name]) for name, v in seen[2 * each].items())
+    assert not all(torch.equal(v, seen[each][name]) for name, v in seen[2 * each - 1].items())
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2 * each, signal.SIGTERM)  # right where the second phase begins
+        with pytest.raises(SystemExit):
+            run(make_job("stopped", recipe=phased))
+    again = make_job("stopped", recipe=phased)
+    run(again)
+    losses = [[one["loss"] for one in rows(job.reports / "losses.csv")] for job in (whole, again)]
+    assert losses[0] == losses[1]
+    ends = [job.checkpoints.load(loop.STATE)["model"] for job in (whole, again)]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
 def test_a_finished_training_is_not_done_again(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ from torch import nn
 
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Schedule, load
+from detection.params.recipe import Phase
 from detection.training.optimisation import (
     learning_rate_factor,
     make_optimizer,
     parameter_groups,
+    phase_at,
     set_learning_rate,
 )
 
@@ -50,8 +52,9 @@ def test_each_kind_of_parameter_gets_its_rate_and_decay() -> None:
     }
 
 
-def test_by_default_there_is_one_group() -> None:
-    assert len(parameter_groups(Net(), Optimizer(lr=0.1))) == 1
+def test_by_default_there_are_the_backbone_and_the_rest() -> None:
+    groups = parameter_groups(Net(), Optimizer(lr=0.1))
+    assert [(group["lr"], group["backbone"]) for group in groups] == [(0.1, True), (0.1, False)]
 
 
 @pytest.mark.parametrize("model", ["fasterrcnn_resnet18", "ssd300"])
@@ -68,7 +71,24 @@ def test_optimisers_keep_the_ratio_between_groups(kind: type) -> None:
     optimizer = make_optimizer(Net(), settings)
     assert type(optimizer) is kind
     set_learning_rate(optimizer, 0.5)
-    assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([0.05, 0.1])
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.1])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_frozen_backbone_stays_as_it_is(name: str) -> None:
+    net = Net()
+    optimizer = make_optimizer(net, Optimizer(name=name, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
+
+    def moved(freeze: bool) -> set[str]:
+        before = {k: v.clone() for k, v in net.named_parameters()}
+        set_learning_rate(optimizer, 1.0, freeze)
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        return {k.split(".")[0] for k, v in net.named_parameters() if not torch.equal(v, before[k])}
+
+    assert moved(freeze=True) == {"head"}
+    assert moved(freeze=False) == {"backbone", "head"}
 
 
 def curve(schedule: Schedule, steps: int, each: int, in_epochs: bool = True) -> list[float]:
@@ -109,6 +129,21 @@ def test_warm_up_rises_linearly_and_ends_with_the_first_epoch() -> None:
     capped = curve(Schedule(name="constant", warmup_iterations=1000, warmup_factor=0.0), 20, 10)
     assert capped[9] == pytest.approx(0.9)
     assert capped[10:] == [1.0] * 10
+
+
+def test_the_curve_starts_anew_in_each_phase() -> None:
+    phases = (Phase(until=2, freeze_backbone=True), Phase(until=4, lr_factor=0.1))
+    factors = curve(Schedule(name="exponential", gamma=0.5, phases=phases), 40, 10)
+    assert factors == pytest.approx([1.0] * 10 + [0.5] * 10 + [0.1] * 10 + [0.05] * 10)
+    schedule = Schedule(name="constant", warmup_iterations=5, warmup_factor=0.2, phases=phases)
+    assert curve(schedule, 40, 10)[:6] == pytest.approx([0.2, 0.36, 0.52, 0.68, 0.84, 1.0])
+    assert [phase_at(schedule, step, 40, 10, True)[1:] for step in (0, 19, 20, 39)] == [
+        (0, 20),
+        (0, 20),
+        (20, 40),
+        (20, 40),
+    ]
+    assert [phase_at(schedule, step, 4, 10, False)[0] for step in (1, 2)] == list(phases)
 
 
 def test_rates_are_finite_at_the_smallest_sizes() -> None:

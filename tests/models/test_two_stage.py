@@ -1,0 +1,181 @@
+"""Two-stage detectors: constants of the published systems, resilience, export."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from detection.data.batch import Targets
+from detection.models.build import build_detector, without_weights
+from detection.models.faster_rcnn import FasterRCNN
+from detection.models.rpn import RPN, box_loss
+from detection.nms import grouped_nms
+from detection.params import FasterRCNNRecipe, load
+
+SIDE = 64
+
+
+def recipe_of(model: str, dataset: str, **changes: Any) -> FasterRCNNRecipe:
+    recipe = load(model=model, dataset=dataset).recipe
+    assert isinstance(recipe, FasterRCNNRecipe)
+    return replace(recipe, **changes)
+
+
+def small(classes: int = 3, **changes: Any) -> FasterRCNN:
+    torch.manual_seed(0)
+    few: dict[str, Any] = {"fpn_channels": 16, "roi_hidden": 32, "rpn_post_nms_test": 20}
+    recipe = without_weights(recipe_of("fasterrcnn_resnet18", "shapes", **few | changes))
+    detector = build_detector(recipe, classes, None)
+    assert isinstance(detector, FasterRCNN)
+    return detector
+
+
+def targets_of(boxes: Tensor, mask: Tensor | None = None) -> Targets:
+    """Ground truth [B, M, 4], of class 0."""
+    mask = torch.ones(boxes.shape[:2], dtype=torch.bool) if mask is None else mask
+    sizes = torch.tensor([[SIDE, SIDE]] * len(boxes))
+    return Targets(boxes, torch.zeros(boxes.shape[:2], dtype=torch.int64), mask, sizes)
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "parameters", "frozen"),
+    [
+        ("fasterrcnn_vgg16", 20, 137_073_622, 260_160),
+        ("fasterrcnn", 90, 41_755_286, None),
+        ("fasterrcnn_v2", 90, 43_712_278, None),
+        ("fasterrcnn_mobilenet", 90, 19_386_354, None),
+        ("fasterrcnn_mobilenet_320", 90, 19_386_354, None),
+    ],
+)
+def test_parameters_are_as_many_as_published(
+    model: str, classes: int, parameters: int, frozen: int | None
+) -> None:
+    detector = build_detector(recipe_of(model, "coco2017"), classes, None)
+    assert sum(p.numel() for p in detector.parameters()) == parameters
+    if frozen is not None:
+        assert sum(p.numel() for p in detector.parameters() if not p.requires_grad) == frozen
+
+
+def test_resnet50_c4_has_the_parameters_of_torchvisions_equivalent() -> None:
+    recipe = recipe_of("fasterrcnn_resnet50_c4", "voc2007", freeze_bn=True, rpn_channels=None)
+    assert sum(p.numel() for p in build_detector(recipe, 20, None).parameters()) == 33_154_390
+
+
+@pytest.mark.parametrize(
+    ("model", "cells", "count"),
+    [("fasterrcnn_resnet50_c4", 38, 12_996), ("fasterrcnn_vgg16_600", 37, 12_321)],
+)
+def test_anchors_of_600_pixels_are_as_many_as_published(model: str, cells: int, count: int) -> None:
+    anchors = RPN(recipe_of(model, "voc2007"), 8).anchors([(cells, cells)], (600, 600))
+    assert anchors.shape == (count, 4)
+    assert anchors[4].tolist() == [-128, -128, 128, 128]
+    assert anchors[-5].tolist() == [16 * (cells - 1) + x for x in (-128, -128, 128, 128)]
+
+
+def test_vgg16s_anchors_stand_in_the_middle_of_their_cells() -> None:
+    anchors = RPN(recipe_of("fasterrcnn_vgg16", "voc2007"), 8).anchors([(37, 50)], (600, 800))
+    assert anchors.shape == (16_650, 4)
+    torch.testing.assert_close(anchors[0], torch.tensor([-82.51, -37.25, 98.51, 53.25]), rtol=0, atol=0.01)
+
+
+def test_only_anchors_inside_the_picture_are_sampled() -> None:
+    detector = small(inside_anchors=True, anchor_sizes=((12,), (200,), (200,), (200,), (200,)))
+    images, targets = torch.rand(1, 3, SIDE, SIDE), targets_of(torch.tensor([[[10.0, 10, 60, 60]]]))
+    maps = detector.features(images)
+    logits, deltas = (out.detach().requires_grad_() for out in detector.rpn(maps))
+    anchors = detector.rpn.anchors_of(maps, images)
+    detector.rpn.losses(logits, deltas, anchors, targets)["rpn_objectness"].backward()
+    assert logits.grad is not None
+    seen = anchors[logits.grad[0] != 0]
+    assert len(seen) > 0
+    assert (seen >= 0).all()
+    assert (seen <= SIDE).all()
+
+
+def objects(case: str) -> tuple[Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2, 500, 2, generator=generator) * 40
+    many = torch.cat([corner, corner + 2 + torch.rand(2, 500, 2, generator=generator) * 20], dim=2)
+    return {
+        "no room": (torch.zeros(2, 0, 4), None),
+        "no objects": (many[:, :3], torch.zeros(2, 3, dtype=torch.bool)),
+        "one picture without": (many[:, :3], torch.tensor([[True] * 3, [False] * 3])),
+        "500 objects": (many, None),
+        "duplicates": (many[:, :1].expand(2, 6, 4), None),
+        "a point": (torch.tensor([[[5.0, 5, 5, 5], [9, 9, 40, 40]]] * 2), None),
+    }[case]
+
+
+@pytest.mark.parametrize("normaliser", ["sampled", "positives"])
+@pytest.mark.parametrize(
+    "case",
+    ["no room", "no objects", "one picture without", "500 objects", "duplicates", "a point"],
+)
+def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, normaliser: str) -> None:
+    classes = 1 if case == "duplicates" else 3
+    detector = small(classes, rpn_normaliser=normaliser, roi_normaliser=normaliser).train()
+    boxes, mask = objects(case)
+    losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(boxes, mask))
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
+    if case in ("no room", "no objects"):
+        assert losses["rpn_box"] == losses["roi_box"] == 0
+    else:
+        assert losses["rpn_box"] > 0
+        assert losses["roi_box"] > 0
+
+
+def test_box_loss_counts_only_positives_whatever_the_others_hold() -> None:
+    deltas = torch.zeros(2, 3, 4, requires_grad=True)
+    wanted = torch.full((2, 3, 4), torch.nan)
+    wanted[0, 0] = 3.0
+    positive = torch.tensor([[True, False, False], [False] * 3])
+    sampled = torch.tensor([[True] * 3, [True, True, False]])
+    loss = box_loss(deltas, wanted, positive, sampled, beta=1.0, normaliser="sampled")
+    assert float(loss.detach()) == pytest.approx(4 * 2.5 / 5)
+    loss.backward()
+    assert deltas.grad is not None
+    assert torch.equal(deltas.grad[0, 0], torch.full((4,), -1 / 5))
+    assert float(deltas.grad.abs().sum()) == pytest.approx(4 / 5)
+    per_picture = box_loss(deltas, wanted, positive, sampled, beta=1.0, normaliser="positives")
+    assert float(per_picture.detach()) == pytest.approx(4 * 2.5 / 1 / 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_nms_is_torchvisions_group_by_group(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(300, 2, generator=generator) * 50
+    boxes = torch.cat([corner, corner + 1 + torch.rand(300, 2, generator=generator) * 40], dim=1)
+    scores, group = torch.rand(300, generator=generator), torch.randint(0, 7, (300,), generator=generator)
+    valid = torch.rand(300, generator=generator) > 0.2
+    kept = grouped_nms(boxes, scores, group, 9, valid, 0.5)
+    rows = valid.nonzero()[:, 0]
+    expected = torch.zeros(300, dtype=torch.bool)
+    expected[rows[batched_nms(boxes[rows], scores[rows], group[rows], 0.5)]] = True
+    assert torch.equal(kept, expected)
+
+
+def test_core_is_exported_with_a_batch_of_any_size() -> None:
+    detector = small().eval()
+
+    class Core(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.detector = detector
+
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            return self.detector.core(images)
+
+    batch = torch.export.Dim("batch", min=1, max=16)
+    exported = torch.export.export(
+        Core().eval(), (torch.rand(2, 3, SIDE, SIDE),), dynamic_shapes={"images": {0: batch}}
+    ).module()
+    for count in (1, 5):
+        images = torch.rand(count, 3, SIDE, SIDE)
+        with torch.no_grad():
+            for name, value in detector.core(images).items():
+                torch.testing.assert_close(exported(images)[name], value)
