@@ -73,18 +73,25 @@ def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     if any(key.startswith(VGG_FC) for key in state):
         own |= {k: v for k, v in network.state_dict().items() if k.startswith(VGG_FC)}
     given = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
+    if difference := first_difference(own, given):
+        raise CheckpointError(f"the backbone's weights do not fit: {difference}")
+    network.load_state_dict({**network.state_dict(), **given}, strict=True)
+    return len(given)
+
+
+def first_difference(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """How a file's weights differ from a network's, in each direction; empty where they fit."""
     missing = sorted(own.keys() - given.keys())
     unknown = sorted(given.keys() - own.keys())
     if missing or unknown:
         parts = [f"lacks {missing[0]!r}"] if missing else []
         parts += [f"has {unknown[0]!r}, which the network has not"] if unknown else []
-        raise CheckpointError("the backbone's weights do not fit: the file " + " and ".join(parts))
+        return "the file " + " and ".join(parts)
     for key, value in own.items():
         if value.shape != given[key].shape:
             shapes = f"{tuple(given[key].shape)} in the file, {tuple(value.shape)} in the network"
-            raise CheckpointError(f"the backbone's weights do not fit: {key!r} is {shapes}")
-    network.load_state_dict({**network.state_dict(), **given}, strict=True)
-    return len(given)
+            return f"{key!r} is {shapes}"
+    return ""
 
 
 def read_weights(path: str | Path, backbone: str) -> dict[str, Tensor] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from detection.errors import CheckpointError
 from detection.models import dense, faster_rcnn, ssd
-from detection.models.backbones import load_features, make_backbone
+from detection.models.backbones import first_difference, load_features, make_backbone
 from detection.models.protocol import Detector
 from detection.params.recipe import ARCHITECTURES, FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe
 
@@ -126,6 +126,8 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
         recipe = msgspec.convert(saved["recipe"], ARCHITECTURES[saved["recipe"]["architecture"]])
         classes = tuple(saved["classes"])
         detector = _assemble(recipe, len(classes), _network(recipe))
+        if difference := first_difference(detector.state_dict(), saved["state_dict"]):
+            raise CheckpointError(f"{path} does not fit its own recipe: {difference}")
         detector.load_state_dict(saved["state_dict"], strict=True)
     except (KeyError, msgspec.ValidationError, RuntimeError) as error:
         raise CheckpointError(

@@ -172,5 +172,14 @@ def test_another_architectures_weights_are_refused(tmp_path: Path) -> None:
     detector = build_detector(recipe, CLASSES, None)
     path = tmp_path / "detector.pt"
     save_detector(path, detector.state_dict(), replace(recipe, backbone="resnet34"), ("a", "b", "c"), "some")
-    with pytest.raises(CheckpointError, match="does not fit its own recipe"):
+    with pytest.raises(CheckpointError) as raised:
+        load_detector(path)
+    assert "does not fit its own recipe: the file lacks 'backbone.body.layer1.2." in str(raised.value)
+    # a layer that only the file has, and another number of classes
+    more = detector.state_dict() | {"extra": torch.zeros(1)}
+    save_detector(path, more, recipe, ("a", "b", "c"), "some")
+    with pytest.raises(CheckpointError, match="the file has 'extra', which the network has not"):
+        load_detector(path)
+    save_detector(path, detector.state_dict(), recipe, ("a", "b"), "some")
+    with pytest.raises(CheckpointError, match=r"in the file, .* in the network"):
         load_detector(path)
