@@ -42,7 +42,8 @@ def main() -> None:
     detector = build_detector(recipe, len(prepared.classes), weights).to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    pictures = Pictures(prepared.index("train"), prepared.root, recipe, train=True, seed=params.seed)
+    index, cache = prepared.index("train"), settings.cache_mb
+    pictures = Pictures(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache)
     loader = Loader(pictures, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
     validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})

@@ -6,6 +6,7 @@ the final size. That order is four times faster than augmenting the full-size pi
 Letters: M boxes of one picture; boxes are float32 `x1, y1, x2, y2`, absolute pixels, half-open.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +16,16 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 Floats = NDArray[np.float32]
+Window = tuple[int, int, int, int]
+"""`x1, y1, x2, y2` in pixels of the picture, whole numbers; may reach beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """What happens to the pixels and boxes of one picture."""
 
-    window: tuple[int, int, int, int]
-    """`x1, y1, x2, y2` in pixels of the picture; may reach beyond it, and is filled there."""
+    window: Window
+    """The part that is shown; filled where it lies beyond the picture."""
     height: int
     """Of the result, in pixels."""
     width: int
@@ -41,22 +44,31 @@ class Geometry:
         clipped: Floats = np.clip(moved, 0, limit).astype(np.float32)
         return clipped
 
-    def picture(self, picture: Tensor, fill: tuple[int, int, int]) -> Tensor:
-        """Pixels Tensor[3, H, W] uint8 to Tensor[3, height, width] uint8."""
+    def picture(
+        self, picture: Tensor, fill: tuple[int, int, int], change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Pixels Tensor[3, H, W] uint8 to Tensor[3, height, width] uint8.
+
+        Args:
+            picture: The whole picture.
+            fill: RGB of what lies beyond it.
+            change: Of the colours. It sees the picture's own pixels at their final size, and no fill.
+        """
         x1, y1, x2, y2 = self.window
         top, left = max(y1, 0), max(x1, 0)
         bottom, right = min(y2, picture.shape[1]), min(x2, picture.shape[2])
+        down, across = self.height / (y2 - y1), self.width / (x2 - x1)
+        rows = _span((top - y1) * down, (bottom - y1) * down, self.height)
+        columns = _span((left - x1) * across, (right - x1) * across, self.width)
         part = picture[:, top:bottom, left:right]
-        if (top, left, bottom, right) == (y1, x1, y2, x2):
-            result = _resize(part, self.height, self.width)
-        else:
-            across, down = self.width / (x2 - x1), self.height / (y2 - y1)
-            rows = _span((top - y1) * down, (bottom - y1) * down, self.height)
-            columns = _span((left - x1) * across, (right - x1) * across, self.width)
-            result = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, self.height, self.width)
-            small = _resize(part, rows.stop - rows.start, columns.stop - columns.start)
-            result[:, rows, columns] = small
-        return result.flip(2) if self.flip else result
+        part = _resize(part, rows.stop - rows.start, columns.stop - columns.start)
+        if change is not None:
+            part = change(part)
+        if part.shape[1:] != (self.height, self.width):
+            canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, self.height, self.width)
+            canvas[:, rows, columns] = part
+            part = canvas
+        return part.flip(2) if self.flip else part
 
 
 def _span(start: float, stop: float, limit: int) -> slice:

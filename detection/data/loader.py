@@ -3,9 +3,12 @@
 What a sample looks like is a function of (seed, epoch, index) and never of a worker's state, and an epoch's
 batches are a function of (seed, epoch): a training that is cut off goes on with the very next batch.
 
+Loader processes are forked: they share the index and the cache with the training and copy neither.
+
 Letters: B pictures in a batch, M most objects of one picture.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +20,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from detection.data.augment import change_colours, draw_window, inside
+from detection.data.augment import draw_geometry, kept
 from detection.data.batch import Batch, Sizes, Targets
+from detection.data.cache import PictureCache
+from detection.data.colours import change_colours
 from detection.data.geometry import Geometry, result_size
 from detection.data.index import Index
 from detection.data.pictures import read_picture
 from detection.params.recipe import Recipe
 
 STRIDE = 32  # batches are padded to whole cells of the coarsest backbone level
+GREY = (128, 128, 128)  # of `letterbox`'s canvas
+ASPECT_EDGES = 2 ** np.linspace(-1, 1, 7)  # torchvision's references: --aspect-ratio-group-factor 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +59,56 @@ class Pictures(Dataset[Sample]):
         recipe: Size, augmentation, and whether to train on difficult objects.
         train: Augment, and drop crowds and, unless the recipe wants them, difficult objects.
         seed: Of the augmentation.
+        cache_mb: Memory in MiB that decoded pictures may take up; 0 keeps none.
     """
 
-    def __init__(self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0) -> None:
+    def __init__(
+        self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0
+    ) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
         red, green, blue = recipe.image_mean
         self.fill = round(255 * red), round(255 * green), round(255 * blue)
+        self.cache = PictureCache(index.sizes, cache_mb) if cache_mb > 0 else None
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, row = key
-        recipe, record = self.recipe, self.index[row]
-        picture = read_picture(self.root / record.file)
+        record = self.index[row]
+        picture = self._decoded(row, record.file)
         height, width = picture.shape[1:]
-        boxes, labels = record.boxes, record.labels
-        policy = recipe.augmentation if self.train else "none"
+        if not self.train:
+            recipe = self.recipe
+            size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size)
+            geometry = Geometry((0, 0, width, height), *size)
+            boxes = geometry.boxes(record.boxes)
+            return Sample(geometry.picture(picture, self.fill), boxes, record.labels, (height, width), row)
+        wanted = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
+        return self._augmented(epoch, row, picture, record.boxes[wanted], record.labels[wanted])
+
+    def _decoded(self, row: int, file: str) -> Tensor:
+        held = self.cache.get(row) if self.cache is not None else None
+        if held is not None:
+            return held
+        picture = read_picture(self.root / file)
+        # one memory layout, the JPEG decoder's own, whoever decoded it: resizing is fastest there
+        picture = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        if self.cache is not None:
+            self.cache.put(row, picture)
+        return picture
+
+    def _augmented(
+        self, epoch: int, row: int, picture: Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int64]
+    ) -> Sample:
+        policy = self.recipe.augmentation
         rng = np.random.default_rng((self.seed, epoch, row))
-        if self.train:
-            kept = ~record.crowd & (recipe.train_difficult | ~record.difficult)
-            boxes, labels = boxes[kept], labels[kept]
-        window = draw_window(policy, rng, height, width, boxes)
-        kept = inside(window, boxes)
-        shown = (window[3] - window[1], window[2] - window[0])
-        size = result_size(*shown, recipe.resize, recipe.image_size, recipe.max_size)
-        flip = policy != "none" and rng.random() < 0.5
-        geometry = Geometry(window, *size, flip)
-        pixels = change_colours(policy, rng, geometry.picture(picture, self.fill))
-        return Sample(pixels, geometry.boxes(boxes[kept]), labels[kept], (height, width), row)
+        height, width = picture.shape[1:]
+        geometry = draw_geometry(self.recipe, rng, height, width, boxes)
+        still = kept(policy, geometry, boxes)
+        fill = GREY if policy == "letterbox" else self.fill
+        pixels = geometry.picture(picture, fill, lambda part: change_colours(policy, rng, part))
+        return Sample(pixels, geometry.boxes(boxes[still]), labels[still], (height, width), row)
 
 
 def collate(samples: list[Sample], fill: tuple[int, ...]) -> Batch:
@@ -125,10 +153,14 @@ class Order(Sampler[list[tuple[int, int]]]):
         batch_size: Pictures in a batch. In training an incomplete last batch is dropped, unless it is
             the only one.
         seed: Of the shuffling; None keeps the order and the incomplete batch.
+        groups: [count] a group of each picture. A shuffled batch holds one group alone, but for a few at the
+            groups' ends, which mix neighbouring groups: nothing is repeated, as many batches as without.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int | None) -> None:
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+    def __init__(
+        self, count: int, batch_size: int, seed: int | None, groups: NDArray[np.int64] | None = None
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.groups = count, batch_size, seed, groups
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -138,12 +170,40 @@ class Order(Sampler[list[tuple[int, int]]]):
         return max(self.count // self.batch_size, min(self.count, 1))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows = np.arange(self.count)
-        if self.seed is not None:
-            rows = np.random.default_rng((self.seed, self.epoch)).permutation(self.count)
+        rows = self._rows()
         for batch in range(self.start, len(self)):
             part = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, int(row)) for row in part]
+
+    def _rows(self) -> NDArray[np.int64]:
+        """Rows of the split in the epoch's order."""
+        if self.seed is None:
+            return np.arange(self.count)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rows = rng.permutation(self.count)[: len(self) * self.batch_size]  # whom to drop is drawn too
+        if self.groups is None or len(self) < 2:
+            return rows
+        full, rest = [], []
+        for group in np.unique(self.groups):
+            members = rows[self.groups[rows] == group]
+            end = len(members) // self.batch_size * self.batch_size
+            full.append(members[:end])
+            rest.append(members[end:])
+        batches = np.concatenate(full + rest).reshape(-1, self.batch_size)
+        return batches[rng.permutation(len(batches))].reshape(-1)
+
+
+def aspect_groups(pictures: Pictures) -> NDArray[np.int64] | None:
+    """[N] bins of width over height, so that a batch is padded little; None where all fall into one.
+
+    Pictures that come out square, whatever they were, are all of one.
+    """
+    recipe = pictures.recipe
+    if recipe.resize == "stretch" or recipe.augmentation in ("letterbox", "crop"):
+        return None
+    height, width = pictures.index.sizes.T
+    groups = np.searchsorted(ASPECT_EDGES, width / np.maximum(height, 1), side="right").astype(np.int64)
+    return groups if len(np.unique(groups)) > 1 else None
 
 
 class Loader:
@@ -153,17 +213,20 @@ class Loader:
         pictures: The split.
         batch_size: Pictures in a batch.
         workers: Loader processes; 0 loads here. See `loader_workers`.
-        shuffle: A training's order, by the pictures' seed.
+        shuffle: A training's order, by the pictures' seed, like aspect ratios together.
     """
 
     def __init__(self, pictures: Pictures, batch_size: int, workers: int, shuffle: bool) -> None:
         self.pictures = pictures
-        self.order = Order(len(pictures), batch_size, pictures.seed if shuffle else None)
+        seed, groups = (pictures.seed, aspect_groups(pictures)) if shuffle else (None, None)
+        self.order = Order(len(pictures), batch_size, seed, groups)
         self.batches: DataLoader[Sample] = DataLoader(
             pictures,
             batch_sampler=self.order,
             num_workers=workers,
             collate_fn=lambda samples: collate(samples, pictures.fill),
+            multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_spare_shared_memory,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -176,6 +239,14 @@ class Loader:
         """The batches of an epoch, the first `start` of them left out."""
         self.order.epoch, self.order.start = epoch, start
         yield from self.batches
+
+
+def _spare_shared_memory(_: int) -> None:
+    """In a loader process: leave alone the objects that came with the fork.
+
+    Python's garbage collector writes to each object that it looks at, which copies the page it lies on.
+    """
+    gc.freeze()
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:

@@ -16,6 +16,7 @@ Backbone = Literal[
     "mobilenet_v3_large",
     "vgg16",
 ]
+Augmentation = Literal["none", "flip", "multiscale", "ssd", "ssd_legacy", "ssdlite", "letterbox", "crop"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +103,8 @@ class RecipeBase:
     """Mean per RGB channel of pixels in 0..1."""
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation per RGB channel of pixels in 0..1."""
-    augmentation: Literal["none", "flip", "ssd", "ssdlite"] = "flip"
-    """What training does to a picture before it is resized."""
+    augmentation: Augmentation = "flip"
+    """What training does to pictures; `detection.data.augment` has the table."""
     train_difficult: bool = False
     """Train on objects that VOC marks difficult."""
 

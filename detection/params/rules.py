@@ -51,6 +51,8 @@ def check_recipe(recipe: Recipe, key: str, file: str) -> None:
         if phase.until <= last:
             refuse("schedule.phases", f"each must end after the one before ({phase.until} <= {last})")
         last = phase.until
+    if recipe.augmentation == "multiscale" and (recipe.resize != "keep" or recipe.fixed_size):
+        refuse("augmentation", "multiscale draws the short side: it needs resize: keep and fixed_size: false")
     if isinstance(recipe, FasterRCNNRecipe):
         _check_two_stage(recipe, refuse)
     elif isinstance(recipe, RetinaNetRecipe):

@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.data.augment import OVERLAPS, change_colours, draw_window, inside
 from detection.data.geometry import Geometry, result_size
 
 SIZES = st.integers(20, 90)
@@ -79,54 +78,33 @@ def test_result_sizes(given: tuple[int, int, str, int, int | None], expected: tu
     assert result_size(*given) == expected
 
 
-@settings(deadline=None, max_examples=150)
-@given(
-    st.sampled_from(["none", "flip", "ssd", "ssdlite"]),
-    SIZES,
-    SIZES,
-    st.integers(0, 10_000),
-    st.integers(0, 6),
-)
-def test_windows_show_an_object_whenever_there_is_one(
-    policy: str, h: int, w: int, seed: int, count: int
-) -> None:
+@settings(deadline=None)
+@given(SIZES, SIZES, SIZES, SIZES, st.integers(0, 10_000))
+def test_mirroring_is_the_last_thing(h: int, w: int, out_h: int, out_w: int, seed: int) -> None:
+    """Mirrored pixels and boxes are those of the plain geometry, mirrored."""
     rng = np.random.default_rng(seed)
-    corner = rng.random((count, 2)) * [w - 10, h - 10]
-    boxes = np.concatenate([corner, corner + 5 + rng.random((count, 2)) * 5], axis=1).astype(np.float32)
-    x1, y1, x2, y2 = draw_window(policy, rng, h, w, boxes)
-    assert x1 < x2
-    assert y1 < y2
-    if policy in ("none", "flip"):
-        assert (x1, y1, x2, y2) == (0, 0, w, h)
-    if count:
-        assert inside((x1, y1, x2, y2), boxes).any()
-    if policy == "ssdlite":
-        assert 0 <= x1 < x2 <= w
-        assert 0 <= y1 < y2 <= h
+    left, top, right, bottom = (int(v) for v in rng.integers(-9, 10, 4))
+    window = (left, top, w - right, h - bottom)
+    plain, mirrored = (Geometry(window, out_h, out_w, flip) for flip in (False, True))
+    picture = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
+    fill = (1, 2, 3)
+    assert torch.equal(mirrored.picture(picture, fill), plain.picture(picture, fill).flip(2))
+    boxes = np.sort(rng.random((5, 2, 2)) * [w, h], axis=1).reshape(5, 4).astype(np.float32)
+    a, b = plain.boxes(boxes), mirrored.boxes(boxes)
+    np.testing.assert_allclose(b[:, [2, 0]], out_w - a[:, [0, 2]], atol=1e-3)
+    np.testing.assert_array_equal(b[:, [1, 3]], a[:, [1, 3]])
 
 
-def test_crops_keep_the_overlap_that_was_drawn() -> None:
-    """The original never enforced it."""
-    box = np.array([[20, 20, 60, 60]], np.float32)
+def test_colours_change_on_the_picture_alone_and_at_its_final_size() -> None:
+    seen = []
 
-    class High(np.random.Generator):
-        def choice(self, *_: object, **__: object) -> float:  # type: ignore[override]
-            return 0.7
+    def change(part: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(part.shape))
+        return part + 100
 
-    rng = High(np.random.PCG64(0))
-    for _ in range(50):
-        x1, y1, x2, y2 = draw_window("ssdlite", rng, 80, 80, box)
-        shared = max(0, min(x2, 60) - max(x1, 20)) * max(0, min(y2, 60) - max(y1, 20))
-        union = (x2 - x1) * (y2 - y1) + 1600 - shared
-        assert shared / union >= 0.7
-    assert 0.5 in OVERLAPS  # which the original's list lacked
-
-
-def test_colours_change_for_ssd_alone_and_by_the_seed() -> None:
-    picture = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
-    assert change_colours("flip", np.random.default_rng(0), picture) is picture
-    changed = [change_colours("ssd", np.random.default_rng(s), picture) for s in range(8)]
-    again = [change_colours("ssd", np.random.default_rng(s), picture) for s in range(8)]
-    assert all(torch.equal(a, b) for a, b in zip(changed, again, strict=True))
-    assert sum(not torch.equal(one, picture) for one in changed) >= 5
-    assert all(one.dtype == torch.uint8 for one in changed)
+    picture = torch.full((3, 40, 40), 100, dtype=torch.uint8)
+    result = Geometry((-40, 0, 40, 80), 20, 20, flip=True).picture(picture, (1, 2, 3), change)
+    assert seen == [(3, 10, 10)]
+    assert (result[:, :10, :10] == 200).all()
+    assert (result[:, :, 10:] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
+    assert (picture == 100).all()

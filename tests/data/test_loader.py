@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from detection.data.cache import PictureCache
 from detection.data.index import Index, Record, pack
-from detection.data.loader import Loader, Order, Pictures, loader_workers
+from detection.data.loader import Loader, Order, Pictures, aspect_groups, loader_workers
 from detection.data.pictures import read_picture
 from detection.errors import DataError
 from detection.params import Recipe, load
@@ -76,7 +79,7 @@ def test_training_leaves_crowds_and_difficult_objects_out(
         assert batch.targets.mask.sum(1).tolist() == counts
 
 
-@pytest.mark.parametrize("augmentation", ["flip", "ssd"])
+@pytest.mark.parametrize("augmentation", ["flip", "multiscale", "ssd", "letterbox"])
 def test_an_epoch_is_a_function_of_seed_and_number(
     split: Index, tmp_path: Path, recipe: Recipe, augmentation: Any
 ) -> None:
@@ -91,6 +94,75 @@ def test_an_epoch_is_a_function_of_seed_and_number(
     assert same(first[1:], everything(loader(0), 3, start=1))  # and wherever one begins
     assert not same(first, everything(loader(0), 4))
     assert not same(first, everything(loader(1), 3))
+
+
+@pytest.mark.parametrize("megabytes", [1, 0.008])
+def test_a_cache_changes_nothing_but_who_decodes(
+    split: Index, tmp_path: Path, recipe: Recipe, megabytes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does a budget that holds one picture of the five, nor how many processes fill it."""
+    chosen = replace(recipe, augmentation="ssd")
+
+    def loader(workers: int, cache: Any) -> Loader:
+        pictures = Pictures(split, tmp_path, chosen, train=True, cache_mb=cache)
+        return Loader(pictures, 2, workers, shuffle=True)
+
+    plain, cached, shared = loader(0, 0), loader(0, megabytes), loader(2, megabytes)
+    for epoch in range(4):
+        expected = everything(plain, epoch)
+        assert same(expected, everything(cached, epoch))
+        assert same(expected, everything(shared, epoch))
+    cache = shared.pictures.cache
+    assert cache is not None
+    assert len(cache) == (5 if megabytes == 1 else 1)
+    assert cache.held.all()  # by the loader's processes, in memory that this one sees
+
+    decoded: list[Path] = []
+    monkeypatch.setattr("detection.data.loader.read_picture", lambda path: decoded.append(path))
+    if megabytes == 1:
+        everything(cached, 9)
+        assert decoded == []
+
+
+def test_a_picture_of_another_size_than_its_annotation_is_not_cached(tmp_path: Path) -> None:
+    cache = PictureCache(np.array([[4, 6], [5, 5]], np.int32), megabytes=1)
+    cache.put(0, torch.ones(3, 6, 4, dtype=torch.uint8))
+    cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # a row without a place
+    assert cache.get(0) is cache.get(2) is None
+    picture = torch.randint(0, 256, (3, 5, 5), dtype=torch.uint8)
+    cache.put(1, picture)
+    held = cache.get(1)
+    assert held is not None
+    assert torch.equal(held, picture)
+
+
+def test_like_aspect_ratios_come_together(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    loader = Loader(Pictures(split, tmp_path, recipe, train=True), 2, workers=0, shuffle=True)
+    groups = loader.order.groups
+    assert groups is not None
+    assert groups[0] == groups[3]  # 60 x 40, both
+    assert len(set(groups.tolist())) == 4
+    square = replace(recipe, resize="stretch")
+    assert aspect_groups(Pictures(split, tmp_path, square, train=True)) is None
+    assert aspect_groups(Pictures(split, tmp_path, replace(recipe, augmentation="letterbox"), True)) is None
+    assert aspect_groups(Pictures(split.select(np.array([0, 3])), tmp_path, recipe, train=True)) is None
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
+def test_grouping_loses_and_repeats_nothing(count: int, size: int, kinds: int, seed: int) -> None:
+    groups = np.random.default_rng(seed).integers(0, kinds, count)
+    grouped, plain = Order(count, size, seed, groups), Order(count, size, seed)
+    batches = [[row for _, row in batch] for batch in grouped]
+    assert len(batches) == len(grouped) == len(plain)
+    rows = [row for batch in batches for row in batch]
+    assert sorted(rows) == sorted(row for batch in plain for _, row in batch)  # even who is left out
+    mixed = [batch for batch in batches if len(set(groups[batch])) > 1]
+    assert len(mixed) < max(kinds, 2)
+    grouped.start = len(batches) // 2
+    assert [[row for _, row in batch] for batch in grouped] == batches[grouped.start :]
+    grouped.epoch, grouped.start = 1, 0
+    assert count < 9 or size == count or [[row for _, row in batch] for batch in grouped] != batches
 
 
 def test_orders_cover_the_split() -> None:

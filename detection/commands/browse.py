@@ -1,0 +1,80 @@
+"""`detection browse`: what a training would see of a dataset, on one sheet."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from detection import params
+from detection.errors import DataError, ParamsError
+from detection.params.names import did_you_mean
+from detection.params.recipe import Augmentation, Recipe
+from detection.params.rules import check_recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from detection.data.loader import Pictures
+
+COLUMNS = 4
+
+
+def browse(dataset: str, model: str | None, augmentation: str | None, out: Path, count: int) -> str:
+    """Write the first pictures of a training's first epoch with their boxes, as the detector gets them.
+
+    Args:
+        dataset: Name of the dataset; it needs not be prepared.
+        model: Name of the recipe, for size and policy; None: the one that `params.yaml` chooses.
+        augmentation: Another policy than the recipe's.
+        out: The sheet.
+        count: How many pictures; where the split has fewer, they come again as the next epochs show them.
+
+    Raises:
+        ParamsError: There is no such dataset, recipe or policy, or the two do not go together.
+        DataError: The data is absent or broken, or `out` is no file name that a picture can have.
+    """
+    chosen = params.load(model=model, dataset=dataset)
+    recipe = _with_policy(chosen.recipe, augmentation)
+    if count < 1:
+        raise ParamsError(f"--count {count}: a sheet has at least one picture")
+
+    from detection.data.loader import Order, Pictures
+    from detection.data.read import read
+    from detection.reporting.drawing import sheet
+
+    raw = read(dataset, chosen.data)
+    pictures = Pictures(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
+    order = Order(len(pictures), 1, chosen.seed)
+    keys: list[tuple[int, int]] = []
+    while len(keys) < count:
+        keys += [key for batch in order for key in batch]
+        order.epoch += 1
+    drawn = [_drawn(pictures, key, raw.classes) for key in keys[:count]]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sheet(drawn, min(COLUMNS, count)).save(out)
+    except (OSError, ValueError) as error:
+        raise DataError(f"--out {out} cannot be written: {error}") from None
+    return f"{count} pictures of {dataset} as {chosen.model} gets them with {recipe.augmentation}: {out}"
+
+
+def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
+    if augmentation is None:
+        return recipe
+    policies = get_args(Augmentation)
+    if augmentation not in policies:
+        raise ParamsError(
+            f"--augmentation: there is no {augmentation!r}; {did_you_mean(augmentation, policies)}"
+        )
+    changed = replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
+    check_recipe(changed, "the recipe", "--augmentation")
+    return changed
+
+
+def _drawn(pictures: "Pictures", key: tuple[int, int], classes: tuple[str, ...]) -> "Image":
+    from PIL.Image import fromarray
+
+    from detection.reporting.drawing import draw_boxes
+
+    sample = pictures[key]
+    image = fromarray(sample.picture.permute(1, 2, 0).contiguous().numpy())
+    return draw_boxes(image, sample.boxes, sample.labels, classes)
