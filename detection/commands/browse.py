@@ -37,11 +37,13 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     if count < 1:
         raise ParamsError(f"--count {count}: a sheet has at least one picture")
 
-    from detection.data.loader import Order, Pictures
     from detection.data.read import read
+
+    raw = read(dataset, chosen.data)  # before torch is imported, which takes seconds
+
+    from detection.data.loader import Order, Pictures
     from detection.reporting.drawing import sheet
 
-    raw = read(dataset, chosen.data)
     pictures = Pictures(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
     order = Order(len(pictures), 1, chosen.seed)
     keys: list[tuple[int, int]] = []

@@ -68,7 +68,7 @@ def test_help_lists_the_commands_in_no_time(project: Path) -> None:
     done = detection(project, "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    for command in ("predict", "summary", "check", "pin"):
+    for command in ("predict", "browse", "summary", "check", "pin"):
         assert command in done.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
@@ -208,3 +208,32 @@ def test_pin_of_an_entry_in_block_style(project: Path) -> None:
 
 def test_pin_knows_the_nearest_name(project: Path) -> None:
     assert "did you mean 'shapes'?" in slip(detection(project, "pin", "shape"))
+
+
+def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
+    file = project / "params.yaml"
+    old = next(line for line in file.read_text().splitlines() if line.startswith("  shapes: {format: shapes"))
+    few = "  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}"
+    file.write_text(file.read_text().replace(old, few, 1))
+    done = detection(project, "browse", "shapes", "--augmentation", "letterbox", "--count", "6")
+    assert done.returncode == 0, done.stderr
+    assert "6 pictures of shapes as fasterrcnn_resnet18 gets them with letterbox: browse.png" in done.stdout
+    with Image.open(project / "browse.png") as sheet:
+        colours = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert (colours == 128).all(axis=1).mean() > 0.05  # the canvas
+    assert len(np.unique(colours, axis=0)) > 500  # and pictures on it
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (["shape"], "did you mean 'shapes'?"),
+        (["shapes", "--augmentation", "leterbox"], "did you mean 'letterbox'?"),
+        (["shapes", "--model", "ssd300", "--augmentation", "multiscale"], "needs resize: keep"),
+        (["shapes", "--count", "0"], "at least one picture"),
+        (["bccd"], "bccd"),
+    ],
+)
+def test_a_slip_in_browsing_costs_a_line(project: Path, words: list[str], mend: str) -> None:
+    assert mend in slip(detection(project, "browse", *words))
+    assert not (project / "browse.png").exists()
