@@ -5,7 +5,8 @@
      ├── DataError          pictures or annotations are missing, broken, or changed underfoot
      ├── CheckpointError    weights do not belong to the detector that should load them
      ├── TrackingError      the MLflow store refuses
-     └── DivergedError      the loss is no longer a finite number
+     ├── DivergedError      the loss is no longer a finite number
+     └── VerificationError  a score differs from the official evaluator's
 
 A message says what is wrong, where (file and key), and the mend. Our own bugs are assertions.
 """
@@ -33,3 +34,7 @@ class TrackingError(DetectionError, RuntimeError):
 
 class DivergedError(DetectionError, ArithmeticError):
     """A loss that is not finite; names the pictures of the batch."""
+
+
+class VerificationError(DetectionError, ArithmeticError):
+    """A score that the official evaluator, run beside ours, does not confirm."""

@@ -21,7 +21,9 @@ def main() -> None:
 
     from detection.data.prepared import Prepared
     from detection.errors import CheckpointError
-    from detection.evaluation import coco, curves, inference, per_class, voc
+    from detection.evaluation import coco, curves, inference, official, per_class, voc
+    from detection.evaluation.matching import match
+    from detection.evaluation.overlaps import Overlaps
     from detection.models.build import load_detector
     from detection.tracking.evaluation import log_evaluation
 
@@ -44,8 +46,10 @@ def main() -> None:
         precision=chosen.evaluate.precision,
         score_threshold=chosen.evaluate.score_threshold,
     )
-    by_coco = coco.score(index, results, loaded.classes)
-    by_voc = voc.score(index, results, loaded.classes)
+    overlaps = Overlaps.of_index(index, results, len(loaded.classes))
+    by_coco, by_voc = coco.score_matches(overlaps, match(overlaps)), voc.score_overlaps(overlaps)
+    if chosen.evaluate.verify:
+        official.verify(overlaps, by_coco)
     table = per_class.table(index, loaded.classes, by_coco, by_voc)
     stats = {**by_coco.stats, **by_voc.stats}
 

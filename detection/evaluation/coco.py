@@ -1,22 +1,21 @@
-"""COCO's twelve numbers, by pycocotools itself.
+"""COCO's twelve numbers, and the arrays behind them: bit for bit those of pycocotools.
 
-pycocotools gets its structures in memory, from the packed arrays, and nothing on stdout. Letters: C classes.
+Letters: C classes, T = 10 IoU thresholds, R = 101 recalls, A = 4 ranges of area, M = 3 caps on detections.
 """
 
-import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
+from detection.evaluation.accumulate import RECALLS, Arrays, accumulate
+from detection.evaluation.matching import THRESHOLDS, Matches, match
+from detection.evaluation.overlaps import Overlaps
 from detection.evaluation.results import Results
 
-if TYPE_CHECKING:
-    from pycocotools.coco import COCO
+__all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches"]
 
 STATS = (
     "AP",
@@ -33,8 +32,6 @@ STATS = (
     "AR_large",
 )
 """COCOeval's order."""
-RECALLS = np.linspace(0.0, 1.0, 101)
-"""[101] recalls at which COCO reads precision."""
 ALL_AREAS, AT_50, AT_75 = 0, 0, 5
 
 
@@ -44,16 +41,37 @@ class CocoScore:
 
     stats: dict[str, float]
     """The twelve numbers, by the names in `STATS`."""
-    precision: NDArray[np.float64]
-    """[10, 101, C] precision at IoU 0.5:0.05:0.95 and `RECALLS`, objects of every size, 100 detections."""
+    arrays: Arrays
+    """All of `COCOeval.eval`, where -1 says that there is nothing to find."""
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "CocoScore":
+        """Summarise pycocotools' arrays, or ours."""
+        return cls(stats=_summarize(arrays), arrays=arrays)
+
+    @property
+    def precision(self) -> NDArray[np.float64]:
+        """[T, R, C] precision at IoU 0.5:0.05:0.95 and `RECALLS`, objects of every size, 100 detections."""
+        return _nan(self.arrays.precision[:, :, :, ALL_AREAS, -1])
+
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """[T, C] greatest recall, objects of every size, 100 detections."""
+        return _nan(self.arrays.recall[:, :, ALL_AREAS, -1])
+
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """[T, R, C] score at which each recall is reached, 0 where it is not; as `precision`."""
+        return _nan(self.arrays.scores[:, :, :, ALL_AREAS, -1])
 
     @property
     def per_class(self) -> dict[str, NDArray[np.float64]]:
         """`AP`, `AP50`, `AP75`: each [C]."""
+        curves = np.ascontiguousarray(self.precision.transpose(2, 0, 1))  # [C, T, R], summed in that order
         return {
-            "AP": self.precision.mean(axis=(0, 1)),
-            "AP50": self.precision[AT_50].mean(axis=0),
-            "AP75": self.precision[AT_75].mean(axis=0),
+            "AP": curves.reshape(len(curves), -1).mean(axis=1),
+            "AP50": curves[:, AT_50].mean(axis=1),
+            "AP75": curves[:, AT_75].mean(axis=1),
         }
 
 
@@ -68,69 +86,33 @@ def score(index: Index, results: Results, classes: Sequence[str]) -> CocoScore:
         classes: Names; their number is what matters.
 
     Returns:
-        The twelve numbers and the precision array.
+        The twelve numbers and the arrays.
     """
-    from pycocotools.cocoeval import COCOeval
-
-    if len(index) == 0:
-        empty = np.full((10, len(RECALLS), len(classes)), np.nan)
-        return CocoScore(stats=dict.fromkeys(STATS, float("nan")), precision=empty)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluator = COCOeval(_ground_truth(index, classes), _detections(index, results, classes), "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    values = [float(value) if value > -1 else float("nan") for value in evaluator.stats]
-    precision = evaluator.eval["precision"][:, :, :, ALL_AREAS, -1]
-    return CocoScore(
-        stats=dict(zip(STATS, values, strict=True)),
-        precision=np.where(precision > -1, precision, np.nan),
-    )
+    overlaps = Overlaps.of_index(index, results, len(classes))
+    return score_matches(overlaps, match(overlaps))
 
 
-def _ground_truth(index: Index, classes: Sequence[str]) -> "COCO":
-    images = np.repeat(index.image_ids(), np.diff(index.offsets)).tolist()
-    ignored = (index.difficult | index.crowd).astype(int).tolist()
-    columns = zip(
-        images, index.labels.tolist(), _xywh(index.boxes), index.areas.tolist(), ignored, strict=True
-    )
-    annotations = [
-        {
-            "id": number,  # from 1: pycocotools reads a match with 0 as no match
-            "image_id": image,
-            "category_id": label + 1,
-            "bbox": box,
-            "area": area,
-            "iscrowd": ignore,
-            "ignore": ignore,
-        }
-        for number, (image, label, box, area, ignore) in enumerate(columns, start=1)
+def score_matches(overlaps: Overlaps, matches: Matches) -> CocoScore:
+    """Score what was matched already."""
+    return CocoScore.of(accumulate(overlaps, matches))
+
+
+def _summarize(arrays: Arrays) -> dict[str, float]:
+    """`COCOeval.summarize`; means are taken in its order of summands, which decides the last bit."""
+    every, small, medium, large = range(4)
+    rows = [
+        *(_mean(arrays.precision[part, :, :, every, -1]) for part in (slice(None), AT_50, AT_75)),
+        *(_mean(arrays.precision[:, :, :, area, -1]) for area in (small, medium, large)),
+        *(_mean(arrays.recall[:, :, every, cap]) for cap in range(3)),
+        *(_mean(arrays.recall[:, :, area, -1]) for area in (small, medium, large)),
     ]
-    return _coco(index, classes, annotations)
+    return dict(zip(STATS, rows, strict=True))
 
 
-def _detections(index: Index, results: Results, classes: Sequence[str]) -> "COCO":
-    annotations = results.to_coco(index)
-    for number, row in enumerate(annotations, start=1):
-        row |= {"id": number, "area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0}
-    return _coco(index, classes, annotations)
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[values > -1]
+    return float(np.mean(known)) if len(known) else float("nan")
 
 
-def _coco(index: Index, classes: Sequence[str], annotations: list[dict[str, Any]]) -> "COCO":
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = {
-        "images": [{"id": image_id} for image_id in index.image_ids().tolist()],
-        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
-        "annotations": annotations,
-    }
-    coco.createIndex()
-    return coco
-
-
-def _xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
-    wide = boxes.astype(np.float64)
-    wide[:, 2:] -= wide[:, :2]
-    rows: list[list[float]] = wide.tolist()
-    return rows
+def _nan(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(values > -1, values, np.nan)

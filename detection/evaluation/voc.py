@@ -9,11 +9,13 @@ the same picture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
+from detection.evaluation.overlaps import Overlaps
 from detection.evaluation.results import Results
 
 MIN_OVERLAP = 0.5
@@ -38,10 +40,10 @@ class VocScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Judgement:
-    """What VOC's matching at IoU 0.5 says of each detection and each object."""
+    """What VOC's matching at IoU 0.5 says of each detection and each object, in the order they were given."""
 
     right: NDArray[np.bool_]
-    """[D], in the order of the results; neither right nor wrong: on a difficult or crowd object."""
+    """[D]; neither right nor wrong: on a difficult or crowd object."""
     wrong: NDArray[np.bool_]
     """[D]."""
     found: NDArray[np.bool_]
@@ -63,32 +65,42 @@ def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
     Returns:
         Average precision per class, and the means.
     """
-    objects = np.bincount(index.labels[_counted(index)], minlength=len(classes))
-    results = results.select(np.argsort(-results.scores, kind="stable"))
-    judged = judge(index, results)
-    ap_11pt, ap_area = np.full(len(classes), np.nan), np.full(len(classes), np.nan)
-    for label in np.flatnonzero(objects[: len(classes)]):
-        mine = results.labels == label
-        true, false = np.cumsum(judged.right[mine]), np.cumsum(judged.wrong[mine])
+    return score_overlaps(Overlaps.of_index(index, results, len(classes)))
+
+
+def judge(index: Index, results: Results) -> Judgement:
+    """Say of each detection whether it is right, wrong, or on an object that does not count; see `score`."""
+    classes = int(max(index.labels.max(initial=0), results.labels.max(initial=0))) + 1
+    overlaps = Overlaps.of_index(index, results, classes)
+    return _judge(overlaps, _best_first(overlaps, unstable=False), strict=False)
+
+
+def score_overlaps(overlaps: Overlaps, *, strict: bool = False, unstable: bool = False) -> VocScore:
+    """Score what was compared already.
+
+    Args:
+        overlaps: Objects and detections.
+        strict: A detection on half of an object exactly is wrong: what the devkit's translations to Python
+            do, where the devkit itself says "at least".
+        unstable: Leave equal scores of a class as `np.argsort(-scores)` leaves them, which is how those
+            translations sort: another numpy or another processor gives another order and other sixth digits.
+            The devkit's sort, and ours, keeps the order of the file.
+    """
+    truth, found = overlaps.truth, overlaps.found
+    objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.classes)
+    order = _best_first(overlaps, unstable=unstable)
+    judged = _judge(overlaps, order, strict=strict)
+    right, wrong = judged.right[overlaps.rows[order]], judged.wrong[overlaps.rows[order]]
+    starts = np.searchsorted(found.labels[order], np.arange(overlaps.classes + 1))
+    ap_11pt, ap_area = np.full((2, overlaps.classes), np.nan)
+    for label in np.flatnonzero(objects):
+        mine = slice(starts[label], starts[label + 1])
+        true, false = np.cumsum(right[mine]), np.cumsum(wrong[mine])
         recall = true / objects[label]
         precision = true / np.maximum(true + false, 1)
         ap_11pt[label] = average_11pt(recall, precision)
         ap_area[label] = average_area(recall, precision)
     return VocScore(ap_11pt=ap_11pt, ap_area=ap_area)
-
-
-def judge(index: Index, results: Results) -> Judgement:
-    """Say of each detection whether it is right, wrong, or on an object that does not count; see `score`."""
-    order = np.argsort(-results.scores, kind="stable")
-    overlap, taken = _best_overlap(index, results)
-    hit = overlap >= MIN_OVERLAP
-    rightful = hit & _counted(index)[taken] if len(index.labels) else hit
-    first = order[_first_of_each(taken[order], rightful[order])]
-    right = np.zeros(len(results), dtype=np.bool_)
-    right[first] = True
-    found = np.zeros(len(index.labels), dtype=np.bool_)
-    found[taken[first]] = True
-    return Judgement(right=right, wrong=~right & (rightful | ~hit), found=found)
 
 
 def average_11pt(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
@@ -98,8 +110,8 @@ def average_11pt(recall: NDArray[np.float64], precision: NDArray[np.float64]) ->
         recall: [D], rising.
         precision: [D], at those recalls.
     """
-    reached = recall[None, :] >= RECALLS[:, None]  # [11, D]
-    return float(np.where(reached, precision[None, :], 0.0).max(axis=1, initial=0.0).mean())
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(recall, RECALLS, side="left")].mean())
 
 
 def average_area(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
@@ -114,57 +126,49 @@ def average_area(recall: NDArray[np.float64], precision: NDArray[np.float64]) ->
     return float(np.sum(widths * envelope))
 
 
-def _counted(index: Index) -> NDArray[np.bool_]:
-    return ~(index.difficult | index.crowd)
+def _best_first(overlaps: Overlaps, *, unstable: bool) -> NDArray[np.int64]:
+    """[D] rows of `Overlaps.found`: class after class, the best score first, equal ones as they came."""
+    found = overlaps.found
+    if not unstable:
+        return np.lexsort((overlaps.rows, -found.scores, found.labels))
+    as_given = np.lexsort((overlaps.rows, found.labels))
+    starts = np.searchsorted(found.labels[as_given], np.arange(overlaps.classes + 1))
+    parts = [as_given[low:high] for low, high in pairwise(starts)]
+    return np.concatenate([as_given[:0], *(part[np.argsort(-found.scores[part])] for part in parts)])
 
 
-def _first_of_each(taken: NDArray[np.int64], rows: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of the rows in the mask, the first that takes each object."""
-    where = np.flatnonzero(rows)
-    _, first = np.unique(taken[where], return_index=True)
-    return where[first]
+def _judge(overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool) -> Judgement:
+    best, taken = _best_overlap(overlaps)
+    ignored = overlaps.truth.ignored
+    hit = best > MIN_OVERLAP if strict else best >= MIN_OVERLAP
+    rightful = hit & ~ignored[taken] if len(ignored) else hit
+    candidates = order[rightful[order]]
+    _, first = np.unique(taken[candidates], return_index=True)
+    first = candidates[first]
+    right, wrong = np.zeros((2, len(overlaps.rows)), dtype=np.bool_)
+    right[overlaps.rows[first]] = True
+    wrong[overlaps.rows] = rightful | ~hit
+    found = np.zeros(len(ignored), dtype=np.bool_)
+    found[overlaps.objects[taken[first]]] = True
+    return Judgement(right=right, wrong=wrong & ~right, found=found)
 
 
-def _best_overlap(index: Index, results: Results) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _best_overlap(overlaps: Overlaps) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Each detection's greatest IoU with an object of its class, [D], and that object, [D]; else 0 and 0."""
-    best, taken = np.zeros(len(results)), np.zeros(len(results), dtype=np.int64)
-    detection, thing = _pairs(index, results)
+    best, taken = np.zeros(len(overlaps.rows)), np.zeros(len(overlaps.rows), dtype=np.int64)
+    detection, overlap = overlaps.detection, overlaps.iou
     if len(detection) == 0:
         return best, taken
-    overlap = _iou(results.boxes[detection], index.boxes[thing])
     starts = np.flatnonzero(np.diff(detection, prepend=-1))  # pairs of one detection stand together
     greatest = np.maximum.reduceat(overlap, starts)
     best[detection[starts]] = greatest
     # The first of equals, as in the devkit: the lowest pair number among those that reach the maximum.
     lengths = np.diff(starts, append=len(detection))
     number = np.where(overlap == np.repeat(greatest, lengths), np.arange(len(overlap)), len(overlap))
-    taken[detection[starts]] = thing[np.minimum.reduceat(number, starts)]
+    taken[detection[starts]] = overlaps.object[np.minimum.reduceat(number, starts)]
     return best, taken
 
 
-def _pairs(index: Index, results: Results) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """[P] detections, in order, and [P] objects of the same picture and class, in the index's order."""
-    classes = int(max(index.labels.max(initial=0), results.labels.max(initial=0))) + 1
-    key_of_object = np.repeat(np.arange(len(index)), np.diff(index.offsets)) * classes + index.labels
-    key_of_detection = results.images * classes + results.labels
-    order = np.argsort(key_of_object, kind="stable")
-    start = np.searchsorted(key_of_object, key_of_detection, side="left", sorter=order)
-    count = np.searchsorted(key_of_object, key_of_detection, side="right", sorter=order) - start
-    detection = np.repeat(np.arange(len(results)), count)
-    within = np.arange(len(detection)) - np.repeat(np.cumsum(count) - count, count)
-    return detection, order[start[detection] + within]
-
-
-def _iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Row by row intersection over union of [P, 4] and [P, 4], in float64; 0 for two boxes without area."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    common = np.prod(np.maximum(sides, 0.0), axis=1)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - common
-    result: NDArray[np.float64] = np.divide(common, union, out=np.zeros_like(common), where=union > 0)
-    return result
-
-
 def _mean(values: NDArray[np.float64]) -> float:
-    found = values[~np.isnan(values)]
-    return float(found.mean()) if len(found) else float("nan")
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

@@ -97,6 +97,8 @@ class Evaluate:
     """Precision of the forward pass; fp32 gives the same detections everywhere."""
     score_threshold: float | None = None
     """Drop detections below this score; null: the recipe's threshold."""
+    verify: bool = False
+    """Run pycocotools beside our evaluator, and stop at any difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,8 @@ from PIL import Image
 from detection.data.index import Index
 from detection.evaluation import coco, voc
 from detection.evaluation.inference import run
+from detection.evaluation.matching import match
+from detection.evaluation.overlaps import Overlaps
 from detection.evaluation.results import Results
 from detection.models.protocol import Detector
 from detection.params.recipe import Recipe
@@ -45,8 +47,9 @@ class Validator:
             device=next(detector.parameters()).device.type,
             precision=self.precision,
         )
-        stats = coco.score(self.index, results, self.classes).stats
-        return {**stats, **voc.score(self.index, results, self.classes).stats}, results
+        overlaps = Overlaps.of_index(self.index, results, len(self.classes))
+        by_coco = coco.score_matches(overlaps, match(overlaps))
+        return {**by_coco.stats, **voc.score_overlaps(overlaps).stats}, results
 
     def draw(self, results: Results, count: int, path: Path) -> Path:
         """Write the first pictures of the split, ground truth on the left, detections on the right."""

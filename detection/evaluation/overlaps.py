@@ -1,0 +1,187 @@
+"""The one sparse pass over a split: which detection overlaps which object of its class.
+
+COCO's scores, VOC's scores, error types and the confusion matrix all read the pairs found here. Boxes are
+`x, y, width, height` in float64 and every IoU is computed in pycocotools' order of operations, so that its
+numbers are met to the last bit.
+
+Letters: D detections, T objects, P pairs of a detection and an object that overlap.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detection.data.index import Index
+from detection.evaluation.results import Results
+
+BLOCK = 1 << 18
+"""Pairs looked at in one go: bounds the memory, whatever the size of the split."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Truth:
+    """The objects of a split, those of one picture and class in the order of their file."""
+
+    images: NDArray[np.int64]
+    """[T] pictures, numbered in the order of their ids: it decides between equal scores."""
+    labels: NDArray[np.int64]
+    """[T] classes from 0."""
+    boxes: NDArray[np.float64]
+    """[T, 4] `x, y, width, height`."""
+    areas: NDArray[np.float64]
+    """[T] what the annotation says, of the segmentation where there is one."""
+    ignored: NDArray[np.bool_]
+    """[T] crowds and difficult objects: need not be found, and a detection on one is not wrong."""
+
+    def take(self, rows: NDArray[np.int64]) -> "Truth":
+        """Some objects, in the given order."""
+        return Truth(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Found:
+    """The detections on a split."""
+
+    images: NDArray[np.int64]
+    """[D], as in `Truth`."""
+    labels: NDArray[np.int64]
+    """[D]."""
+    boxes: NDArray[np.float64]
+    """[D, 4] `x, y, width, height`."""
+    scores: NDArray[np.float64]
+    """[D] finite."""
+
+    def take(self, rows: NDArray[np.int64]) -> "Found":
+        """Some detections, in the given order."""
+        return Found(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Overlaps:
+    """Objects and detections in order of picture and class, and their pairs."""
+
+    truth: Truth
+    """Sorted by picture and class."""
+    found: Found
+    """Sorted by picture and class, then the best score first; equal scores as they came."""
+    classes: int
+    """How many there are; labels are below it."""
+    rank: NDArray[np.int64]
+    """[D] place of a detection among those of its picture and class, from 0."""
+    rows: NDArray[np.int64]
+    """[D] where each detection stood before it was sorted."""
+    objects: NDArray[np.int64]
+    """[T] where each object stood before it was sorted."""
+    detection: NDArray[np.int64]
+    """[P] rows of `found`, rising; a pair shares picture, class and some area."""
+    object: NDArray[np.int64]
+    """[P] rows of `truth`, rising within a detection."""
+    iou: NDArray[np.float64]
+    """[P] intersection over union."""
+    cover: NDArray[np.float64]
+    """[P] what COCO compares with its thresholds: the IoU, and with an ignored object the share of the
+    detection that lies in it."""
+
+    @classmethod
+    def of(cls, truth: Truth, found: Found, classes: int) -> "Overlaps":
+        """Sort both sides and find the pairs."""
+        key_of_truth = truth.images * classes + truth.labels
+        key_of_found = found.images * classes + found.labels
+        objects = np.argsort(key_of_truth, kind="stable")
+        rows = np.lexsort((-found.scores, key_of_found))
+        key_of_truth, key_of_found = key_of_truth[objects], key_of_found[rows]
+        truth, found = truth.take(objects), found.take(rows)
+        start = np.searchsorted(key_of_truth, key_of_found, side="left")
+        count = np.searchsorted(key_of_truth, key_of_found, side="right") - start
+        first = np.searchsorted(key_of_found, key_of_found, side="left")
+        parts = [_overlapping(truth, found, *pair) for pair in ranges(start, count)]
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return cls(
+            truth=truth,
+            found=found,
+            classes=classes,
+            rank=np.arange(len(rows)) - first,
+            rows=rows,
+            objects=objects,
+            detection=columns[0],
+            object=columns[1],
+            iou=columns[2],
+            cover=columns[3],
+        )
+
+    @classmethod
+    def of_index(cls, index: Index, results: Results, classes: int) -> "Overlaps":
+        """Pairs of a packed index and detections on it; difficult objects and crowds are ignored alike."""
+        place = np.argsort(np.argsort(index.image_ids(), kind="stable"), kind="stable")
+        truth = Truth(
+            images=place[np.repeat(np.arange(len(index)), np.diff(index.offsets))],
+            labels=index.labels,
+            boxes=_xywh(index.boxes),
+            areas=index.areas.astype(np.float64),
+            ignored=index.difficult | index.crowd,
+        )
+        found = Found(
+            images=place[results.images],
+            labels=results.labels,
+            boxes=_xywh(results.boxes),
+            scores=results.scores.astype(np.float64),
+        )
+        return cls.of(truth, found, classes)
+
+
+def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
+    """All pairs `(i, start[i] + 0 … count[i] - 1)`, in order and in blocks of about `BLOCK`; at least one."""
+    total = np.concatenate([[0], np.cumsum(count)])
+    cuts = np.searchsorted(total, np.arange(BLOCK, total[-1], BLOCK), side="left")
+    edges = np.unique(np.concatenate([[0], cuts, [len(count)]]))
+    for low, high in pairwise(edges.tolist()) if len(edges) > 1 else [(0, 0)]:
+        mine = count[low:high]
+        left = np.repeat(np.arange(low, high), mine)
+        within = np.arange(len(left)) - np.repeat(total[low:high] - total[low], mine)
+        yield left, start[left] + within
+
+
+def intersections(
+    found: Found, truth: Truth, detection: NDArray[np.int64], thing: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Of some pairs, those that share some area: detection, object, and that area; `bbIou` of maskApi.c."""
+    x, y, w, h = (found.boxes[detection, side] for side in range(4))
+    gx, gy, gw, gh = (truth.boxes[thing, side] for side in range(4))
+    width = np.minimum(w + x, gw + gx) - np.maximum(x, gx)
+    height = np.minimum(h + y, gh + gy) - np.maximum(y, gy)
+    kept = np.flatnonzero((width > 0) & (height > 0))
+    return detection[kept], thing[kept], width[kept] * height[kept]
+
+
+def union(
+    found: Found,
+    truth: Truth,
+    detection: NDArray[np.int64],
+    thing: NDArray[np.int64],
+    common: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """[P] area that either box of a pair covers."""
+    return _area(found.boxes[detection]) + _area(truth.boxes[thing]) - common
+
+
+def _overlapping(
+    truth: Truth, found: Found, detection: NDArray[np.int64], thing: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    detection, thing, common = intersections(found, truth, detection, thing)
+    iou = common / union(found, truth, detection, thing, common)
+    inside = common / _area(found.boxes[detection])
+    return detection, thing, iou, np.where(truth.ignored[thing], inside, iou)
+
+
+def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    area: NDArray[np.float64] = boxes[:, 2] * boxes[:, 3]
+    return area
+
+
+def _xywh(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = boxes.astype(np.float64)
+    wide[:, 2:] -= wide[:, :2]
+    return wide
