@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from detection.data.archives import SOURCES
 from detection.errors import DetectionError
 
 
@@ -54,6 +55,15 @@ def _parser() -> argparse.ArgumentParser:
     browse.add_argument("--count", type=int, default=12, help="pictures; default: %(default)s")
     pin = commands.add_parser("pin", help="write a dataset's digest into params.yaml")
     pin.add_argument("name", metavar="DATASET")
+    download = commands.add_parser("download", help="fetch a dataset's official archives and unpack them")
+    download.add_argument("name", choices=tuple(SOURCES), metavar="DATASET", help=", ".join(SOURCES))
+    download.add_argument(
+        "--mirror",
+        action="append",
+        metavar="URL",
+        help="a folder with the archives, asked first; may be repeated",
+    )
+    download.add_argument("--keep", action="store_true", help="keep the archives once they are unpacked")
     commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser
 

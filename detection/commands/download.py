@@ -1,0 +1,106 @@
+"""`detection download`: the official archives of a dataset, unpacked where its entry in params.yaml looks."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from detection.data.archives import SOURCES, Archive
+from detection.data.download import Report, check_room, fetch, unpack
+from detection.locks import locked
+from detection.paths import data_root
+
+log = logging.getLogger(__name__)
+UNPACKED = 1.05  # the content takes about as much room as the archive, which is deleted afterwards
+LINE_S = 10.0  # between plain lines where there is no terminal
+
+
+def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> str:
+    """Download and unpack a dataset; what is there already is recognised, what broke off goes on.
+
+    Args:
+        name: `voc2007`, `voc2012` or `coco2017`.
+        mirror: Folders (URLs) to look for the archives in before the known places.
+        keep: Keep the archives once they are unpacked.
+
+    Raises:
+        DataError: No place has an archive, the disk is too small, or an archive is not what it should be.
+    """
+    source = SOURCES[name]
+    folder, kept = data_root() / source.folder, data_root() / "archives"
+    with locked(kept / f"{name}.lock"):
+        done = kept / f"{name}.json"
+        left = [one for one in source.archives if not _unpacked(one, folder, done)]
+        if not left:
+            return f"{name} is there already: {folder.resolve()}"
+        room = UNPACKED * sum(one.size for one in left) + max(one.size for one in left)
+        have = sum(_there(kept / one.name) + _there(kept / f"{one.name}.part") for one in left)
+        check_room(folder, round(room - have), name)
+        for one in left:
+            urls = (*(f"{place.rstrip('/')}/{one.name}" for place in mirror or []), *one.urls)
+            log.info("%s, %s", one.name, _size(one.size))
+            with _progress(one) as report:
+                archive = fetch(Archive(one.name, one.size, one.sha256, urls, one.makes), kept, report)
+            log.info("%s: size and SHA-256 are right; unpacking into %s", one.name, folder.resolve())
+            unpack(archive, folder)
+            _remember(one, done)
+            if not keep:
+                archive.unlink()
+    return f"{name} is there: {folder.resolve()}\nnext: dvc exp run -S dataset={name}"
+
+
+def _unpacked(archive: Archive, folder: Path, done: Path) -> bool:
+    """Whether an archive was unpacked to its end, and nobody has removed what it made."""
+    finished = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+    return finished.get(archive.name) == archive.sha256 and all(
+        (folder / made).exists() for made in archive.makes
+    )
+
+
+def _remember(archive: Archive, done: Path) -> None:
+    finished = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
+    done.write_text(json.dumps(finished | {archive.name: archive.sha256}, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _progress(archive: Archive) -> Iterator[Report]:
+    """A bar on a terminal, a plain line every ten seconds elsewhere."""
+    if sys.stdout.isatty():
+        from rich import progress as bars
+
+        columns = (
+            bars.BarColumn(),
+            bars.DownloadColumn(),
+            bars.TransferSpeedColumn(),
+            bars.TimeRemainingColumn(),
+        )
+        with bars.Progress(*columns) as bar:
+            task = bar.add_task(archive.name, total=archive.size)
+            yield lambda there: bar.update(task, completed=there)
+        return
+    last = time.monotonic()
+
+    def line(there: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_S:
+            last = time.monotonic()
+            log.info(
+                "%s: %s of %s (%d %%)",
+                archive.name,
+                _size(there),
+                _size(archive.size),
+                100 * there // archive.size,
+            )
+
+    yield line
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _there(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
