@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from detection import ranks
 from detection.data.augment import draw_geometry, kept
 from detection.data.batch import Batch, Sizes, Targets
 from detection.data.cache import PictureCache
@@ -27,6 +28,7 @@ from detection.data.colours import change_colours
 from detection.data.geometry import Geometry, result_size
 from detection.data.index import Index
 from detection.data.pictures import read_picture
+from detection.errors import ParamsError
 from detection.params.recipe import Recipe
 
 STRIDE = 32  # batches are padded to whole cells of the coarsest backbone level
@@ -146,15 +148,18 @@ def _is_square(sample: Sample) -> bool:
 
 
 class Order(Sampler[list[tuple[int, int]]]):
-    """The batches of one epoch, from some batch on.
+    """The batches of one epoch, from some batch on; of each, this rank's share.
 
     Args:
         count: Pictures.
         batch_size: Pictures in a batch. In training an incomplete last batch is dropped, unless it is
             the only one.
-        seed: Of the shuffling; None keeps the order and the incomplete batch.
+        seed: Of the shuffling; None keeps the order and the incomplete batch, and leaves it unshared.
         groups: [count] a group of each picture. A shuffled batch holds one group alone, but for a few at the
             groups' ends, which mix neighbouring groups: nothing is repeated, as many batches as without.
+
+    Raises:
+        ParamsError: A batch cannot be shared equally by the ranks.
     """
 
     def __init__(
@@ -162,6 +167,12 @@ class Order(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.count, self.batch_size, self.seed, self.groups = count, batch_size, seed, groups
         self.epoch, self.start = 0, 0
+        self.rank, self.ranks = (ranks.rank(), ranks.count()) if seed is not None else (0, 1)
+        if min(count, batch_size) % self.ranks:
+            raise ParamsError(
+                f"params.yaml: train.devices: {self.ranks} devices cannot share a batch of "
+                f"{min(count, batch_size)} pictures equally; choose another batch_size or devices"
+            )
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -173,7 +184,7 @@ class Order(Sampler[list[tuple[int, int]]]):
         rows = self._rows()
         for batch in range(self.start, len(self)):
             part = rows[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(self.epoch, int(row)) for row in part]
+            yield [(self.epoch, int(row)) for row in part[self.rank :: self.ranks]]
 
     def _rows(self) -> NDArray[np.int64]:
         """Rows of the split in the epoch's order."""
@@ -226,7 +237,7 @@ class Loader:
             num_workers=workers,
             collate_fn=lambda samples: collate(samples, pictures.fill),
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=_spare_shared_memory,
+            worker_init_fn=loader_process,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -241,16 +252,19 @@ class Loader:
         yield from self.batches
 
 
-def _spare_shared_memory(_: int) -> None:
-    """In a loader process: leave alone the objects that came with the fork.
+def loader_process(_: int) -> None:
+    """Begin a loader process.
 
-    Python's garbage collector writes to each object that it looks at, which copies the page it lies on.
+    It leaves the process group: Ctrl-C and SIGTERM, which are sent to all of that, are for the training. And it
+    leaves alone the objects that came with the fork: Python's garbage collector writes to each object that it
+    looks at, which copies the page it lies on.
     """
+    os.setpgid(0, 0)
     gc.freeze()
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:
-    """How many loader processes: `auto` is one a core up to 8 beside a GPU, none where the CPU trains."""
+    """How many loader processes: `auto` is one a core, up to 8 for a GPU, none where the CPU trains."""
     if isinstance(workers, int):
         return workers
-    return min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
+    return min(8, max((os.cpu_count() or 1) // ranks.count(), 1)) if device.type == "cuda" else 0

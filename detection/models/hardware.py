@@ -20,6 +20,23 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def pick_devices(count: int | str, device: torch.device) -> int:
+    """How many devices train together: `auto` is all GPUs, or one CPU.
+
+    Raises:
+        ParamsError: More GPUs are asked for than there are.
+    """
+    there = torch.cuda.device_count() if device.type == "cuda" else None
+    if isinstance(count, str):
+        return there or 1
+    if count < 1 or count > (there or count):
+        raise ParamsError(
+            f"params.yaml: train.devices: {count} is not possible here; there are {there or 'only CPUs'}"
+            f"{' GPUs' if there else ', which any number of processes from 1 may share'}"
+        )
+    return count
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """`auto`: bfloat16 where the hardware multiplies in it, float32 elsewhere, where it would be emulated."""
     if name == "auto":

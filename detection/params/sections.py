@@ -52,6 +52,8 @@ class Train:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
+    devices: int | Literal["auto"] = "auto"
+    """How many of them share each batch, one process each; `auto`: all GPUs, or one CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 autocast where the hardware multiplies in bf16."""
     channels_last: bool = True

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
+from detection import ranks
 from detection.errors import CheckpointError
 from detection.paths import checkpoint_root
 
@@ -68,6 +69,7 @@ class Checkpoints:
                 fcntl.flock(lock, fcntl.LOCK_EX)
             os.utime(self.folder)
             self._prune()
+            ranks.wait()
             yield self
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detection import ranks
 from detection.data.index import Index
 from detection.errors import DivergedError
 from detection.tracking.row import Row
@@ -145,7 +146,8 @@ class LossBuffer:
         bad = next((i for i, v in enumerate(values) if not all(map(math.isfinite, v))), None)
         self.history.add_losses(rows if bad is None else rows[:bad])
         if bad is not None:
-            files = ", ".join(self.index[i].file for i in self._pictures[bad])
+            pictures = [i for share in ranks.gather(self._pictures[bad]) for i in share]
+            files = ", ".join(self.index[i].file for i in pictures)
             terms = ", ".join(f"{name} {rows[bad][name]:g}" for name in self._names)
             raise DivergedError(
                 f"the loss of step {rows[bad]['step']} is not finite ({terms}); its pictures: {files}. "

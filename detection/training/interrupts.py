@@ -29,8 +29,3 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
-
-    def exit_code(self) -> int:
-        """The shell's convention: 130 after Ctrl-C, 143 after SIGTERM."""
-        assert self.signal is not None
-        return 128 + self.signal

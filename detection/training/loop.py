@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from detection import ranks
 from detection.data.batch import Batch
 from detection.data.loader import Loader
 from detection.models.hardware import autocast
@@ -19,6 +20,7 @@ from detection.models.protocol import Detector
 from detection.params.recipe import Recipe
 from detection.params.sections import Train
 from detection.tracking.row import Row
+from detection.training import distributed
 from detection.training.checkpoint import Checkpoints
 from detection.training.history import History, LossBuffer, now_ms
 from detection.training.interrupts import Interrupts
@@ -75,6 +77,7 @@ def fit(job: Job, row: Row) -> dict[str, float]:
     """
     settings = job.settings
     steps, steps_per_epoch = job.length()
+    network = distributed.wrap(job.detector, job.device)
     optimizer = make_optimizer(job.detector, job.recipe.optimizer)
     average = _average(job)
     saved = job.checkpoints.load(STATE)
@@ -90,6 +93,7 @@ def fit(job: Job, row: Row) -> dict[str, float]:
         while True:
             epoch, place = divmod(state.step, steps_per_epoch)
             last = state.step >= steps
+            asked = ranks.largest(interrupts.signal or 0)  # all stop after the same step
             epoch_ended = place == 0 and state.step > 0
 
             # once in a while: score val, keep the best weights, show some pictures
@@ -104,16 +108,16 @@ def fit(job: Job, row: Row) -> dict[str, float]:
                 )
 
             # once in a while, at the end, and before leaving: save everything
-            if last or interrupts.signal or (epoch_ended and epoch % settings.checkpoint_every == 0):
+            if last or asked or (epoch_ended and epoch % settings.checkpoint_every == 0):
                 buffer.flush()  # nothing is saved after a loss that is not finite
                 state.seconds = time.monotonic() - clock
                 everything = snapshot(
                     state, job.detector, optimizer, average, history=history.state(), run_id=row.id
                 )
                 job.checkpoints.save(STATE, everything)
-            if interrupts.signal and not last:
+            if asked and not last:
                 log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
-                raise SystemExit(interrupts.exit_code())
+                raise SystemExit(128 + asked)
             if last:
                 break
 
@@ -127,7 +131,7 @@ def fit(job: Job, row: Row) -> dict[str, float]:
             batch = next(batches)
             factor = learning_rate_factor(job.recipe.schedule, *place_in_schedule)
             set_learning_rate(optimizer, factor, phase.freeze_backbone)
-            total, losses = _step(job, optimizer, batch)
+            total, losses = _step(job, network, optimizer, batch)
             if average is not None:
                 average.update_parameters(job.detector)
             state.step += 1
@@ -158,8 +162,13 @@ def fit(job: Job, row: Row) -> dict[str, float]:
     return summary
 
 
-def _step(job: Job, optimizer: Optimizer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Forward, backward and update over one batch; returns the total loss and its terms, on the device."""
+def _step(
+    job: Job, network: nn.Module, optimizer: Optimizer, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Forward, backward and update over one batch; returns the total loss and its terms, on the device.
+
+    `batch` is this rank's share of the batch, the losses are those of the whole one.
+    """
     parts = job.settings.accumulate
     size = -(-len(batch.rows) // parts)
     sums: dict[str, Tensor] = {}
@@ -170,7 +179,7 @@ def _step(job: Job, optimizer: Optimizer, batch: Batch) -> tuple[Tensor, dict[st
         if job.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with autocast(job.device, job.precision):
-            losses: dict[str, Tensor] = job.detector(images, batch.targets[part].to(job.device))
+            losses: dict[str, Tensor] = network(images, batch.targets[part].to(job.device))
         total = torch.stack(list(losses.values())).sum() * share
         total.backward()  # type: ignore[no-untyped-call]
         for name, value in losses.items():
@@ -179,7 +188,8 @@ def _step(job: Job, optimizer: Optimizer, batch: Batch) -> tuple[Tensor, dict[st
         nn.utils.clip_grad_norm_(job.detector.parameters(), job.settings.clip_gradients)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return torch.stack(list(sums.values())).sum(), sums
+    terms = ranks.mean(torch.stack(list(sums.values())))
+    return terms.sum(), dict(zip(sums, terms, strict=True))
 
 
 def _stream(loader: Loader, step: int, steps_per_epoch: int) -> Iterator[Batch]:
@@ -210,6 +220,7 @@ def _validate(
     if len(job.validator.index) == 0:
         return
     detector = _validated(job, average)
+    distributed.agree(detector)
     scores, results = job.validator.score(detector)
     history.add_metrics(epoch, state.step, scores)
     monitor, settings = job.settings.monitor, job.settings
@@ -222,13 +233,14 @@ def _validate(
     log.info(
         "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
     )
-    if settings.samples_every and epoch % settings.samples_every == 0:
+    if settings.samples_every and epoch % settings.samples_every == 0 and ranks.leads():
         picture = job.checkpoints.folder / "samples" / f"epoch_{epoch:03d}.png"
         row.artifact(job.validator.draw(results, settings.samples, picture), "samples")
 
 
 def _reload_best(job: Job, state: State) -> None:
     """Put the best weights so far into the detector; the optimiser keeps its momentum."""
+    ranks.wait()  # until rank 0 has written them
     best = job.checkpoints.load(BEST) if len(job.validator.index) else None
     if best:
         job.detector.load_state_dict(best["model"])

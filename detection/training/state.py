@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from detection import ranks
+
 
 @dataclass(slots=True)
 class State:
@@ -36,8 +38,8 @@ def snapshot(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict() if average is not None else None,
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random": ranks.gather(torch.get_rng_state()),
+        "random_cuda": ranks.gather(torch.cuda.get_rng_state()) if torch.cuda.is_available() else [],
         **more,
     }
 
@@ -50,8 +52,12 @@ def restore(
     optimizer.load_state_dict(saved["optimizer"])
     if average is not None:
         average.load_state_dict(saved["average"])
-    torch.set_rng_state(saved["random"])
-    generators: list[Tensor] = saved["random_cuda"]
-    if torch.cuda.is_available() and len(generators) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(generators)
+    for generators, put in ((saved["random"], torch.set_rng_state), (saved["random_cuda"], _set_cuda)):
+        if len(generators) == ranks.count():  # else it was saved by another number of devices
+            put(generators[ranks.rank()])
     return State(**saved["state"])
+
+
+def _set_cuda(generator: Tensor) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(generator)

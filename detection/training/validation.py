@@ -1,11 +1,12 @@
 """Scoring `val` during training, and pictures of what is found there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from detection import ranks
 from detection.data.index import Index
 from detection.evaluation import coco, voc
 from detection.evaluation.inference import run
@@ -37,16 +38,21 @@ class Validator:
     """Pictures per forward pass."""
 
     def score(self, detector: Detector) -> tuple[dict[str, float], Results]:
-        """COCO's 12 numbers and VOC's two APs, and the detections they were computed from."""
-        results = run(
+        """COCO's 12 numbers and VOC's two APs, and the detections they were computed from.
+
+        Each rank detects on its share of the pictures; all score the whole.
+        """
+        mine = np.arange(ranks.rank(), len(self.index), ranks.count())
+        found = run(
             detector,
-            self.index,
+            self.index.select(mine),
             self.root,
             self.recipe,
             batch_size=self.batch_size,
             device=next(detector.parameters()).device.type,
             precision=self.precision,
         )
+        results = Results.concat(ranks.gather(replace(found, images=mine[found.images])))
         overlaps = Overlaps.of_index(self.index, results, len(self.classes))
         by_coco = coco.score_matches(overlaps, match(overlaps))
         return {**by_coco.stats, **voc.score_overlaps(overlaps).stats}, results

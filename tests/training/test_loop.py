@@ -206,7 +206,7 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recip
     whole, parts = make_job("whole", recipe=frozen), make_job("parts", recipe=frozen, accumulate=2)
     batch = next(iter(whole.loader.epoch(0)))
     for job in (whole, parts):
-        total, _ = loop._step(job, torch.optim.SGD(job.detector.parameters(), 0.1), batch)
+        total, _ = loop._step(job, job.detector, torch.optim.SGD(job.detector.parameters(), 0.1), batch)
         assert torch.isfinite(total)
     for (name, a), b in zip(whole.detector.named_parameters(), parts.detector.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
@@ -216,7 +216,7 @@ def test_clipping_limits_the_gradient(make_job: Any) -> None:
     job = make_job(clip_gradients=1e-3)
     before = weights(job)
     batch = next(iter(job.loader.epoch(0)))
-    loop._step(job, torch.optim.SGD(job.detector.parameters(), 1.0), batch)
+    loop._step(job, job.detector, torch.optim.SGD(job.detector.parameters(), 1.0), batch)
     names = [name for name, _ in job.detector.named_parameters()]
     moved = torch.sqrt(sum(((weights(job)[n] - before[n]) ** 2).sum() for n in names))
     assert float(moved) == pytest.approx(1e-3, rel=1e-2)
