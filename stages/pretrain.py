@@ -1,78 +1,66 @@
-"""Give the backbone its weights: trained on crops of the training objects, published ones, or none."""
+"""Give the backbone its weights: trained on crops or on a folder of pictures, published ones, or none."""
 
-import csv
 import json
 import logging
-import time
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from detection.params import Params
+from detection.params import Params, load
 from stages.entry import run
 
+if TYPE_CHECKING:
+    import torch
+
 log = logging.getLogger(__name__)
-REPORTS = Path("reports/pretrain")
-COLUMNS = ("epoch", "lr", "loss", "accuracy", "val_accuracy")
+REPORTS, BACKBONE = Path("reports/pretrain"), Path("models/backbone.pt")
 RESULT = "backbone.pt"
 
 
 def main() -> None:
-    """Reads data/prepared; leaves models/backbone.pt and reports/pretrain."""
+    """Reads data/prepared or DATA_ROOT/imagenet; leaves models/backbone.pt and reports/pretrain."""
+    params = load()
+    from detection.models.hardware import pick_device, pick_devices
+    from detection.training import distributed
+
+    device = pick_device(params.train.device)
+    many = params.pretrain.method == "imagefolder"  # the others take minutes
+    devices = pick_devices(params.train.devices, device) if many else 1
+    distributed.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
+
+
+def pretrain(params: Params, device: "torch.device") -> None:
+    """Make the weights in this process, alone or as one of several, or take those that were made before."""
     import torch
 
-    from detection import params as parameters
-    from detection.training.checkpoint import Checkpoints, content_key
+    from detection import ranks
+    from detection.training import distributed
+    from detection.training.checkpoint import content_key
+    from detection.training.classify import COLUMNS
+    from detection.training.history import Table
+    from detection.training.pretraining import choose
 
-    params = parameters.load()
     backbone = params.recipe.backbone
-    values = {"pretrain": asdict(params.pretrain), "backbone": backbone, "seed": params.seed}
-    with Checkpoints("pretrain", content_key("pretrain", values)).held() as checkpoints:
+    method = params.pretrain.method
+    reads, make = choose(params, device)
+    values = {"method": method, "backbone": backbone, "seed": params.seed, **reads}
+    key = content_key("pretrain", values, without=None if method == "crops" else "data")
+    with (
+        distributed.folder(REPORTS) as reports,
+        distributed.checkpoints("pretrain", key).held() as checkpoints,
+    ):
         result = checkpoints.load(RESULT)
         if result:
             log.info("pretraining of %s: the finished one of the same content is reused", backbone)
         else:
-            result = make(params)
+            result = make(checkpoints, reports / "curves.csv")
             checkpoints.save(RESULT, result)
             checkpoints.mark_complete()
-    Path("models").mkdir(exist_ok=True)
-    torch.save({"backbone": backbone, "state_dict": result["state_dict"]}, "models/backbone.pt")
-    REPORTS.mkdir(parents=True, exist_ok=True)
-    (REPORTS / "metrics.json").write_text(json.dumps(result["metrics"], indent=2))
-    with (REPORTS / "curves.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(result["curve"])
-
-
-def make(params: Params) -> dict[str, Any]:
-    """Run the chosen method; returns weights, metrics and curve."""
-    from detection.data.prepared import Prepared
-    from detection.models.hardware import pick_device, pick_precision
-    from detection.training import pretraining
-    from detection.training.crops import cut_crops
-
-    method, crops, backbone = params.pretrain.method, params.pretrain.crops, params.recipe.backbone
-    if method == "none":
-        return {"state_dict": None, "metrics": {"method": "none"}, "curve": []}
-    if method == "published":
-        state, name = pretraining.published_weights(backbone)
-        return {"state_dict": state, "metrics": {"method": "published", "weights": name}, "curve": []}
-    prepared = Prepared.load("data/prepared")
-    prepared.check_unchanged("train")
-    device = pick_device(params.train.device)
-    classes, started = len(prepared.classes), time.monotonic()
-    train, val = (
-        cut_crops(prepared.index(split), prepared.root, crops, classes, params.seed)
-        for split in ("train", "val")
-    )
-    log.info("pretraining %s on %d crops, %d to check", backbone, len(train), len(val))
-    precision = pick_precision(params.train.precision, device)
-    state, curve = pretraining.train_on_crops(
-        backbone, train, val, classes, crops, device, precision, params.seed
-    )
-    metrics = {"method": "crops", "crops": len(train), "seconds": round(time.monotonic() - started, 1)}
-    return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
+        if ranks.leads():
+            BACKBONE.parent.mkdir(exist_ok=True)
+            torch.save({"backbone": backbone, "state_dict": result["state_dict"]}, BACKBONE)
+            Table(reports / "curves.csv", COLUMNS, result["curve"])
+            (reports / "metrics.json").write_text(json.dumps(result["metrics"], indent=2))
 
 
 if __name__ == "__main__":

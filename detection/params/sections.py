@@ -27,13 +27,50 @@ class Crops:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFolder:
+    """Pretraining by classifying the pictures of a folder, at the scale that is usual for ImageNet."""
+
+    path: str = "imagenet"
+    """Folder, relative to `DATA_ROOT`, that holds `train/<class>/*` and `val/<class>/*`."""
+    image_size: int = 224
+    """Side of the square pictures in pixels."""
+    scale: tuple[float, float] = (0.53, 1.0)
+    """Least and largest share of a picture's area that a training crop shows."""
+    jitter: float = 0.03
+    """Largest change of brightness, contrast, saturation and hue."""
+    eval_resize: int = 224
+    """Short side in pixels that a val picture is scaled to before its middle is cut out."""
+    batch_size: int = 128
+    """Pictures per step, over all devices."""
+    iterations: int = 550_000
+    """Steps."""
+    lr: float = 0.1
+    """Learning rate (SGD)."""
+    milestones: tuple[int, ...] = (150_000, 300_000)
+    """Steps at which it is multiplied by `gamma`."""
+    gamma: float = 0.1
+    """See `milestones`."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 1e-4
+    """Of all weights."""
+    checkpoint_every: int = 2000
+    """Steps between checkpoints to go on from."""
+    log_every: int = 100
+    """Steps between log lines."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pretrain:
     """Where the backbone's weights come from."""
 
-    method: Literal["crops", "published", "none"] = "crops"
-    """`crops`: classify the training objects; `published`: torchvision's ImageNet weights; `none`: random."""
+    method: Literal["crops", "imagefolder", "published", "none"] = "crops"
+    """`crops`: classify the training objects; `imagefolder`: classify a folder of pictures, such as ImageNet;
+    `published`: torchvision's ImageNet weights; `none`: random."""
     crops: Crops = field(default_factory=Crops)
     """Settings of `crops`."""
+    imagefolder: ImageFolder = field(default_factory=ImageFolder)
+    """Settings of `imagefolder`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

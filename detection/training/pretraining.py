@@ -1,53 +1,99 @@
-"""Where a backbone's weights come from: crops of the training objects, or torchvision's ImageNet weights."""
+"""Where a backbone's weights come from: crops of the training objects, a folder of pictures, torchvision."""
 
 import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
-from detection.errors import CheckpointError
-from detection.models.backbones import feature_state, is_feature, make_backbone
-from detection.models.hardware import autocast
+from detection.data.imagefolder import Folder, FolderPictures, list_folder
+from detection.data.loader import loader_workers
+from detection.data.prepared import Prepared
+from detection.errors import CheckpointError, DataError
+from detection.models.backbones import is_feature
+from detection.models.hardware import pick_precision
+from detection.params import Params
 from detection.params.recipe import Optimizer, Schedule
-from detection.params.sections import Crops
-from detection.training.crops import CropSet, augment, centre
-from detection.training.optimisation import learning_rate_factor, make_optimizer, set_learning_rate
-from detection.training.progress import Progress
+from detection.params.sections import Crops, ImageFolder
+from detection.paths import data_root
+from detection.training.checkpoint import Checkpoints
+from detection.training.classify import Course, fit
+from detection.training.crops import CropSet, cut_crops
+from detection.training.examples import CropCheck, CropExamples, FolderCheck, FolderExamples
 
 log = logging.getLogger(__name__)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Result = tuple[dict[str, Tensor], list[dict[str, float]]]
+"""The features' state dict, and a row of the curve an epoch."""
+Make = Callable[[Checkpoints, Path], dict[str, Any]]
+"""From the checkpoints and the curve's file to `state_dict`, `metrics` and `curve`."""
 
 
-class Classifier(nn.Module):
-    """A backbone's features under global average pooling and one linear layer.
+def choose(params: Params, device: torch.device) -> tuple[dict[str, Any], Make]:
+    """The method of `params.pretrain`: what its result hangs on beside backbone and seed, and what makes it.
 
-    The networks' own classifiers (VGG's two layers of 4096 above all) are made for 224-pixel pictures.
+    Raises:
+        DataError: A folder of pictures is asked for and not there.
     """
+    pretrain = params.pretrain
+    if pretrain.method == "crops":
+        return {"crops": asdict(pretrain.crops)}, partial(_from_crops, params, device)
+    if pretrain.method == "imagefolder":
+        root = data_root() / pretrain.imagefolder.path
+        train = list_folder(root / "train")
+        val = list_folder(root / "val", train.classes)
+        reads = {"imagefolder": asdict(pretrain.imagefolder), "train": train.digest, "val": val.digest}
+        return reads, partial(_from_folder, params, device, train, val)
+    if pretrain.method == "published":
+        return {}, partial(_from_torchvision, params.recipe.backbone)
+    return {}, lambda *_: {"state_dict": None, "metrics": {"method": "none"}, "curve": []}
 
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, backbone: str, classes: int) -> None:
-        super().__init__()
-        self.network = make_backbone(backbone)
-        whole: Any = self.network
-        if hasattr(whole, "fc"):
-            whole.fc = nn.Linear(whole.fc.in_features, classes)
-        else:
-            widths = [m.out_channels for m in whole.features.modules() if isinstance(m, nn.Conv2d)]
-            whole.avgpool = nn.AdaptiveAvgPool2d(1)
-            whole.classifier = nn.Linear(widths[-1], classes)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+def _from_crops(
+    params: Params, device: torch.device, checkpoints: Checkpoints, curves: Path
+) -> dict[str, Any]:
+    prepared = Prepared.load("data/prepared")
+    prepared.check_unchanged("train")
+    backbone, settings = params.recipe.backbone, params.pretrain.crops
+    classes, started = len(prepared.classes), time.monotonic()
+    train, val = (
+        cut_crops(prepared.index(split), prepared.root, settings, classes, params.seed)
+        for split in ("train", "val")
+    )
+    log.info("pretraining %s on %d crops, %d to check", backbone, len(train), len(val))
+    precision = pick_precision(params.train.precision, device)
+    state, curve = train_on_crops(
+        backbone, train, val, classes, settings, device, precision, params.seed, checkpoints, curves
+    )
+    metrics = {"method": "crops", "crops": len(train), "seconds": round(time.monotonic() - started, 1)}
+    return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits Tensor[B, classes] of Tensor[B, 3, S, S] in 0..1."""
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
-        return logits
+
+def _from_folder(
+    params: Params, device: torch.device, train: Folder, val: Folder, checkpoints: Checkpoints, curves: Path
+) -> dict[str, Any]:
+    backbone = params.recipe.backbone
+    counts = len(train), len(val), len(train.classes)
+    log.info("pretraining %s on %d pictures, %d to check, %d classes", backbone, *counts)
+    precision = pick_precision(params.train.precision, device)
+    workers = loader_workers(params.train.workers, device)
+    settings = params.pretrain.imagefolder
+    state, curve = train_on_folder(
+        backbone, train, val, settings, workers, device, precision, params.seed, checkpoints, curves
+    )
+    metrics = {"method": "imagefolder", "pictures": len(train)}
+    return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
+
+
+def _from_torchvision(backbone: str, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
+    state, name = published_weights(backbone)
+    return {"state_dict": state, "metrics": {"method": "published", "weights": name}, "curve": []}
 
 
 def train_on_crops(
@@ -59,7 +105,9 @@ def train_on_crops(
     device: torch.device,
     precision: torch.dtype,
     seed: int,
-) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    checkpoints: Checkpoints,
+    curves: Path,
+) -> Result:
     """Train a backbone to tell objects and background apart.
 
     Args:
@@ -71,66 +119,78 @@ def train_on_crops(
         device: Where to train.
         precision: bfloat16 for autocast, or float32.
         seed: Of the first weights, the order and the augmentation.
+        checkpoints: To go on from; held by the caller.
+        curves: The CSV that grows by a row an epoch.
 
-    Returns:
-        The features' state dict, and a row an epoch: epoch, lr, loss, accuracy, val_accuracy.
+    Raises:
+        DataError: There is no crop.
     """
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    model = Classifier(backbone, classes + 1).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(
-        model, Optimizer(lr=settings.lr, weight_decay=settings.weight_decay, norm_weight_decay=0.0)
+    if len(train) == 0:
+        raise DataError("the training split holds no object to cut crops from; set pretrain.method: none")
+    examples = CropExamples(train, settings, seed)
+    course = Course(
+        backbone=backbone,
+        classes=classes + 1,
+        train=examples,
+        val=CropCheck(val, settings.image_size),
+        optimizer=Optimizer(lr=settings.lr, weight_decay=settings.weight_decay, norm_weight_decay=0.0),
+        schedule=Schedule(name="cosine", warmup_iterations=len(examples), warmup_factor=0.05),
+        steps=settings.epochs * len(examples),
+        checkpoint_every=len(examples),
+        log_every=len(examples),
+        device=device,
+        precision=precision,
+        seed=seed,
+        curves=curves,
     )
-    per_epoch = max(len(train) // settings.batch_size, 1)
-    schedule = Schedule(name="cosine", warmup_iterations=per_epoch, warmup_factor=0.05)
-    steps, step = per_epoch * settings.epochs, 0
-    curve = []
-    with Progress(steps, 0, per_epoch) as progress:
-        for epoch in range(1, settings.epochs + 1):
-            model.train()
-            losses, right = [], []
-            order = torch.randperm(len(train), generator=generator)
-            for part in torch.split(order[: per_epoch * settings.batch_size], settings.batch_size):
-                factor = learning_rate_factor(schedule, step, steps, per_epoch, True)
-                set_learning_rate(optimizer, factor)
-                pixels = augment(train.pixels[part], settings.image_size, generator).to(device)
-                labels = train.labels[part].to(device)
-                with autocast(device, precision):
-                    logits = model(pixels.contiguous(memory_format=torch.channels_last)).float()
-                    loss = nn.functional.cross_entropy(logits, labels)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                losses.append(loss.detach())
-                right.append((logits.argmax(1) == labels).float().mean())
-                step += 1
-                progress.step(step)
-            row = {
-                "epoch": epoch,
-                "lr": settings.lr * factor,
-                "loss": float(torch.stack(losses).mean()),
-                "accuracy": float(torch.stack(right).mean()),
-                "val_accuracy": _accuracy(model, val, settings, device, precision),
-            }
-            curve.append(row)
-            progress.show(step, epoch, {k: row[k] for k in ("loss", "accuracy", "val_accuracy")})
-    return {k: v.cpu() for k, v in feature_state(model.network).items()}, curve
+    return fit(course, checkpoints)
 
 
-def _accuracy(
-    model: nn.Module, val: CropSet, settings: Crops, device: torch.device, precision: torch.dtype
-) -> float:
-    """Share of crops told right; NaN where there are none."""
-    if len(val) == 0:
-        return float("nan")
-    model.eval()
-    right = 0
-    with torch.inference_mode(), autocast(device, precision):
-        for first in range(0, len(val), 256):
-            part = slice(first, first + 256)
-            logits = model(centre(val.pixels[part], settings.image_size).to(device))
-            right += int((logits.argmax(1).cpu() == val.labels[part]).sum())
-    return right / len(val)
+def train_on_folder(
+    backbone: str,
+    train: Folder,
+    val: Folder,
+    settings: ImageFolder,
+    workers: int,
+    device: torch.device,
+    precision: torch.dtype,
+    seed: int,
+    checkpoints: Checkpoints,
+    curves: Path,
+) -> Result:
+    """Train a backbone to classify the pictures of a folder, ImageNet above all.
+
+    Args:
+        backbone: Its name.
+        train: The training split.
+        val: What top-1 accuracy is measured on after each epoch; never chosen by.
+        settings: Size, augmentation, length and learning rate.
+        workers: Loader processes of this process; 0 loads here.
+        device: Where to train.
+        precision: bfloat16 for autocast, or float32.
+        seed: Of the first weights, the order and the augmentation.
+        checkpoints: To go on from; held by the caller.
+        curves: The CSV that grows by a row an epoch.
+    """
+    examples = FolderExamples(FolderPictures(train, settings, True, seed), settings.batch_size, workers)
+    course = Course(
+        backbone=backbone,
+        classes=len(train.classes),
+        train=examples,
+        val=FolderCheck(FolderPictures(val, settings, False), workers),
+        optimizer=Optimizer(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay),
+        schedule=Schedule(
+            name="multistep", milestones=settings.milestones, gamma=settings.gamma, warmup_iterations=0
+        ),
+        steps=settings.iterations,
+        checkpoint_every=settings.checkpoint_every,
+        log_every=settings.log_every,
+        device=device,
+        precision=precision,
+        seed=seed,
+        curves=curves,
+    )
+    return fit(course, checkpoints)
 
 
 def published_weights(backbone: str) -> tuple[dict[str, Tensor], str]:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
@@ -11,10 +12,20 @@ from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.sections import Crops
 from detection.training import crops as cutting
+from detection.training.checkpoint import Checkpoints
 from detection.training.crops import CropSet, augment, centre, cut_crops
 from detection.training.pretraining import published_weights, train_on_crops
 
 CROPS = Crops(image_size=32, batch_size=8, epochs=2, background=0.5)
+
+
+def places(folder: Path, name: str) -> tuple[Checkpoints, Path]:
+    """Checkpoints of a key, and the curve's file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DVC_ROOT", str(folder))
+        checkpoints = Checkpoints("pretrain", name)
+    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    return checkpoints, folder / name / "curves.csv"
 
 
 def test_crops_show_objects_and_free_background(tiny: Any) -> None:
@@ -60,12 +71,14 @@ def test_augmented_and_central_crops_have_the_size_and_range() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large"])
-def test_pretraining_gives_weights_that_its_backbone_takes(tiny: Any, backbone: str) -> None:
+def test_pretraining_gives_weights_that_its_backbone_takes(tiny: Any, tmp_path: Path, backbone: str) -> None:
     train = cut_crops(tiny.splits["train"], tiny.root, CROPS, 4, 0)
     val = cut_crops(tiny.splits["val"], tiny.root, CROPS, 4, 0)
     runs = [
-        train_on_crops(backbone, train, val, 4, CROPS, torch.device("cpu"), torch.float32, seed=3)
-        for _ in range(2)
+        train_on_crops(
+            backbone, train, val, 4, CROPS, torch.device("cpu"), torch.float32, 3, *places(tmp_path, name)
+        )
+        for name in ("one", "two")
     ]
     state, curve = runs[0]
     own = feature_state(make_backbone(backbone))
@@ -75,7 +88,7 @@ def test_pretraining_gives_weights_that_its_backbone_takes(tiny: Any, backbone: 
     assert all(torch.equal(v, runs[1][0][k]) for k, v in state.items())
 
 
-def test_pretraining_learns_to_tell_crops_apart() -> None:
+def test_pretraining_learns_to_tell_crops_apart(tmp_path: Path) -> None:
     """Noise with a touch of red, green or blue."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(96) % 3
@@ -83,7 +96,8 @@ def test_pretraining_learns_to_tell_crops_apart() -> None:
     pixels = noise + 60 * torch.nn.functional.one_hot(labels, 3).view(-1, 3, 1, 1).to(torch.uint8)
     crops = CropSet(pixels, labels)
     settings = replace(CROPS, epochs=4, lr=0.005)
-    _, curve = train_on_crops("resnet18", crops, crops, 2, settings, torch.device("cpu"), torch.float32, 0)
+    cpu, fp32 = torch.device("cpu"), torch.float32
+    _, curve = train_on_crops("resnet18", crops, crops, 2, settings, cpu, fp32, 0, *places(tmp_path, "one"))
     assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
     assert curve[-1]["val_accuracy"] > 0.9
 

@@ -1,0 +1,116 @@
+"""Training on a folder of pictures: drawn shapes of three kinds, one folder each."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from detection.data.imagefolder import Folder, list_folder
+from detection.errors import DivergedError
+from detection.models.backbones import feature_state, make_backbone
+from detection.params.sections import ImageFolder
+from detection.training import classify
+from detection.training.checkpoint import Checkpoints
+from detection.training.pretraining import train_on_folder
+
+SETTINGS = ImageFolder(
+    image_size=32,
+    eval_resize=32,
+    batch_size=12,
+    iterations=24,
+    milestones=(18,),
+    lr=0.02,
+    checkpoint_every=5,
+    log_every=4,
+)
+PER_EPOCH = 48 // 12
+
+
+def draw_folder(root: Path, count: int, seed: int) -> Path:
+    """`count` pictures of each of three shapes, of random place and size, tinted by shape."""
+    rng = np.random.default_rng(seed)
+    for kind, name in enumerate(("disc", "bars", "frame")):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture = Image.new("RGB", (48, 40), tuple(rng.integers(0, 90, 3).tolist()))
+            tint = rng.integers(90, 150, 3)
+            tint[kind] = 255
+            draw, colour = ImageDraw.Draw(picture), tuple(tint.tolist())
+            x, y, side = rng.integers(2, 14), rng.integers(2, 8), rng.integers(22, 30)
+            box = (int(x), int(y), int(x + side), int(y + side))
+            if name == "disc":
+                draw.ellipse(box, fill=colour)
+            elif name == "frame":
+                draw.rectangle(box, outline=colour, width=3)
+            else:
+                for left in range(box[0], box[2], 6):
+                    draw.rectangle((left, box[1], left + 2, box[3]), fill=colour)
+            picture.save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, Folder]:
+    root = tmp_path_factory.mktemp("imagenet")
+    train = list_folder(draw_folder(root / "train", 16, 0))
+    return train, list_folder(draw_folder(root / "val", 8, 1), train.classes)
+
+
+@pytest.fixture
+def learn(folders: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    torch.set_num_threads(1)
+
+    def run(name: str, settings: ImageFolder = SETTINGS) -> Any:
+        cpu, fp32 = torch.device("cpu"), torch.float32
+        with Checkpoints("pretrain", name).held() as checkpoints:
+            curves = tmp_path / name / "curves.csv"
+            return train_on_folder("resnet18", *folders, settings, 0, cpu, fp32, 0, checkpoints, curves)
+
+    return run
+
+
+def test_it_learns_stops_and_goes_on_to_equal_bits(
+    learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, curve = learn("undisturbed")
+    assert state.keys() == feature_state(make_backbone("resnet18")).keys()
+    assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5, 6]
+    assert [round(row["lr"], 6) for row in curve] == [0.02] * 4 + [0.002] * 2
+    assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
+    assert curve[-1]["val_accuracy"] > 0.75, "a third is chance"
+
+    steps, placed = [0], classify._placed
+
+    def counted(*args: Any) -> torch.Tensor:
+        steps[0] += 1
+        if steps[0] == 7:  # in the second epoch; val is one batch
+            os.kill(os.getpid(), signal.SIGTERM)
+        return placed(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classify, "_placed", counted)
+        with pytest.raises(SystemExit) as left:
+            learn("stopped")
+    assert left.value.code == 143
+    assert len((tmp_path / "stopped/curves.csv").read_text().splitlines()) == 2  # a head, and one epoch
+    again, curve_again = learn("stopped")
+    assert curve_again == curve
+    assert all(torch.equal(value, again[key]) for key, value in state.items())
+    assert (tmp_path / "stopped/curves.csv").read_text() == (tmp_path / "undisturbed/curves.csv").read_text()
+
+
+def test_a_loss_that_is_not_finite_stops_it(learn: Any) -> None:
+    with pytest.raises(DivergedError, match=r"pretraining is no longer finite.*lower its lr"):
+        learn("wild", replace(SETTINGS, lr=1e30))
+
+
+def test_a_training_ends_within_an_epoch_with_a_row_of_its_own(learn: Any) -> None:
+    _, curve = learn("short", replace(SETTINGS, iterations=PER_EPOCH + 1))
+    assert [row["epoch"] for row in curve] == [1, 1.25]
