@@ -255,9 +255,9 @@ class Loader:
 def loader_process(_: int) -> None:
     """Begin a loader process.
 
-    It leaves the process group: Ctrl-C and SIGTERM, which are sent to all of that, are for the training. And it
-    leaves alone the objects that came with the fork: Python's garbage collector writes to each object that it
-    looks at, which copies the page it lies on.
+    It leaves the process group: Ctrl-C and SIGTERM, which are sent to all of that, are for the training. And
+    it leaves alone the objects that came with the fork: Python's garbage collector writes to each object that
+    it looks at, which copies the page it lies on.
     """
     os.setpgid(0, 0)
     gc.freeze()
