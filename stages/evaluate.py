@@ -21,7 +21,7 @@ def main() -> None:
 
     from detection.data.prepared import Prepared
     from detection.errors import CheckpointError
-    from detection.evaluation import coco, curves, inference, official, per_class, voc
+    from detection.evaluation import analysis, coco, curves, inference, official, per_class, voc
     from detection.evaluation.matching import match
     from detection.evaluation.overlaps import Overlaps
     from detection.models.build import load_detector
@@ -47,7 +47,8 @@ def main() -> None:
         score_threshold=chosen.evaluate.score_threshold,
     )
     overlaps = Overlaps.of_index(index, results, len(loaded.classes))
-    by_coco, by_voc = coco.score_matches(overlaps, match(overlaps)), voc.score_overlaps(overlaps)
+    matches = match(overlaps)
+    by_coco, by_voc = coco.score_matches(overlaps, matches), voc.score_overlaps(overlaps)
     if chosen.evaluate.verify:
         official.verify(overlaps, by_coco)
     table = per_class.table(index, loaded.classes, by_coco, by_voc)
@@ -58,6 +59,7 @@ def main() -> None:
     (OUT / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
     table.to_csv(OUT / "per_class.csv", index=False)
     curves.table(by_coco, loaded.classes).to_csv(OUT / "pr_curves.csv", index=False)
+    analysis.write(OUT, analysis.tables(overlaps, matches, loaded.classes))
     for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
         log.info("test %-14s %.4f", name, stats[name])
     by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))

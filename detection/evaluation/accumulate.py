@@ -40,6 +40,10 @@ class _Line(NamedTuple):
     """[D] in `Overlaps.found`."""
     starts: NDArray[np.int64]
     """[C + 1] where each class begins."""
+    right: NDArray[np.int64]
+    """[D] bits of the runs in which each is right."""
+    wrong: NDArray[np.int64]
+    """[D] likewise."""
     touched: NDArray[np.int64]
     """Places of the detections that are matched in some run; the others are the same in all."""
     touched_starts: NDArray[np.int64]
@@ -60,7 +64,7 @@ def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
     for m, cap in enumerate(CAPS):
         line = _line(overlaps, matches, order[overlaps.rank[order] < cap])
         for a in range(len(AREAS)):
-            _fill(arrays, a, m, overlaps, matches, line, goals[a])
+            _fill(arrays, a, m, overlaps, line, goals[a])
     return arrays
 
 
@@ -91,23 +95,28 @@ def _line(overlaps: Overlaps, matches: Matches, rows: NDArray[np.int64]) -> _Lin
     labels = overlaps.found.labels[rows]
     touched = np.flatnonzero(matches.matched[rows])
     classes = np.arange(overlaps.classes + 1)
-    return _Line(rows, np.searchsorted(labels, classes), touched, np.searchsorted(labels[touched], classes))
+    return _Line(
+        rows,
+        np.searchsorted(labels, classes),
+        matches.right[rows],
+        matches.wrong[rows],
+        touched,
+        np.searchsorted(labels[touched], classes),
+    )
 
 
-def _fill(
-    arrays: Arrays, a: int, m: int, overlaps: Overlaps, matches: Matches, line: _Line, goal: _Goal
-) -> None:
+def _fill(arrays: Arrays, a: int, m: int, overlaps: Overlaps, line: _Line, goal: _Goal) -> None:
     """Write one range of area and one cap into the arrays."""
     runs = (len(THRESHOLDS) * a + np.arange(len(THRESHOLDS)))[:, None]
     rows = line.rows[line.touched]
-    right = ((matches.right[rows] >> runs) & 1).astype(np.bool_)  # [T, touched]
-    wrong = ((matches.wrong[rows] >> runs) & 1).astype(np.bool_)
+    right = ((line.right[line.touched] >> runs) & 1).astype(np.bool_)  # [T, touched]
+    wrong = ((line.wrong[line.touched] >> runs) & 1).astype(np.bool_)
     t, place = np.nonzero(right)  # [N], class after class for each threshold
     label = overlaps.found.labels[rows[place]]
 
     true = _since_start(np.cumsum(right, axis=1), t, place, line.touched_starts[label])
     false = _since_start(np.cumsum(wrong, axis=1), t, place, line.touched_starts[label])
-    plain = (matches.wrong[line.rows] >> runs[0]) & 1
+    plain = (line.wrong >> runs[0]) & 1
     plain[line.touched] = 0
     before = np.concatenate([[0], np.cumsum(plain)])
     false += before[line.touched[place]] - before[line.starts[label]]

@@ -14,6 +14,13 @@ MEAN = "all"
 """Name of the mean over the classes."""
 
 
+def per_class(score: CocoScore, classes: Sequence[str]) -> "pd.DataFrame":
+    """Columns `class`, `AP`, `AP50`, `AP75`; NaN in a class without objects."""
+    import pandas as pd
+
+    return pd.DataFrame({"class": list(classes), **score.per_class})
+
+
 def table(score: CocoScore, classes: Sequence[str]) -> "pd.DataFrame":
     """Precision at IoU 0.5 over COCO's 101 recalls.
 

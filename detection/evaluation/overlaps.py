@@ -144,6 +144,31 @@ def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple
         yield left, start[left] + within
 
 
+def best_of_each(
+    detection: NDArray[np.int64], thing: NDArray[np.int64], iou: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Of pairs sorted by detection, each detection's greatest IoU and the first object that has it.
+
+    Args:
+        detection: [P], rising.
+        thing: [P].
+        iou: [P].
+        count: D.
+
+    Returns:
+        [D] IoU, and [D] object; 0 and -1 for a detection without a pair.
+    """
+    best, taken = np.zeros(count), np.full(count, -1)
+    if len(detection):
+        starts = np.flatnonzero(np.diff(detection, prepend=-1))
+        greatest = np.maximum.reduceat(iou, starts)
+        lengths = np.diff(starts, append=len(detection))
+        number = np.where(iou == np.repeat(greatest, lengths), np.arange(len(iou)), len(iou))
+        best[detection[starts]] = greatest
+        taken[detection[starts]] = thing[np.minimum.reduceat(number, starts)]
+    return best, taken
+
+
 def intersections(
     found: Found, truth: Truth, detection: NDArray[np.int64], thing: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
-from detection.evaluation.overlaps import Overlaps
+from detection.evaluation.overlaps import Overlaps, best_of_each
 from detection.evaluation.results import Results
 
 MIN_OVERLAP = 0.5
@@ -138,7 +138,7 @@ def _best_first(overlaps: Overlaps, *, unstable: bool) -> NDArray[np.int64]:
 
 
 def _judge(overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool) -> Judgement:
-    best, taken = _best_overlap(overlaps)
+    best, taken = best_of_each(overlaps.detection, overlaps.object, overlaps.iou, len(overlaps.rows))
     ignored = overlaps.truth.ignored
     hit = best > MIN_OVERLAP if strict else best >= MIN_OVERLAP
     rightful = hit & ~ignored[taken] if len(ignored) else hit
@@ -151,22 +151,6 @@ def _judge(overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool) -> Jud
     found = np.zeros(len(ignored), dtype=np.bool_)
     found[overlaps.objects[taken[first]]] = True
     return Judgement(right=right, wrong=wrong & ~right, found=found)
-
-
-def _best_overlap(overlaps: Overlaps) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Each detection's greatest IoU with an object of its class, [D], and that object, [D]; else 0 and 0."""
-    best, taken = np.zeros(len(overlaps.rows)), np.zeros(len(overlaps.rows), dtype=np.int64)
-    detection, overlap = overlaps.detection, overlaps.iou
-    if len(detection) == 0:
-        return best, taken
-    starts = np.flatnonzero(np.diff(detection, prepend=-1))  # pairs of one detection stand together
-    greatest = np.maximum.reduceat(overlap, starts)
-    best[detection[starts]] = greatest
-    # The first of equals, as in the devkit: the lowest pair number among those that reach the maximum.
-    lengths = np.diff(starts, append=len(detection))
-    number = np.where(overlap == np.repeat(greatest, lengths), np.arange(len(overlap)), len(overlap))
-    taken[detection[starts]] = overlaps.object[np.minimum.reduceat(number, starts)]
-    return best, taken
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -1,0 +1,225 @@
+"""COCO's twelve numbers from files, beside pycocotools and faster-coco-eval: CPU time and peak memory.
+
+    python -m benchmarks.evaluate                  # COCO val's size, then ten times that (our side only)
+    python -m benchmarks.evaluate --repeats 3      # medians; pycocotools takes minutes each time
+    uv pip install faster-coco-eval                # the second peer; without it its rows are left out
+
+The split is drawn with a fixed seed: 5,000 pictures, 36,000 objects in 80 classes (2 % crowds), 500,000
+detections of which a good third lie near an object, the others mostly have
+a class of their picture. Every evaluator reads the same two JSON files in a
+process of its own, interleaved, one thread; `score` is what comes after reading them.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+PICTURES, OBJECTS, DETECTIONS, CLASSES = 5_000, 36_000, 500_000, 80
+
+
+def draw(folder: Path, scale: int) -> None:
+    """Write `truth.json` and `found.json`."""
+    rng = np.random.default_rng(0)
+    pictures, objects, detections = PICTURES * scale, OBJECTS * scale, DETECTIONS * scale
+    images = np.sort(rng.integers(0, pictures, objects))
+    share = 1 / np.arange(1, CLASSES + 1) ** 0.9  # the first class has a fifth of the objects, as in COCO
+    labels = rng.choice(CLASSES, objects, p=share / share.sum())
+    sides = np.exp(rng.normal(4.0, 0.9, (objects, 2))).clip(4, 500)
+    boxes = np.concatenate([rng.uniform(0, 1, (objects, 2)) * (640 - sides).clip(1), sides], axis=1).round(2)
+    crowd = rng.random(objects) < 0.02
+    annotations = [
+        {"id": i, "image_id": image, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": ignored}
+        for i, (image, label, box, area, ignored) in enumerate(
+            zip(
+                images.tolist(),
+                labels.tolist(),
+                boxes.tolist(),
+                (boxes[:, 2] * boxes[:, 3] * rng.uniform(0.4, 1, objects)).tolist(),
+                crowd.astype(int).tolist(),
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    truth = {
+        "images": [{"id": i} for i in range(pictures)],
+        "categories": [{"id": i + 1, "name": f"class {i}"} for i in range(CLASSES)],
+        "annotations": annotations,
+    }
+    (folder / "truth.json").write_bytes(msgspec.json.encode(truth))
+
+    near = detections * 3 // 8
+    of = rng.integers(0, objects, near)
+    far_sides = np.exp(rng.normal(4.0, 0.9, (detections - near, 2))).clip(4, 500)
+    jitter = rng.normal(0, 0.12, (near, 4)) * np.tile(boxes[of][:, 2:], 2)
+    far = np.concatenate([rng.uniform(0, 1, far_sides.shape) * (640 - far_sides).clip(1), far_sides], axis=1)
+    found = np.concatenate([boxes[of] + jitter, far])
+    found[:, 2:] = found[:, 2:].clip(1)
+    guess = np.where(rng.random(near) < 0.8, labels[of], rng.choice(CLASSES, near, p=share / share.sum()))
+    scores = np.concatenate([rng.beta(2, 3, near), rng.beta(1, 8, detections - near)])
+    where = rng.integers(0, pictures, detections - near)
+    there = labels[np.minimum(np.searchsorted(images, where), objects - 1)]  # of the picture's first object
+    drawn = rng.choice(CLASSES, len(where), p=share / share.sum())
+    columns = (
+        np.concatenate([images[of], where]),
+        np.concatenate([guess, np.where(rng.random(len(where)) < 0.6, there, drawn)]) + 1,
+        found.round(2),
+        scores.round(4),
+    )
+    names = ("image_id", "category_id", "bbox", "score")
+    with (folder / "found.json").open("wb") as file:
+        file.write(b"[")
+        for low in range(0, detections, 100_000):  # a list of all would take gigabytes
+            part = (column[low : low + 100_000].tolist() for column in columns)
+            rows = [dict(zip(names, row, strict=True)) for row in zip(*part, strict=True)]
+            file.write((b"," if low else b"") + msgspec.json.encode(rows)[1:-1])
+        file.write(b"]")
+
+
+def ours(truth: Path, found: Path) -> tuple[list[float], float]:
+    """The twelve numbers, and the CPU time when the files were read."""
+    from detection.evaluation import coco, coco_files
+    from detection.evaluation.matching import match
+
+    given = coco_files.read(truth, found)
+    loaded = time.process_time()
+    overlaps = given.overlaps()
+    return list(coco.score_matches(overlaps, match(overlaps)).stats.values()), loaded
+
+
+def ours_with_analysis(truth: Path, found: Path) -> tuple[list[float], float]:
+    """The same and the whole error analysis."""
+    from detection.evaluation import analysis, coco, coco_files
+    from detection.evaluation.matching import match
+
+    given = coco_files.read(truth, found)
+    loaded = time.process_time()
+    overlaps = given.overlaps()
+    matches = match(overlaps)
+    score = coco.score_matches(overlaps, matches)
+    analysis.tables(overlaps, matches, given.classes)
+    return list(score.stats.values()), loaded
+
+
+def pycocotools(truth: Path, found: Path) -> tuple[list[float], float]:
+    """The official evaluator."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    return _official(COCO, COCOeval, truth, found)
+
+
+def faster_coco_eval(truth: Path, found: Path) -> tuple[list[float], float]:
+    """Its C++ rewrite."""
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    return _official(COCO, COCOeval_faster, truth, found)
+
+
+def _official(coco: Any, evaluate: Any, truth: Path, found: Path) -> tuple[list[float], float]:
+    objects = coco(str(truth))
+    evaluator = evaluate(objects, objects.loadRes(str(found)), "bbox")
+    loaded = time.process_time()
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return [float(value) for value in evaluator.stats[:12]], loaded
+
+
+SIDES = {"ours": ours, "ours_with_analysis": ours_with_analysis}
+PEERS = {"pycocotools": pycocotools, "faster_coco_eval": faster_coco_eval}
+
+
+def child(name: str, folder: Path) -> None:
+    """Run one side once and print what it took."""
+    side = (SIDES | PEERS)[name]
+    began, wall = time.process_time(), time.monotonic()
+    stats, loaded = side(folder / "truth.json", folder / "found.json")
+    ended = time.process_time()
+    took = {
+        "load": loaded - began,
+        "score": ended - loaded,
+        "total": ended - began,
+        "wall": time.monotonic() - wall,
+        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "stats": stats,
+    }
+    print("\n" + json.dumps(took))
+
+
+def measure(names: list[str], folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
+    """Medians of every side, interleaved."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name in names:
+            command = [sys.executable, "-m", "benchmarks.evaluate", "--side", name, "--folder", str(folder)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    keys = ("load", "score", "total", "wall", "MiB")
+    return {
+        name: {key: statistics.median(run[key] for run in mine) for key in keys} | {"stats": mine[0]["stats"]}
+        for name, mine in runs.items()
+    }
+
+
+def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """A table in Markdown."""
+    print(
+        f"\n{title}\n\n| | read, CPU s | score, CPU s | whole, CPU s | wall s | peak MiB |"
+        "\n|---|---|---|---|---|---|"
+    )
+    for name, row in rows.items():
+        cells = " | ".join(f"{row[key]:.2f}" for key in ("load", "score", "total", "wall"))
+        print(f"| {name} | {cells} | {row['MiB']:.0f} |")
+
+
+def main() -> None:
+    """Measure, print tables, and the ratios in the last lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--side", choices=[*SIDES, *PEERS], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        child(options.side, options.folder)
+        return
+    installed = [name for name in PEERS if importlib.util.find_spec(name)]
+    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
+    with tempfile.TemporaryDirectory() as name:
+        draw(Path(name), 1)
+        one = measure([*SIDES, *installed], Path(name), options.repeats)
+        show("5,000 pictures, 36,000 objects, 500,000 detections", one)
+        draw(Path(name), 10)
+        ten = measure(["ours"], Path(name), 1)
+        show("ten times that", ten)
+    mine = one["ours"]
+    for peer in installed:
+        theirs = one[peer]
+        equal = "equal" if theirs["stats"] == mine["stats"] else "NOT equal"
+        print(
+            f"{peer}: the 12 numbers are {equal}; CPU time {theirs['score'] / mine['score']:.1f}x scoring, "
+            f"{theirs['total'] / mine['total']:.1f}x in all; memory {theirs['MiB'] / mine['MiB']:.1f}x"
+        )
+    for peer in PEERS.keys() - set(installed):
+        print(f"{peer} is not installed and was left out")
+    print(f"the whole analysis: {one['ours_with_analysis']['score'] / mine['score']:.1f}x the scoring alone")
+    growth = ten["ours"]["score"] / mine["score"], ten["ours"]["MiB"] / mine["MiB"]
+    print(f"ten times the size: {growth[0]:.1f}x scoring, {growth[1]:.1f}x the memory")
+
+
+if __name__ == "__main__":
+    main()

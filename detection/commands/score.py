@@ -1,0 +1,118 @@
+"""`detection score`: COCO's or VOC's numbers of anybody's detections, from the files they come in."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from detection.errors import DetectionError
+
+
+def score(
+    format: str,
+    detections: Path,
+    ground_truth: Path | None,
+    devkit: Path | None,
+    year: str | None,
+    image_set: str | None,
+    overlap: str,
+    ties: str,
+    skip_unknown: bool,
+    verify: bool,
+    table: bool,
+    report: Path | None,
+) -> str:
+    """Score detections that lie in files.
+
+    Args:
+        format: `coco` or `voc`.
+        detections: COCO's list of results, or the folder of `comp4_det_<image_set>_<class>.txt`.
+        ground_truth: Of COCO: the instances file.
+        devkit: Of VOC: the folder `VOCdevkit`.
+        year: Of VOC: names its folder `VOC<year>`.
+        image_set: Of VOC: a list in `ImageSets/Main`.
+        overlap: Of VOC: `at-least` half of the union, as the devkit has it, or `more-than`.
+        ties: Of VOC: equal scores in the order of the `file`, as in the devkit, or as `numpy` leaves them.
+        skip_unknown: Leave out what the ground truth does not know.
+        verify: Of COCO: run pycocotools too, and refuse any difference.
+        table: Text for people instead of JSON.
+        report: Folder for the whole analysis.
+
+    Returns:
+        JSON or a table.
+
+    Raises:
+        DetectionError: Something is missing, broken or of no meaning.
+    """
+    needed = {"coco": {"--ground-truth": ground_truth}}.get(
+        format, {"--devkit": devkit, "--year": year, "--image-set": image_set}
+    )
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise DetectionError(f"--format {format} needs {' and '.join(missing)}")
+    if verify and format == "voc":
+        raise DetectionError("--verify asks pycocotools, which scores COCO's way; use it with --format coco")
+
+    from detection.evaluation import coco, coco_files, official, voc, voc_files
+    from detection.evaluation.analysis import jsonable
+    from detection.evaluation.matching import match
+
+    if format == "coco":
+        assert ground_truth is not None
+        given = coco_files.read(ground_truth, detections, skip_unknown=skip_unknown)
+    else:
+        assert devkit is not None
+        given = voc_files.read(devkit, str(year), str(image_set), detections, skip_unknown=skip_unknown)
+    overlaps = given.overlaps()
+    matches = match(overlaps) if format == "coco" or report else None
+    by_coco = coco.score_matches(overlaps, matches) if matches else None
+    if format == "coco":
+        assert by_coco is not None
+        if verify:
+            official.verify(overlaps, by_coco)
+        content: dict[str, Any] = {
+            "protocol": f"COCO bbox, {len(given.pictures)} pictures",
+            "stats": by_coco.stats,
+        }
+    else:
+        by_voc = voc.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
+        content = _voc(by_voc, given.classes, f"VOC{year} {image_set}", overlap, ties)
+    text = _table(content) if table else json.dumps(jsonable(content), indent=1)
+    if report and matches and by_coco:
+        from detection.evaluation import analysis, curves
+
+        tables = {**analysis.tables(overlaps, matches, given.classes), "scores.json": content}
+        tables["per_class.csv"] = curves.per_class(by_coco, given.classes)
+        tables["pr_curves.csv"] = curves.table(by_coco, given.classes)
+        analysis.write(report, tables)
+    return text
+
+
+def _voc(by_voc: Any, classes: tuple[str, ...], name: str, overlap: str, ties: str) -> dict[str, Any]:
+    sign = ">=" if overlap == "at-least" else ">"
+    order = "of the file" if ties == "file" else "of numpy's unstable sort"
+    scored = sum(not math.isnan(value) for value in by_voc.ap_area)
+    return {
+        "protocol": f"{name}, IoU {sign} 0.5, inclusive-pixel (+1) areas, difficult objects ignored, equal "
+        f"scores in the order {order}",
+        "ap_11pt": dict(zip(classes, by_voc.ap_11pt.tolist(), strict=True)),
+        "ap_area": dict(zip(classes, by_voc.ap_area.tolist(), strict=True)),
+        f"map_11pt_{scored}_classes": by_voc.stats["voc_ap50_11pt"],
+        f"map_area_{scored}_classes": by_voc.stats["voc_ap50_area"],
+    }
+
+
+def _table(content: dict[str, Any]) -> str:
+    if "stats" in content:
+        lines = [f"{name:<10} {_digits(value)}" for name, value in content["stats"].items()]
+        return "\n".join([content["protocol"], "", *lines])
+    width = max(map(len, [*content["ap_area"], "mean"]))
+    rows = [(name, value, content["ap_area"][name]) for name, value in content["ap_11pt"].items()]
+    rows.append(("mean", *(value for name, value in content.items() if name.startswith("map_"))))
+    lines = [f"{name:<{width}}  {_digits(eleven)}  {_digits(area)}" for name, eleven, area in rows]
+    return "\n".join([content["protocol"], "", f"{'':<{width}}  11 pt   area", *lines])
+
+
+def _digits(value: float) -> str:
+    """Four decimals; a dash where there is nothing to find."""
+    return "     -" if math.isnan(value) else f"{value:.4f}"

@@ -1,0 +1,162 @@
+"""Errors of which each is known, sums that hold, and thresholds worked out by hand."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scenes import CLASSES, scene
+
+from detection.data.index import Index
+from detection.evaluation import analysis, coco, error_types, operating
+from detection.evaluation.error_types import KINDS, Strangers, Verdicts
+from detection.evaluation.matching import match
+from detection.evaluation.overlaps import Overlaps
+from detection.evaluation.results import Results
+
+MakeIndex = Callable[..., Index]
+
+
+def built(make_index: MakeIndex) -> tuple[Overlaps, Verdicts, Strangers]:
+    """Two classes, six objects in a row; one detection is right, one wrong of each kind, one neutral."""
+    at = [[100 * i, 0, 100 * i + 50, 50] for i in range(6)]
+    index = make_index((at, [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]))
+    found = [
+        (at[0], 0.95, 0),  # right
+        (at[0], 0.85, 0),  # duplicate of it
+        ([100, 0, 150, 20], 0.75, 0),  # localisation: IoU 0.4 with the second
+        (at[2], 0.65, 0),  # classification: the third is of class 1
+        ([300, 0, 350, 20], 0.55, 0),  # both: IoU 0.4 with the fourth, of class 1
+        ([0, 100, 50, 150], 0.45, 1),  # background
+        (at[5], 0.99, 0),  # neither right nor wrong: a difficult object
+    ]
+    boxes, scores, labels = zip(*found, strict=True)
+    overlaps = Overlaps.of_index(index, Results.of_image(0, boxes, scores, labels), 2)
+    verdicts = Verdicts.of(overlaps, match(overlaps))
+    return overlaps, verdicts, Strangers.of(overlaps, verdicts)
+
+
+def test_each_kind_is_known(make_index: MakeIndex) -> None:
+    overlaps, verdicts, strangers = built(make_index)
+    errors = error_types.analyse(overlaps, verdicts, strangers)
+    given = np.argsort(overlaps.rows)
+    names = [KINDS[k] if k >= 0 else "-" for k in errors.kind[given]]
+    assert names == ["-", "duplicate", "localisation", "classification", "both", "background", "-"]
+    assert errors.counts == {
+        "classification": 1,
+        "localisation": 1,
+        "both": 1,
+        "duplicate": 1,
+        "background": 1,
+        "missed": 2,  # the fourth and fifth; the second and third would be found by a mended detection
+        "false_positives": 5,
+        "false_negatives": 4,
+    }
+
+
+def test_gains_by_hand(make_index: MakeIndex) -> None:
+    """Class 0 has 2 objects and class 1 has 3; precision is read at 101 recalls."""
+    errors = error_types.analyse(*built(make_index))
+    half, third = 51 / 101, 34 / 101  # recalls up to 1/2, and up to 1/3
+    assert errors.ap50 == pytest.approx(half / 2)  # class 0: one of two at precision 1; class 1: nothing
+    gains = {name: value + half / 2 for name, value in errors.gains.items()}
+    assert gains["classification"] == pytest.approx((half + third) / 2)  # the mended one is class 1's best
+    # right, wrong (duplicate), right: precision 1 up to 1/2, then 2/3
+    assert gains["localisation"] == pytest.approx((half + (1 - half) * 2 / 3) / 2)
+    for kind in ("both", "duplicate", "background", "false_positives"):
+        assert errors.gains[kind] == pytest.approx(0)
+    assert gains["missed"] == pytest.approx(half / 2)  # class 1 still does not find its third
+    # Nothing is left to find in class 1, but its detection on the background stays wrong.
+    assert gains["false_negatives"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_sums_hold(seed: int) -> None:
+    overlaps = Overlaps.of(*scene(seed), CLASSES)
+    matches = match(overlaps)
+    verdicts = Verdicts.of(overlaps, matches)
+    strangers = Strangers.of(overlaps, verdicts)
+    errors = error_types.analyse(overlaps, verdicts, strangers)
+    stats = coco.score_matches(overlaps, matches).stats
+    assert errors.ap50 == pytest.approx(stats["AP50"], abs=1e-12, nan_ok=True)
+    counts = errors.counts
+    assert sum(counts[kind] for kind in KINDS) == counts["false_positives"]
+    assert verdicts.right.sum() + counts["false_negatives"] == verdicts.counted.sum()
+    assert counts["missed"] <= counts["false_negatives"]
+    if not np.isnan(errors.ap50):
+        assert min(errors.gains["missed"], errors.gains["false_positives"]) >= -1e-12
+        everything = error_types._Scene(overlaps, verdicts)
+        unfound = verdicts.counted & ~verdicts.found
+        assert everything.ap50(without=verdicts.wrong, forgiven=unfound) == pytest.approx(1)
+
+    for threshold in (0.0, 0.5, operating.sweep(overlaps, verdicts).best.score):
+        matrix = operating.confusion(overlaps, verdicts, strangers, threshold)
+        kept = overlaps.found.scores >= threshold
+        objects = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=CLASSES)
+        said = np.bincount(overlaps.found.labels[kept & (verdicts.right | verdicts.wrong)], minlength=CLASSES)
+        assert matrix[:-1].sum(axis=1).tolist() == objects.tolist()
+        assert matrix[:, :-1].sum(axis=0).tolist() == said.tolist()
+        assert np.trace(matrix) == (kept & verdicts.right).sum()
+
+
+def test_confusion_by_hand(make_index: MakeIndex) -> None:
+    matrix = operating.confusion(*built(make_index), 0.5)
+    # what there is: class 0, class 1, nothing; what was said: class 0, class 1, nothing
+    assert matrix.tolist() == [[1, 0, 1], [1, 0, 2], [3, 0, 0]]
+    assert operating.confusion(*built(make_index), 0.9).tolist() == [[1, 0, 1], [0, 0, 3], [0, 0, 0]]
+
+
+def test_best_f1_by_hand(make_index: MakeIndex) -> None:
+    overlaps, verdicts, _ = built(make_index)
+    best = operating.sweep(overlaps, verdicts).best
+    assert best.score == pytest.approx(0.95)  # 1 of 1 is right, 1 of 5 found; every other detection is wrong
+    assert (best.precision, best.recall, best.f1) == pytest.approx((1, 1 / 5, 2 / 6))
+    sweep = operating.sweep(overlaps, verdicts, 1)
+    assert sweep.recall[0] == sweep.precision[0] == 0
+    assert np.isnan(sweep.precision[50])  # no detection of class 1 is left at 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_best_f1_is_the_best_of_all(seed: int) -> None:
+    overlaps = Overlaps.of(*scene(seed), CLASSES)
+    verdicts = Verdicts.of(overlaps, match(overlaps))
+    best = operating.sweep(overlaps, verdicts).best
+    some, objects = verdicts.right | verdicts.wrong, verdicts.counted.sum()
+    tried = {
+        score: 2
+        * (verdicts.right & (overlaps.found.scores >= score)).sum()
+        / ((some & (overlaps.found.scores >= score)).sum() + objects)
+        for score in overlaps.found.scores[some].tolist()
+    }
+    assert best.f1 == pytest.approx(max(tried.values()))
+    assert best.score == max(score for score, f1 in tried.items() if f1 == max(tried.values()))
+
+
+def test_calibration_by_hand(make_index: MakeIndex) -> None:
+    overlaps, verdicts, _ = built(make_index)
+    calibration = operating.calibrate(overlaps, verdicts)
+    assert calibration.detections.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
+    assert calibration.precision[4:].tolist() == [0, 0, 0, 0, 0, 1]
+    assert calibration.error == pytest.approx((0.45 + 0.55 + 0.65 + 0.75 + 0.85 + 0.05) / 6, abs=1e-6)
+
+
+def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
+    overlaps = Overlaps.of_index(make_index(([], [])), Results.concat([]), 2)
+    analysis.write(tmp_path, analysis.tables(overlaps, match(overlaps), "ab"))
+    written = json.loads((tmp_path / "analysis.json").read_text())
+    assert written["AP50"] is None
+    assert written["errors"]["missed"]["count"] == 0
+
+
+def test_files(make_index: MakeIndex, tmp_path: Path) -> None:
+    overlaps, _, _ = built(make_index)
+    analysis.write(tmp_path / "new", analysis.tables(overlaps, match(overlaps), ["cat", "dog"]))
+    table = pd.read_csv(tmp_path / "new/errors_per_class.csv", index_col="class")
+    assert table.loc["cat"].tolist() == [2, 1, 1, 1, 1, 1, 0, 0]
+    assert table.loc["dog"].tolist() == [3, 0, 0, 0, 0, 0, 1, 2]
+    confusion = pd.read_csv(tmp_path / "new/confusion.csv")
+    assert confusion["count"].sum() == 1 + 4  # at the best F1: one right, four objects missed
+    assert set(confusion["predicted"]) == {"cat", "(missed)"}
+    assert not list((tmp_path / "new").glob(".*"))

@@ -1,0 +1,230 @@
+"""`detection score` on the published files, on broken ones, and what it imports."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.cli import main
+
+Run = Callable[..., dict[str, Any]]
+Fail = Callable[..., str]
+BOX = [10.0, 10.0, 30.0, 40.0]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command and reads its JSON."""
+
+    def score(*arguments: str | Path) -> dict[str, Any]:
+        main(["score", *map(str, arguments)])
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return score
+
+
+@pytest.fixture
+def fail() -> Fail:
+    """Runs the command and gives the one line that it stops with."""
+
+    def score(*arguments: str | Path) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["score", *map(str, arguments)])
+        message = str(stopped.value.code)
+        assert message.startswith("error: ")
+        assert "\n" not in message
+        return message
+
+    return score
+
+
+@pytest.fixture
+def coco_files(tmp_path: Path) -> list[str | Path]:
+    """Two pictures, ids with gaps; of the two cats one is found."""
+    truth = {
+        "images": [{"id": 7}, {"id": 3}],
+        "categories": [{"id": 90, "name": "cat"}, {"id": 4, "name": "dog"}],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 90, "bbox": BOX, "area": 900.0, "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 90, "bbox": BOX},
+        ],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    write_results(tmp_path, [{"image_id": 3, "category_id": 90, "bbox": BOX, "score": 0.5}])
+    return [
+        "--format",
+        "coco",
+        "--ground-truth",
+        tmp_path / "truth.json",
+        "--detections",
+        tmp_path / "r.json",
+    ]
+
+
+def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "r.json").write_text(json.dumps(rows))
+
+
+@pytest.fixture
+def voc_files(tmp_path: Path) -> list[str | Path]:
+    """One picture with a cat and a difficult dog; the cat is found to one half exactly."""
+    folder = tmp_path / "VOCdevkit/VOC2007"
+    (folder / "ImageSets/Main").mkdir(parents=True)
+    (folder / "Annotations").mkdir()
+    (tmp_path / "found").mkdir()
+    (folder / "ImageSets/Main/test.txt").write_text("000001\n")
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{hard}</difficult><part><name>head</name></part><bndbox>"
+        f"<xmax>20</xmax><xmin>11</xmin><ymin>1</ymin><ymax>10</ymax></bndbox></object>"
+        for name, hard in (("cat", 0), ("dog", 1))
+    )
+    (folder / "Annotations/000001.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "found/comp4_det_test_cat.txt").write_text("000001 0.9 11 1 20 5\n")
+    (tmp_path / "found/comp4_det_test_dog.txt").write_text("")
+    devkit: list[str | Path] = ["--format", "voc", "--devkit", tmp_path / "VOCdevkit", "--year", "2007"]
+    return [*devkit, "--image-set", "test", "--detections", tmp_path / "found"]
+
+
+def test_published_coco_numbers(shared_data: Path, run: Run) -> None:
+    folder = shared_data / "oracle/coco_val2014_100"
+    expected = json.loads((folder / "expected.json").read_text())
+    truth, found = (
+        folder / "instances_val2014_100.json",
+        folder / "instances_val2014_fakebbox100_results.json",
+    )
+    scored = run("--format", "coco", "--ground-truth", truth, "--detections", found, "--verify")
+    assert list(scored) == list(expected)
+    assert list(scored["stats"]) == list(expected["stats"])
+    assert scored["stats"] == pytest.approx(expected["stats"], abs=1e-9)
+
+
+def test_published_voc_numbers(shared_data: Path, run: Run) -> None:
+    folder = shared_data / "oracle/voc2007_test"
+    expected = json.loads((folder / "expected.json").read_text())
+    devkit = ("--format", "voc", "--devkit", folder / "VOCdevkit", "--year", "2007", "--image-set", "test")
+    asked = (*devkit, "--detections", folder / "detections", "--skip-unknown")  # nobody looked for people
+    scored = run(*asked)
+    assert list(scored) == list(expected)
+    assert scored["ap_11pt"] == pytest.approx(expected["ap_11pt"], abs=1e-9)
+    assert scored["map_11pt_19_classes"] == pytest.approx(expected["map_11pt_19_classes"], abs=1e-9)
+    # Many scores are equal, and the published areas come from an unstable sort of them on one processor.
+    assert scored["ap_area"] == pytest.approx(expected["ap_area"], abs=2e-6)
+    other = run(*asked, "--ties", "numpy", "--overlap", "more-than")
+    assert other["ap_11pt"] == pytest.approx(expected["ap_11pt"], abs=1e-9)
+    assert other["ap_area"] == pytest.approx(expected["ap_area"], abs=1e-5)  # 1e-15 where numpy has AVX-512
+
+
+def test_coco_files(coco_files: list[str | Path], run: Run) -> None:
+    assert run(*coco_files)["stats"]["AR100"] == pytest.approx(0.5)
+    assert run(*coco_files)["stats"]["AP_large"] is None
+
+
+def test_table(coco_files: list[str | Path], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["score", *map(str, coco_files), "--table"])
+    assert "\nAR100      0.5000\n" in capsys.readouterr().out
+
+
+def test_voc_half_an_overlap(
+    voc_files: list[str | Path], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*voc_files)["ap_area"] == {"cat": 1.0, "dog": None}
+    assert run(*voc_files, "--overlap", "more-than")["ap_area"]["cat"] == 0.0
+    main(["score", *map(str, voc_files), "--table"])
+    assert "\nmean  1.0000  1.0000\n" in capsys.readouterr().out + "\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image_id": 8}, r"$[1] names picture 8, which the ground truth does not list"),
+        ({"category_id": 1}, r"$[1] names category 1, which the ground truth does not list"),
+        ({"score": float("nan")}, r"$[1].score is not a finite number"),
+        ({"score": None}, "Expected `float`, got `null` - at `$[1].score`"),
+        ({"bbox": [5, 5, -1, 2]}, "$[1] has a negative width or height: (5.0, 5.0, -1.0, 2.0)"),
+        ({"bbox": [5, 5, 1]}, "Expected `array` of length 4 - at `$[1].bbox`"),
+    ],
+)
+def test_bad_records(
+    tmp_path: Path, coco_files: list[str | Path], fail: Fail, row: dict[str, Any], message: str
+) -> None:
+    good = {"image_id": 3, "category_id": 90, "bbox": BOX, "score": 0.5}
+    write_results(tmp_path, [good, good | row])
+    said = fail(*coco_files)
+    assert message in said
+    assert "r.json" in said
+
+
+def test_unknown_records_are_skipped_when_asked(
+    tmp_path: Path, coco_files: list[str | Path], run: Run
+) -> None:
+    good = {"image_id": 3, "category_id": 90, "bbox": BOX, "score": 0.5}
+    stats = run(*coco_files)["stats"]
+    write_results(tmp_path, [good | {"image_id": 1}, good, good | {"category_id": 2}])
+    assert run(*coco_files, "--skip-unknown")["stats"] == stats
+
+
+def test_broken_files(tmp_path: Path, coco_files: list[str | Path], fail: Fail) -> None:
+    results, truth = tmp_path / "r.json", tmp_path / "truth.json"
+    results.write_text("")
+    assert "r.json: the file is empty; it should hold a list of COCO results" in fail(*coco_files)
+    results.write_text('[{"image_id": 3,\n "category_id": ]')
+    assert "line 2 column 17" in fail(*coco_files)
+    results.write_text("{}")
+    assert "Expected `array`, got `object`" in fail(*coco_files)
+    results.unlink()
+    assert "cannot be read: No such file" in fail(*coco_files)
+    truth.write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
+    assert "truth.json: it lists no categories" in fail(*coco_files)
+
+
+def test_no_detection_at_all(tmp_path: Path, coco_files: list[str | Path], run: Run) -> None:
+    write_results(tmp_path, [])
+    assert run(*coco_files, "--verify")["stats"]["AP"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("000002 0.5 1 1 9 9", "cat.txt:2: picture '000002' is not in the image set"),
+        ("000001 nan 1 1 9 9", "cat.txt:2: score and corners must be finite numbers"),
+        ("000001 0.5 1 1 9", "cat.txt:2: a line is `picture score xmin ymin xmax ymax`"),
+        ("000001 0.5 9 1 1 9", "cat.txt:2: an inverted box"),
+    ],
+)
+def test_bad_lines(tmp_path: Path, voc_files: list[str | Path], fail: Fail, line: str, message: str) -> None:
+    with (tmp_path / "found/comp4_det_test_cat.txt").open("a") as file:
+        file.write(line + "\n")
+    assert message in fail(*voc_files)
+
+
+def test_files_of_classes(tmp_path: Path, voc_files: list[str | Path], fail: Fail, run: Run) -> None:
+    dog = tmp_path / "found/comp4_det_test_dog.txt"
+    dog.rename(dog.with_name("comp4_det_test_dgo.txt"))
+    assert "comp4_det_test_dgo.txt: no object is a 'dgo'" in fail(*voc_files)
+    assert list(run(*voc_files, "--skip-unknown")["ap_area"]) == ["cat"]
+    dog.with_name("comp4_det_test_dgo.txt").unlink()
+    assert "comp4_det_test_dog.txt is not there; write it" in fail(*voc_files)
+    (tmp_path / "found/comp4_det_test_cat.txt").unlink()
+    assert "holds no comp4_det_test_<class>.txt" in fail(*voc_files)
+
+
+def test_options_that_belong_together(
+    coco_files: list[str | Path], voc_files: list[str | Path], fail: Fail
+) -> None:
+    assert fail("--format", "coco", "--detections", "x") == "error: --format coco needs --ground-truth"
+    assert "--devkit and --year and --image-set" in fail("--format", "voc", "--detections", "x")
+    assert "--verify asks pycocotools" in fail(*voc_files, "--verify")
+
+
+def test_imports_nothing_heavy(coco_files: list[str | Path]) -> None:
+    code = (
+        "import sys; from detection.cli import main; main(sys.argv[1:]); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'mlflow', 'pycocotools', 'pandas')))"
+    )
+    command = [sys.executable, "-c", code, "score", *map(str, coco_files)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
