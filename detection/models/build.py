@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from detection.errors import CheckpointError
-from detection.models import dense, faster_rcnn, ssd
+from detection.models import faster_rcnn, fcos, retinanet, ssd
 from detection.models.backbones import first_difference, load_features, make_backbone
 from detection.models.protocol import Detector
-from detection.params.recipe import ARCHITECTURES, FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe
+from detection.params.recipe import (
+    ARCHITECTURES,
+    FasterRCNNRecipe,
+    FCOSRecipe,
+    Recipe,
+    RetinaNetRecipe,
+    SSDRecipe,
+)
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -42,9 +49,9 @@ def _assemble(recipe: Recipe, classes: int, network: nn.Module) -> Detector:
     if isinstance(recipe, FasterRCNNRecipe):
         return faster_rcnn.build(recipe, classes, network)
     if isinstance(recipe, RetinaNetRecipe):
-        return dense.build_retinanet(recipe, classes, network)
+        return retinanet.build(recipe, classes, network)
     if isinstance(recipe, FCOSRecipe):
-        return dense.build_fcos(recipe, classes, network)
+        return fcos.build(recipe, classes, network)
     return ssd.build(recipe, classes, network)
 
 
@@ -52,7 +59,9 @@ def _network(recipe: Recipe) -> nn.Module:
     if recipe.backbone == "vgg16":
         return make_backbone("vgg16")  # has no BatchNorm
     if recipe.architecture == "ssdlite":
-        return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM)
+        assert isinstance(recipe, SSDRecipe)
+        options = {"reduced_tail": True} if recipe.reduced_tail else {}
+        return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM, **options)
     # torchvision's detectors give every live BatchNorm the usual epsilon, MobileNet's too
     return make_backbone(recipe.backbone, freeze_bn=recipe.freeze_bn, norm_layer=nn.BatchNorm2d)
 

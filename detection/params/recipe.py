@@ -217,10 +217,17 @@ class RetinaNetRecipe(RecipeBase):
 
     architecture: Literal["retinanet"]
     """The family."""
+    pyramid: Literal["fpn", "aligned"] = "fpn"
+    """`fpn`: nearest up-sampling, and P6 and P7 above; `aligned`: bilinear up-sampling with aligned corners,
+    P6 above, and a ReLU on every level (the 257-pixel system)."""
     fpn_levels: tuple[int, ...] = (3, 4, 5)
-    """Backbone levels the pyramid is built on; P6 and P7 are added above."""
+    """Backbone levels the pyramid is built on."""
     fpn_channels: int = 256
     """Channels of the pyramid and of the towers."""
+    top_from: Literal["p5", "c5"] = "p5"
+    """What P6 is made from: the pyramid's last level, or the backbone's."""
+    tower_depth: int = 4
+    """3x3 convolutions in each tower, before its output."""
     head_norm: Literal["none", "group"] = "none"
     """Group normalisation in the towers (as RetinaNet v2 has it): without it, and without ImageNet's weights
     below, their small first weights make learning slow."""
@@ -234,12 +241,25 @@ class RetinaNetRecipe(RecipeBase):
     """Anchor sides in pixels, per pyramid level P3..P7."""
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height over width."""
+    anchor_strides: tuple[int, ...] | None = None
+    """Pixels between anchors, per level; null: size of the batch over size of the map, rounded down."""
+    anchor_rounding: bool = True
+    """Round the anchors' corners to whole pixels."""
     fg_iou: float = 0.5
     """Anchors with at least this IoU are positives."""
     bg_iou: float = 0.4
     """Anchors below this IoU are negatives; between the two they count for nothing."""
+    forced_match: Literal["ties", "own"] = "ties"
+    """Which anchors an object claims, however bad: `ties`: all that tie for its largest IoU, each matched
+    with the object that it overlaps most; `own`: the first of them, matched with this object."""
+    box_loss: Literal["l1", "smooth_l1", "giou"] = "l1"
+    """Of the deltas (smooth with beta 1), or the generalised IoU of the boxes."""
+    loss_normaliser: Literal["picture", "batch"] = "picture"
+    """Losses over each picture's number of positives and then the mean, or over the batch's number."""
     topk_per_level: int = 1000
     """Candidates per level before NMS."""
+    class_agnostic_nms: bool = False
+    """Detections of different classes drop one another too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -267,9 +287,14 @@ class SSDRecipe(RecipeBase):
     scales: tuple[float, ...]
     """Prior sides as a share of the picture, one more than there are feature maps."""
     aspect_ratios: tuple[tuple[float, ...], ...]
-    """Extra aspect ratios per feature map."""
+    """Extra aspect ratios per feature map, of which there are six."""
     steps: tuple[int, ...] | None = None
     """Stride of each feature map in pixels; null: image size over feature size."""
+    clip_centers: bool = False
+    """Keep the priors' centres in the picture, as the original does and torchvision does not."""
+    reduced_tail: bool = False
+    """Half the width of MobileNet's last blocks, as in torchvision's published detector; ImageNet's weights
+    have the full width."""
     fg_iou: float = 0.5
     """Priors with at least this IoU are positives."""
     positive_fraction: float = 0.25

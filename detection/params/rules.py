@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from detection.errors import ParamsError
-from detection.params.recipe import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 
 Refuse = Callable[[str, str], None]
+SSD_MAPS = 6
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 MOBILENETS = ("mobilenet_v3_small", "mobilenet_v3_large")
 BACKBONES = {
@@ -56,18 +57,73 @@ def check_recipe(recipe: Recipe, key: str, file: str) -> None:
     if isinstance(recipe, FasterRCNNRecipe):
         _check_two_stage(recipe, refuse)
     elif isinstance(recipe, RetinaNetRecipe):
-        levels = len(recipe.fpn_levels) + 2
-        if len(recipe.anchor_sizes) != levels:
-            refuse(
-                "anchor_sizes", f"needs one entry per pyramid level: {levels}, not {len(recipe.anchor_sizes)}"
-            )
+        _check_retinanet(recipe, refuse)
+    elif isinstance(recipe, FCOSRecipe):
+        _check_towers(recipe.fpn_channels, refuse)
     elif isinstance(recipe, SSDRecipe):
-        if recipe.resize != "stretch" or not recipe.fixed_size:
+        _check_ssd(recipe, refuse)
+
+
+def _check_retinanet(recipe: RetinaNetRecipe, refuse: Refuse) -> None:
+    levels = len(recipe.fpn_levels) + (2 if recipe.pyramid == "fpn" else 1)
+    for field in ("anchor_sizes", "anchor_strides"):
+        given = getattr(recipe, field)
+        if given is not None and len(given) != levels:
+            refuse(field, f"needs one entry per pyramid level: {levels}, not {len(given)}")
+    if len({len(sizes) for sizes in recipe.anchor_sizes}) > 1:
+        refuse("anchor_sizes", "all levels share one head: each needs equally many sizes")
+    if recipe.bg_iou > recipe.fg_iou:
+        refuse("bg_iou", f"is above fg_iou ({recipe.bg_iou} > {recipe.fg_iou})")
+    if recipe.pyramid == "aligned" and (recipe.fpn_levels != (3, 4, 5) or recipe.top_from != "c5"):
+        refuse("pyramid", "aligned stands on levels 3, 4 and 5 with P6 from C5: set top_from: c5")
+    if recipe.tower_depth < 1:
+        refuse("tower_depth", f"must be at least 1, not {recipe.tower_depth}")
+    if recipe.head_norm == "group":
+        _check_towers(recipe.fpn_channels, refuse)
+
+
+def _check_towers(channels: int, refuse: Refuse) -> None:
+    if channels % 32:
+        refuse("fpn_channels", f"group normalisation makes 32 groups of them, and {channels} has no 32 parts")
+
+
+def _check_ssd(recipe: SSDRecipe, refuse: Refuse) -> None:
+    if recipe.resize != "stretch" or not recipe.fixed_size:
+        refuse("resize", "SSD's priors fit one square picture size: set resize: stretch and fixed_size: true")
+    if len(recipe.aspect_ratios) != SSD_MAPS:
+        refuse(
+            "aspect_ratios", f"needs one entry per feature map: {SSD_MAPS}, not {len(recipe.aspect_ratios)}"
+        )
+    if len(recipe.scales) != SSD_MAPS + 1:
+        refuse("scales", f"needs one entry more than there are feature maps: {SSD_MAPS + 1}")
+    if recipe.steps is not None and len(recipe.steps) != SSD_MAPS:
+        refuse("steps", f"needs one entry per feature map: {SSD_MAPS}, not {len(recipe.steps)}")
+    if not 0 < recipe.positive_fraction <= 1:
+        refuse("positive_fraction", f"is a share above 0 and at most 1, not {recipe.positive_fraction}")
+    if recipe.architecture == "ssd":
+        if recipe.reduced_tail:
+            refuse("reduced_tail", "is MobileNet's; VGG16 has none")
+        _check_vgg_maps(recipe, refuse)
+
+
+def _check_vgg_maps(recipe: SSDRecipe, refuse: Refuse) -> None:
+    """The steps must lay the priors of every map over the whole picture, and not beyond."""
+    side = recipe.image_size
+    conv4 = -(-(side // 4) // 2)
+    fc7 = conv4 // 2
+    conv8, conv9 = (fc7 + 1) // 2, ((fc7 + 1) // 2 + 1) // 2
+    maps = [conv4, fc7, conv8, conv9, conv9 - 2, conv9 - 4]
+    if maps[-1] < 1:
+        refuse(
+            "image_size", f"{side} pixels leave nothing of the last feature map; 300 is the published size"
+        )
+    for cells, step in zip(maps, recipe.steps or (), strict=False):
+        if not (cells - 1) * step < side <= (cells + 1) * step:
             refuse(
-                "resize", "SSD's priors fit one square picture size: set resize: stretch and fixed_size: true"
+                "steps",
+                f"{cells} priors {step} pixels apart do not fit {side} pixels: these steps are for another "
+                "image_size (8, 16, 32, 64, 100, 300 for 300 pixels)",
             )
-        if len(recipe.scales) != len(recipe.aspect_ratios) + 1:
-            refuse("scales", "needs one entry more than aspect_ratios has")
 
 
 def _check_two_stage(recipe: FasterRCNNRecipe, refuse: Refuse) -> None:

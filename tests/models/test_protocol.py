@@ -21,6 +21,8 @@ MODELS = [
     "fasterrcnn_resnet50_c4",
     "fasterrcnn_vgg16",
     "retinanet",
+    "retinanet_v2",
+    "retinanet_257",
     "fcos",
     "ssd300",
     "ssdlite320",

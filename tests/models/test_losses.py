@@ -1,0 +1,60 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from detection.coding import UNIT, decode, encode
+from detection.models.losses import box_loss, focal_loss, masked_sum
+
+
+@given(st.integers(0, 10_000), st.sampled_from([1.0, 8.0, 40.0]))
+@settings(deadline=None, max_examples=50)
+def test_focal_loss_equals_torchvisions(seed: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(2, 7, 4, generator=generator) * spread).requires_grad_()
+    labels = torch.randint(0, 4, (2, 7), generator=generator)
+    positive, counted = (torch.rand(2, 2, 7, generator=generator) < 0.6).unbind(0)
+    weight = torch.rand(2, 7, generator=generator)
+    wanted = torch.nn.functional.one_hot(labels, 4) * positive[..., None].float()
+    theirs = sigmoid_focal_loss(logits, wanted).sum(2) * counted
+    ours = focal_loss(logits, labels, positive, counted)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    (a,) = torch.autograd.grad((ours * weight).sum(), logits)
+    (b,) = torch.autograd.grad((theirs * weight).sum(), logits)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_derivative_of_the_focal_loss_is_the_derivative() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(1, 5, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([[0, 1, 2, 0, 1]])
+    positive = torch.tensor([[True, True, False, True, False]])
+    counted = torch.tensor([[True, True, True, False, False]])
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, positive, counted), logits)
+
+
+def test_box_losses_are_the_named_ones() -> None:
+    torch.manual_seed(0)
+    anchors = torch.tensor([[0.0, 0, 10, 20], [5, 5, 30, 30]])
+    boxes = torch.tensor([[[1.0, 2, 12, 18], [5, 5, 30, 30]]])
+    deltas = torch.randn(1, 2, 4)
+    difference = (deltas - encode(boxes, anchors)).abs()
+    smooth = torch.where(difference < 1, difference**2 / 2, difference - 0.5)
+    torch.testing.assert_close(box_loss("l1", deltas, boxes, anchors, UNIT), difference.sum(2))
+    torch.testing.assert_close(box_loss("smooth_l1", deltas, boxes, anchors, UNIT), smooth.sum(2))
+    overlap = generalized_box_iou_loss(decode(deltas, anchors), boxes)
+    torch.testing.assert_close(box_loss("giou", deltas, boxes, anchors, UNIT), overlap)
+    assert box_loss("giou", torch.zeros(1, 2, 4), anchors[None], anchors, UNIT).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("hidden", [float("nan"), float("inf"), 3.0])
+def test_what_a_mask_hides_is_no_part_of_a_sum(hidden: float) -> None:
+    values = torch.tensor([[1.0, hidden], [2.0, 4.0]], requires_grad=True)
+    mask = torch.tensor([[True, False], [True, True]])
+    total = masked_sum(values, mask)
+    total.backward()
+    assert total == 7
+    assert values.grad is not None
+    assert torch.equal(values.grad, mask.float())
+    assert masked_sum(values.detach(), mask, 1).tolist() == [1, 6]
