@@ -8,7 +8,6 @@ Loader processes are forked: they share the index and the cache with the trainin
 Letters: B pictures in a batch, M most objects of one picture.
 """
 
-import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -255,12 +254,9 @@ class Loader:
 def loader_process(_: int) -> None:
     """Begin a loader process.
 
-    It leaves the process group: Ctrl-C and SIGTERM, which are sent to all of that, are for the training. And
-    it leaves alone the objects that came with the fork: Python's garbage collector writes to each object that
-    it looks at, which copies the page it lies on.
+    It leaves the process group: Ctrl-C and SIGTERM, which are sent to all of that, are for the training.
     """
     os.setpgid(0, 0)
-    gc.freeze()
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:
