@@ -98,8 +98,8 @@ class Train:
     workers: int | Literal["auto"] = "auto"
     """Processes that load pictures; 0 loads in the training process."""
     cache_mb: int = 0
-    """Memory in MiB for decoded pictures, shared by the loader processes; what does not fit is decoded again
-    each time it is needed. A training comes out the same, whatever is kept."""
+    """Memory in MiB for decoded pictures, shared by a device's loader processes; others are decoded each
+    time. A training comes out the same, whatever is kept."""
     threads: int | Literal["auto"] = "auto"
     """Threads of a CPU training; part of what makes a run repeatable."""
     accumulate: int = 1
