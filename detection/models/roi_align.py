@@ -47,24 +47,35 @@ class PyramidRoIAlign(nn.Module):
         boxes = proposals.flatten(0, 1)
         picture = _pictures(proposals)
         chosen = self._levels(boxes, strides)
+        if boxes.device.type == "cpu":
+            return self._pool_on_cpu(levels, strides, boxes, picture, chosen)
         pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], self.output_size, self.output_size)
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            if level.device.type == "cpu":
-                rows = torch.where(chosen == i)[0]
-                if len(rows):
-                    part = self._pool_on_cpu(level, boxes[rows], picture[rows], stride)
-                    pooled = pooled.index_copy(0, rows, part.float())
-            else:
-                # Boxes of other levels are moved off the map, where they are zeros and cost next to nothing:
-                # to pick those of this level one would have to wait for their number.
-                there = torch.where((chosen == i)[:, None], boxes, OFF_THE_MAP * stride)
-                rois = torch.cat([picture[:, None].to(boxes.dtype), there], dim=1)
-                pooled = pooled + roi_align(level.float(), rois, self.output_size, 1 / stride, SAMPLES)
+            # Boxes of other levels are moved off the map, where they are zeros and cost next to nothing: to
+            # pick those of this level one would have to wait for their number.
+            there = torch.where((chosen == i)[:, None], boxes, OFF_THE_MAP * stride)
+            pooled = pooled + self._kernel(level, there, picture, stride)
         return pooled
 
-    def _pool_on_cpu(self, level: Tensor, boxes: Tensor, picture: Tensor, stride: int) -> Tensor:
-        if level.shape[2] * level.shape[3] <= SMALL:
-            return separable_roi_align(level, boxes / stride, picture, self.output_size)
+    def _pool_on_cpu(
+        self, levels: list[Tensor], strides: list[int], boxes: Tensor, picture: Tensor, chosen: Tensor
+    ) -> Tensor:
+        """Pool the boxes of each level, by matrix products where it is small, and put them in order."""
+        rows, parts = [], []
+        for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
+            own = torch.where(chosen == i)[0]
+            if len(own) == 0 and i:
+                continue  # the first level's part says what shape nothing has
+            if level.shape[2] * level.shape[3] <= SMALL and len(own):
+                part = separable_roi_align(level, boxes[own] / stride, picture[own], self.output_size).float()
+            else:
+                part = self._kernel(level, boxes[own], picture[own], stride)
+            rows.append(own)
+            parts.append(part)
+        pooled = torch.cat(parts)
+        return torch.empty_like(pooled).index_copy(0, torch.cat(rows), pooled) if len(parts) > 1 else pooled
+
+    def _kernel(self, level: Tensor, boxes: Tensor, picture: Tensor, stride: int) -> Tensor:
         rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
         pooled: Tensor = roi_align(level.float(), rois, self.output_size, 1 / stride, SAMPLES)
         return pooled

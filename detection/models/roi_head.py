@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from detection.coding import Weights, decode, encode
 from detection.data.batch import Sizes, Targets
 from detection.matching import BACKGROUND, match, sample
-from detection.models.gather import take
+from detection.models.gather import take, width_in_use
 from detection.models.protocol import Detections
 from detection.models.rpn import box_loss, clip
 from detection.nms import grouped_nms
@@ -102,12 +102,13 @@ class RoIHead(nn.Module):
             allowed=there,
         )
         drawn = sample(matches >= 0, matches == BACKGROUND, recipe.roi_batch, recipe.roi_positive_fraction)
-        place = torch.arange(drawn.index.shape[1], device=mask.device)[None]
-        index = take(drawn.index, place % drawn.valid.sum(dim=1, keepdim=True).clamp(min=1))
+        valid = drawn.valid[:, : width_in_use(drawn.valid)]
+        place = torch.arange(valid.shape[1], device=mask.device)[None]
+        index = take(drawn.index, place % valid.sum(dim=1, keepdim=True).clamp(min=1))
         boxes, matches = take(candidates, index), take(matches, index)
         labels = torch.where(matches >= 0, take(targets.labels, matches.clamp(min=0)) + 1, 0)
         wanted = encode(take(targets.boxes, matches.clamp(min=0)), boxes, WEIGHTS)
-        return boxes, labels, wanted, drawn.valid
+        return boxes, labels, wanted, valid
 
     def detect(
         self, maps: list[Tensor], proposals: Tensor, mask: Tensor, sizes: Sizes, height: int

@@ -15,7 +15,7 @@ from detection.anchors import AnchorGrid
 from detection.coding import decode, encode
 from detection.data.batch import Targets
 from detection.matching import BACKGROUND, match, sample
-from detection.models.gather import take
+from detection.models.gather import take, width_in_use
 from detection.nms import grouped_nms
 from detection.params.recipe import FasterRCNNRecipe
 
@@ -118,7 +118,8 @@ class RPN(nn.Module):
         ranked = scores.masked_fill(~kept.view(batch, count), -torch.inf)
         values, best = ranked.topk(min(most, count), dim=1)
         mask = values > -torch.inf
-        return take(boxes, best) * mask[..., None], mask
+        mask = mask[:, : width_in_use(mask)]
+        return take(boxes, best[:, : mask.shape[1]]) * mask[..., None], mask
 
     def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) of a sample of anchors.
