@@ -17,7 +17,6 @@ MODELS = [
     "fasterrcnn",
     "fasterrcnn_mobilenet",
     "fasterrcnn_mobilenet_320",
-    "fasterrcnn_v2",
     "fasterrcnn_resnet50_c4",
     "fasterrcnn_vgg16",
     "retinanet",
