@@ -6,7 +6,7 @@ DDP averages the gradients of the ranks, each of which has an equal share of the
 over pictures needs nothing more. One that is divided by something counted in the batch (positives, sampled
 boxes) is divided by the ranks' mean of that count, and is then the loss of the whole batch:
 
-    normaliser = ranks.mean(positives.sum()).clamp(min=1)
+    loss = sums.sum() / ranks.normaliser(positives.sum())
 """
 
 from typing import TypeVar
@@ -47,6 +47,15 @@ def mean(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def normaliser(counted: Tensor) -> Tensor:
+    """What a sum over this rank's share is divided by, to become its part of the whole batch's mean.
+
+    Args:
+        counted: Tensor[], how many this rank's share has; in the whole batch none count as one.
+    """
+    return mean(counted).clamp(min=1 / count())
 
 
 def largest(number: int) -> int:

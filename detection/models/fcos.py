@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detection import ranks
 from detection.anchors import AnchorGrid
 from detection.coding import decode_edges, encode_edges
 from detection.matching import match_centers
@@ -88,7 +89,7 @@ class FCOS(BackboneDetector):
         overlap = giou_loss(decode_edges(edges, anchors), boxes)
         wanted = _centerness(encode_edges(boxes, anchors))
         centered = F.binary_cross_entropy_with_logits(centerness[..., 0], wanted, reduction="none")
-        count = positive.sum().clamp(min=1)
+        count = ranks.normaliser(positive.sum())
         return {
             "class": class_loss.sum() / count,
             "box": masked_sum(overlap, positive) / count,

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from detection import ranks
 from detection.anchors import AnchorGrid
 from detection.coding import UNIT, decode
 from detection.matching import BETWEEN, match
@@ -89,7 +90,7 @@ class RetinaNet(BackboneDetector):
         count = positive.sum(1)  # [B]
         sums = {"class": class_loss.sum(1), "box": masked_sum(deltas_loss, positive, 1)}
         if recipe.loss_normaliser == "batch":
-            return {name: value.sum() / count.sum().clamp(min=1) for name, value in sums.items()}
+            return {name: value.sum() / ranks.normaliser(count.sum()) for name, value in sums.items()}
         return {name: (value / count.clamp(min=1)).mean() for name, value in sums.items()}
 
     def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:

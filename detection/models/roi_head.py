@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detection import ranks
 from detection.coding import Weights, decode, encode
 from detection.data.batch import Sizes, Targets
 from detection.matching import BACKGROUND, match, sample
@@ -77,7 +78,7 @@ class RoIHead(nn.Module):
         of_class = deltas.gather(2, own)[:, :, 0]  # [B, S, 4]
         positive = (labels > 0) & valid
         return {
-            "roi_class": (each * valid).sum() / valid.sum().clamp(min=1),
+            "roi_class": (each * valid).sum() / ranks.normaliser(valid.sum()),
             "roi_box": box_loss(of_class, wanted, positive, valid, recipe.roi_beta, recipe.roi_normaliser),
         }
 

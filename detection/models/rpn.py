@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
+from detection import ranks
 from detection.anchors import AnchorGrid
 from detection.coding import decode, encode
 from detection.data.batch import Targets
@@ -147,7 +148,7 @@ class RPN(nn.Module):
         wanted = encode(objects, anchors[index])
         found = take(deltas, index)
         return {
-            "rpn_objectness": (each * valid).sum() / valid.sum().clamp(min=1),
+            "rpn_objectness": (each * valid).sum() / ranks.normaliser(valid.sum()),
             "rpn_box": box_loss(found, wanted, positive, valid, recipe.rpn_beta, recipe.rpn_normaliser),
         }
 
@@ -197,4 +198,4 @@ def box_loss(
     each = F.smooth_l1_loss(deltas, wanted, beta=beta, reduction="none").sum(dim=2) * positive  # [B, S]
     if normaliser == "positives":
         return (each.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
-    return each.sum() / sampled.sum().clamp(min=1)
+    return each.sum() / ranks.normaliser(sampled.sum())

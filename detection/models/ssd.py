@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
+from detection import ranks
 from detection.anchors import DefaultBoxes
 from detection.coding import Weights, decode
 from detection.matching import match
@@ -89,7 +90,7 @@ class SSD(BackboneDetector):
         negatives_each = (1 - recipe.positive_fraction) / recipe.positive_fraction
         place = torch.arange(hardest.shape[1], device=hardest.device)
         hard = (place < negatives_each * count) & (hardest >= 0)
-        total = count.sum().clamp(min=1)
+        total = ranks.normaliser(count.sum())
         return {
             "class": (masked_sum(entropy, positive) + masked_sum(hardest, hard)) / total,
             "box": masked_sum(far, positive) / total,

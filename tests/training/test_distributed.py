@@ -15,9 +15,12 @@ import torch
 import torch.distributed as dist
 
 from detection import ranks
+from detection.data.batch import Targets
 from detection.data.loader import Order
 from detection.errors import DetectionError, ParamsError
+from detection.models.build import build_detector
 from detection.models.hardware import pick_devices
+from detection.params import load
 from detection.tracking.row import NullRow
 from detection.training import distributed, loop
 from detection.training.loop import fit
@@ -124,6 +127,32 @@ def test_two_processes_train_as_one_does(train: Any, undisturbed: list[str], fol
         assert two == pytest.approx(one, rel=noise), one["step"]
     one, two = (torch.cat([v.flatten() for v in weights(folder / f"{name}.pt").values()]) for name in NAMES)
     assert float((two - one).norm() / one.norm()) < 1e-4
+
+
+@pytest.mark.parametrize("family", ["retinanet", "fcos"])
+def test_a_loss_over_the_batchs_positives_is_the_whole_batchs(family: str, folder: Path) -> None:
+    chosen = small_recipe()
+    chosen = replace(chosen, freeze_bn=True)
+    if family == "retinanet":
+        recipe: Any = replace(chosen, loss_normaliser="batch", fpn_channels=64)
+    else:
+        recipe = replace(load(model="fcos", dataset="shapes").recipe, backbone="resnet18", fpn_channels=64)
+        recipe = replace(recipe, image_size=64, max_size=None, trainable_layers=5, freeze_bn=True)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, 3, None).train()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[[8.0, 8, 40, 40], [20, 4, 60, 50]], [[30, 30, 60, 62], [0, 0, 0, 0]]])
+    mask = torch.tensor([[True, True], [True, False]])  # the ranks have unequal numbers of positives
+    targets = Targets(boxes, torch.zeros(2, 2, dtype=torch.int64), mask, torch.full((2, 2), 64))
+
+    def work() -> list[float]:
+        part = slice(ranks.rank(), None, ranks.count())
+        values = detector(images[part], targets[part]).values()
+        return [float(ranks.mean(value)) for value in values]
+
+    alone, two = together(1, folder / f"{family}-1", work), together(2, folder / f"{family}-2", work)
+    assert answer(two[0]) == pytest.approx(answer(alone[0]), rel=1e-5)
+    assert answer(two[0]) == answer(two[1])
 
 
 def test_ranks_that_are_stopped_stop_after_the_same_step_and_go_on_to_equal_bits(
