@@ -3,13 +3,13 @@
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from detection.data.batch import Targets
 from detection.models.backbones import fpn, one_map
-from detection.models.protocol import Detections, Detector, Sizes
+from detection.models.base import BackboneDetector, with_a_row
+from detection.models.protocol import Detections, Sizes
 from detection.models.roi_align import PyramidRoIAlign, RoIPool
 from detection.models.roi_head import RoIHead
 from detection.models.rpn import RPN
@@ -18,7 +18,7 @@ from detection.params.recipe import FasterRCNNRecipe
 VGG_HIDDEN, VGG_POOLED = 4096, 7  # of VGG16's fc6 and fc7
 
 
-class FasterRCNN(Detector):
+class FasterRCNN(BackboneDetector):
     """Two stages: the RPN proposes, the RoI head classifies and refines.
 
     Parameters stand under torchvision's own names, so that state dicts go both ways.
@@ -31,9 +31,6 @@ class FasterRCNN(Detector):
         std: Per RGB channel, of pixels in 0..1.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -42,14 +39,12 @@ class FasterRCNN(Detector):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        super().__init__()
-        self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        super().__init__(backbone, mean, std)
+        self.rpn, self.roi_heads = rpn, roi_heads
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: RPN objectness and box, RoI classification and box."""
-        targets = _with_room(targets)
+        targets = with_a_row(targets)
         maps = self.features(images)
         logits, deltas = self.rpn(maps)
         anchors = self.rpn.anchors_of(maps, images)
@@ -73,28 +68,9 @@ class FasterRCNN(Detector):
         features = {f"features_{i}": one for i, one in enumerate(maps)}
         return {"objectness": objectness, "deltas": deltas, **features}
 
-    def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of pictures, finest first."""
-        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
-        maps: dict[str, Tensor] = self.backbone((pixels - self.mean) / self.std)
-        return list(maps.values())
-
 
 def _pooled(maps: list[Tensor]) -> list[Tensor]:
     return maps[:-1] if len(maps) > 1 else maps
-
-
-def _with_room(targets: Targets) -> Targets:
-    """The same with at least one row a picture, masked if there is no object in the whole batch."""
-    if targets.boxes.shape[1] > 0:
-        return targets
-    batch = len(targets.boxes)
-    return Targets(
-        targets.boxes.new_zeros(batch, 1, 4),
-        targets.labels.new_zeros(batch, 1),
-        targets.mask.new_zeros(batch, 1),
-        targets.sizes,
-    )
 
 
 def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterRCNN:

@@ -15,8 +15,9 @@ from detection.coding import Weights, decode, encode
 from detection.data.batch import Sizes, Targets
 from detection.matching import BACKGROUND, match, sample
 from detection.models.gather import take, width_in_use
+from detection.models.postprocess import clip
 from detection.models.protocol import Detections
-from detection.models.rpn import box_loss, clip
+from detection.models.rpn import box_loss
 from detection.nms import grouped_nms
 from detection.params.recipe import FasterRCNNRecipe
 

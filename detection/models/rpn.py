@@ -16,7 +16,9 @@ from detection.anchors import AnchorGrid
 from detection.coding import decode, encode
 from detection.data.batch import Targets
 from detection.matching import BACKGROUND, match, sample
+from detection.models.base import flatten_places, map_sizes
 from detection.models.gather import take, width_in_use
+from detection.models.postprocess import clip
 from detection.nms import grouped_nms
 from detection.params.recipe import FasterRCNNRecipe
 
@@ -47,8 +49,8 @@ class RPNHead(TorchvisionRPNHead):  # type: ignore[misc]
         logits, deltas = [], []
         for one in maps:
             hidden = self.conv(one)
-            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(one.shape[0], -1, 4))
+            logits.append(flatten_places(self.cls_logits(hidden), 1)[..., 0])
+            deltas.append(flatten_places(self.bbox_pred(hidden), 4))
         return torch.cat(logits, dim=1), torch.cat(deltas, dim=1)
 
 
@@ -80,7 +82,7 @@ class RPN(nn.Module):
 
     def anchors_of(self, maps: list[Tensor], images: Tensor) -> Tensor:
         """Tensor[A, 4] of a batch Tensor[B, 3, H, W] and its maps."""
-        return self.anchors(_sizes(maps), (images.shape[2], images.shape[3]), images.device)
+        return self.anchors(map_sizes(maps), (images.shape[2], images.shape[3]), images.device)
 
     @torch.no_grad()
     def propose(
@@ -100,7 +102,7 @@ class RPN(nn.Module):
         """
         recipe = self.recipe
         most = recipe.rpn_pre_nms_train if self.training else recipe.rpn_pre_nms_test
-        index, level = _best_of_each_map(logits, self.anchors.counts(_sizes(maps)), most)  # [B, K], [K]
+        index, level = _best_of_each_map(logits, self.anchors.counts(map_sizes(maps)), most)  # [B, K], [K]
         scores = take(logits, index)
         boxes = clip(decode(take(deltas, index), anchors[index]), inside)
         sides = boxes[..., 2:] - boxes[..., :2]
@@ -159,10 +161,6 @@ def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] <= limits).all(dim=2)
 
 
-def _sizes(maps: list[Tensor]) -> list[tuple[int, int]]:
-    return [(one.shape[2], one.shape[3]) for one in maps]
-
-
 def _best_of_each_map(logits: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor]:
     """Indices Tensor[B, K] of the best of each map's so many anchors, and the map Tensor[K] of each."""
     first, indices, levels = 0, [], []
@@ -172,12 +170,6 @@ def _best_of_each_map(logits: Tensor, counts: list[int], most: int) -> tuple[Ten
         levels.append(torch.full_like(chosen[0], level))
         first += part.shape[1]
     return torch.cat(indices, dim=1), torch.cat(levels)
-
-
-def clip(boxes: Tensor, inside: Tensor) -> Tensor:
-    """The parts of boxes [B, K, 4] that lie in pictures of `inside` [B, 2], height and width."""
-    limits = inside.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)  # [B, 1, 4]
-    return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def box_loss(
