@@ -5,10 +5,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from yaml import YAMLError
 
 from detection.errors import ParamsError
+from detection.params import yaml12
 from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.merge import Override, merge
 from detection.params.recipe import ARCHITECTURES, Recipe
@@ -116,7 +116,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(f"{path} is not here; run from the repository's root") from None
     try:
-        raw = YAML(typ="safe").load(text)
+        raw = yaml12.read(text)
     except YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
