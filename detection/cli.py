@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a folder with the archives, asked first; may be repeated",
     )
     download.add_argument("--keep", action="store_true", help="keep the archives once they are unpacked")
+    doctor = commands.add_parser("doctor", help="list what is wrong with a dataset, every picture decoded")
+    doctor.add_argument("name", metavar="DATASET")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write every fault there too")
     commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser
 

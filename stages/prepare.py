@@ -14,12 +14,14 @@ log = logging.getLogger("prepare")
 def main() -> None:
     """Run the stage."""
     asked = params.load()
-    raw = read(asked.dataset, asked.data)
+    raw = read(asked.dataset, asked.data, asked.prepare.checks)
     export.save(raw, asked.data)
     card.save(card.describe(raw, asked.data))
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
     log.info("%s: pictures: %s; classes: %d", raw.name, counts, len(raw.classes))
+    for line in raw.faults.lines(raw.faults.counts()):
+        log.warning("%s", line)
     if asked.data.digest is None and asked.data.format != "shapes":
         log.info("to pin this data, add to datasets.%s in params.yaml:  digest: %s", raw.name, raw.digest)
 

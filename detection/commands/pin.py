@@ -20,7 +20,7 @@ def pin(name: str, file: Path = Path("params.yaml")) -> str:
         DataError: Its data is absent or broken.
     """
     chosen = params.load(file, dataset=name)
-    digest = read(name, replace(chosen.data, digest=None)).digest
+    digest = read(name, replace(chosen.data, digest=None), chosen.prepare.checks).digest
     if digest == chosen.data.digest:
         return f"{name} is pinned already, and its data is as it was: {digest}"
     text = file.read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ def describe(raw: Raw, dataset: Dataset) -> dict[str, Any]:
         "digest": raw.digest,
         "classes": list(raw.classes),
         "splits": {split: describe_split(index, raw.classes) for split, index in raw.splits.items()},
+        "faults": raw.faults.summary(),
     }
     if dataset.format == "shapes":
         card["drawn"] = json.loads((raw.root / MARKER).read_text(encoding="utf-8"))
@@ -57,15 +58,10 @@ def describe_split(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def owners(index: Index) -> NDArray[np.int64]:
-    """[T], the row of each box's picture."""
-    return np.repeat(np.arange(len(index)), np.diff(index.offsets))
-
-
 def side_shares(index: Index) -> NDArray[np.float64]:
     """[T], longer side of each box as a share of its picture's longer side."""
     sides = (index.boxes[:, 2:] - index.boxes[:, :2]).max(axis=1, initial=0)
-    return np.asarray(sides / index.sizes.max(axis=1, initial=1)[owners(index)])
+    return np.asarray(sides / index.sizes.max(axis=1, initial=1)[index.owners()])
 
 
 def overlapping(index: Index) -> NDArray[np.bool_]:
@@ -82,7 +78,7 @@ def overlapping(index: Index) -> NDArray[np.bool_]:
 
 def at_border(index: Index) -> NDArray[np.bool_]:
     """[T], whether the box reaches the picture's border to half a pixel: most such objects are cut by it."""
-    heights, widths = index.sizes[owners(index)].T
+    heights, widths = index.sizes[index.owners()].T
     x1, y1, x2, y2 = index.boxes.T
     return np.asarray((x1 < 0.5) | (y1 < 0.5) | (x2 > widths - 0.5) | (y2 > heights - 0.5))
 

@@ -1,89 +1,62 @@
-"""The COCO reader: instances JSON beside a folder of pictures.
+"""The COCO reader: instances JSON beside folders of pictures.
 
-Typed structs let msgspec skip what is not asked for: polygons, which are most of the file, are never built.
-Category ids, which have gaps, become labels 0 … K-1 in the order of the ids.
+Category ids, which have gaps, become labels 0 … K-1 in the order of the ids of the first training file; other
+files are matched by the names of their categories.
 """
 
-import logging
-import math
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
-import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from detection.data.index import Index, Record, pack
+from detection.data.faults import Faults
+from detection.data.index import Index, join
+from detection.data.instances import Category, Columns, Image, Instances, content_hash, load
+from detection.data.layout import is_inside
 from detection.data.listing import Digest
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, CocoSplit
+from detection.params.names import did_you_mean
 
-log = logging.getLogger(__name__)
-
-
-class Image(msgspec.Struct, gc=False):
-    """One picture."""
-
-    id: int
-    file_name: str
-    height: int
-    width: int
+EXACT = 2**53
+"""From here on a double does not hold every whole number."""
+FARTHEST = 1e9
+"""A coordinate beyond this many pixels is no coordinate; NaN is not below it either."""
 
 
-class Annotation(msgspec.Struct, gc=False):
-    """One object."""
-
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    """`x, y, width, height` in pixels, 0-based."""
-    area: float | None = None
-    iscrowd: int = 0
-    ignore: int = 0
-
-
-class Category(msgspec.Struct):
-    """One class."""
-
-    id: int
-    name: str
-
-
-class Instances(msgspec.Struct):
-    """An instances file."""
-
-    images: list[Image]
-    annotations: list[Annotation]
-    categories: list[Category]
-
-
-def read(dataset: CocoDataset, root: Path, digest: Digest) -> tuple[tuple[str, ...], dict[str, Index]]:
+def read(
+    dataset: CocoDataset, root: Path, digest: Digest, faults: Faults
+) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits.
 
     Args:
         dataset: The dataset's entry of `params.yaml`.
         root: Folder of the raw data.
-        digest: Gets every annotation file.
+        digest: Gets what was read of every annotation file.
+        faults: Gets what is wrong; the object or picture concerned is left out.
 
     Returns:
-        Class names in the order of their ids, and the index of each split (`val` is empty where the dataset
-        names none).
+        Class names in the order of their ids, and the index of each split (empty where the dataset names
+        none); a size is 0 where the file has none.
 
     Raises:
-        DataError: A file is missing or broken, or the splits do not share their categories.
+        DataError: A file is missing or is no JSON.
     """
-    categories: dict[int, str] = {}
+    classes: tuple[str, ...] = ()
     splits = {}
     for name in ("train", "val", "test"):
-        records: list[Record] = []
+        parts = []
         for split in getattr(dataset, name):
-            path = annotations_path(root, split)
-            instances = _load(path, split.annotations, digest)
-            own = {category.id: category.name for category in instances.categories}
-            if categories and own != categories:
-                raise DataError(f"{path}: its categories are not those of the training split; use one list")
-            categories = own
-            records += _records(instances, split, path, sorted(own))
-        splits[name] = pack(records)
-    return tuple(categories[number] for number in sorted(categories)), splits
+            where = split.annotations
+            instances = load(annotations_path(root, split), where, faults)
+            classes = classes or _class_names(instances.categories)
+            parts.append(_packed(instances, classes, split, digest, faults))
+        splits[name] = join(parts)
+    return classes, splits
 
 
 def annotations_path(root: Path, split: CocoSplit) -> Path:
@@ -98,59 +71,146 @@ def annotations_path(root: Path, split: CocoSplit) -> Path:
     return path
 
 
-def _load(path: Path, name: str, digest: Digest) -> Instances:
-    content = path.read_bytes()
-    digest.text(name, content)
-    try:
-        return msgspec.json.decode(content, type=Instances)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a COCO instances file: {error}; mend the file") from None
+def _class_names(categories: Sequence[Category]) -> tuple[str, ...]:
+    ordered = sorted(categories, key=attrgetter("id"))
+    return tuple(dict.fromkeys(category.name for category in ordered))
 
 
-def _records(instances: Instances, split: CocoSplit, path: Path, ids: list[int]) -> list[Record]:
-    """Pictures in the order of the file, those without annotations too."""
-    labels = {number: label for label, number in enumerate(ids)}
-    by_image: dict[int, list[Annotation]] = {image.id: [] for image in instances.images}
-    if len(by_image) < len(instances.images):
-        raise DataError(f"{path}: two pictures have the same id; give each its own")
-    dropped: list[int] = []
-    for annotation in instances.annotations:
-        if annotation.image_id not in by_image:
-            raise DataError(f"{path}: an annotation names picture {annotation.image_id}, which is not listed")
-        if annotation.category_id not in labels:
-            raise DataError(
-                f"{path}: an annotation names category {annotation.category_id}, which is not listed"
-            )
-        if not all(math.isfinite(value) for value in annotation.bbox):
-            raise DataError(f"{path}: a box of picture {annotation.image_id} is not made of finite numbers")
-        if annotation.bbox[2] > 0 and annotation.bbox[3] > 0:
-            by_image[annotation.image_id].append(annotation)
-        else:
-            dropped.append(annotation.image_id)
-    if dropped:
-        names = ", ".join(str(number) for number in dropped[:3])
-        log.warning("%s: left out %d boxes without area, in pictures %s", path.name, len(dropped), names)
-    return [_record(image, by_image[image.id], labels, split, path) for image in instances.images]
-
-
-def _record(
-    image: Image, annotations: list[Annotation], labels: dict[int, int], split: CocoSplit, path: Path
-) -> Record:
-    if ".." in image.file_name.split("/") or image.file_name.startswith("/"):
+def _packed(
+    instances: Instances, classes: tuple[str, ...], split: CocoSplit, digest: Digest, faults: Faults
+) -> Index:
+    """Pictures in the order of the file, those without annotations too, as arrays."""
+    where = split.annotations
+    columns = Columns.of(instances.annotations)
+    ids = np.array([image.id for image in instances.images], dtype=np.int64)
+    if len(ids) and np.abs(ids).max() >= EXACT:
         raise DataError(
-            f"{path}: {image.file_name!r} leads out of the folder {split.images}; name what is in it"
+            f"{where}: picture ids must be below 2^53, from where on JSON's numbers are not exact"
         )
-    boxes = np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-    areas = [a.bbox[2] * a.bbox[3] if a.area is None else a.area for a in annotations]
+    digest.entry(where, content_hash(instances, columns))
+    usable = _usable_images(instances.images, split, faults)
+    owners = _rows_of(columns.image_id, ids)
+    labels = _labels(columns.category_id, instances.categories, classes, where, faults)
+    kept = _usable_annotations(columns, owners, labels, instances, classes, split, faults)
+    order = np.flatnonzero(kept)[np.argsort(owners[kept], kind="stable")]
+    boxes = columns.bbox[order]
+    drawn = boxes[:, 2] * boxes[:, 3]
     boxes[:, 2:] += boxes[:, :2]
-    return Record(
-        file=f"{split.images}/{image.file_name}",
-        id=str(image.id),
-        height=image.height,
-        width=image.width,
+    crowd = columns.iscrowd[order] == 1
+    counts = np.bincount(owners[order], minlength=len(ids))
+    index = Index(
+        files=np.array([_file(split, image).encode() for image in instances.images], dtype=np.bytes_),
+        ids=np.array([str(image.id).encode() for image in instances.images], dtype=np.bytes_),
+        sizes=np.array([(i.height, i.width) for i in instances.images], dtype=np.int32).reshape(-1, 2),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32),
-        labels=np.array([labels[a.category_id] for a in annotations], dtype=np.int64),
-        difficult=np.array([a.ignore == 1 and not a.iscrowd for a in annotations], dtype=np.bool_),
-        crowd=np.array([a.iscrowd == 1 for a in annotations], dtype=np.bool_),
-        areas=np.array(areas, dtype=np.float32),
+        labels=labels[order],
+        difficult=(columns.ignore[order] == 1) & ~crowd,
+        crowd=crowd,
+        areas=np.where(columns.area[order] < 0, drawn, columns.area[order]).astype(np.float32),
     )
+    return index if usable.all() else index.select(np.flatnonzero(usable))
+
+
+def _file(split: CocoSplit, image: Image) -> str:
+    """A picture relative to the dataset's folder."""
+    return posixpath.normpath(f"{split.images}/{image.file_name}")
+
+
+def _rows_of(wanted: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[T], the first row of `ids` that has each wanted number, -1 where none has."""
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    place = np.searchsorted(ids[order].astype(np.float64), wanted)
+    rows = order[np.minimum(place, len(ids) - 1)]
+    return np.where(ids[rows] == wanted, rows, -1)
+
+
+def _labels(
+    wanted: NDArray[np.float64],
+    categories: Sequence[Category],
+    classes: tuple[str, ...],
+    where: str,
+    faults: Faults,
+) -> NDArray[np.int64]:
+    """[T], labels of category ids, by the names of the categories; -1 where the dataset has no such class."""
+    ids = [category.id for category in categories]
+    for number, count in Counter(ids).items():
+        if count > 1:
+            faults.add("duplicate_id", where, f"category id {number} is given to {count} categories")
+    numbers = {name: label for label, name in enumerate(classes)}
+    labels = np.array([numbers.get(category.name, -1) for category in categories] + [-1], dtype=np.int64)
+    return labels[_rows_of(wanted, np.array(ids, dtype=np.int64))]  # row -1 is the last, which is -1
+
+
+def _usable_images(images: Sequence[Image], split: CocoSplit, faults: Faults) -> NDArray[np.bool_]:
+    """[N], False for pictures with an unsafe name or an id that an earlier one has."""
+    usable = np.ones(len(images), dtype=np.bool_)
+    seen: dict[int, str] = {}
+    for row, image in enumerate(images):
+        if not is_inside(image.file_name):
+            detail = f"file_name {image.file_name!r} leads out of the folder {split.images}"
+            faults.add("unsafe_name", split.annotations, detail)
+            usable[row] = False
+        if image.id in seen:
+            detail = f"{seen[image.id]} and {image.file_name} share the id {image.id}"
+            faults.add("duplicate_id", split.annotations, detail)
+            usable[row] = False
+        else:
+            seen[image.id] = image.file_name
+    return usable
+
+
+def _usable_annotations(
+    columns: Columns,
+    owners: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    instances: Instances,
+    classes: tuple[str, ...],
+    split: CocoSplit,
+    faults: Faults,
+) -> NDArray[np.bool_]:
+    """[T], which annotations are taken; the others are noted, each for the first thing wrong with it."""
+    left = np.ones(len(owners), dtype=np.bool_)
+
+    def sort_out(bad: NDArray[np.bool_], kind: str, describe: Callable[[int], str]) -> None:
+        for row in np.flatnonzero(bad & left).tolist():
+            of = f" of picture {int(columns.image_id[row])}" if owners[row] >= 0 else ""
+            faults.add(kind, f"{split.annotations}: annotations[{row}]{of}", describe(row))
+        if kind != "duplicate_object" or faults.action(kind) == "drop":
+            left[bad] = False
+
+    def unknown(row: int) -> str:
+        number = int(columns.category_id[row])
+        names = [category.name for category in instances.categories if category.id == number]
+        if names:
+            return f"{names[0]!r} is none of the dataset's classes; {did_you_mean(names[0], classes)}"
+        return f"names category {number}, which is not listed"
+
+    bbox = columns.bbox
+    sort_out(
+        owners < 0,
+        "broken_annotation",
+        lambda row: f"names picture {columns.image_id[row]:g}, which is not listed",
+    )
+    sort_out(
+        np.asarray(~(np.abs(bbox).sum(axis=1) < FARTHEST)),
+        "broken_annotation",
+        lambda row: f"{bbox[row].tolist()} is no box in pixels",
+    )
+    sort_out(labels < 0, "unknown_class", unknown)
+    sort_out(
+        np.asarray(bbox[:, 2:].min(axis=1, initial=np.inf) <= 0),
+        "zero_area",
+        lambda row: f"width {bbox[row, 2]:g}, height {bbox[row, 3]:g}",
+    )
+    repeated = np.ones(len(owners), dtype=np.bool_)
+    repeated[np.unique(columns.id, return_index=True)[1]] = False
+    repeated &= (columns.id != -1) & (np.abs(columns.id) < EXACT)
+    sort_out(
+        repeated,
+        "duplicate_object",
+        lambda row: f"the annotation id {int(columns.id[row])} is another's already",
+    )
+    return left

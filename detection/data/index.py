@@ -6,12 +6,16 @@ reading a Python object writes its reference count; arrays are shared between pr
 Letters: N pictures, T boxes in all, M boxes of one picture.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+PER_BOX = ("boxes", "labels", "difficult", "crowd", "areas")
+"""The arrays of an index that have a row a box."""
 
 
 class Record(NamedTuple):
@@ -87,9 +91,29 @@ class Index:
             return np.array([int(name) for name in numbers], dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
 
+    def owners(self) -> NDArray[np.int64]:
+        """[T], the row of each box's picture."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
     def select(self, rows: NDArray[np.int64]) -> "Index":
         """The index of some pictures, in the given order."""
-        return pack([self[int(i)] for i in rows])
+        counts = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        taken = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        chosen = replace(
+            self, files=self.files[rows], ids=self.ids[rows], sizes=self.sizes[rows], offsets=offsets
+        )
+        return chosen._with_boxes(taken)
+
+    def keep_boxes(self, kept: NDArray[np.bool_]) -> "Index":
+        """The index with only the boxes [T] that are kept, and all pictures."""
+        before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
+        return replace(self, offsets=before[self.offsets])._with_boxes(kept)
+
+    def _with_boxes(self, taken: NDArray[np.generic]) -> "Index":
+        """Pick boxes and what belongs to each, `offsets` being those of the picked ones already."""
+        columns: dict[str, Any] = {name: getattr(self, name)[taken] for name in PER_BOX}
+        return replace(self, **columns)
 
     def save(self, path: str | Path) -> None:
         """Write as an uncompressed npz."""
@@ -102,11 +126,21 @@ class Index:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
+def join(parts: Sequence[Index]) -> Index:
+    """The pictures of all parts, in their order; no part at all is an empty index."""
+    parts = [pack([]), *parts]
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    names = ("files", "ids", "sizes", *PER_BOX)
+    columns: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Index(offsets=offsets, **columns)
+
+
 def pack(records: list[Record]) -> Index:
     """Pack records into an index, in their order."""
     counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
 
-    def join(name: str, empty: NDArray[np.generic]) -> NDArray[np.generic]:
+    def column(name: str, empty: NDArray[np.generic]) -> NDArray[np.generic]:
         parts = [getattr(record, name) for record in records]
         return np.concatenate([empty, *parts]).astype(empty.dtype, copy=False)
 
@@ -115,9 +149,9 @@ def pack(records: list[Record]) -> Index:
         ids=np.array([record.id.encode() for record in records], dtype=np.bytes_),
         sizes=np.array([(r.height, r.width) for r in records], dtype=np.int32).reshape(-1, 2),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=join("boxes", np.zeros((0, 4), np.float32)),  # type: ignore[arg-type]
-        labels=join("labels", np.zeros(0, np.int64)),  # type: ignore[arg-type]
-        difficult=join("difficult", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
-        crowd=join("crowd", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
-        areas=join("areas", np.zeros(0, np.float32)),  # type: ignore[arg-type]
+        boxes=column("boxes", np.zeros((0, 4), np.float32)),  # type: ignore[arg-type]
+        labels=column("labels", np.zeros(0, np.int64)),  # type: ignore[arg-type]
+        difficult=column("difficult", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
+        crowd=column("crowd", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
+        areas=column("areas", np.zeros(0, np.float32)),  # type: ignore[arg-type]
     )

@@ -25,7 +25,7 @@ from detection.data.batch import Batch, Sizes, Targets
 from detection.data.cache import PictureCache
 from detection.data.colours import change_colours
 from detection.data.geometry import Geometry, result_size
-from detection.data.index import Index
+from detection.data.index import Index, Record
 from detection.data.pictures import read_picture
 from detection.errors import ParamsError
 from detection.params.recipe import Recipe
@@ -77,7 +77,7 @@ class Pictures(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, row = key
         record = self.index[row]
-        picture = self._decoded(row, record.file)
+        picture = self._decoded(row, record)
         height, width = picture.shape[1:]
         if not self.train:
             recipe = self.recipe
@@ -88,11 +88,11 @@ class Pictures(Dataset[Sample]):
         wanted = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
         return self._augmented(epoch, row, picture, record.boxes[wanted], record.labels[wanted])
 
-    def _decoded(self, row: int, file: str) -> Tensor:
+    def _decoded(self, row: int, record: Record) -> Tensor:
         held = self.cache.get(row) if self.cache is not None else None
         if held is not None:
             return held
-        picture = read_picture(self.root / file)
+        picture = read_picture(self.root / record.file, (record.height, record.width))
         # one memory layout, the JPEG decoder's own, whoever decoded it: resizing is fastest there
         picture = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         if self.cache is not None:

@@ -5,6 +5,7 @@ Imports no numpy: `check` tells a slip in half a second, before a stage removes 
 
 from pathlib import Path
 
+from detection.data.layout import split_spec
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
 from detection.params.names import did_you_mean
@@ -25,6 +26,15 @@ def check_present(name: str, dataset: Dataset) -> None:
         return
     if not 0 <= dataset.holdout < 1:
         raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
+    if not dataset.test and not dataset.holdout:
+        raise DataError(
+            f"datasets.{name} names no test: name one, or write `holdout: 0.1` to cut a tenth of train for it"
+        )
+    cut = sum(not split for split in (dataset.val, dataset.test))
+    if cut * dataset.holdout >= 1:
+        raise DataError(
+            f"datasets.{name}.holdout cuts val and test, and must be below 0.5, not {dataset.holdout}"
+        )
     root = data_root() / dataset.path
     if not root.is_dir():
         raise DataError(
@@ -43,7 +53,8 @@ def what_belongs(dataset: VocDataset | CocoDataset) -> str:
         first = dataset.train[0]
         return f"put {first.annotations} and the pictures of {first.images} there"
     parent = dataset.train[0].rpartition("/")[0]
-    return f"put the VOC layout (JPEGImages, Annotations, ImageSets/Main) there{parent and f' in {parent}'}"
+    lists = "" if dataset.train[0].endswith("/") else ", ImageSets/Main"
+    return f"put the VOC layout (JPEGImages, Annotations{lists}) there{parent and f' in {parent}'}"
 
 
 def _needed(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[Path]:
@@ -52,9 +63,8 @@ def _needed(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[P
         return [root / path for part in parts for path in (part.annotations, part.images)]
     paths = []
     for spec in getattr(dataset, split):
-        parent, _, name = spec.rpartition("/")
-        folder = root / parent
-        paths += [folder, folder / "JPEGImages", folder / "ImageSets" / "Main" / f"{name}.txt"]
+        folder, name = split_spec(root, spec)
+        paths += [folder.path] if name is None else [folder.path, folder.list_file(name)]
     return paths
 
 

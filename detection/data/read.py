@@ -4,13 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detection.data import checks as checks_of
 from detection.data import coco, holdout, shapes, voc
+from detection.data.faults import Faults
+from detection.data.headers import read_headers
 from detection.data.index import Index
-from detection.data.listing import Digest, listing_hash, sizes
+from detection.data.listing import Digest, listing_hash
 from detection.data.paint import CLASSES
 from detection.data.presence import check_present
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.params.sections import Checks
 from detection.paths import data_root
 
 
@@ -32,17 +36,41 @@ class Raw:
     """Hash over annotations and picture listing."""
     listing: dict[str, str]
     """Per split, a hash over names and sizes of its pictures."""
+    faults: Faults
+    """What is wrong with it; those that are errors refused it, if it was `read`."""
 
 
-def read(name: str, dataset: Dataset) -> Raw:
-    """Read a dataset; `shapes` is drawn first where it is not on disk.
+def read(name: str, dataset: Dataset, checks: Checks | None = None) -> Raw:
+    """Read and check a dataset; `shapes` is drawn first where it is not on disk.
 
     Args:
         name: The dataset's name in `params.yaml`, for messages.
         dataset: Its entry.
+        checks: What is done about each kind of fault; None: the defaults.
 
     Raises:
-        DataError: The data is absent or broken, or is not what the entry's `digest` pins.
+        DataError: The data is absent, has faults (all of them in one message), or is not what the entry's
+            `digest` pins.
+    """
+    raw = examine(name, dataset, checks or Checks())
+    if raw.faults.refused():
+        again = f"; or delete {raw.root}: it is drawn again" if isinstance(dataset, ShapesDataset) else ""
+        raise DataError(raw.faults.message(name) + again)
+    _check(raw, dataset)
+    return raw
+
+
+def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -> Raw:
+    """Read a dataset and collect its faults, without refusing it for them.
+
+    Args:
+        name: The dataset's name in `params.yaml`, for messages.
+        dataset: Its entry.
+        checks: What is done about each kind of fault; at `error` it is left out here.
+        decode: Decode every picture, not only its header.
+
+    Raises:
+        DataError: The data is absent, or an annotation file of a whole split is.
     """
     check_present(name, dataset)
     if isinstance(dataset, ShapesDataset):
@@ -51,40 +79,51 @@ def read(name: str, dataset: Dataset) -> Raw:
     else:
         path, share = dataset.path, dataset.holdout
     root = data_root() / path
-    digest = Digest()
-    classes, splits = _splits(dataset, root, digest)
-    if share and len(splits["val"]) == 0:
-        splits["train"], splits["val"] = holdout.cut(splits["train"], share)
-    listing = {}
+    digest, faults = Digest(), Faults(checks)
+    classes, splits = _splits(dataset, root, digest, faults)
+    if share:
+        missing = [split for split in ("val", "test") if not getattr(dataset, split)]
+        splits = holdout.cut(splits, missing, share)
+    files = list(dict.fromkeys(raw.decode() for index in splits.values() for raw in index.files.tolist()))
+    headers = dict(zip(files, read_headers(root, files, decode), strict=True))
+    for file, header in headers.items():
+        if not header.missing:
+            digest.entry(file, str(header.length))
     for split, index in splits.items():
-        found = sizes(root, index)
-        listing[split] = listing_hash(found)
-        for file, size in found.items():
-            digest.entry(file, str(size))
-    raw = Raw(
+        splits[split] = checks_of.check_boxes(
+            checks_of.check_pictures(index, headers, faults), classes, faults
+        )
+    splits = checks_of.check_splits(root, splits, headers, faults)
+    return Raw(
         name=name,
         classes=classes,
         splits=splits,
         path=path,
         root=root,
         digest=digest.hexdigest(),
-        listing=listing,
+        listing={split: _listing(index, headers) for split, index in splits.items()},
+        faults=faults,
     )
-    _check(raw, dataset)
-    return raw
 
 
-def _splits(dataset: Dataset, root: Path, digest: Digest) -> tuple[tuple[str, ...], dict[str, Index]]:
+def _splits(
+    dataset: Dataset, root: Path, digest: Digest, faults: Faults
+) -> tuple[tuple[str, ...], dict[str, Index]]:
     if isinstance(dataset, CocoDataset):
-        return coco.read(dataset, root, digest)
+        return coco.read(dataset, root, digest, faults)
     if isinstance(dataset, VocDataset):
-        return voc.read(dataset, root, digest)
+        return voc.read(dataset, root, digest, faults)
     lists: dict[str, Any] = {split: (split,) for split in shapes.SPLITS}
     tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
     try:
-        return voc.read(tree, root, digest)
+        return voc.read(tree, root, digest, faults)
     except DataError as error:
         raise DataError(f"{error}; or delete {root}: it is drawn again") from None
+
+
+def _listing(index: Index, headers: checks_of.Headers) -> str:
+    names = (raw.decode() for raw in index.files.tolist())
+    return listing_hash({name: headers[name].length for name in names})
 
 
 def _check(raw: Raw, dataset: Dataset) -> None:

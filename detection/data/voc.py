@@ -1,219 +1,248 @@
-"""The Pascal VOC reader: `Annotations/*.xml`, `ImageSets/Main/*.txt`, `JPEGImages/*`.
+"""The Pascal VOC reader: XML annotations beside pictures, in the layouts of `layout`.
 
 The one place where VOC's 1-based inclusive corners become 0-based half-open boxes:
 `xmin - 1, ymin - 1, xmax, ymax`.
 """
 
-import logging
-import math
-import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
-from detection.data.index import Index, Record, pack
+from detection.data.faults import Faults
+from detection.data.index import Index
+from detection.data.layout import VocFolder, is_inside, split_spec
 from detection.data.listing import Digest
 from detection.errors import DataError
 from detection.params.datasets import VocDataset
 from detection.params.names import did_you_mean
 
-log = logging.getLogger(__name__)
-CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FARTHEST = 1e9
+"""A coordinate beyond this many pixels is no coordinate; NaN is not below it either."""
 
 
 @dataclass(slots=True)
-class Annotation:
-    """What one XML file says; class names are not yet numbers."""
+class Rows:
+    """One split as it is read: columns that grow, and become arrays at once at the end."""
 
-    path: Path
-    id: str
-    file: str
-    """Picture, relative to the dataset's folder."""
-    height: int
-    width: int
+    annotations: list[str] = field(default_factory=list)
+    """XML file of each picture, relative to the dataset's folder."""
+    files: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    sizes: "array[int]" = field(default_factory=lambda: array("i"))
+    """Height and width, flat; 0 where the annotation has none."""
+    counts: "array[int]" = field(default_factory=lambda: array("q"))
+    """Objects of each picture."""
+    boxes: "array[float]" = field(default_factory=lambda: array("d"))
+    """0-based half-open corners, flat."""
     names: list[str] = field(default_factory=list)
-    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
-    """0-based half-open corners."""
+    """Class of each object."""
     difficult: list[bool] = field(default_factory=list)
-    dropped: int = 0
-    """Objects left out because their box has no area."""
 
 
-def read(dataset: VocDataset, root: Path, digest: Digest) -> tuple[tuple[str, ...], dict[str, Index]]:
+def read(
+    dataset: VocDataset, root: Path, digest: Digest, faults: Faults
+) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits.
 
     Args:
         dataset: The dataset's entry of `params.yaml`.
         root: Folder of the raw data.
         digest: Gets every annotation file and split list.
+        faults: Gets what is wrong; the object or picture concerned is left out.
 
     Returns:
-        Class names and the index of each split (`val` is empty where the dataset names none).
+        Class names and the index of each split (empty where the dataset names none); a size is 0 where its
+        annotation has none.
 
     Raises:
-        DataError: A list, annotation or picture is missing or broken, or a class is unknown.
+        DataError: A split list is missing.
     """
-    parts = {split: _read_lists(getattr(dataset, split), root, digest) for split in ("train", "val", "test")}
-    _warn_dropped([annotation for part in parts.values() for annotation in part])
-    classes = dataset.classes or tuple(sorted({name for part in parts["train"] for name in part.names}))
-    return classes, {split: pack(_records(part, classes)) for split, part in parts.items()}
+    parts = {split: _read_split(getattr(dataset, split), root, digest, faults) for split in SPLITS}
+    classes = dataset.classes or tuple(sorted(set(parts["train"].names)))
+    return classes, {split: _packed(rows, classes, faults) for split, rows in parts.items()}
 
 
-def _read_lists(specs: Sequence[str], root: Path, digest: Digest) -> list[Annotation]:
-    """The annotations of several lists, joined; a picture named twice counts once."""
-    found: dict[tuple[str, str], Annotation] = {}
+SPLITS = ("train", "val", "test")
+
+
+def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Faults) -> Rows:
+    """The annotations of several lists or folders, joined; a picture named by two of them counts once."""
+    rows = Rows()
+    seen: set[tuple[str, str]] = set()
     for spec in specs:
-        path = list_path(root, spec)
-        content = path.read_bytes()
-        digest.text(path.relative_to(root).as_posix(), content)
-        folder = path.parents[2]
-        pictures = _pictures(folder)
-        for line in content.decode(errors="replace").splitlines():
-            image_id = line.split()[0] if line.strip() else ""  # lists of one class have a flag behind the id
-            if image_id and (str(folder), image_id) not in found:
-                found[str(folder), image_id] = _read_annotation(root, folder, image_id, pictures, digest)
-    return list(found.values())
+        folder, name = split_spec(root, spec)
+        pictures = _Pictures(folder)
+        where = folder.annotations
+        listed = pictures.ids(faults) if name is None else _listed(folder, name, digest, faults)
+        for image_id in listed:
+            if (folder.name, image_id) in seen:
+                continue
+            seen.add((folder.name, image_id))
+            path = f"{where}{image_id}.xml"
+            tree = _read_tree(root, path, digest, faults)
+            if tree is not None and (file := pictures.find(image_id, tree, path, faults)):
+                _read_annotation(tree, path, rows, faults)
+                rows.files.append(file)
+                rows.ids.append(image_id)
+    return rows
 
 
-def list_path(root: Path, spec: str) -> Path:
-    """The file of a split list `FOLDER/LIST` or `LIST`.
-
-    Raises:
-        DataError: It is not there, or leads out of `root`.
-    """
-    parent, _, name = spec.rpartition("/")
-    path = _inside(root, root / parent / "ImageSets" / "Main" / f"{name}.txt", f"split list {spec!r}")
-    if not path.is_file():
-        lists = sorted(file.stem for file in path.parent.glob("*.txt"))
-        hint = did_you_mean(name, lists) if lists else f"{root / parent} is no folder in VOC layout"
-        raise DataError(f"the split list {spec!r} was looked for at {path} and is not there; {hint}")
-    return path
-
-
-def _pictures(folder: Path) -> dict[str, str]:
-    """File names in `JPEGImages` by their stems."""
-    images = folder / "JPEGImages"
-    if not images.is_dir():
-        raise DataError(f"{images} is not there; a VOC layout keeps its pictures in JPEGImages")
-    return {os.path.splitext(name)[0]: name for name in sorted(os.listdir(images))}
-
-
-def _read_annotation(
-    root: Path, folder: Path, image_id: str, pictures: dict[str, str], digest: Digest
-) -> Annotation:
-    """One XML file and the picture beside it."""
-    path = _inside(root, folder / "Annotations" / f"{image_id}.xml", image_id)
+def _listed(folder: VocFolder, name: str, digest: Digest, faults: Faults) -> Iterator[str]:
+    """The ids of a split list. Lists of one class have a flag behind each id, which is not looked at."""
+    path = folder.list_file(name)
+    where = path.relative_to(folder.root).as_posix()
     try:
         content = path.read_bytes()
     except OSError:
-        raise DataError(f"{path} is missing; add it, or take {image_id} out of the split list") from None
-    digest.text(path.relative_to(root).as_posix(), content)
-    tree = _parse(path, content)
-    name = pictures.get(image_id) or (tree.findtext("filename") or "").strip()
-    picture = _inside(root, folder / "JPEGImages" / name, f"{path}: filename {name}")
-    if not name or not picture.is_file():
+        lists = sorted(file.stem for file in path.parent.glob("*.txt"))
+        hint = did_you_mean(name, lists) if lists else f"{folder.path} has no lists in ImageSets/Main"
         raise DataError(
-            f"{path}: there is no picture {image_id}.* in {folder / 'JPEGImages'}; "
-            f"add it, or take {image_id} out of the split list"
-        )
-    height, width = _size(tree, picture)
-    annotation = Annotation(path, image_id, picture.relative_to(root).as_posix(), height, width)
-    for entry in tree.findall("object"):
-        _read_object(entry, annotation)
-    return annotation
+            f"the split list {name!r} was looked for at {path} and is not there; {hint}"
+        ) from None
+    digest.text(where, content)
+    seen = set()
+    for line in content.decode(errors="replace").splitlines():
+        if not line.strip():
+            continue
+        image_id = line.split()[0]
+        if not is_inside(image_id):
+            faults.add("unsafe_name", where, f"{image_id!r} leads out of the dataset's folder")
+        elif image_id in seen:
+            faults.add("duplicate_id", where, f"{image_id} is listed twice")
+        else:
+            seen.add(image_id)
+            yield image_id
 
 
-def _parse(path: Path, content: bytes) -> ElementTree.Element:
-    """Parse, after refusing what could make a small file expand without end."""
+class _Pictures:
+    """The pictures of a folder by their stems, which are the ids."""
+
+    def __init__(self, folder: VocFolder) -> None:
+        self._folder = folder
+        self._inside = folder.pictures
+        self._files: dict[str, str] = {}
+        self._others: dict[str, str] = {}
+        for stem, name in folder.find_pictures():
+            (self._others if stem in self._files else self._files)[stem] = name
+
+    def ids(self, faults: Faults) -> list[str]:
+        """The ids of a folder without lists: its annotations; a picture without one is a fault."""
+        ids = self._folder.find_annotations()
+        for stem in sorted(self._files.keys() - set(ids)):
+            faults.add("missing_annotation", self._inside + self._files[stem], "has no XML file")
+        return ids
+
+    def find(self, image_id: str, tree: ElementTree.Element, path: str, faults: Faults) -> str | None:
+        """The picture of an id relative to the dataset's folder: by its stem, else as `<filename>` says."""
+        if (name := self._files.get(image_id)) and image_id not in self._others:
+            return self._inside + name
+        name = name or (tree.findtext("filename") or "").strip()
+        if image_id in self._others:
+            faults.add("duplicate_id", path, f"{name} and {self._others[image_id]} share the id {image_id}")
+        if not name:
+            faults.add("missing_picture", path, f"there is no picture {image_id}.* in {self._inside or './'}")
+        elif not is_inside(name):
+            faults.add("unsafe_name", path, f"filename {name!r} leads out of the dataset's folder")
+        else:
+            return self._inside + name
+        return None
+
+
+def _read_tree(root: Path, path: str, digest: Digest, faults: Faults) -> ElementTree.Element | None:
+    """One XML file, after refusing what could make a small file expand without end."""
+    try:
+        with open(f"{root}/{path}", "rb") as file:
+            content = file.read()
+    except OSError:
+        faults.add("missing_annotation", path, "is not there; add it, or take it out of the split list")
+        return None
+    digest.text(path, content)
     if b"\0" in content or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        raise DataError(
-            f"{path}: an annotation must be plain UTF-8 XML without DOCTYPE or ENTITY; remove them"
-        )
+        faults.add("broken_annotation", path, "must be plain UTF-8 XML without DOCTYPE or ENTITY")
+        return None
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: not readable as XML: {error}; mend the file") from None
+        faults.add("broken_annotation", path, f"not readable as XML: {error}")
+        return None
 
 
-def _size(tree: ElementTree.Element, picture: Path) -> tuple[int, int]:
-    """Height and width as the annotation has them, else as the picture's header has them."""
-    texts = [tree.findtext(f"size/{name}") or "" for name in ("height", "width")]
-    if all(text.strip().isdecimal() and int(text) > 0 for text in texts):
-        return int(texts[0]), int(texts[1])
-    from PIL import Image, UnidentifiedImageError
+def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: Faults) -> None:
+    """Add one picture's size and objects. Loops over children: `find` costs as much as parsing did."""
+    size: dict[str, str | None] = {}
+    before = len(rows.names)
+    for child in tree:
+        if child.tag == "object":
+            _read_object(child, path, rows, faults)
+        elif child.tag == "size":
+            size = {entry.tag: entry.text for entry in child}
+    texts = [(size.get(name) or "").strip() for name in ("height", "width")]
+    given = all(text.isdecimal() and 0 < int(text) < FARTHEST for text in texts)
+    rows.sizes.extend(map(int, texts) if given else (0, 0))
+    rows.counts.append(len(rows.names) - before)
+    rows.annotations.append(path)
 
-    try:
-        with Image.open(picture) as opened:
-            return opened.height, opened.width
-    except (UnidentifiedImageError, OSError):
-        raise DataError(f"{picture}: not readable as a picture; replace the file") from None
 
-
-def _read_object(entry: ElementTree.Element, annotation: Annotation) -> None:
+def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Faults) -> None:
     """Add one `<object>`; only its own children count, as `<part>` holds boxes and names too."""
-    name = (entry.findtext("name") or "").strip()
+    name, flag = "", "0"
+    corners: dict[str, str | None] = {}
+    for child in entry:
+        tag = child.tag
+        if tag == "name":
+            name = name or (child.text or "").strip()
+        elif tag == "bndbox":
+            corners = {corner.tag: corner.text for corner in child}
+        elif tag == "difficult":
+            flag = (child.text or "").strip()
     if not name:
-        raise DataError(f"{annotation.path}: an <object> has no <name>; add it")
-    corners = [_number(entry.findtext(f"bndbox/{corner}")) for corner in CORNERS]
-    if not all(math.isfinite(value) for value in corners):
-        raise DataError(f"{annotation.path}: the <bndbox> of a {name} needs {', '.join(CORNERS)} as numbers")
-    xmin, ymin, xmax, ymax = corners
-    if xmax <= xmin or ymax <= ymin:  # a slip of the mouse; no annotator draws one pixel on purpose
-        annotation.dropped += 1
+        faults.add("broken_annotation", path, "an <object> has no <name>")
         return
-    annotation.names.append(name)
-    annotation.boxes.append((xmin - 1, ymin - 1, xmax, ymax))
-    annotation.difficult.append((entry.findtext("difficult") or "0").strip() == "1")
-
-
-def _number(text: str | None) -> float:
     try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
+        xmin, ymin = float(corners["xmin"] or ""), float(corners["ymin"] or "")
+        xmax, ymax = float(corners["xmax"] or ""), float(corners["ymax"] or "")
+    except (KeyError, ValueError):
+        xmin = ymin = xmax = ymax = float("nan")
+    if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < FARTHEST:
+        detail = f"the <bndbox> of a {name} needs xmin, ymin, xmax, ymax as numbers"
+        faults.add("broken_annotation", path, detail)
+    elif xmax <= xmin or ymax <= ymin:  # a slip of the mouse; no annotator draws one pixel on purpose
+        corner_text = f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
+        faults.add("zero_area", path, f"{name} with {corner_text}")
+    else:
+        rows.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
+        rows.names.append(name)
+        rows.difficult.append(flag == "1")
 
 
-def _inside(root: Path, path: Path, what: str) -> Path:
-    """`path`, or an error where `..` or an absolute name would leave the dataset's folder."""
-    normal = Path(os.path.normpath(path))
-    if not normal.is_relative_to(os.path.normpath(root)):
-        raise DataError(f"{what}: leads out of the dataset's folder {root}; name what is inside it")
-    return normal
-
-
-def _warn_dropped(annotations: Iterable[Annotation]) -> None:
-    dropped = {annotation.path: annotation.dropped for annotation in annotations if annotation.dropped}
-    if dropped:
-        names = ", ".join(path.name for path in list(dropped)[:3])
-        log.warning("left out %d boxes without area, in %s", sum(dropped.values()), names)
-
-
-def _records(annotations: Iterable[Annotation], classes: Sequence[str]) -> list[Record]:
-    """Annotations with class names turned into labels."""
+def _packed(rows: Rows, classes: Sequence[str], faults: Faults) -> Index:
+    """Columns turned into arrays, class names into labels."""
     numbers = {name: label for label, name in enumerate(classes)}
-    records = []
-    for item in annotations:
-        for name in item.names:
-            if name not in numbers:
-                raise DataError(
-                    f"{item.path}: class {name!r} is none of the dataset's; {did_you_mean(name, classes)} "
-                    f"Mend the annotation, or add the name to the dataset's `classes`"
-                )
-        boxes = np.array(item.boxes, dtype=np.float32).reshape(-1, 4)
-        records.append(
-            Record(
-                file=item.file,
-                id=item.id,
-                height=item.height,
-                width=item.width,
-                boxes=boxes,
-                labels=np.array([numbers[name] for name in item.names], dtype=np.int64),
-                difficult=np.array(item.difficult, dtype=np.bool_),
-                crowd=np.zeros(len(boxes), dtype=np.bool_),
-                areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-            )
-        )
-    return records
+    labels = np.array([numbers.get(name, -1) for name in rows.names], dtype=np.int64)
+    boxes = np.array(rows.boxes, dtype=np.float32).reshape(-1, 4)
+    index = Index(
+        files=_encoded(rows.files),
+        ids=_encoded(rows.ids),
+        sizes=np.array(rows.sizes, dtype=np.int32).reshape(-1, 2),
+        offsets=np.concatenate([[0], np.cumsum(np.array(rows.counts, dtype=np.int64))]).astype(np.int64),
+        boxes=boxes,
+        labels=labels,
+        difficult=np.array(rows.difficult, dtype=np.bool_),
+        crowd=np.zeros(len(boxes), dtype=np.bool_),
+        areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+    )
+    unknown = np.flatnonzero(labels < 0)
+    for row, number in zip(index.owners()[unknown].tolist(), unknown.tolist(), strict=True):
+        name = rows.names[number]
+        detail = f"{name!r} is none of the dataset's classes; {did_you_mean(name, classes)}"
+        faults.add("unknown_class", rows.annotations[row], detail)
+    return index.keep_boxes(labels >= 0) if len(unknown) else index
+
+
+def _encoded(names: list[str]) -> NDArray[np.bytes_]:
+    return np.array([name.encode() for name in names], dtype=np.bytes_)

@@ -45,13 +45,15 @@ class VocDataset(DatasetBase):
     """The reader."""
     train: tuple[str, ...]
     """Split lists to train on, each `FOLDER/LIST` or `LIST`: `VOC2007/trainval` is the list
-    ImageSets/Main/trainval.txt of the folder VOC2007 under `path`."""
+    ImageSets/Main/trainval.txt of the folder VOC2007 under `path`. A name that ends in `/` is a folder
+    without lists, all of it; `./` is `path` itself."""
     val: tuple[str, ...] = ()
     """Split lists that choose the checkpoint; none: see `holdout`."""
-    test: tuple[str, ...]
-    """Split lists that `evaluate` scores."""
+    test: tuple[str, ...] = ()
+    """Split lists that `evaluate` scores; none: see `holdout`."""
     holdout: float = 0.0
-    """Where `val` is empty: this share of train, chosen by a hash of the picture id, becomes val."""
+    """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
+    again becomes `test` where there is none."""
     classes: tuple[str, ...] | None = None
     """Class names in order; null: those found in the training annotations, sorted."""
 
@@ -76,10 +78,11 @@ class CocoDataset(DatasetBase):
     """What is trained on."""
     val: tuple[CocoSplit, ...] = ()
     """What chooses the checkpoint; none: see `holdout`."""
-    test: tuple[CocoSplit, ...]
-    """What `evaluate` scores."""
+    test: tuple[CocoSplit, ...] = ()
+    """What `evaluate` scores; none: see `holdout`."""
     holdout: float = 0.0
-    """Where `val` is empty: this share of train, chosen by a hash of the picture id, becomes val."""
+    """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
+    again becomes `test` where there is none."""
 
 
 Dataset = ShapesDataset | VocDataset | CocoDataset

@@ -13,7 +13,7 @@ from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.merge import Override, merge
 from detection.params.recipe import ARCHITECTURES, Recipe
 from detection.params.rules import check_recipe
-from detection.params.sections import Evaluate, Plots, Pretrain, Train
+from detection.params.sections import Evaluate, Plots, Prepare, Pretrain, Train
 from detection.params.validate import pick, validate
 
 SECTIONS = (
@@ -23,6 +23,7 @@ SECTIONS = (
     "models",
     "datasets",
     "budgets",
+    "prepare",
     "pretrain",
     "train",
     "evaluate",
@@ -46,6 +47,8 @@ class Params:
     """What the merge changed, and where each value came from."""
     data: Dataset
     """The dataset's entry."""
+    prepare: Prepare
+    """How the raw data is read."""
     pretrain: Pretrain
     """Where the backbone's weights come from."""
     train: Train
@@ -102,6 +105,7 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
         recipe=recipe,
         overrides=tuple(overrides),
         data=data,
+        prepare=validate(Prepare, raw["prepare"], "prepare", file),
         pretrain=validate(Pretrain, raw["pretrain"], "pretrain", file),
         train=validate(Train, raw["train"], "train", file),
         evaluate=validate(Evaluate, raw["evaluate"], "evaluate", file),

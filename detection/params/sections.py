@@ -5,6 +5,53 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Checks:
+    """What `prepare` does about each kind of fault in raw data.
+
+    `error` refuses the dataset, `drop` leaves out the object or picture, `clip` cuts the box at the picture's
+    border, `keep` takes it as it is. Whatever is found is counted in the log and in the dataset's card.
+    """
+
+    missing_annotation: Literal["error", "drop"] = "error"
+    """A split list, or a folder, has a picture without an annotation file."""
+    broken_annotation: Literal["error", "drop"] = "error"
+    """No XML or JSON, a DTD or entity, an object without a name or four finite numbers."""
+    unsafe_name: Literal["error", "drop"] = "error"
+    """A picture's or annotation's name leads out of the dataset's folder."""
+    duplicate_id: Literal["error", "drop"] = "error"
+    """Two pictures with the same id; `drop`: the first stays."""
+    unknown_class: Literal["error", "drop"] = "error"
+    """An object of a class that the dataset does not have."""
+    zero_area: Literal["error", "drop"] = "drop"
+    """A box without area, or with its corners exchanged."""
+    duplicate_object: Literal["error", "drop", "keep"] = "keep"
+    """The same class and box twice in a picture, or a COCO annotation id twice; `drop`: the first stays."""
+    missing_picture: Literal["error", "drop"] = "error"
+    """The annotated picture is not there."""
+    broken_picture: Literal["error", "drop"] = "error"
+    """No picture, or one that ends too early. `prepare` looks at headers and end marks, `detection doctor`
+    decodes."""
+    picture_size: Literal["error", "drop", "keep"] = "error"
+    """The picture has another size than its annotation says; `keep`: the picture is right."""
+    exif_rotation: Literal["error", "drop", "keep"] = "keep"
+    """EXIF turns or mirrors the picture. `keep`: it is turned where the annotation has the turned size."""
+    outside: Literal["error", "drop", "clip", "keep"] = "clip"
+    """A box reaches out of its picture by more than a pixel; wholly outside, `clip` leaves it out."""
+    absurd_box: Literal["error", "drop", "keep"] = "keep"
+    """A side shorter than a pixel, or 100 times shorter than the other."""
+    same_picture: Literal["error", "drop", "keep"] = "error"
+    """Two splits share a picture, byte for byte; `drop`: it stays in test before val before train."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepare:
+    """Reading the raw data."""
+
+    checks: Checks = field(default_factory=Checks)
+    """What is done about faults in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Crops:
     """Pretraining by classifying the objects cut out of the training split."""
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from detection.boxes import areas
-from detection.data.card import FOLDER, owners
+from detection.data.card import FOLDER
+from detection.data.decode import decode
 from detection.data.index import Index
 from detection.data.read import Raw
-from detection.errors import DataError
 from detection.reporting.drawing import PALETTE, class_colour, draw_boxes, sheet
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def box_sizes(raw: Raw) -> "Figure":
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _histogram(left, np.sqrt(np.maximum(areas(index.boxes), 1)))
-    shares = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[owners(index)][:, ::-1]
+    shares = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[index.owners()][:, ::-1]
     _side_map(figure, right, shares.clip(0, 1))
     figure.suptitle(f"{raw.name}: sizes of the training boxes")
     return figure
@@ -133,10 +133,7 @@ def _sample(raw: Raw, index: Index, row: int) -> Image.Image:
     record = index[row]
     grey = record.difficult | record.crowd
     colours = ["#9a9a9a" if g else class_colour(int(i)) for i, g in zip(record.labels, grey, strict=True)]
-    try:
-        with Image.open(raw.root / record.file) as picture:
-            picture.thumbnail((480, 480))
-            scale = picture.width / record.width
-            return draw_boxes(picture, record.boxes * scale, record.labels, raw.classes, colours=colours)
-    except (UnidentifiedImageError, OSError):
-        raise DataError(f"{raw.root / record.file}: not readable as a picture; replace the file") from None
+    picture = decode(raw.root / record.file, (record.height, record.width))
+    picture.thumbnail((480, 480))
+    scale = picture.width / record.width
+    return draw_boxes(picture, record.boxes * scale, record.labels, raw.classes, colours=colours)

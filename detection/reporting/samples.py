@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
+from detection.data.decode import decode
 from detection.data.index import Index
-from detection.errors import DataError
 from detection.evaluation import voc
 from detection.evaluation.results import Results
 from detection.reporting.drawing import draw_boxes
@@ -129,11 +129,7 @@ def _sample(review: Review, root: Path, classes: Sequence[str], row: int, hard: 
     counted = ~(record.difficult | record.crowd)
     found, right, wrong = judged.found[objects], judged.right[mine], judged.wrong[mine]
     results = review.results.select(mine)
-    try:
-        with Image.open(root / record.file) as file:
-            picture = file.convert("RGB")
-    except (UnidentifiedImageError, OSError):
-        raise DataError(f"{root / record.file}: not readable as a picture; replace the file") from None
+    picture = decode(root / record.file, (record.height, record.width))
     picture.thumbnail((LONGEST, LONGEST))
     scale = picture.width / record.width
     return Sample(

@@ -53,7 +53,7 @@ def cut_crops(index: Index, root: Path, settings: Crops, classes: int, seed: int
     for row in rows:
         record = index[int(row)]
         kept = ~record.difficult & ~record.crowd
-        picture = read_picture(root / record.file)
+        picture = read_picture(root / record.file, (record.height, record.width))
         windows = [_square(box, (1 + settings.context) * SLACK) for box in record.boxes[kept]]
         names = [int(label) for label in record.labels[kept]]
         for _ in range(rng.binomial(max(len(windows), 1), settings.background)):

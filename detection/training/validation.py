@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from detection import ranks
+from detection.data.decode import decode
 from detection.data.index import Index
 from detection.evaluation import coco, voc
 from detection.evaluation.inference import run
@@ -62,8 +63,7 @@ class Validator:
         rows = []
         for i in range(min(count, len(self.index))):
             record = self.index[i]
-            with Image.open(self.root / record.file) as file:
-                picture = file.convert("RGB")
+            picture = decode(self.root / record.file, (record.height, record.width))
             truth = draw_boxes(picture, record.boxes, record.labels, self.classes)
             mine = (results.images == i) & (results.scores >= SHOWN_SCORE)
             found = draw_boxes(

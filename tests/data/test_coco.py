@@ -33,17 +33,18 @@ GOOD = {
     ],
     "categories": CATEGORIES,
 }
+TEST = {"images": [image(99)], "annotations": [], "categories": CATEGORIES}
 
 
 @pytest.fixture
 def write(data_root: Path) -> Write:
     def files(train: dict[str, Any] | bytes, test: dict[str, Any] | None = None) -> None:
         (data_root / "coco/pictures").mkdir(parents=True, exist_ok=True)
-        for number in (2, 7):
-            Image.new("RGB", (50, 40)).save(data_root / f"coco/pictures/{number}.jpg")
+        for number in (2, 7, 99):
+            Image.new("RGB", (50, 40), (number, 0, 0)).save(data_root / f"coco/pictures/{number}.jpg")
         content = train if isinstance(train, bytes) else json.dumps(train).encode()
         (data_root / "coco/train.json").write_bytes(content)
-        (data_root / "coco/test.json").write_text(json.dumps(test or {**GOOD, "annotations": []}))
+        (data_root / "coco/test.json").write_text(json.dumps(test or TEST))
 
     return files
 
@@ -77,11 +78,14 @@ def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> Non
         ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "names category 4, which is not listed"),
         (
             {"annotations": [annotation(7, 3, [0, 0, 1])]},
-            r"not a COCO instances file: .*length 4.*annotations",
+            r"broken_annotation: 1: train\.json: annotations\[0\]: .*length 4.*bbox",
         ),
-        ({"images": [image(7), image(7)]}, "two pictures have the same id"),
+        ({"images": [image(7), image(7)]}, r"duplicate_id: 1: train\.json: 7\.jpg and 7\.jpg share the id 7"),
         ({"images": [image(7, "../../x.jpg"), image(2)]}, "leads out of the folder pictures"),
-        ({"images": [image(7, "gone.jpg"), image(2)]}, r"pictures/gone\.jpg is missing"),
+        (
+            {"images": [image(7, "gone.jpg"), image(2)]},
+            r"missing_picture: 1: pictures/gone\.jpg: is not",
+        ),
         ({"images": {}}, "not a COCO instances file"),
         ({"annotations": []}, "no annotated objects"),
     ],
@@ -99,17 +103,23 @@ def test_no_json_at_all(write: Write) -> None:
         read_it()
 
 
-def test_splits_must_share_their_categories(write: Write) -> None:
-    write(GOOD, {**GOOD, "categories": [{"id": 3, "name": "lorry"}]})
-    with pytest.raises(DataError, match=r"test\.json: its categories are not those of the training split"):
+def test_categories_of_other_files_are_matched_by_name(write: Write) -> None:
+    other = {**TEST, "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "lorry"}]}
+    write(GOOD, {**other, "annotations": [annotation(99, 1, [0, 0, 9, 9])]})
+    assert read_it().splits["test"].labels.tolist() == [1]
+    write(GOOD, {**other, "annotations": [annotation(99, 2, [0, 0, 9, 9])]})
+    with pytest.raises(DataError, match=r"unknown_class: 1: test\.json: annotations\[0\].*'lorry' is none"):
         read_it()
 
 
-def test_boxes_without_area_are_left_out(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+def test_boxes_without_area_are_left_out(write: Write) -> None:
     flat = annotation(2, 3, [5, 5, 0, 9])
     write({**GOOD, "annotations": [*GOOD["annotations"], flat]})  # type: ignore[misc]
-    assert len(read_it().splits["train"].boxes) == 2
-    assert "left out 1 boxes without area, in pictures 2" in caplog.text
+    raw = read_it()
+    assert len(raw.splits["train"].boxes) == 2
+    assert [str(fault) for fault in raw.faults.of("zero_area")] == [
+        "train.json: annotations[2] of picture 2: width 0, height 9"
+    ]
 
 
 def test_a_missing_file_says_where(write: Write) -> None:

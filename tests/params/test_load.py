@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
 from detection.params import load
+from detection.params.sections import Checks
 
 Edit = tuple[str, Any]
 
@@ -159,8 +160,13 @@ def test_flat_params_have_a_scalar_or_list_under_each_key() -> None:
     assert not any(isinstance(value, dict | tuple) for value in flat.values())
 
 
-@pytest.mark.parametrize("section", ["pretrain", "train", "evaluate", "plots"])
+@pytest.mark.parametrize("section", ["prepare", "pretrain", "train", "evaluate", "plots"])
 def test_every_key_of_a_section_stands_in_the_file(section: str) -> None:
     """`dvc exp run -S` changes only keys that are there."""
     raw = YAML(typ="safe").load(Path("params.yaml"))[section]
     assert raw.keys() == {field.name for field in fields(getattr(load(), section))}
+
+
+def test_every_check_stands_in_the_file_with_its_default() -> None:
+    raw = YAML(typ="safe").load(Path("params.yaml"))["prepare"]["checks"]
+    assert raw == asdict(Checks())

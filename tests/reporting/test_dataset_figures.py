@@ -62,5 +62,5 @@ def test_figures_of_a_dataset_with_many_classes_and_one_of_wide_pictures(
 def test_a_broken_picture_is_named(small: Raw) -> None:
     for path in (small.root / "JPEGImages").iterdir():
         path.write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"\.jpg: not readable as a picture"):
+    with pytest.raises(DataError, match=r"\.jpg cannot be read as a picture"):
         samples(small)

@@ -1,0 +1,79 @@
+"""`detection doctor`: everything that is wrong with a dataset, in one list."""
+
+import json as json_module
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from detection import params
+from detection.data.faults import KINDS
+from detection.data.read import Raw, examine
+from detection.errors import DataError
+
+log = logging.getLogger(__name__)
+EXAMPLES = 5
+
+
+def doctor(name: str, json: Path | None) -> str:
+    """Read a dataset as `prepare` would, decode every picture, and list the faults.
+
+    Args:
+        name: A dataset of `params.yaml`.
+        json: Where to write all faults: a list of `{kind, action, where, detail}`.
+
+    Returns:
+        The report: a table of what would be prepared, and per kind of fault its count and examples.
+
+    Raises:
+        ParamsError: There is no such dataset.
+        DataError: It is not there, or has faults that `prepare.checks` calls errors; after the report is
+            logged.
+    """
+    chosen = params.load(dataset=name)
+    raw = examine(name, chosen.data, chosen.prepare.checks, decode=True)
+    if json:
+        json.write_text(json_module.dumps(_records(raw), indent=1) + "\n", encoding="utf-8")
+    report = "\n".join([f"{name} in {raw.root}", "", *_table(raw), "", *_faults(raw)])
+    if refused := raw.faults.refused():
+        log.info("%s", report)
+        raise DataError(
+            f"{name} has {sum(refused.values())} faults that `prepare` refuses ({', '.join(refused)}); "
+            f"mend them, or say at prepare.checks in params.yaml what is to be done"
+        )
+    return report
+
+
+def _records(raw: Raw) -> list[dict[str, str]]:
+    return [{**fault._asdict(), "action": raw.faults.action(fault.kind)} for fault in raw.faults.found]
+
+
+def _table(raw: Raw) -> list[str]:
+    """Pictures, objects and classes of each split, without what is left out."""
+    rows: list[tuple[str, ...]] = [
+        ("", "pictures", "objects", "without objects", "classes", "difficult", "crowd")
+    ]
+    for split, index in raw.splits.items():
+        empty = int((np.diff(index.offsets) == 0).sum())
+        counts = (len(index), len(index.boxes), empty, len(np.unique(index.labels)))
+        flags = (int(index.difficult.sum()), int(index.crowd.sum()))
+        rows.append((split, *(f"{count:,}" for count in (*counts, *flags))))
+    lines = ["  " + f"{row[0]:<6}" + "".join(f"{cell:>17}" for cell in row[1:]) for row in rows]
+    return [*lines, "", f"  {len(raw.classes)} classes: {_shortened(raw.classes)}"]
+
+
+def _shortened(classes: tuple[str, ...], most: int = 20) -> str:
+    return ", ".join(classes[:most]) + (f" and {len(classes) - most} more" if len(classes) > most else "")
+
+
+def _faults(raw: Raw) -> list[str]:
+    """A block a kind: what it is, what `prepare` does about it, the first few."""
+    counts = raw.faults.counts()
+    if not counts:
+        return ["  nothing is wrong with it"]
+    lines = []
+    for kind, count in counts.items():
+        lines.append(f"  {count:>6,}  {KINDS[kind]}   [{kind}: {raw.faults.action(kind)}]")
+        lines += [f"            {fault}" for fault in raw.faults.of(kind)[:EXAMPLES]]
+        lines += [f"            … and {count - EXAMPLES:,} more"] if count > EXAMPLES else []
+    return lines

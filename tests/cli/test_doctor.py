@@ -1,0 +1,223 @@
+"""`detection doctor` and `prepare` on a folder with planted faults: every one is named, in one list."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from detection.params.sections import Checks
+
+ROOT = Path(__file__).resolve().parents[2]
+CAT = "<object><name>cat</name><bndbox>{}</bndbox></object>"
+
+
+def run(folder: Path, data: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATA_ROOT": str(data), "DVC_ROOT": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+def project(folder: Path, entry: dict, **checks: str) -> Path:
+    """A copy of params.yaml with the dataset `mine`, chosen."""
+    document = YAML(typ="safe").load(ROOT / "params.yaml")
+    document |= {"dataset": "mine"}
+    document["datasets"]["mine"], document["budgets"]["mine"] = entry, {}
+    document["prepare"]["checks"] |= checks
+    folder.mkdir(exist_ok=True)
+    YAML(typ="safe").dump(document, folder / "params.yaml")
+    return folder
+
+
+def box(xmin: float, ymin: float, xmax: float, ymax: float, name: str = "cat") -> str:
+    corners = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+    return CAT.format(corners).replace("cat", name)
+
+
+class Folder:
+    """A VOC folder; every picture is another one, and has 50 x 40 pixels."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.listed: list[str] = []
+        self.rng = np.random.default_rng(0)
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (root / name).mkdir(parents=True)
+
+    def picture(self, suffix: str = "jpg", width: int = 50, **options: object) -> bytes:
+        pixels = self.rng.integers(0, 255, (40, width, 3), dtype=np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, {"jpg": "JPEG", "png": "PNG"}[suffix], **options)  # type: ignore[arg-type]
+        return content.getvalue()
+
+    def add(
+        self,
+        name: str,
+        body: str = box(5, 5, 20, 20),
+        picture: bytes | None = b"good",
+        suffix: str = "jpg",
+        size: tuple[int, int] = (50, 40),
+    ) -> None:
+        self.listed.append(name)
+        if picture is not None:
+            content = self.picture(suffix) if picture == b"good" else picture
+            (self.root / "JPEGImages" / f"{name}.{suffix}").write_bytes(content)
+        sizes = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+        self.write(name, f"<annotation>{sizes}{body}</annotation>")
+
+    def write(self, name: str, xml: str) -> None:
+        (self.root / "Annotations" / f"{name}.xml").write_text(xml)
+
+    def list(self, split: str, names: list[str]) -> None:
+        (self.root / f"ImageSets/Main/{split}.txt").write_text("".join(f"{name}\n" for name in names))
+
+
+def plant(root: Path) -> dict[str, str]:
+    """Twenty-four faults, one a picture; returns the kind of each by its picture."""
+    folder = Folder(root)
+    for number in range(3):
+        folder.add(f"good{number}")
+    good = box(5, 5, 20, 20)
+    folder.add("no_width", good + box(9, 9, 9, 20))
+    folder.add("inverted", good + box(30, 20, 10, 30))
+    folder.add("partly_out", good + box(40, 20, 70, 30))
+    folder.add("wholly_out", good + box(400, 300, 500, 350))
+    wide = folder.picture(width=300)
+    folder.add("thread", good + box(1, 3, 300, 3.2), picture=wide, size=(300, 40))
+    folder.add("twice_drawn", good + good)
+    folder.add("typo", good + box(2, 2, 9, 9, "caat"))
+    folder.add("no_name", good + box(2, 2, 9, 9, " "))
+    folder.add("no_numbers", good + box(2, 2, 9, 9).replace("<xmin>2", "<xmin>two"))
+    folder.add("no_picture", picture=None)
+    folder.add("text", picture=b"this is no picture")
+    folder.add("empty", picture=b"")
+    folder.add("cut_jpg", picture=folder.picture()[:-700])
+    folder.add("cut_png", picture=folder.picture("png")[:-700], suffix="png")
+    folder.add("other_size", size=(100, 80))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    folder.add("turned", picture=folder.picture(exif=exif), size=(40, 50))
+    folder.add("two_files")
+    (root / "JPEGImages/two_files.png").write_bytes(folder.picture("png"))
+    folder.add("leads_out", "<filename>../../../etc/passwd.jpg</filename>" + good, picture=None)
+    folder.add("broken_xml")
+    folder.write("broken_xml", "<annotation><object>")
+    folder.add("entities")
+    folder.write("entities", "<!DOCTYPE a [<!ENTITY b 'c'>]><annotation>&b;</annotation>")
+    folder.add("no_xml")
+    (root / "Annotations/no_xml.xml").unlink()
+    shared = folder.picture()
+    folder.add("shared_test", picture=shared)
+    folder.add("good_test")
+    folder.list("test", ["shared_test", "good_test"])
+    folder.listed = folder.listed[:-2]
+    folder.add("shared_train", picture=shared)
+    folder.list("train", [*folder.listed, "../../outside", "good0"])
+    return {
+        **dict.fromkeys(["no_width", "inverted"], "zero_area"),
+        **dict.fromkeys(["partly_out", "wholly_out"], "outside"),
+        "thread": "absurd_box",
+        "twice_drawn": "duplicate_object",
+        "typo": "unknown_class",
+        **dict.fromkeys(["no_name", "no_numbers", "broken_xml", "entities"], "broken_annotation"),
+        "no_picture": "missing_picture",
+        **dict.fromkeys(["text", "empty", "cut_jpg", "cut_png"], "broken_picture"),
+        "other_size": "picture_size",
+        "turned": "exif_rotation",
+        "two_files": "duplicate_id",
+        "good0 is listed twice": "duplicate_id",
+        **dict.fromkeys(["leads_out", "../../outside"], "unsafe_name"),
+        "no_xml": "missing_annotation",
+        "shared_train": "same_picture",
+    }
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    data = tmp_path_factory.mktemp("raw")
+    return data, plant(data / "mine")
+
+
+ENTRY = {"format": "voc", "path": "mine", "train": ["train"], "test": ["test"], "classes": ["cat"]}
+
+
+def test_the_doctor_names_every_planted_fault(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    data, faults = planted
+    folder = project(tmp_path / "work", ENTRY)
+    done = run(folder, data, "detection.cli", "doctor", "mine", "--json", "faults.json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: mine has ")
+    assert done.stderr.count("\n") == 1
+    found = json.loads((folder / "faults.json").read_text())
+    for picture, kind in faults.items():
+        matching = [one for one in found if picture in one["where"] + one["detail"] and one["kind"] == kind]
+        assert len(matching) == 1, picture
+    assert len(found) == len(faults) >= 20
+    for kind in set(faults.values()):
+        count = list(faults.values()).count(kind)
+        (line,) = [line for line in done.stdout.splitlines() if f"[{kind}: " in line]
+        assert int(line.split()[0]) == count, kind
+    assert all(picture in done.stdout for picture in faults)
+
+
+def test_prepare_refuses_all_kinds_in_one_message(
+    planted: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    data, faults = planted
+    done = run(project(tmp_path / "work", ENTRY), data, "stages.prepare")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    named = {line.split(":")[0].strip() for line in done.stderr.splitlines()[1:-1]}
+    defaults = Checks()
+    assert named == {kind for kind in faults.values() if getattr(defaults, kind) == "error"}
+    assert "broken_picture: 4: " in done.stderr
+    assert "and 1 more" in done.stderr
+    assert not (tmp_path / "work/data").exists()
+
+
+def test_what_is_dropped_stands_in_the_card(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    data, faults = planted
+    errors = [kind for kind in set(faults.values()) if getattr(Checks(), kind) == "error"]
+    folder = project(tmp_path / "work", ENTRY, **dict.fromkeys(errors, "drop"))
+    done = run(folder, data, "stages.prepare")
+    assert done.returncode == 0, done.stderr
+    assert "outside: 2 clipped: JPEGImages/partly_out.jpg: cat [39, 19, 70, 30]" in done.stdout
+    card = json.loads((folder / "reports/dataset/card.json").read_text())
+    assert card["faults"]["zero_area"]["count"] == 2
+    assert card["faults"]["broken_picture"]["action"] == "drop"
+    left = {"no_width", "inverted", "partly_out", "wholly_out", "thread", "twice_drawn", "typo", "no_name"}
+    left |= {"no_numbers", "turned", "two_files", "good0", "good1", "good2"}
+    with np.load(folder / "data/prepared/train.npz") as index:
+        assert {name.decode() for name in index["ids"]} == left
+        widths = np.repeat(index["sizes"][:, 1], np.diff(index["offsets"]))
+        assert (index["boxes"][:, 2] <= widths).all()
+
+
+def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> None:
+    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", "bccd")
+    assert done.returncode == 0, done.stderr
+    assert "BloodImage_00338.xml: RBC with xmin 504, ymin 337, xmax 504, ymax 337" in done.stdout
+    assert "BloodImage_00343.xml: RBC with xmin 181, ymin 329, xmax 181, ymax 329" in done.stdout
+    assert done.stdout.count("[") == 1  # and nothing else
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("tiny_coco", "50"), ("voc2007_320", "2,508")])
+def test_the_doctor_finds_nothing_on_clean_data(
+    shared_data: Path, tmp_path: Path, name: str, pictures: str
+) -> None:
+    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", name)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is wrong with it" in done.stdout
+    assert f" {pictures} " in done.stdout
