@@ -82,45 +82,65 @@ def _packed(
     """Pictures in the order of the file, those without annotations too, as arrays."""
     where = split.annotations
     columns = Columns.of(instances.annotations)
-    ids = np.array([image.id for image in instances.images], dtype=np.int64)
+    images = instances.images
+    ids = np.array([image.id for image in images], dtype=np.int64)
     if len(ids) and np.abs(ids).max() >= EXACT:
-        raise DataError(
-            f"{where}: picture ids must be below 2^53, from where on JSON's numbers are not exact"
-        )
+        raise DataError(f"{where}: picture ids must be below 2^53, from where on JSON's numbers are inexact")
     digest.entry(where, content_hash(instances, columns))
-    usable = _usable_images(instances.images, split, faults)
+    usable = _usable_images(images, ids, split, faults)
     owners = _rows_of(columns.image_id, ids)
     labels = _labels(columns.category_id, instances.categories, classes, where, faults)
     kept = _usable_annotations(columns, owners, labels, instances, classes, split, faults)
-    order = np.flatnonzero(kept)[np.argsort(owners[kept], kind="stable")]
+    order = _by_picture(owners, kept)
     boxes = columns.bbox[order]
     drawn = boxes[:, 2] * boxes[:, 3]
     boxes[:, 2:] += boxes[:, :2]
-    crowd = columns.iscrowd[order] == 1
+    crowd = columns.iscrowd[order]
     counts = np.bincount(owners[order], minlength=len(ids))
     index = Index(
-        files=np.array([_file(split, image).encode() for image in instances.images], dtype=np.bytes_),
-        ids=np.array([str(image.id).encode() for image in instances.images], dtype=np.bytes_),
-        sizes=np.array([(i.height, i.width) for i in instances.images], dtype=np.int32).reshape(-1, 2),
+        files=_encoded([_file(split.images, image.file_name) for image in images]),
+        ids=_encoded(list(map(str, ids.tolist()))),
+        sizes=np.array([side for i in images for side in (i.height, i.width)], np.int32).reshape(-1, 2),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32),
         labels=labels[order],
-        difficult=(columns.ignore[order] == 1) & ~crowd,
+        difficult=columns.ignore[order] & ~crowd,
         crowd=crowd,
         areas=np.where(columns.area[order] < 0, drawn, columns.area[order]).astype(np.float32),
     )
     return index if usable.all() else index.select(np.flatnonzero(usable))
 
 
-def _file(split: CocoSplit, image: Image) -> str:
+def _file(folder: str, name: str) -> str:
     """A picture relative to the dataset's folder."""
-    return posixpath.normpath(f"{split.images}/{image.file_name}")
+    file = f"{folder}/{name}"
+    return posixpath.normpath(file) if "./" in file or "//" in file else file
+
+
+def _encoded(names: list[str]) -> NDArray[np.bytes_]:
+    """All names to UTF-8 in one go."""
+    parts = "\0".join(names).encode().split(b"\0") if names else []
+    return np.array(parts, dtype=np.bytes_)
+
+
+def _by_picture(owners: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The kept annotations in the order of their pictures, those of one picture as they were.
+
+    Sorts one number made of both, which numpy does ten times as fast as a stable argsort.
+    """
+    rows = np.flatnonzero(kept)
+    return np.sort(owners[rows] << 32 | rows) & 0xFFFFFFFF
 
 
 def _rows_of(wanted: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """[T], the first row of `ids` that has each wanted number, -1 where none has."""
     if not len(ids):
         return np.full(len(wanted), -1, dtype=np.int64)
+    if ids.min() >= 0 and ids.max() < 20 * len(ids):  # a table is five times as fast as a search
+        rows = np.full(ids.max() + 2, -1, dtype=np.int64)
+        rows[ids[::-1]] = np.arange(len(ids))[::-1]
+        place = np.where((wanted >= 0) & (wanted <= ids.max()), wanted, ids.max() + 1)
+        return np.where(place == np.floor(place), rows[place.astype(np.int64)], -1)
     order = np.argsort(ids, kind="stable")
     place = np.searchsorted(ids[order].astype(np.float64), wanted)
     rows = order[np.minimum(place, len(ids) - 1)]
@@ -144,21 +164,21 @@ def _labels(
     return labels[_rows_of(wanted, np.array(ids, dtype=np.int64))]  # row -1 is the last, which is -1
 
 
-def _usable_images(images: Sequence[Image], split: CocoSplit, faults: Faults) -> NDArray[np.bool_]:
+def _usable_images(
+    images: Sequence[Image], ids: NDArray[np.int64], split: CocoSplit, faults: Faults
+) -> NDArray[np.bool_]:
     """[N], False for pictures with an unsafe name or an id that an earlier one has."""
     usable = np.ones(len(images), dtype=np.bool_)
-    seen: dict[int, str] = {}
     for row, image in enumerate(images):
         if not is_inside(image.file_name):
             detail = f"file_name {image.file_name!r} leads out of the folder {split.images}"
             faults.add("unsafe_name", split.annotations, detail)
             usable[row] = False
-        if image.id in seen:
-            detail = f"{seen[image.id]} and {image.file_name} share the id {image.id}"
-            faults.add("duplicate_id", split.annotations, detail)
-            usable[row] = False
-        else:
-            seen[image.id] = image.file_name
+    first = _rows_of(ids.astype(np.float64), ids)
+    for row in np.flatnonzero(first != np.arange(len(ids))).tolist():
+        names = f"{images[first[row]].file_name} and {images[row].file_name}"
+        faults.add("duplicate_id", split.annotations, f"{names} share the id {images[row].id}")
+        usable[row] = False
     return usable
 
 
@@ -178,8 +198,7 @@ def _usable_annotations(
         for row in np.flatnonzero(bad & left).tolist():
             of = f" of picture {int(columns.image_id[row])}" if owners[row] >= 0 else ""
             faults.add(kind, f"{split.annotations}: annotations[{row}]{of}", describe(row))
-        if kind != "duplicate_object" or faults.action(kind) == "drop":
-            left[bad] = False
+        left[bad] = False
 
     def unknown(row: int) -> str:
         number = int(columns.category_id[row])
@@ -204,13 +223,5 @@ def _usable_annotations(
         np.asarray(bbox[:, 2:].min(axis=1, initial=np.inf) <= 0),
         "zero_area",
         lambda row: f"width {bbox[row, 2]:g}, height {bbox[row, 3]:g}",
-    )
-    repeated = np.ones(len(owners), dtype=np.bool_)
-    repeated[np.unique(columns.id, return_index=True)[1]] = False
-    repeated &= (columns.id != -1) & (np.abs(columns.id) < EXACT)
-    sort_out(
-        repeated,
-        "duplicate_object",
-        lambda row: f"the annotation id {int(columns.id[row])} is another's already",
     )
     return left

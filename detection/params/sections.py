@@ -25,7 +25,7 @@ class Checks:
     zero_area: Literal["error", "drop"] = "drop"
     """A box without area, or with its corners exchanged."""
     duplicate_object: Literal["error", "drop", "keep"] = "keep"
-    """The same class and box twice in a picture, or a COCO annotation id twice; `drop`: the first stays."""
+    """The same class and box twice in a picture; `drop`: the first stays."""
     missing_picture: Literal["error", "drop"] = "error"
     """The annotated picture is not there."""
     broken_picture: Literal["error", "drop"] = "error"
