@@ -39,7 +39,7 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
 
     from detection.data.read import read
 
-    raw = read(dataset, chosen.data)  # before torch is imported, which takes seconds
+    raw = read(dataset, chosen.data, chosen.prepare.checks)  # before torch is imported, which takes seconds
 
     from detection.data.loader import Order, Pictures
     from detection.reporting.drawing import sheet
