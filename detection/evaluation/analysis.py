@@ -52,9 +52,9 @@ def tables(overlaps: Overlaps, matches: Matches, classes: Sequence[str]) -> Tabl
     verdicts = Verdicts.of(overlaps, matches)
     strangers = Strangers.of(overlaps, verdicts)
     errors = error_types.analyse(overlaps, verdicts, strangers)
-    sweeps = {ALL: operating.sweep(overlaps, verdicts)}
-    sweeps |= {name: operating.sweep(overlaps, verdicts, label) for label, name in enumerate(classes)}
-    best = sweeps[ALL].best
+    whole, of_class = operating.sweeps(overlaps, verdicts)
+    best = whole.best
+    sweeps = [(ALL, whole), *zip(classes, of_class, strict=True)]
     calibration = operating.calibrate(overlaps, verdicts)
     matrix = operating.confusion(overlaps, verdicts, strangers, best.score)
     actual, predicted = np.nonzero(matrix)
@@ -89,11 +89,11 @@ def tables(overlaps: Overlaps, matches: Matches, classes: Sequence[str]) -> Tabl
                         "f1": s.f1,
                     }
                 )
-                for name, s in sweeps.items()
+                for name, s in sweeps
             ],
             ignore_index=True,
         ),
-        "best_f1.csv": pd.DataFrame([{"class": name, **asdict(s.best)} for name, s in sweeps.items()]),
+        "best_f1.csv": pd.DataFrame([{"class": name, **asdict(s.best)} for name, s in sweeps]),
         "calibration.csv": pd.DataFrame(
             {
                 "score_from": calibration.low,

@@ -172,7 +172,8 @@ class _Scene:
 
     def __init__(self, overlaps: Overlaps, verdicts: Verdicts) -> None:
         self.overlaps, self.verdicts = overlaps, verdicts
-        self.order = np.lexsort((-overlaps.found.scores, overlaps.found.labels))
+        order = np.flatnonzero(verdicts.right | verdicts.wrong)
+        self.order = order[np.lexsort((-overlaps.found.scores[order], overlaps.found.labels[order]))]
         self.known = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=overlaps.classes) > 0
 
     def ap50(
@@ -192,16 +193,14 @@ class _Scene:
         """
         overlaps, verdicts = self.overlaps, self.verdicts
         labels, right = overlaps.found.labels, verdicts.right
-        kept, order = right | verdicts.wrong, self.order
-        if without is not None:
-            kept = kept & ~without
+        rows = self.order if without is None else self.order[~without[self.order]]
         if mended is not None and target is not None:
-            labels, right, kept = labels.copy(), right.copy(), kept.copy()
-            labels[mended], right[mended], kept[mended] = overlaps.truth.labels[target[mended]], True, True
-            order = np.lexsort((-overlaps.found.scores, labels))
+            labels, right = labels.copy(), right.copy()
+            labels[mended], right[mended] = overlaps.truth.labels[target[mended]], True
+            rows = np.sort(np.concatenate([rows, mended]))
+            rows = rows[np.lexsort((-overlaps.found.scores[rows], labels[rows]))]
         counted = verdicts.counted if forgiven is None else verdicts.counted & ~forgiven
         objects = np.bincount(overlaps.truth.labels[counted], minlength=overlaps.classes)
-        rows = order[kept[order]]
         starts = np.searchsorted(labels[rows], np.arange(overlaps.classes + 1))
         values = [
             _average_precision(right[rows[starts[label] : starts[label + 1]]], int(objects[label]))

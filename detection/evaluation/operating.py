@@ -44,22 +44,34 @@ class Sweep:
     """Where F1 is greatest, at one of the detections' own scores; of equals the highest score."""
 
 
-def sweep(overlaps: Overlaps, verdicts: Verdicts, label: int | None = None) -> Sweep:
+def sweeps(overlaps: Overlaps, verdicts: Verdicts) -> tuple[Sweep, list[Sweep]]:
     """Walk along the score: from 0 to 1 in hundredths, or from least to greatest where scores lie elsewhere.
 
     Args:
         overlaps: For scores and classes.
         verdicts: Right and wrong.
-        label: One class; None: all detections in one pot.
+
+    Returns:
+        Of all detections in one pot, and of each class.
     """
-    rows, things = verdicts.right | verdicts.wrong, verdicts.counted
-    if label is not None:
-        rows, things = rows & (overlaps.found.labels == label), things & (overlaps.truth.labels == label)
-    order = np.argsort(overlaps.found.scores[rows])
-    scores, right = overlaps.found.scores[rows][order], verdicts.right[rows][order]
-    objects = int(things.sum())
-    low, high = (0.0, 1.0) if _is_share(overlaps.found.scores) else (scores.min(), scores.max())
+    rows = np.flatnonzero(verdicts.right | verdicts.wrong)
+    rows = rows[np.argsort(overlaps.found.scores[rows])]
+    scores, right, labels = overlaps.found.scores[rows], verdicts.right[rows], overlaps.found.labels[rows]
+    low, high = (0.0, 1.0) if _is_share(scores) else (scores[0], scores[-1])
     grid = np.linspace(low, high, 101)
+    objects = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=overlaps.classes)
+    by_class = np.argsort(labels, kind="stable")
+    parts = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, overlaps.classes)))
+    of_class = [
+        _sweep(grid, scores[part], right[part], int(count))
+        for part, count in zip(parts, objects, strict=False)  # numpy splits nothing into one part
+    ]
+    return _sweep(grid, scores, right, int(objects.sum())), of_class
+
+
+def _sweep(
+    grid: NDArray[np.float64], scores: NDArray[np.float64], right: NDArray[np.bool_], objects: int
+) -> Sweep:
     own = np.unique(scores)
     _, _, f1 = _rates(own, scores, right, objects)
     at = own[len(own) - 1 - np.argmax(f1[::-1])] if len(own) else np.nan

@@ -91,7 +91,7 @@ def test_sums_hold(seed: int) -> None:
         unfound = verdicts.counted & ~verdicts.found
         assert everything.ap50(without=verdicts.wrong, forgiven=unfound) == pytest.approx(1)
 
-    for threshold in (0.0, 0.5, operating.sweep(overlaps, verdicts).best.score):
+    for threshold in (0.0, 0.5, operating.sweeps(overlaps, verdicts)[0].best.score):
         matrix = operating.confusion(overlaps, verdicts, strangers, threshold)
         kept = overlaps.found.scores >= threshold
         objects = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=CLASSES)
@@ -110,10 +110,10 @@ def test_confusion_by_hand(make_index: MakeIndex) -> None:
 
 def test_best_f1_by_hand(make_index: MakeIndex) -> None:
     overlaps, verdicts, _ = built(make_index)
-    best = operating.sweep(overlaps, verdicts).best
+    best = operating.sweeps(overlaps, verdicts)[0].best
     assert best.score == pytest.approx(0.95)  # 1 of 1 is right, 1 of 5 found; every other detection is wrong
     assert (best.precision, best.recall, best.f1) == pytest.approx((1, 1 / 5, 2 / 6))
-    sweep = operating.sweep(overlaps, verdicts, 1)
+    sweep = operating.sweeps(overlaps, verdicts)[1][1]
     assert sweep.recall[0] == sweep.precision[0] == 0
     assert np.isnan(sweep.precision[50])  # no detection of class 1 is left at 0.5
 
@@ -122,7 +122,7 @@ def test_best_f1_by_hand(make_index: MakeIndex) -> None:
 def test_best_f1_is_the_best_of_all(seed: int) -> None:
     overlaps = Overlaps.of(*scene(seed), CLASSES)
     verdicts = Verdicts.of(overlaps, match(overlaps))
-    best = operating.sweep(overlaps, verdicts).best
+    best = operating.sweeps(overlaps, verdicts)[0].best
     some, objects = verdicts.right | verdicts.wrong, verdicts.counted.sum()
     tried = {
         score: 2
