@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +101,8 @@ def save_detector(
     notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, …)."""
+    import msgspec  # here, as building and training do without it
+
     torch.save(
         {
             "format": FORMAT,
@@ -121,6 +122,8 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     Raises:
         CheckpointError: No such file, not a detector's file, or weights that do not fit its own recipe.
     """
+    import msgspec
+
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -98,8 +98,11 @@ class SSD(BackboneDetector):
 
     def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
         """See `Detector.detect`."""
+        return self.select(*self._outputs(images), sizes)
+
+    def select(self, logits: Tensor, deltas: Tensor, priors: Tensor, sizes: Sizes) -> list[Detections]:
+        """Detections from logits [B, A, K + 1] and deltas [B, A, 4] of priors [A, 4]."""
         recipe = self.recipe
-        logits, deltas, priors = self._outputs(images)
         scores = logits.softmax(-1)[..., 1:]
         candidates = _candidates(recipe, scores, deltas, priors, sizes)
         limit, classes = recipe.detections_per_image, scores.shape[2]

@@ -3,11 +3,13 @@
     params = load("params.yaml")
     params.recipe.optimizer.lr      # the chosen model's recipe, merged and scaled for the chosen dataset
 
-Imports neither torch nor mlflow: an error about params must reach a person in half a second.
+Imports neither torch nor mlflow: an error about params must reach a person in half a second. The dataclasses
+need nothing but Python; what reads YAML into them is imported when it is asked for.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
-from detection.params.load import Params, load
 from detection.params.recipe import (
     FasterRCNNRecipe,
     FCOSRecipe,
@@ -18,6 +20,9 @@ from detection.params.recipe import (
     SSDRecipe,
 )
 from detection.params.sections import Evaluate, Plots, Pretrain, Train
+
+if TYPE_CHECKING:
+    from detection.params.reading import Params, load
 
 __all__ = [
     "CocoDataset",
@@ -38,3 +43,12 @@ __all__ = [
     "VocDataset",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Params` and `load`, from where YAML is read."""
+    if name not in ("Params", "load"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from detection.params import reading
+
+    return getattr(reading, name)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from detection.params.load import flatten
+from detection.params.reading import flatten
 from detection.tracking import facts
 from detection.tracking.live import METRICS_PER_CALL, Point, log_points
 from detection.tracking.store import Store

@@ -1,0 +1,112 @@
+"""Whether every recipe can learn at all: eight drawn pictures, until AP50 is 0.9.
+
+    python -m benchmarks.overfit                       # all recipes of params.yaml
+    python -m benchmarks.overfit retinanet ssd300
+    python -m benchmarks.overfit --published-backbone  # not on the smallest backbone of its kind
+
+Each recipe keeps its own assignment, losses, sampling and postprocessing, at a reduced size: 128 pixels where
+it has no fixed size, narrow pyramids, the smallest backbone of its kind, and the anchors of its `on: shapes`.
+From random weights, without augmentation, by AdamW at one learning rate for all: what is tried is the
+detector, not its schedule. Scored by COCO's protocol on the same eight pictures.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from dataclasses import replace
+from itertools import chain, count
+from typing import Any
+
+import torch
+
+from detection.data.loader import Loader, Pictures
+from detection.data.read import Raw, read
+from detection.evaluation import coco
+from detection.evaluation.inference import run
+from detection.models.build import build_detector, without_weights
+from detection.params import Optimizer, Recipe, ShapesDataset, load
+from detection.params.reading import read_yaml
+from detection.training.optimisation import make_optimizer, set_learning_rate
+
+PICTURES, SIDE = 8, 128
+ENOUGH = 0.9  # AP50
+EVERY = 25  # steps between scores
+WARM = 10  # steps over which the rate rises
+RATE = Optimizer(name="adamw", lr=1e-3, weight_decay=0.0)
+SMALLEST = {"resnet50": "resnet18", "resnet101": "resnet18", "mobilenet_v3_large": "mobilenet_v3_small"}
+
+
+def reduced(name: str, keep_backbone: bool) -> Recipe:
+    """A recipe at the size of this benchmark."""
+    recipe = load(model=name, dataset="shapes").recipe
+    # VGG16 has no BatchNorm, and does with small batches what takes minutes otherwise
+    batch = 2 if recipe.backbone == "vgg16" else PICTURES
+    changes: dict[str, Any] = {"augmentation": "none", "batch_size": batch, "train_difficult": True}
+    if not keep_backbone:
+        changes["backbone"] = SMALLEST.get(recipe.backbone, recipe.backbone)
+        if hasattr(recipe, "fpn_channels"):
+            changes["fpn_channels"] = min(recipe.fpn_channels, 64)
+        if hasattr(recipe, "roi_hidden"):
+            changes["roi_hidden"] = min(recipe.roi_hidden, 256)
+    if not recipe.fixed_size:
+        changes |= {"image_size": SIDE, "max_size": None}
+    return without_weights(replace(recipe, **changes))
+
+
+def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
+    """Train until the score is enough; returns the best AP50 and the step that had it."""
+    torch.manual_seed(0)
+    index = data.splits["train"]
+    detector: Any = build_detector(recipe, len(data.classes), None)
+    detector.to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(detector, RATE)
+    loader = Loader(Pictures(index, data.root, recipe, train=True), recipe.batch_size, 0, True)
+    best, best_step = 0.0, 0
+    for step, batch in enumerate(chain.from_iterable(map(loader.epoch, count())), start=1):
+        set_learning_rate(optimizer, min(step / WARM, 1.0))
+        losses = detector.train()(batch.images.contiguous(memory_format=torch.channels_last), batch.targets)
+        torch.stack(list(losses.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % EVERY == 0:
+            results = run(detector, index, data.root, recipe, batch_size=PICTURES, device="cpu")
+            score = coco.score(index, results, data.classes).stats["AP50"]
+            if score > best:
+                best, best_step = score, step
+            if best >= ENOUGH or step >= limit:
+                return best, best_step
+    raise AssertionError
+
+
+def main() -> None:
+    """Print a row a recipe, and how many were enough."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="recipes of params.yaml")
+    parser.add_argument("--steps", type=int, default=600, help="most steps of a recipe")
+    parser.add_argument("--published-backbone", action="store_true", help="leave the backbones as they are")
+    options = parser.parse_args()
+    names = options.names or list(read_yaml("params.yaml")["models"])
+    enough = 0
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DATA_ROOT"] = folder
+        spec = ShapesDataset(format="shapes", path="eight", image_size=SIDE, train=PICTURES, val=1, test=1)
+        data = read("eight", spec)
+        print(f"{PICTURES} pictures, {len(data.splits['train'].boxes)} objects, {len(data.classes)} classes")
+        print(f"{'recipe':26} {'backbone':20} {'pixels':>6} {'AP50':>6} {'steps':>6} {'CPU s':>7}")
+        for name in names:
+            recipe = reduced(name, options.published_backbone)
+            started = time.process_time()
+            score, step = overfit(recipe, data, options.steps)
+            enough += score >= ENOUGH
+            print(
+                f"{name:26} {recipe.backbone:20} {recipe.image_size:6} {score:6.3f} {step:6} "
+                f"{time.process_time() - started:7.0f}",
+                flush=True,
+            )
+    print(f"{enough} of {len(names)} recipes reach AP50 {ENOUGH}")
+
+
+if __name__ == "__main__":
+    main()

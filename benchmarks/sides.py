@@ -1,0 +1,232 @@
+"""Two sides of a training step: our detector and torchvision's class, on the same batch.
+
+Needs torch, torchvision and numpy, and of this project what trains; no YAML is read, so that these benchmarks
+run on a machine that has nothing else. The recipes are the published ones where nothing else is said.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from detection.data.batch import Targets
+from detection.models.build import build_detector
+from detection.models.hardware import autocast
+from detection.models.protocol import Detector
+from detection.params.recipe import (
+    FasterRCNNRecipe,
+    FCOSRecipe,
+    Optimizer,
+    Recipe,
+    RetinaNetRecipe,
+    SSDRecipe,
+)
+from detection.training.optimisation import make_optimizer
+
+OBJECTS = 8  # of a picture
+SMALL_STEP = Optimizer(lr=1e-6)  # both sides stay what they were
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SSD_RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
+MOBILENET_ANCHORS = ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One system at its published shape."""
+
+    recipe: Recipe
+    builder: str | None
+    """Of torchvision; None where it has no such builder."""
+    large: tuple[int, int, int]
+    """Height and width of a batch in pixels, and its pictures, on a GPU."""
+    small: tuple[int, int, int]
+    """The same on a CPU."""
+
+    @property
+    def one_stage(self) -> bool:
+        """Whether it has no proposals."""
+        return self.recipe.architecture != "fasterrcnn"
+
+    @property
+    def background(self) -> int:
+        """How far torchvision's labels are from ours: 1 where 0 is its background."""
+        return 0 if self.recipe.architecture in ("retinanet", "fcos") else 1
+
+
+R50: dict[str, Any] = {"backbone": "resnet50", "image_size": 800, "batch_size": 16, "epochs": 1}
+FIXED: dict[str, Any] = {"resize": "stretch", "fixed_size": True, "epochs": 1}
+RETINANET = RetinaNetRecipe(architecture="retinanet", detections_per_image=300, **R50)
+SSD300 = SSDRecipe(
+    architecture="ssd",
+    backbone="vgg16",
+    image_size=300,
+    batch_size=32,
+    scales=(0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+    aspect_ratios=((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,)),
+    steps=(8, 16, 32, 64, 100, 300),
+    score_threshold=0.01,
+    nms_threshold=0.45,
+    detections_per_image=200,
+    image_mean=(0.48235, 0.45882, 0.40784),
+    image_std=(1 / 255, 1 / 255, 1 / 255),
+    **FIXED,
+)
+SSDLITE = SSDRecipe(
+    architecture="ssdlite",
+    backbone="mobilenet_v3_large",
+    image_size=320,
+    batch_size=192,
+    scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0),
+    aspect_ratios=((2.0, 3.0),) * 6,
+    reduced_tail=True,
+    score_threshold=0.001,
+    nms_threshold=0.55,
+    detections_per_image=300,
+    topk_candidates=300,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    **FIXED,
+)
+MOBILENET_320 = FasterRCNNRecipe(
+    architecture="fasterrcnn",
+    backbone="mobilenet_v3_large",
+    image_size=320,
+    batch_size=16,
+    epochs=1,
+    fpn_levels=(4, 5),
+    anchor_sizes=((32, 64, 128, 256, 512),) * 3,
+    rpn_pre_nms_test=150,
+    rpn_post_nms_test=150,
+    rpn_score_threshold=0.05,
+)
+C4 = FasterRCNNRecipe(
+    architecture="fasterrcnn",
+    features="c4",
+    anchor_sizes=((128, 256, 512),),
+    anchor_strides=(16,),
+    rpn_channels=512,
+    rpn_pre_nms_train=12000,
+    rpn_post_nms_train=600,
+    pooling="roi_pool",
+    pool_size=14,
+    roi_head="layer4",
+    roi_batch=128,
+    roi_positive_fraction=0.5,
+    **R50,
+)
+WIDE, SQUARE = (800, 1088, 16), (320, 320, 2)
+CASES = {
+    "retinanet": Case(RETINANET, "retinanet_resnet50_fpn", WIDE, SQUARE),
+    "fcos": Case(FCOSRecipe(architecture="fcos", **R50), "fcos_resnet50_fpn", WIDE, SQUARE),
+    "ssd300": Case(SSD300, "ssd300_vgg16", (300, 300, 64), (300, 300, 4)),
+    "ssdlite320": Case(SSDLITE, "ssdlite320_mobilenet_v3_large", (320, 320, 192), (320, 320, 8)),
+    "fasterrcnn": Case(
+        FasterRCNNRecipe(architecture="fasterrcnn", **R50), "fasterrcnn_resnet50_fpn", WIDE, SQUARE
+    ),
+    "fasterrcnn_mobilenet_320": Case(
+        MOBILENET_320, "fasterrcnn_mobilenet_v3_large_320_fpn", (320, 448, 64), (320, 320, 4)
+    ),
+    "fasterrcnn_resnet50_c4": Case(C4, None, (600, 608, 16), SQUARE),
+}
+
+
+def build(case: Case, classes: int = 90) -> tuple[Detector, Any]:
+    """Our detector and torchvision's model (or None) with the same weights, all layers trained.
+
+    torchvision's own resizing is switched off: both get pictures of the final size.
+    """
+    layers = 6 if case.recipe.backbone.startswith("mobilenet") else 5
+    recipe = replace(case.recipe, trainable_layers=layers, freeze_bn=False)
+    ours = build_detector(recipe, classes, None).train()
+    if case.builder is None:
+        return ours, None
+    make = getattr(torchvision.models.detection, case.builder)
+    theirs = make(weights=None, weights_backbone=None, num_classes=classes + case.background)
+    ours.load_state_dict(theirs.state_dict())
+    theirs.transform = KeepSize(case.recipe.image_mean, case.recipe.image_std)
+    return ours, theirs.train()
+
+
+class KeepSize(nn.Module):
+    """torchvision's transform for pictures that already have their size: normalises and stacks."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: list[Tensor], targets: Any) -> Any:
+        """A batch of pictures, and the targets as they are."""
+        batch = torch.stack([(image - self.mean) / self.std for image in images])
+        return ImageList(batch, [(batch.shape[2], batch.shape[3])] * len(batch)), targets
+
+    def postprocess(self, found: Any, *_: Any) -> Any:
+        """What was found, as it is."""
+        return found
+
+
+def make_batch(count: int, height: int, width: int, classes: int, device: str) -> tuple[Tensor, Targets]:
+    """Random uint8 pictures of one size with `OBJECTS` objects each."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
+    limit = torch.tensor([width, height])
+    corner = torch.rand(count, OBJECTS, 2, generator=generator) * limit * 0.6
+    side = (0.05 + 0.35 * torch.rand(count, OBJECTS, 2, generator=generator)) * limit
+    labels = torch.randint(0, classes, (count, OBJECTS), generator=generator)
+    mask, sizes = torch.ones(count, OBJECTS, dtype=torch.bool), torch.tensor([[height, width]] * count)
+    targets = Targets(torch.cat([corner, corner + side], dim=2), labels, mask, sizes)
+    return images.to(device), targets.to(torch.device(device))
+
+
+Step = Callable[[], None]
+
+
+def our_step(detector: Detector, images: Tensor, targets: Targets, precision: torch.dtype) -> Step:
+    """One optimiser step as the training loop takes it, channels_last and all."""
+    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = images.contiguous(memory_format=torch.channels_last)
+    optimizer = make_optimizer(detector, SMALL_STEP)
+
+    def step() -> None:
+        with autocast(images.device, precision):
+            losses = detector(images, targets)
+        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def their_step(model: Any, images: Tensor, targets: Targets, precision: torch.dtype, background: int) -> Step:
+    """One step as torchvision's references take it, on float pictures that are already there."""
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], SMALL_STEP.lr, momentum=0.9, weight_decay=1e-4
+    )
+    pictures = [image.float() / 255 for image in images]
+    truth = [
+        {"boxes": boxes, "labels": labels + background}
+        for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+    ]
+
+    def step() -> None:
+        with autocast(images.device, precision):
+            losses = model(pictures, truth)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def timed(step: Step) -> tuple[float, float]:
+    """Wall and CPU seconds of one step."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - wall, time.process_time() - cpu

@@ -1,0 +1,28 @@
+"""Training and its benchmarks run where only torch, torchvision and numpy are installed."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dvc", "mlflow", "msgspec", "pycocotools", "pydantic", "rich", "ruamel"):
+            raise ModuleNotFoundError(f"{name} is not installed", name=name)
+
+sys.meta_path.insert(0, Absent())
+import benchmarks.gpu
+from benchmarks.sides import CASES, build, make_batch, our_step
+import torch
+
+torch.set_num_threads(1)
+ours, _ = build(CASES["ssdlite320"], 3)
+our_step(ours, *make_batch(2, 320, 320, 3, "cpu"), torch.float32)()
+print("stepped")
+"""
+
+
+def test_a_step_needs_nothing_else() -> None:
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+    assert ran.stdout.strip() == "stepped", ran.stderr
