@@ -21,9 +21,10 @@ def main() -> None:
 
     from detection.data.prepared import Prepared
     from detection.errors import CheckpointError
-    from detection.evaluation import analysis, coco, curves, inference, official, per_class, voc
+    from detection.evaluation import analysis, bootstrap, coco, curves, inference, official, per_class, voc
     from detection.evaluation.matching import match
     from detection.evaluation.overlaps import Overlaps
+    from detection.evaluation.resampling import Sample
     from detection.models.build import load_detector
     from detection.tracking.evaluation import log_evaluation
 
@@ -53,13 +54,15 @@ def main() -> None:
         official.verify(overlaps, by_coco)
     table = per_class.table(index, loaded.classes, by_coco, by_voc)
     stats = {**by_coco.stats, **by_voc.stats}
+    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)))
 
     OUT.mkdir(parents=True, exist_ok=True)
     (OUT / "metrics.json").write_text(json.dumps(_jsonable(stats), indent=2) + "\n", encoding="utf-8")
     (OUT / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
     table.to_csv(OUT / "per_class.csv", index=False)
     curves.table(by_coco, loaded.classes).to_csv(OUT / "pr_curves.csv", index=False)
-    analysis.write(OUT, analysis.tables(overlaps, matches, loaded.classes))
+    tables = analysis.tables(overlaps, matches, loaded.classes)
+    analysis.write(OUT, {**tables, "intervals.json": spread.to_json(loaded.classes)})
     for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
         log.info("test %-14s %.4f", name, stats[name])
     by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))

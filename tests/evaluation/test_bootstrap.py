@@ -1,0 +1,149 @@
+"""Weighted pictures against really duplicated ones, and intervals that must hold what they promise."""
+
+import json
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scenes import CLASSES, PICTURES, crowded, scene
+
+from detection.errors import DetectionError
+from detection.evaluation import bootstrap, coco, resampling
+from detection.evaluation.coco import AT_50
+from detection.evaluation.matching import match
+from detection.evaluation.overlaps import Found, Overlaps, Truth
+from detection.evaluation.resampling import Sample, average_precision
+
+Side = TypeVar("Side", Truth, Found)
+
+
+def sampled(truth: Truth, found: Found, thresholds: tuple[int, ...] = resampling.EVERY) -> Sample:
+    pairs = Overlaps.of(truth, found, CLASSES)
+    return Sample.of(pairs, match(pairs), pictures=PICTURES, thresholds=thresholds)
+
+
+def by_coco(truth: Truth, found: Found) -> NDArray[np.float64]:
+    """[thresholds, classes] AP as the evaluator has it."""
+    pairs = Overlaps.of(truth, found, CLASSES)
+    precision = coco.score_matches(pairs, match(pairs)).precision
+    return np.ascontiguousarray(precision.transpose(0, 2, 1)).mean(axis=2)
+
+
+def copied(side: Side, times: NDArray[np.int64]) -> Side:
+    """Picture i as often as `times` says, its copies numbered one after the other."""
+    count = times[side.images]
+    rows = np.repeat(np.arange(len(count)), count)
+    copy = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    columns = {field.name: getattr(side, field.name)[rows] for field in fields(side)}
+    first = np.cumsum(times) - times
+    return type(side)(**columns | {"images": first[side.images][rows] + copy})
+
+
+def unequal(found: Found, seed: int) -> Found:
+    """The same with scores that never tie: where two of one picture do, copies could stand in between."""
+    return replace(found, scores=np.random.default_rng(seed).permutation(len(found.scores)) / 999)
+
+
+def test_every_picture_once_is_cocos_ap() -> None:
+    ones = np.ones((1, PICTURES), dtype=np.uint16)
+    for seed in range(40):
+        sides = scene(seed) if seed < 30 else crowded(seed)
+        assert np.array_equal(average_precision(sampled(*sides), ones)[0], by_coco(*sides), equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [scene, crowded])
+def test_a_picture_drawn_twice_counts_twice(make: type) -> None:
+    different = 0
+    for seed in range(20):
+        truth, found = make(seed)
+        found = unequal(found, seed)
+        drawn = bootstrap.draw(PICTURES, 4, seed)
+        scores = average_precision(sampled(truth, found), drawn)
+        for times, mine in zip(drawn.astype(np.int64), scores, strict=True):
+            wanted = by_coco(copied(truth, times), copied(found, times))
+            assert np.array_equal(mine, wanted, equal_nan=True)
+            different += not np.array_equal(wanted, by_coco(truth, found), equal_nan=True)
+    assert different > 40, "the draws change something"
+
+
+def test_one_threshold_and_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, found = scene(3)
+    drawn = bootstrap.draw(PICTURES, 9)
+    whole = average_precision(sampled(truth, found), drawn)
+    assert np.array_equal(
+        average_precision(sampled(truth, found, (AT_50,)), drawn)[:, 0], whole[:, AT_50], equal_nan=True
+    )
+    monkeypatch.setattr(resampling, "BLOCK", 1)
+    assert np.array_equal(average_precision(sampled(truth, found), drawn), whole, equal_nan=True)
+
+
+def test_draws_are_of_all_pictures_and_repeat() -> None:
+    drawn = bootstrap.draw(50, 200, seed=7)
+    assert (drawn.sum(axis=1) == 50).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(50), abs=0.3)
+    assert np.array_equal(drawn[:20], bootstrap.draw(50, 20, seed=7))
+
+
+def one_class(right: NDArray[np.bool_]) -> Sample:
+    """A picture each with one object, found perfectly or not at all; AP is the share that is found."""
+    pictures = len(right)
+    box = np.tile([10.0, 10, 50, 50], (pictures, 1))
+    truth = Truth(
+        images=np.arange(pictures),
+        labels=np.zeros(pictures, dtype=np.int64),
+        boxes=box,
+        areas=box[:, 2] * box[:, 3],
+        ignored=np.zeros(pictures, dtype=np.bool_),
+    )
+    rows = np.flatnonzero(right)
+    found = Found(images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4)
+    pairs = Overlaps.of(truth, found, 1)
+    return Sample.of(pairs, match(pairs), pictures=pictures)
+
+
+def test_interval_of_a_share_is_the_textbooks() -> None:
+    """Recall is a binomial share here: p ± 1.96 sqrt(p (1 - p) / n)."""
+    right = np.arange(400) % 10 < 6
+    spread = bootstrap.intervals(one_class(right), rounds=2000)
+    value, low, high = spread.stats["AP50"]
+    assert value == pytest.approx(0.6, abs=0.01)
+    assert (low, high) == pytest.approx((0.552, 0.648), abs=0.012)
+    assert spread.per_class["AP50"] == [spread.stats["AP50"]]
+    assert spread.stats["AP"] == pytest.approx(spread.stats["AP75"])
+
+
+def test_pairing_sees_what_two_intervals_hide() -> None:
+    """B finds what A finds and 30 of 400 more: certain in pairs, though the two intervals overlap."""
+    right = np.arange(400) % 10 < 6
+    first, second = one_class(right), one_class(right | np.isin(np.arange(400) % 40, (7, 18, 29)))
+    assert bootstrap.intervals(first).stats["AP50"].high > bootstrap.intervals(second).stats["AP50"].low
+    difference = bootstrap.paired(first, second).stats["AP50"]
+    assert difference.low > 0
+    assert difference.better == 1
+    same = bootstrap.paired(first, first).stats["AP50"]
+    assert same == (0, 0, 0, 0.5)
+    back = bootstrap.paired(second, first).stats["AP50"]
+    assert (back.value, back.better) == pytest.approx((-difference.value, 0))
+
+
+def test_other_ground_truth_is_refused() -> None:
+    with pytest.raises(DetectionError, match="different pictures, classes or objects"):
+        bootstrap.paired(sampled(*scene(2)), sampled(*scene(3)))
+
+
+def test_nothing_to_find_is_null_in_json() -> None:
+    truth, found = scene(1)
+    spread = bootstrap.intervals(sampled(truth, found), rounds=20)
+    names = [f"class {label}" for label in range(CLASSES)]
+    written = spread.to_json(names)
+    assert list(written) == ["rounds", "pictures", "level", "stats", "per_class"]
+    assert written["stats"]["AP"]["low"] <= written["stats"]["AP"]["value"] <= written["stats"]["AP"]["high"]
+    assert list(written["per_class"]["AP50"]) == names
+    assert written["per_class"]["AP50"]["class 4"] == {"value": None, "low": None, "high": None}
+    json.dumps(written, allow_nan=False)
+    empty = truth.take(np.zeros(0, dtype=np.int64)), found.take(np.zeros(0, dtype=np.int64))
+    pairs = Overlaps.of(*empty, CLASSES)
+    nothing = bootstrap.intervals(Sample.of(pairs, match(pairs), pictures=0), rounds=3)
+    assert nothing.to_json(names)["stats"]["AP50"]["value"] is None
