@@ -110,7 +110,7 @@ def ours_with_analysis(truth: Path, found: Path) -> tuple[list[float], float]:
     overlaps = given.overlaps()
     matches = match(overlaps)
     score = coco.score_matches(overlaps, matches)
-    analysis.tables(overlaps, matches, given.classes)
+    analysis.tables(overlaps, matches, given.classes, given.pictures)
     return list(score.stats.values()), loaded
 
 

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import math
-from collections.abc import Mapping
 from pathlib import Path
 
 from detection import params
@@ -23,7 +21,7 @@ def main() -> None:
     from detection.errors import CheckpointError
     from detection.evaluation import analysis, bootstrap, coco, curves, inference, official, per_class, voc
     from detection.evaluation.matching import match
-    from detection.evaluation.overlaps import Overlaps
+    from detection.evaluation.overlaps import Overlaps, picture_order
     from detection.evaluation.resampling import Sample
     from detection.models.build import load_detector
     from detection.tracking.evaluation import log_evaluation
@@ -57,22 +55,19 @@ def main() -> None:
     spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)))
 
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "metrics.json").write_text(json.dumps(_jsonable(stats), indent=2) + "\n", encoding="utf-8")
+    (OUT / "metrics.json").write_text(json.dumps(analysis.jsonable(stats), indent=2) + "\n", encoding="utf-8")
     (OUT / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
     table.to_csv(OUT / "per_class.csv", index=False)
     curves.table(by_coco, loaded.classes).to_csv(OUT / "pr_curves.csv", index=False)
-    tables = analysis.tables(overlaps, matches, loaded.classes)
+    order = picture_order(index)
+    ids = [name.decode() for name in index.ids[order]]
+    tables = analysis.tables(overlaps, matches, loaded.classes, ids, index.sizes[order])
     analysis.write(OUT, {**tables, "intervals.json": spread.to_json(loaded.classes)})
     for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
         log.info("test %-14s %.4f", name, stats[name])
     by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))
     metrics = {f"test/{name}": float(value) for name, value in {**stats, **by_class}.items()}
     log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
-
-
-def _jsonable(stats: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN; null is what DVC shows as nothing."""
-    return {name: None if math.isnan(value) else value for name, value in stats.items()}
 
 
 if __name__ == "__main__":

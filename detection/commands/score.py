@@ -81,7 +81,10 @@ def score(
     if report and matches and by_coco:
         from detection.evaluation import analysis, curves
 
-        tables = {**analysis.tables(overlaps, matches, given.classes), "scores.json": content}
+        tables = {
+            **analysis.tables(overlaps, matches, given.classes, given.pictures),
+            "scores.json": content,
+        }
         tables["per_class.csv"] = curves.per_class(by_coco, given.classes)
         tables["pr_curves.csv"] = curves.table(by_coco, given.classes)
         analysis.write(report, tables)

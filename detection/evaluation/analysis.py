@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from detection.evaluation import error_types, operating
+from detection.evaluation import error_types, operating, pictures, recall
 from detection.evaluation.error_types import BACKGROUND, FOREGROUND, KINDS, Strangers, Verdicts
 from detection.evaluation.matching import Matches
 from detection.evaluation.overlaps import Overlaps
@@ -27,13 +28,21 @@ RULE = "greatest F1 of all detections in one pot, at IoU 0.5"
 Tables = Mapping[str, "pd.DataFrame | dict[str, Any]"]
 
 
-def tables(overlaps: Overlaps, matches: Matches, classes: Sequence[str]) -> Tables:
-    """Why a detector fails, and from which score on it should be believed.
+def tables(
+    overlaps: Overlaps,
+    matches: Matches,
+    classes: Sequence[str],
+    picture_ids: Sequence[str],
+    sizes: NDArray[np.integer] | None = None,
+) -> Tables:
+    """Why a detector fails, where to look, and from which score on it should be believed.
 
     Args:
         overlaps: The sparse pass.
         matches: COCO's matching of it.
         classes: Names, in label order.
+        picture_ids: What picture i of the overlaps is called.
+        sizes: [N, 2] their heights and widths; None: it is not known which objects are cut off.
 
     Returns:
         By file name:
@@ -45,7 +54,9 @@ def tables(overlaps: Overlaps, matches: Matches, classes: Sequence[str]) -> Tabl
         * `confusion.csv`: `actual`, `predicted`, `count` at that threshold, zeros left out;
         * `score_sweep.csv`: `class`, `score`, `precision`, `recall`, `f1`;
         * `best_f1.csv`: the threshold of best F1 of each class alone;
-        * `calibration.csv`: `score_from`, `detections`, `mean_score`, `precision`.
+        * `calibration.csv`: `score_from`, `detections`, `mean_score`, `precision`;
+        * `recall.csv`, `localisation.csv`: see `recall.by_kind` and `recall.localisation`;
+        * `pictures.json`: which pictures to look at, see `pictures.shortlists`.
     """
     import pandas as pd
 
@@ -102,6 +113,11 @@ def tables(overlaps: Overlaps, matches: Matches, classes: Sequence[str]) -> Tabl
                 "precision": calibration.precision,
             }
         ),
+        "recall.csv": recall.by_kind(overlaps, verdicts, best.score, sizes),
+        "localisation.csv": recall.localisation(overlaps, verdicts, best.score),
+        "pictures.json": pictures.shortlists(
+            overlaps, verdicts, strangers, errors, best.score, classes, picture_ids
+        ),
     }
 
 
@@ -143,4 +159,6 @@ def jsonable(value: Any) -> Any:
     """JSON has no NaN: null."""
     if isinstance(value, dict):
         return {name: jsonable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [jsonable(one) for one in value]
     return None if isinstance(value, float) and math.isnan(value) else value

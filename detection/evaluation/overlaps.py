@@ -115,7 +115,7 @@ class Overlaps:
     @classmethod
     def of_index(cls, index: Index, results: Results, classes: int) -> "Overlaps":
         """Pairs of a packed index and detections on it; difficult objects and crowds are ignored alike."""
-        place = np.argsort(np.argsort(index.image_ids(), kind="stable"), kind="stable")
+        place = np.argsort(picture_order(index), kind="stable")
         truth = Truth(
             images=place[np.repeat(np.arange(len(index)), np.diff(index.offsets))],
             labels=index.labels,
@@ -130,6 +130,11 @@ class Overlaps:
             scores=results.scores.astype(np.float64),
         )
         return cls.of(truth, found, classes)
+
+
+def picture_order(index: Index) -> NDArray[np.int64]:
+    """[N] rows of an index in the order in which its overlaps number the pictures: that of their ids."""
+    return np.argsort(index.image_ids(), kind="stable")
 
 
 def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:

@@ -144,7 +144,7 @@ def test_calibration_by_hand(make_index: MakeIndex) -> None:
 
 def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
     overlaps = Overlaps.of_index(make_index(([], [])), Results.concat([]), 2)
-    analysis.write(tmp_path, analysis.tables(overlaps, match(overlaps), "ab"))
+    analysis.write(tmp_path, analysis.tables(overlaps, match(overlaps), "ab", ["one"]))
     written = json.loads((tmp_path / "analysis.json").read_text())
     assert written["AP50"] is None
     assert written["errors"]["missed"]["count"] == 0
@@ -152,7 +152,7 @@ def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
 
 def test_files(make_index: MakeIndex, tmp_path: Path) -> None:
     overlaps, _, _ = built(make_index)
-    analysis.write(tmp_path / "new", analysis.tables(overlaps, match(overlaps), ["cat", "dog"]))
+    analysis.write(tmp_path / "new", analysis.tables(overlaps, match(overlaps), ["cat", "dog"], ["one"]))
     table = pd.read_csv(tmp_path / "new/errors_per_class.csv", index_col="class")
     assert table.loc["cat"].tolist() == [2, 1, 1, 1, 1, 1, 0, 0]
     assert table.loc["dog"].tolist() == [3, 0, 0, 0, 0, 0, 1, 2]
