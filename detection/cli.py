@@ -69,8 +69,25 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="list what is wrong with a dataset, every picture decoded")
     doctor.add_argument("name", metavar="DATASET")
     doctor.add_argument("--json", type=Path, metavar="FILE", help="write every fault there too")
+    _add_experiments(commands)
     commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser
+
+
+def _add_experiments(commands: Any) -> None:
+    compare = commands.add_parser("compare", help="what differs between experiments, and which is better")
+    compare.add_argument(
+        "experiments",
+        nargs="+",
+        metavar="EXPERIMENT",
+        help="name in `dvc exp show`, id or name of an MLflow row, git revision, or workspace",
+    )
+    compare.add_argument("--out", type=Path, default=Path("comparison.html"), help="default: %(default)s")
+    compare.add_argument("--rounds", type=int, default=1000, help="of the bootstrap; default: %(default)s")
+    apply = commands.add_parser("apply", help="bring the experiment of an MLflow row back")
+    apply.add_argument("run", metavar="ROW", help="id or name of the row")
+    noise = commands.add_parser("noise", help="queue several seeds, and report how far scores vary")
+    noise.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
 
 
 def _add_score(score: argparse.ArgumentParser) -> None:

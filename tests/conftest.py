@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from experiment_rooms import finished_project, project
+
+__all__ = ["finished_project", "project", "shared_data"]
 
 
 @pytest.fixture(scope="session")

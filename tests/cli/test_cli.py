@@ -68,7 +68,7 @@ def test_help_lists_the_commands_in_no_time(project: Path) -> None:
     done = detection(project, "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    for command in ("predict", "browse", "summary", "check", "pin"):
+    for command in ("predict", "browse", "summary", "check", "pin", "compare", "apply", "noise"):
         assert command in done.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
@@ -237,3 +237,21 @@ def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
 def test_a_slip_in_browsing_costs_a_line(project: Path, words: list[str], mend: str) -> None:
     assert mend in slip(detection(project, "browse", *words))
     assert not (project / "browse.png").exists()
+
+
+def test_commands_on_experiments_tell_a_slip_without_loading_torch_or_mlflow(project: Path) -> None:
+    program = (
+        "import sys; from detection.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "finally: print('loaded', {'torch', 'mlflow', 'dvc', 'matplotlib'} & sys.modules.keys())"
+    )
+    for words, told in (
+        (("compare", "one"), "two experiments or more"),
+        (("noise", "--seeds", "1"), "two seeds or more"),
+        (("apply", "one"), "is no DVC repository"),
+    ):
+        command = [sys.executable, "-c", program, *words]
+        environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(project)}
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
+        assert told in slip(done)
+        assert done.stdout.strip() == "loaded set()"

@@ -1,0 +1,85 @@
+"""From what a person calls an experiment to its files."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from detection.errors import DataError
+from detection.experiments.files import Files, Revision, RowFiles, Workspace, read_json
+from detection.experiments.repository import RUN_JSONS, Named, Repository
+from detection.experiments.rows import open_store, row_of
+from detection.params.names import did_you_mean
+
+WORKSPACE = "workspace"
+SHORT = 8
+"""Characters of an id that people are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """An experiment that was found."""
+
+    name: str
+    """What people are shown."""
+    files: Files
+    """All it was made of, and all it made."""
+    rev: str | None = None
+    """Its commit; None for the workspace, and for a row that no commit holds."""
+
+    def run_id(self) -> str | None:
+        """The row it is tracked in: the evaluation's, else the training's."""
+        ids = (read_json(self.files, path).get("run_id") for path in RUN_JSONS)
+        return next((str(one) for one in ids if one), None)
+
+
+def find(name: str, repository: Repository) -> Experiment:
+    """Find an experiment.
+
+    Args:
+        name: `workspace`, a name that `dvc exp show` shows, a git revision, or the id or name of a row.
+        repository: Where to look.
+
+    Raises:
+        DataError: There is none, or there are several.
+        TrackingError: The store of the rows cannot be asked.
+    """
+    if name == WORKSPACE:
+        return Experiment(name=name, files=Workspace(repository.root))
+    named = repository.experiment(name)
+    rev = named.rev if named else repository.commit(name)
+    if rev is not None:
+        shown = name[:SHORT] if re.fullmatch("[0-9a-f]{9,40}", name) else name
+        return Experiment(name=shown, files=Revision(repository.root, rev), rev=rev)
+    found = _by_row(name, repository)
+    if found is None:
+        known = [WORKSPACE, *(one.name for one in repository.experiments())]
+        raise DataError(f"there is no experiment, row or git revision {name!r}; {did_you_mean(name, known)}")
+    return found
+
+
+def _by_row(name: str, repository: Repository) -> Experiment | None:
+    store = open_store()
+    row = row_of(store, name) if store else None
+    if store is None or row is None:
+        return None
+    for named in experiments_of(row, repository):
+        return Experiment(name=named.name, files=Revision(repository.root, named.rev), rev=named.rev)
+    run_id = row.info.run_id
+    for rev in repository.commits_of(run_id):
+        return Experiment(name=row.info.run_name, files=Revision(repository.root, rev), rev=rev)
+    return Experiment(name=row.info.run_name, files=RowFiles(store, run_id, repository.root))
+
+
+def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
+    """The experiments of DVC that hold a row, those that the row names first.
+
+    Several experiments share a row where DVC restored a finished one under another name.
+    """
+    tags = row.data.tags
+    told = [tags.get("dvc.exp_name", ""), *tags.get("dvc.exp_names", "").split(",")]
+    everything = repository.experiments()
+    everything.sort(key=lambda one: told.index(one.name) if one.name in told else len(told))
+    for one in everything:
+        if row.info.run_id in repository.run_ids(one.rev):
+            yield one

@@ -1,0 +1,84 @@
+"""An experiment by all the names it has, and its files wherever they lie."""
+
+import json
+from pathlib import Path
+
+import pytest
+from experiment_rooms import Project
+
+from detection.errors import DataError
+from detection.experiments.files import RowFiles, read_json
+from detection.experiments.find import Experiment, find
+from detection.experiments.repository import Repository
+from detection.experiments.rows import open_store
+
+METRICS, DETECTIONS = "reports/evaluation/metrics.json", "reports/evaluation/detections.json"
+
+
+def look(name: str) -> Experiment:
+    return find(name, Repository())
+
+
+def test_every_name_leads_to_the_same_experiment(project: Project) -> None:
+    by_name, by_row, by_row_name = look("better"), look(project.rows["better"]), look("better")
+    assert by_name.rev == by_row.rev == by_row_name.rev is not None
+    assert look(by_name.rev).rev == look(by_name.rev[:9]).rev == by_name.rev
+    assert by_name.run_id() == project.rows["better"]
+    assert by_name.rev != look("plain").rev
+
+
+def test_files_of_a_revision_and_of_the_workspace(project: Project) -> None:
+    plain, better, workspace = look("plain"), look("better"), look("workspace")
+    assert better.files.read(METRICS) == Path(METRICS).read_bytes() == workspace.files.read(METRICS)
+    assert better.files.read(DETECTIONS) == Path(DETECTIONS).read_bytes(), "DVC's cache, and not git, has it"
+    assert plain.files.read(METRICS) != better.files.read(METRICS)
+    assert plain.files.read("reports/model_card.md") is None
+    assert look("HEAD").files.read(METRICS) is None, "nothing had run there"
+
+
+def test_files_of_a_row_that_no_experiment_holds(project: Project, tmp_path: Path) -> None:
+    store = open_store()
+    assert store is not None
+    (tmp_path / "metrics.json").write_text('{"AP": 0.25}')
+    store.client.log_artifact(project.rows["lost"], str(tmp_path / "metrics.json"), "evaluation")
+    lost = look("lost")
+    assert isinstance(lost.files, RowFiles)
+    assert read_json(lost.files, METRICS) == {"AP": 0.25}
+    assert lost.files.read(DETECTIONS) is None
+    store.client.log_artifact(project.rows["lost"], "dvc.lock")
+    assert look("lost").files.read(DETECTIONS) == Path(DETECTIONS).read_bytes(), (
+        "by its md5, out of the cache"
+    )
+
+
+def test_content_that_is_not_on_this_machine(project: Project) -> None:
+    better = look("better")
+    (lock,) = (one for one in project.folder.glob(".dvc/cache/files/md5/*/*") if _is(one, DETECTIONS))
+    aside = lock.rename(lock.with_suffix(".aside"))
+    try:
+        with pytest.raises(DataError, match=r"neither in DVC's cache nor in a remote.*dvc pull"):
+            better.files.read(DETECTIONS)
+    finally:
+        aside.rename(lock)
+
+
+def _is(cached: Path, path: str) -> bool:
+    return cached.is_file() and cached.read_bytes() == Path(path).read_bytes()
+
+
+def test_a_slip_names_the_nearest(project: Project) -> None:
+    with pytest.raises(DataError, match=r"beter.*did you mean.*better"):
+        look("beter")
+
+
+def test_a_name_that_two_commits_have(project: Project) -> None:
+    repository = Repository()
+    rev, head = look("plain").rev, repository.head()
+    other = repository.git("commit-tree", f"{head}^{{tree}}", "-m", "elsewhere", "-p", str(head)).strip()
+    ref = f"refs/exps/{other[:2]}/{other[2:]}/plain"
+    repository.git("update-ref", ref, str(look("better").rev))
+    try:
+        assert look("plain").rev == rev, "the one that started from HEAD"
+        assert json.loads(look("plain").files.read(METRICS) or b"")["AP"] < 1
+    finally:
+        repository.git("update-ref", "-d", ref)
