@@ -87,7 +87,10 @@ def score(
         }
         tables["per_class.csv"] = curves.per_class(by_coco, given.classes)
         tables["pr_curves.csv"] = curves.table(by_coco, given.classes)
-        analysis.write(report, tables)
+        try:
+            analysis.write(report, tables)
+        except OSError as error:
+            raise DetectionError(f"--report {report} cannot be written: {error.strerror}") from None
     return text
 
 

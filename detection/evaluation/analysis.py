@@ -122,16 +122,21 @@ def tables(
 
 
 def write(folder: Path, content: Tables) -> None:
-    """Write tables under their names: each file whole, and none before all of them could be made."""
+    """Write tables under their names: each file whole, and none under its name before all are written."""
     texts = {
         name: json.dumps(jsonable(one), indent=2) + "\n" if isinstance(one, dict) else one.to_csv(index=False)
         for name, one in content.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        unfinished = folder / f".{name}.{os.getpid()}"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, folder / name)
+    unfinished = {name: folder / f".{name}.{os.getpid()}" for name in texts}
+    try:
+        for name, path in unfinished.items():
+            path.write_text(texts[name], encoding="utf-8")
+        for name, path in unfinished.items():
+            os.replace(path, folder / name)
+    finally:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
 
 
 def _errors_per_class(

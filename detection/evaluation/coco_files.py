@@ -2,35 +2,36 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
-from detection.evaluation.given import Given, drop_unknown, read_bytes, refuse, rows_of
+from detection.evaluation.given import FARTHEST, Given, drop_unknown, read_bytes, refuse, rows_of, too_far
 from detection.evaluation.overlaps import Found, Truth
 
 Read = TypeVar("Read")
 Box = tuple[float, float, float, float]
+Id = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]  # fits int64
 
 
 class _Image(msgspec.Struct, gc=False):
-    id: int
+    id: Id
 
 
 class _Category(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     name: str
 
 
 class _Annotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: Box
     area: float | None = None
-    iscrowd: int = 0
+    iscrowd: int | bool = 0
 
 
 class _Instances(msgspec.Struct):
@@ -40,8 +41,8 @@ class _Instances(msgspec.Struct):
 
 
 class _Result(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: Box
     score: float
 
@@ -82,6 +83,7 @@ def _truth(path: Path, rows: list[_Annotation], pictures: list[int], categories:
     refuse(images < 0, lambda i: f"{at % i} names picture {rows[i].image_id}, which is not listed")
     refuse(labels < 0, lambda i: f"{at % i} names category {rows[i].category_id}, which is not listed")
     refuse(_inverted(boxes), lambda i: f"{at % i} has a negative width or height: {rows[i].bbox}")
+    refuse(too_far(boxes), lambda i: f"{at % i} is a box beyond {FARTHEST:.0e} pixels: {rows[i].bbox}")
     areas = [row.bbox[2] * row.bbox[3] if row.area is None else row.area for row in rows]
     return Truth(
         images=images,
@@ -102,6 +104,7 @@ def _found(path: Path, pictures: list[int], categories: list[int], skip_unknown:
         _inverted(boxes),
         lambda i: f"{at % i} has a negative width or height: {rows[i].bbox}; boxes are x, y, width, height",
     )
+    refuse(too_far(boxes), lambda i: f"{at % i} is a box beyond {FARTHEST:.0e} pixels: {rows[i].bbox}")
 
     def unknown(row: int) -> str:
         if images[row] < 0:
@@ -131,7 +134,7 @@ def _decode(path: Path, what: str, kind: type[Read]) -> Read:
     content = read_bytes(path, what)
     try:
         return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: not {what}: {_where(content, error)}; mend the file") from None
 
 
@@ -141,6 +144,8 @@ def _where(content: bytes, error: Exception) -> str:
         rows = json.loads(content)
     except ValueError as other:
         return str(other)
+    except RecursionError:
+        return "it is nested too deeply"
     if isinstance(error, msgspec.ValidationError):
         return str(error)
     found = _not_finite(rows, "$")

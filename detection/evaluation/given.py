@@ -1,5 +1,6 @@
 """Objects and detections that somebody gives as files, whoever's detector it was."""
 
+import codecs
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from detection.errors import DataError
 from detection.evaluation.overlaps import Found, Overlaps, Truth
 
 log = logging.getLogger(__name__)
+
+FARTHEST = 1e9
+"""Pixels from the corner; an area of larger boxes could overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,8 +34,8 @@ class Given:
         return Overlaps.of(self.truth, self.found, len(self.classes))
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """A file's content.
+def read_bytes(path: Path, what: str, *, may_be_empty: bool = False) -> bytes:
+    """A file's content, without the byte order mark that some programs put first.
 
     Raises:
         DataError: It is not there, or holds nothing.
@@ -40,9 +44,15 @@ def read_bytes(path: Path, what: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {what} cannot be read: {error.strerror}; name another file") from None
-    if not content.strip():
+    if not content.strip() and not may_be_empty:
         raise DataError(f"{path}: the file is empty; it should hold {what}")
-    return content
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def too_far(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[N] boxes [N, 4] with a number that no picture has pixels for."""
+    far: NDArray[np.bool_] = np.abs(boxes).max(axis=1, initial=0) > FARTHEST
+    return far
 
 
 def rows_of(names: Sequence[int], known: Sequence[int]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
-from detection.evaluation.given import Given, drop_unknown, log, read_bytes, refuse
+from detection.evaluation.given import FARTHEST, Given, drop_unknown, log, read_bytes, refuse, too_far
 from detection.evaluation.overlaps import Found, Truth
 from detection.params.names import did_you_mean
 
@@ -50,6 +50,10 @@ def read(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unkn
     objects = _Objects()
     for number, picture in enumerate(pictures):
         _read_annotation(folder / "Annotations" / f"{picture}.xml", number, objects)
+    if not objects.names:
+        raise DataError(
+            f"{folder}: no picture of the image set {image_set!r} has an object; name another one"
+        )
     classes = _classes(detections, f"comp4_det_{image_set}_", sorted(set(objects.names)), skip_unknown)
     place = {picture: number for number, picture in enumerate(pictures)}
     parts = [
@@ -97,6 +101,9 @@ def _read_annotation(path: Path, number: int, objects: _Objects) -> None:
             raise DataError(
                 f"{path}: an <object> needs a <name> and a <bndbox> of four numbers; mend the file"
             )
+        left, top, right, bottom = corners
+        if right <= left - 1 or bottom <= top - 1 or max(map(abs, corners)) > FARTHEST:
+            raise DataError(f"{path}: the corners {corners} of an object make no box; mend the file")
         objects.images.append(number)
         objects.names.append(name)
         objects.corners.append(corners)
@@ -145,7 +152,8 @@ def _truth(objects: _Objects, classes: Sequence[str]) -> Truth:
 
 
 def _read_class(path: Path, label: int, place: dict[str, int], skip_unknown: bool) -> Found:
-    lines = [line.split() for line in path.read_bytes().decode(errors="replace").splitlines()]
+    content = read_bytes(path, "a class's detections", may_be_empty=True)
+    lines = [line.split() for line in content.decode(errors="replace").splitlines()]
     rows = [number for number, line in enumerate(lines) if line]
     for row in rows:
         if len(lines[row]) != 6:
@@ -159,6 +167,7 @@ def _read_class(path: Path, label: int, place: dict[str, int], skip_unknown: boo
     boxes = _xywh(numbers[:, 1:])
     inverted = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
     refuse(inverted, lambda i: f"{at % (rows[i] + 1)}: an inverted box; corners are xmin ymin xmax ymax")
+    refuse(too_far(boxes), lambda i: f"{at % (rows[i] + 1)}: a box beyond {FARTHEST:.0e} pixels")
     images = np.array([place.get(lines[row][0], -1) for row in rows], dtype=np.int64)
     kept = drop_unknown(
         images < 0,

@@ -1,6 +1,8 @@
 """`detection score` on the published files, on broken ones, and what it imports."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +148,8 @@ def test_voc_half_an_overlap(
         ({"score": float("nan")}, r"$[1].score is not a finite number"),
         ({"score": None}, "Expected `float`, got `null` - at `$[1].score`"),
         ({"bbox": [5, 5, -1, 2]}, "$[1] has a negative width or height: (5.0, 5.0, -1.0, 2.0)"),
+        ({"bbox": [5, 5, 1e10, 2]}, "$[1] is a box beyond 1e+09 pixels"),
+        ({"image_id": 2**64}, "Expected `int` <= 4611686018427387904 - at `$[1].image_id`"),
         ({"bbox": [5, 5, 1]}, "Expected `array` of length 4 - at `$[1].bbox`"),
     ],
 )
@@ -176,6 +180,8 @@ def test_broken_files(tmp_path: Path, coco_files: list[str | Path], fail: Fail) 
     assert "line 2 column 17" in fail(*coco_files)
     results.write_text("{}")
     assert "Expected `array`, got `object`" in fail(*coco_files)
+    results.write_text("[" * 100_000)
+    assert "nested too deeply" in fail(*coco_files)
     results.unlink()
     assert "cannot be read: No such file" in fail(*coco_files)
     truth.write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
@@ -194,6 +200,7 @@ def test_no_detection_at_all(tmp_path: Path, coco_files: list[str | Path], run: 
         ("000001 nan 1 1 9 9", "cat.txt:2: score and corners must be finite numbers"),
         ("000001 0.5 1 1 9", "cat.txt:2: a line is `picture score xmin ymin xmax ymax`"),
         ("000001 0.5 9 1 1 9", "cat.txt:2: an inverted box"),
+        ("000001 0.5 1 1 9 1e10", "cat.txt:2: a box beyond 1e+09 pixels"),
     ],
 )
 def test_bad_lines(tmp_path: Path, voc_files: list[str | Path], fail: Fail, line: str, message: str) -> None:
@@ -211,6 +218,46 @@ def test_files_of_classes(tmp_path: Path, voc_files: list[str | Path], fail: Fai
     assert "comp4_det_test_dog.txt is not there; write it" in fail(*voc_files)
     (tmp_path / "found/comp4_det_test_cat.txt").unlink()
     assert "holds no comp4_det_test_<class>.txt" in fail(*voc_files)
+
+
+def test_bad_annotations(tmp_path: Path, voc_files: list[str | Path], fail: Fail) -> None:
+    annotation = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
+    annotation.write_text(annotation.read_text().replace("<xmax>20<", "<xmax>2<", 1))
+    assert "000001.xml: the corners [11.0, 1.0, 2.0, 10.0] of an object make no box" in fail(*voc_files)
+    annotation.write_text("<annotation/>")
+    assert "no picture of the image set 'test' has an object" in fail(*voc_files)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(
+    tmp_path: Path, voc_files: list[str | Path], run: Run
+) -> None:
+    file = tmp_path / "found/comp4_det_test_cat.txt"
+    before = run(*voc_files)
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert run(*voc_files) == before
+
+
+def test_a_report_is_whole_or_not_there(
+    tmp_path: Path, coco_files: list[str | Path], fail: Fail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file/report cannot be written: Not a directory" in fail(
+        *coco_files, "--report", tmp_path / "file/report"
+    )
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if "calibration" in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with path.open("w", **options) as file:
+            return file.write(text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert "cannot be written: No space left" in fail(*coco_files, "--report", tmp_path / "report")
+    assert list((tmp_path / "report").iterdir()) == []
+    write_results(tmp_path, [{"image_id": 1, "category_id": 90, "bbox": BOX, "score": 0.5}])
+    fail(*coco_files, "--report", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_options_that_belong_together(
