@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.matching import AREAS, THRESHOLDS, Matches, in_areas
-from detection.evaluation.overlaps import Overlaps
+from detection.evaluation.matching import AREAS, EVERY_THRESHOLD, THRESHOLDS, Matches, in_areas
+from detection.evaluation.overlaps import Overlaps, best_first
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """[101] recalls at which COCO reads precision."""
@@ -38,33 +38,46 @@ class _Line(NamedTuple):
 
     rows: NDArray[np.int64]
     """[D] in `Overlaps.found`."""
-    starts: NDArray[np.int64]
-    """[C + 1] where each class begins."""
-    right: NDArray[np.int64]
-    """[D] bits of the runs in which each is right."""
-    wrong: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    """[D] places among those of the same picture and class."""
+    labels: NDArray[np.int64]
+    """[D] rising."""
+    matched: NDArray[np.int64]
+    """[D] bits of the runs, as in `Matches`."""
+    ignored: NDArray[np.int64]
     """[D] likewise."""
-    touched: NDArray[np.int64]
-    """Places of the detections that are matched in some run; the others are the same in all."""
-    touched_starts: NDArray[np.int64]
-    """[C + 1] where each class begins among those."""
+
+    @classmethod
+    def of(cls, overlaps: Overlaps, matches: Matches) -> "_Line":
+        """All of them."""
+        found = overlaps.found
+        rows = best_first(found.labels, found.scores)  # among equals by picture, then by rank
+        return cls(
+            rows, overlaps.rank[rows], found.labels[rows], matches.matched[rows], matches.ignored[rows]
+        )
+
+    def under(self, cap: int) -> "_Line":
+        """Those among the first `cap` of their picture and class."""
+        kept = self.ranks < cap
+        return self if kept.all() else _Line(*(column[kept] for column in self))
 
 
 def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
     """Precision over recall of every class, as `COCOeval.accumulate` has it."""
     shape = (len(THRESHOLDS), len(RECALLS), overlaps.classes, len(AREAS), len(CAPS))
     arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
-    truth, found = overlaps.truth, overlaps.found
+    truth = overlaps.truth
     counted = np.where(truth.ignored, 0, in_areas(truth.areas))
-    order = np.lexsort((-found.scores, found.labels))  # stable: by picture, then by rank, among equals
     goals = []
     for a in range(len(AREAS)):
         here = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
         goals.append(_Goal.of(np.bincount(truth.labels[here], minlength=overlaps.classes)))
-    for m, cap in enumerate(CAPS):
-        line = _line(overlaps, matches, order[overlaps.rank[order] < cap])
+    line = _Line.of(overlaps, matches)
+    for m, cap in reversed(list(enumerate(CAPS))):
+        line = line.under(cap)
+        starts = np.searchsorted(line.labels, np.arange(overlaps.classes + 1))
         for a in range(len(AREAS)):
-            _fill(arrays, a, m, overlaps, line, goals[a])
+            _fill(arrays, a, m, overlaps.found.scores, line, starts, goals[a])
     return arrays
 
 
@@ -91,61 +104,66 @@ class _Goal(NamedTuple):
         return cls(objects, needed, starts, np.searchsorted(RECALLS, recall, side="right") - 1)
 
 
-def _line(overlaps: Overlaps, matches: Matches, rows: NDArray[np.int64]) -> _Line:
-    labels = overlaps.found.labels[rows]
-    touched = np.flatnonzero(matches.matched[rows])
-    classes = np.arange(overlaps.classes + 1)
-    return _Line(
-        rows,
-        np.searchsorted(labels, classes),
-        matches.right[rows],
-        matches.wrong[rows],
-        touched,
-        np.searchsorted(labels[touched], classes),
-    )
-
-
-def _fill(arrays: Arrays, a: int, m: int, overlaps: Overlaps, line: _Line, goal: _Goal) -> None:
-    """Write one range of area and one cap into the arrays."""
-    runs = (len(THRESHOLDS) * a + np.arange(len(THRESHOLDS)))[:, None]
-    rows = line.rows[line.touched]
-    right = ((line.right[line.touched] >> runs) & 1).astype(np.bool_)  # [T, touched]
-    wrong = ((line.wrong[line.touched] >> runs) & 1).astype(np.bool_)
+def _fill(
+    arrays: Arrays,
+    a: int,
+    m: int,
+    scores: NDArray[np.float64],
+    line: _Line,
+    starts: NDArray[np.int64],
+    goal: _Goal,
+) -> None:
+    """Write one range of area and one cap into the arrays; `starts` [C + 1] says where classes begin."""
+    low = len(THRESHOLDS) * a
+    touched = np.flatnonzero(line.matched)  # in some run; the others are the same in all thresholds
+    labels = line.labels[touched]
+    first = np.searchsorted(labels, np.arange(len(starts)))
+    counts, matched = ~line.ignored[touched], line.matched[touched]
+    right = _spread((matched & counts) >> low)  # [T, touched]
+    wrong = _spread((~matched & counts) >> low)
     t, place = np.nonzero(right)  # [N], class after class for each threshold
-    label = overlaps.found.labels[rows[place]]
-
-    true = _since_start(np.cumsum(right, axis=1), t, place, line.touched_starts[label])
-    false = _since_start(np.cumsum(wrong, axis=1), t, place, line.touched_starts[label])
-    plain = (line.wrong >> runs[0]) & 1
-    plain[line.touched] = 0
-    before = np.concatenate([[0], np.cumsum(plain)])
-    false += before[line.touched[place]] - before[line.starts[label]]
-    precision = true / (false.astype(np.float64) + true + np.spacing(1))
+    label = labels[place]
 
     classes, shape = len(goal.objects), (len(THRESHOLDS), len(goal.objects), len(RECALLS))
+    reached = np.bincount(t * classes + label, minlength=shape[0] * classes).reshape(shape[:2])
+    true = np.arange(1, len(t) + 1) - (np.cumsum(reached) - reached.ravel())[t * classes + label]
+    false = _since_start(np.cumsum(wrong, axis=1, dtype=np.int32), t, place, first[label])
+    plain = line.ignored & (1 << low) == 0
+    plain[touched] = False
+    before = np.zeros(len(plain) + 1, dtype=np.int32)
+    np.cumsum(plain, out=before[1:])
+    false += before[touched[place]] - before[starts[label]]
+    precision = true / (false.astype(np.float64) + true + np.spacing(1))
+
     best = np.zeros(shape)
     np.maximum.at(best, (t, label, goal.bins[goal.starts[label] + true - 1]), precision)
     best = np.maximum.accumulate(best[:, :, ::-1], axis=2)[:, :, ::-1]
 
-    reached = np.bincount(t * classes + label, minlength=shape[0] * classes).reshape(shape[:2])
     known = np.flatnonzero(goal.objects)
     arrays.precision[:, :, known, a, m] = best[:, known].transpose(0, 2, 1)
     arrays.recall[:, known, a, m] = reached[:, known] / goal.objects[known]
-    score = _scores(overlaps.found.scores, line, rows[place], reached, goal)
+    score = _scores(scores, line.rows, starts, line.rows[touched[place]], reached, goal)
     arrays.scores[:, :, known, a, m] = score[:, known].transpose(0, 2, 1)
 
 
+def _spread(bits: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[T, n] the lowest bits of each number, a row a threshold."""
+    few = (bits & EVERY_THRESHOLD).astype(np.uint16)
+    return (few >> np.arange(len(THRESHOLDS), dtype=np.uint16)[:, None] & 1).astype(np.bool_)
+
+
 def _since_start(
-    total: NDArray[np.int64], t: NDArray[np.int64], place: NDArray[np.int64], start: NDArray[np.int64]
-) -> NDArray[np.int64]:
+    total: NDArray[np.int32], t: NDArray[np.int64], place: NDArray[np.int64], start: NDArray[np.int64]
+) -> NDArray[np.int32]:
     """[N] a running total at some places, less what it was before the class began."""
-    earlier: NDArray[np.int64] = np.where(start > 0, total[t, start - 1], 0)
-    return total[t, place] - earlier
+    since: NDArray[np.int32] = total[t, place] - np.where(start > 0, total[t, start - 1], 0)
+    return since
 
 
 def _scores(
     scores: NDArray[np.float64],
-    line: _Line,
+    rows: NDArray[np.int64],
+    line_starts: NDArray[np.int64],
     right: NDArray[np.int64],
     reached: NDArray[np.int64],
     goal: _Goal,
@@ -156,6 +174,6 @@ def _scores(
     which = np.where(is_reached, starts[:, :, None] + goal.needed - 1, 0)
     at_recall = scores[right][which] if len(right) else np.zeros(which.shape)
     result = np.where(is_reached, at_recall, 0.0)
-    some = np.flatnonzero(np.diff(line.starts))
-    result[:, some, 0] = scores[line.rows[line.starts[some]]]
+    some = np.flatnonzero(np.diff(line_starts))
+    result[:, some, 0] = scores[rows[line_starts[some]]]
     return result

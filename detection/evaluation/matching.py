@@ -61,6 +61,16 @@ def match(overlaps: Overlaps) -> Matches:
     always is), the later in the file of equals; an ignored one, or one out of the range of areas, only if no
     other is left.
     """
+    matched, ignored, taken = np.empty((3, len(overlaps.found.scores)), dtype=np.int64)
+    for part, rows, first in overlaps.parts():
+        one = _match(part)
+        matched[rows], ignored[rows] = one.matched, one.ignored
+        taken[rows] = np.where(one.object >= 0, one.object + first, -1)
+    return Matches(matched=matched, ignored=ignored, object=taken)
+
+
+def _match(overlaps: Overlaps) -> Matches:
+    """Of a few pictures."""
     truth, found = overlaps.truth, overlaps.found
     counts = np.where(truth.ignored, 0, in_areas(truth.areas))
     pairs = np.flatnonzero(
