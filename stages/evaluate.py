@@ -19,7 +19,17 @@ def main() -> None:
 
     from detection.data.prepared import Prepared
     from detection.errors import CheckpointError
-    from detection.evaluation import analysis, bootstrap, coco, curves, inference, official, per_class, voc
+    from detection.evaluation import (
+        analysis,
+        bootstrap,
+        coco,
+        curves,
+        inference,
+        official,
+        per_class,
+        speed,
+        voc,
+    )
     from detection.evaluation.matching import match
     from detection.evaluation.overlaps import Overlaps, picture_order
     from detection.evaluation.resampling import Sample
@@ -62,11 +72,14 @@ def main() -> None:
     order = picture_order(index)
     ids = [name.decode() for name in index.ids[order]]
     tables = analysis.tables(overlaps, matches, loaded.classes, ids, index.sizes[order])
-    analysis.write(OUT, {**tables, "intervals.json": spread.to_json(loaded.classes)})
+    figures = speed.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
+    others = {"intervals.json": spread.to_json(loaded.classes), "speed.json": figures}
+    analysis.write(OUT, {**tables, **others})
     for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
         log.info("test %-14s %.4f", name, stats[name])
     by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))
     metrics = {f"test/{name}": float(value) for name, value in {**stats, **by_class}.items()}
+    metrics |= speed.flat(figures)
     log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
 
 

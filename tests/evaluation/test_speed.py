@@ -1,0 +1,95 @@
+"""Counts by hand, and a clock that the test turns."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detection.data.index import Index
+from detection.evaluation import speed
+from detection.models.protocol import Detections, Detector, Sizes, Targets
+from detection.params import Evaluate, RetinaNetRecipe
+
+RECIPE = RetinaNetRecipe(
+    architecture="retinanet", backbone="resnet18", image_size=64, max_size=96, batch_size=1
+)
+
+
+class OneConvolution(Detector):
+    """Finds nothing, with one convolution of 3 to 5 channels; remembers its batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 5, 3, padding=1)
+        self.register_buffer("table", torch.zeros(10))
+        self.batches: list[int] = []
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        raise AssertionError
+
+    def core(self, images: Tensor) -> dict[str, Tensor]:
+        raise AssertionError
+
+    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+        self.layer(images / 255)
+        self.batches.append(len(images))
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        return [nothing] * len(images)
+
+
+@pytest.fixture
+def split(make_index: Callable[..., Index], tmp_path: Path) -> Index:
+    """Twenty pictures of 300 by 200."""
+    index = make_index(*[([], [])] * 20)
+    for number in range(20):
+        Image.fromarray(np.zeros((200, 300, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    return index
+
+
+def tick(monkeypatch: pytest.MonkeyPatch, *steps: float) -> None:
+    """A clock on which the timed rounds take these seconds, over and over."""
+    times = itertools.accumulate(itertools.chain.from_iterable((0, step) for step in itertools.cycle(steps)))
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(times))
+
+
+def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tick(monkeypatch, *[0.01] * 29, 0.1)
+    detector = OneConvolution()
+    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    assert report["parameters"] == 3 * 5 * 9 + 5
+    assert report["weights_mib"] == pytest.approx(4 * (140 + 10) / 2**20)
+    assert report["picture"] == [64, 96]
+    assert report["gflops"] == pytest.approx(2 * 3 * 5 * 9 * 64 * 96 / 1e9)
+    assert report["latency_ms"] == pytest.approx({"median": 10, "p95": 10, "rounds": 30})
+    assert report["throughput"] == pytest.approx({"pictures_per_s": 1600, "batch_size": 16, "rounds": 30})
+    assert detector.batches == [1] * 32 + [16] * 31  # counted and warmed up besides
+    assert report["peak_mib"] > 10
+    assert (report["precision"], report["threads"]) == ("float32", torch.get_num_threads())
+    rows = speed.flat(report)
+    assert rows["speed/latency_ms/median"] == pytest.approx(10)
+    assert rows["speed/parameters"] == 140
+    assert "speed/device" not in rows
+
+
+def test_a_slow_detector_gets_smaller_batches_and_fewer_rounds(
+    split: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tick(monkeypatch, 0.5)
+    detector = OneConvolution()
+    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    assert report["latency_ms"]["rounds"] == speed.SECONDS / 0.5
+    assert report["throughput"]["batch_size"] == speed.SECONDS / 2 / 0.5
+    tick(monkeypatch, 60)
+    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    assert report["latency_ms"]["rounds"] == report["throughput"]["rounds"] == 1
+
+
+def test_no_picture(make_index: Callable[..., Index], tmp_path: Path) -> None:
+    report = speed.measure(OneConvolution(), make_index(), tmp_path, RECIPE, Evaluate(device="cpu"))
+    assert report["parameters"] == 140
+    assert "latency_ms" not in report
