@@ -88,6 +88,10 @@ def _add_experiments(commands: Any) -> None:
     apply.add_argument("run", metavar="ROW", help="id or name of the row")
     noise = commands.add_parser("noise", help="queue several seeds, and report how far scores vary")
     noise.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
+    promote = commands.add_parser("promote", help="register a detector in MLflow's model registry")
+    promote.add_argument("experiment", metavar="EXPERIMENT", help="as for compare")
+    promote.add_argument("--alias", default="champion", help="name that points at it; default: %(default)s")
+    promote.add_argument("--name", help="registered model; default: detector-DATASET")
 
 
 def _add_score(score: argparse.ArgumentParser) -> None:

@@ -80,28 +80,19 @@ def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[s
     from PIL import Image
 
     from detection.data.pictures import read_picture
+    from detection.evaluation.entries import at_least, entries
     from detection.evaluation.inference import detect_picture
     from detection.reporting.drawing import draw_boxes
 
     picture = read_picture(file)
-    result = detect_picture(loaded.detector, loaded.recipe, picture)
-    kept = result.scores >= threshold
-    boxes, scores, labels = (part[kept].numpy() for part in (result.boxes, result.scores, result.labels))
+    boxes, scores, labels = at_least(detect_picture(loaded.detector, loaded.recipe, picture), threshold)
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
     draw_boxes(image, boxes, labels, loaded.classes, scores).save(out / file.name)
     return {
         "file": str(file),
         "width": image.width,
         "height": image.height,
-        "detections": [
-            {
-                "box": [round(float(side), 2) for side in box],
-                "label": int(label),
-                "class": loaded.classes[int(label)],
-                "score": round(float(score), 4),
-            }
-            for box, label, score in zip(boxes, labels, scores, strict=True)
-        ],
+        "detections": entries(boxes, scores, labels, loaded.classes),
     }
 
 

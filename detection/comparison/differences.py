@@ -12,14 +12,20 @@ TRAINING = ("epochs", "steps", "seconds", "best_epoch")
 """Of the training's summary."""
 
 
-def params(contents: Sequence[Content]) -> "pd.DataFrame":
-    """Params that are not the same in all experiments, as text; empty where an experiment has no such key."""
+def params(contents: Sequence[Content]) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Params that are not the same in all experiments, as text: those all have, and those some have.
+
+    Detectors of another kind have params of their own; the second table is empty where one has no such param.
+    """
     import pandas as pd
 
     keys = dict.fromkeys(key for one in contents for key in one.params)
     rows = {key: [one.params.get(key, "") for one in contents] for key in keys}
-    differing = {key: row for key, row in rows.items() if len(set(row)) > 1}
-    return pd.DataFrame.from_dict(differing, orient="index", columns=names(contents))
+    shared = {key: row for key, row in rows.items() if all(key in one.params for one in contents)}
+    parts = (shared, {key: row for key, row in rows.items() if key not in shared})
+    differing = ({key: row for key, row in part.items() if len(set(row)) > 1} for part in parts)
+    both, some = (pd.DataFrame.from_dict(part, orient="index", columns=names(contents)) for part in differing)
+    return both, some
 
 
 def code(contents: Sequence[Content]) -> list[str]:

@@ -41,7 +41,7 @@ def write(out: Path, contents: Sequence[Content], verdicts: Sequence[Verdict]) -
             {"sentence": one.sentence, "reason": one.reason, "sign": one.sign, "stats": _stats(one)}
             for one in verdicts
         ],
-        params=list(differences.params(contents).itertuples()),
+        params=[list(table.itertuples()) for table in differences.params(contents)],
         code=differences.code(contents),
         metrics=_rows(differences.metrics(contents)),
         training=_rows(differences.training(contents)),

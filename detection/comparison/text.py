@@ -32,8 +32,10 @@ def write(contents: Sequence[Content], verdicts: Sequence[Verdict]) -> str:
 
 
 def _params(contents: Sequence[Content]) -> str:
-    table = differences.params(contents)
+    table, partial = differences.params(contents)
     lines = ["params that differ", *_left(table)] if len(table) else ["params: no difference"]
+    if len(partial):
+        lines.append(f"  {len(partial)} more are params of one kind of detector: the page lists them")
     if files := differences.code(contents):
         more = f" and {len(files) - MOST_FILES} more" if len(files) > MOST_FILES else ""
         lines.append(f"  code differs in {len(files)}: {', '.join(files[:MOST_FILES])}{more}")

@@ -17,6 +17,7 @@ ROW_FOLDERS = {
     "reports/dataset/": "dataset/",
     "reports/plots/": "plots/",
     "models/": "models/",
+    "reports/": "",
 }
 """Where `tracking` puts what the stages leave, as folders of a row's artifacts."""
 

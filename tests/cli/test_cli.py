@@ -68,7 +68,7 @@ def test_help_lists_the_commands_in_no_time(project: Path) -> None:
     done = detection(project, "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0
-    for command in ("predict", "browse", "summary", "check", "pin", "compare", "apply", "noise"):
+    for command in ("predict", "browse", "summary", "check", "pin", "compare", "apply", "noise", "promote"):
         assert command in done.stdout
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
@@ -249,6 +249,7 @@ def test_commands_on_experiments_tell_a_slip_without_loading_torch_or_mlflow(pro
         (("compare", "one"), "two experiments or more"),
         (("noise", "--seeds", "1"), "two seeds or more"),
         (("apply", "one"), "is no DVC repository"),
+        (("promote", "one"), "is no DVC repository"),
     ):
         command = [sys.executable, "-c", program, *words]
         environment = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "HOME": str(project)}

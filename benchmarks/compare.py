@@ -1,0 +1,112 @@
+"""`detection compare` of two experiments with 5,000 pictures and 80 classes: seconds of the whole command.
+
+    python -m benchmarks.compare                  # 1,000 rounds of the bootstrap, of AP, AP50 and AP75
+    python -m benchmarks.compare --rounds 100
+
+The split is that of `benchmarks.evaluate`. One experiment is the commit of a repository made for this, the
+other its workspace, where a twentieth of the detections is missing. The command runs in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from benchmarks.evaluate import CLASSES, PICTURES, draw
+from detection.data.index import Index
+from detection.evaluation import coco, per_class, voc
+from detection.evaluation.results import Results
+from detection.params import load
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_repository(folder: Path) -> None:
+    """A repository whose commit and workspace are two experiments."""
+    draw(folder, 1)
+    index = _index(folder / "truth.json")
+    found = Results.from_coco(index, msgspec.json.decode((folder / "found.json").read_bytes()))
+    for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation"):
+        (folder / name).mkdir(parents=True)
+    classes = [f"class {i}" for i in range(CLASSES)]
+    index.save(folder / "data/prepared/test.npz")
+    _write(folder / "data/prepared/classes.json", classes)
+    _write(folder / "data/prepared/meta.json", {"dataset": "drawn", "listing": {"test": "drawn"}})
+    recipe = asdict(load(ROOT / "params.yaml").recipe)
+    _write(
+        folder / "reports/train/recipe.json", {"model": "m", "dataset": "drawn", "seed": 0, "recipe": recipe}
+    )
+    for step, kept in enumerate((np.arange(len(found)), np.flatnonzero(np.arange(len(found)) % 20))):
+        results = found.select(kept)
+        by_coco, by_voc = coco.score(index, results, classes), voc.score(index, results, classes)
+        _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
+        _write(folder / "reports/evaluation/detections.json", results.to_coco(index))
+        table = per_class.table(index, classes, by_coco, by_voc)
+        table.to_csv(folder / "reports/evaluation/per_class.csv", index=False)
+        if step == 0:
+            for words in ("init -q", "add data reports", "-c user.name=b -c user.email=b@b commit -qm one"):
+                subprocess.run(["git", *words.split()], cwd=folder, check=True)
+
+
+def _index(truth: Path) -> Index:
+    rows = json.loads(truth.read_bytes())["annotations"]
+    rows.sort(key=lambda row: row["image_id"])
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    boxes[:, 2:] += boxes[:, :2]
+    owners = np.array([row["image_id"] for row in rows])
+    names = np.array([str(i) for i in range(PICTURES)], dtype=np.bytes_)
+    return Index(
+        files=names,
+        ids=names,
+        sizes=np.full((PICTURES, 2), 640, dtype=np.int32),
+        offsets=np.searchsorted(owners, np.arange(PICTURES + 1)).astype(np.int64),
+        boxes=boxes.astype(np.float32),
+        labels=np.array([row["category_id"] - 1 for row in rows], dtype=np.int64),
+        difficult=np.zeros(len(rows), dtype=np.bool_),
+        crowd=np.array([row["iscrowd"] for row in rows], dtype=np.bool_),
+        areas=np.array([row["area"] for row in rows], dtype=np.float32),
+    )
+
+
+def _write(path: Path, content: object) -> None:
+    path.write_bytes(msgspec.json.encode(content))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=1000, help="default: %(default)s")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        make_repository(Path(name))
+        words = ("compare", "HEAD", "workspace", "--rounds", str(options.rounds))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": name}
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "detection.cli", *words],
+            cwd=name,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        seconds = time.perf_counter() - start
+    print(done.stdout[:300] or done.stderr)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{options.rounds} rounds, 5,000 pictures, 500,000 detections, 80 classes: {seconds:.1f} s, "
+        f"CPU {used.ru_utime + used.ru_stime:.1f} s, {used.ru_maxrss / 1024:.0f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
