@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="list what is wrong with a dataset, every picture decoded")
     doctor.add_argument("name", metavar="DATASET")
     doctor.add_argument("--json", type=Path, metavar="FILE", help="write every fault there too")
+    doctor.add_argument("--model", help="whose anchors are tried on it; default: that of params.yaml")
     _add_experiments(commands)
     commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser

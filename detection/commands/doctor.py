@@ -1,4 +1,4 @@
-"""`detection doctor`: everything that is wrong with a dataset, in one list."""
+"""`detection doctor`: everything that is wrong with a dataset, in one list, and what makes it hard."""
 
 import json as json_module
 import logging
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detection import params
+from detection.commands import findings
 from detection.data.faults import KINDS
 from detection.data.read import Raw, examine
 from detection.errors import DataError
@@ -15,26 +16,32 @@ log = logging.getLogger(__name__)
 EXAMPLES = 5
 
 
-def doctor(name: str, json: Path | None) -> str:
+def doctor(name: str, json: Path | None, model: str | None = None) -> str:
     """Read a dataset as `prepare` would, decode every picture, and list the faults.
 
     Args:
         name: A dataset of `params.yaml`.
         json: Where to write all faults: a list of `{kind, action, where, detail}`.
+        model: Whose anchors are held against the objects; None: the model that `params.yaml` chooses.
 
     Returns:
-        The report: a table of what would be prepared, and per kind of fault its count and examples.
+        The report: a table of what would be prepared, per kind of fault its count and examples, what is
+        peculiar about train's labels, and whether the model's anchors fit them.
 
     Raises:
         ParamsError: There is no such dataset.
         DataError: It is not there, or has faults that `prepare.checks` calls errors; after the report is
             logged.
     """
-    chosen = params.load(dataset=name)
+    chosen = params.load(dataset=name, model=model)
     raw = examine(name, chosen.data, chosen.prepare.checks, decode=True)
     if json:
         json.write_text(json_module.dumps(_records(raw), indent=1) + "\n", encoding="utf-8")
-    report = "\n".join([f"{name} in {raw.root}", "", *_table(raw), "", *_faults(raw)])
+    train = raw.splits["train"]
+    hard = findings.labels(raw, chosen.recipe) if len(train.labels) else []
+    if len(train.labels):
+        hard += ["", *findings.anchors(chosen.model, name, chosen.recipe, train, raw.classes)]
+    report = "\n".join([f"{name} in {raw.root}", "", *_table(raw), "", *_faults(raw), "", *hard])
     if refused := raw.faults.refused():
         log.info("%s", report)
         raise DataError(

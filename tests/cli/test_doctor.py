@@ -156,7 +156,7 @@ ENTRY = {"format": "voc", "path": "mine", "train": ["train"], "test": ["test"], 
 def test_the_doctor_names_every_planted_fault(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     data, faults = planted
     folder = project(tmp_path / "work", ENTRY)
-    done = run(folder, data, "detection.cli", "doctor", "mine", "--json", "faults.json")
+    done = run(folder, data, "detection.cli", "doctor", "mine", "--json", "faults.json", "--model", "fcos")
     assert done.returncode == 1
     assert done.stderr.startswith("error: mine has ")
     assert done.stderr.count("\n") == 1
@@ -206,18 +206,36 @@ def test_what_is_dropped_stands_in_the_card(planted: tuple[Path, dict[str, str]]
 
 
 def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> None:
-    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", "bccd")
+    done = run(
+        project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", "bccd", "--model", "fcos"
+    )
     assert done.returncode == 0, done.stderr
     assert "BloodImage_00338.xml: RBC with xmin 504, ymin 337, xmax 504, ymax 337" in done.stdout
     assert "BloodImage_00343.xml: RBC with xmin 181, ymin 329, xmax 181, ymax 329" in done.stdout
-    assert done.stdout.count("[") == 1  # and nothing else
+    assert done.stdout.count("[zero_area: drop]") == done.stdout.count(": drop]") == 1  # and nothing else
+    assert "most objects: RBC 2,381, fewest: Platelets 209: 11 to 1" in done.stdout
+    assert "labelled twice (same class, IoU 0.9 or more): 4 pairs, in BloodImage_00020," in done.stdout
+    assert done.stdout.endswith("  fcos has no anchors\n")
+
+
+def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> None:
+    folder = project(tmp_path / "work", ENTRY)
+    done = run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", "retinanet")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    assert lines["Platelets"] == ["209", "21", "px", "35.4%", "0.43"]
+    assert lines["WBC"][3] == "99.5%"
+    assert "136 objects fit no anchor and can only claim a bad one" in done.stdout
+    assert "suggested: models.retinanet.on.bccd.anchor_sizes: [[19, 24, 30], [38, 48, 60]," in done.stdout
 
 
 @pytest.mark.parametrize(("name", "pictures"), [("tiny_coco", "50"), ("voc2007_320", "2,508")])
 def test_the_doctor_finds_nothing_on_clean_data(
     shared_data: Path, tmp_path: Path, name: str, pictures: str
 ) -> None:
-    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", name)
+    done = run(
+        project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", name, "--model", "fcos"
+    )
     assert done.returncode == 0, done.stderr
     assert "nothing is wrong with it" in done.stdout
     assert f" {pictures} " in done.stdout

@@ -1,0 +1,105 @@
+"""Anchors held against objects: the short cut is exact, and what is planted is found."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from detection.boxes import iou
+from detection.data.index import Index, Record, pack
+from detection.models.coverage import FITS, Anchors
+from detection.models.sizes import cluster, k_means
+from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+
+RETINANET = RetinaNetRecipe(
+    architecture="retinanet", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
+    anchor_sizes=((16, 20), (32, 40), (64, 80), (128, 160), (256, 320)), freeze_bn=False,
+)  # fmt: skip
+FASTER = FasterRCNNRecipe(
+    architecture="fasterrcnn", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
+    anchor_sizes=((12,), (24,), (48,), (72,), (96,)), roi_hidden=8, freeze_bn=False,
+)  # fmt: skip
+ONE_MAP = replace(
+    FASTER, features="c4", anchor_sizes=((16, 32, 64),), anchor_strides=(16,), anchor_offset=0.5
+)  # fmt: skip
+LITE = SSDRecipe(
+    architecture="ssdlite", backbone="mobilenet_v3_small", resize="stretch", image_size=320, batch_size=1,
+    scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2, 3),) * 6, freeze_bn=False,
+    clip_centers=True,
+)  # fmt: skip
+
+
+def split(sides: tuple[float, float], seed: int = 0) -> Index:
+    """Pictures of three sizes, with a crowd and a difficult object each."""
+    rng = np.random.default_rng(seed)
+    records = []
+    for number, (height, width) in enumerate([(96, 96), (120, 200), (200, 120), (96, 97)]):
+        count = 12
+        size = np.exp(rng.uniform(*np.log(sides), (count, 2)))
+        low = rng.uniform(0, 1, (count, 2)) * np.maximum([width, height] - size, 1)
+        boxes = np.concatenate([low, np.minimum(low + size, [width, height])], axis=1).astype(np.float32)
+        flags = np.zeros((2, count), dtype=bool)
+        flags[0, 0] = flags[1, 1] = True
+        records.append(
+            Record(
+                file=f"{number}.png", id=str(number), height=height, width=width, boxes=boxes,
+                labels=rng.integers(0, 2, count), difficult=flags[0], crowd=flags[1],
+                areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+            )
+        )  # fmt: skip
+    return pack(records)
+
+
+@pytest.mark.parametrize(
+    "recipe", [RETINANET, FASTER, ONE_MAP, replace(ONE_MAP, inside_anchors=True), LITE], ids=range(5)
+)
+def test_best_iou_is_that_of_all_anchors(recipe: Recipe) -> None:
+    tried = Anchors(recipe, split((6, 90)), 2)
+    own = tried.coverage()
+    assert len(own.best) == 4 * 10, "the crowd and the difficult object are left out"
+    for group in tried.groups:
+        anchors = tried.grid(group.maps, group.padded).numpy()
+        if isinstance(recipe, FasterRCNNRecipe) and recipe.inside_anchors:
+            height, width = group.inside
+            inside = (anchors >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
+            anchors = anchors[inside]
+        overlap = iou(group.boxes.astype(np.float32), anchors)
+        assert own.best[group.rows] == pytest.approx(overlap.max(1), abs=1e-5)
+    assert sum(shape.matches > 0 for shape in own.shapes) > 0
+    total = sum(len(group.rows) for group in tried.groups)
+    assert total == len(own.best)
+
+
+def test_small_objects_are_missed_and_smaller_anchors_suggested() -> None:
+    """Sides of 9 to 13 pixels overlap a square of 48 by a tenth at most."""
+    large = replace(FASTER, anchor_sizes=((48,), (72,), (96,), (128,), (160,)))
+    tried = Anchors(large, split((9, 13)), 2)
+    own = tried.coverage()
+    assert own.share(FITS) == 0
+    assert own.of_classes()[0] == 0
+    assert not any(shape.matches for shape in own.shapes)
+    found = tried.suggestion(own)
+    assert found is not None
+    recipe, coverage, how = found
+    assert isinstance(recipe, FasterRCNNRecipe)
+    assert coverage.share(FITS) > 0.8
+    assert 6 < recipe.anchor_sizes[0][0] < 16
+    assert how
+
+
+def test_fitting_anchors_are_left_alone() -> None:
+    index = split((20, 60))
+    own = Anchors(replace(RETINANET, fg_iou=0.4), index, 2).coverage()
+    assert own.share(FITS) > 0.95
+    assert Anchors(RETINANET, index, 2).suggestion(own) is None
+
+
+def test_k_means_finds_clusters() -> None:
+    rng = np.random.default_rng(0)
+    sides = np.concatenate([centre * np.exp(rng.normal(0, 0.05, 200)) for centre in (8.0, 30, 100)])
+    assert k_means(sides, 3) == pytest.approx([8, 30, 100], rel=0.02)
+    assert cluster(sides, [[16, 20], [32, 40], [64, 96]]) == [
+        [pytest.approx(first, rel=0.02), pytest.approx(first * ratio, rel=0.02)]
+        for first, ratio in ((8, 1.25), (30, 1.25), (100, 1.5))
+    ]
+    assert cluster(sides, [[16, 32, 64]] * 2) == [pytest.approx([8, 30, 100], rel=0.02)] * 2
