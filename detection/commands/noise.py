@@ -9,6 +9,11 @@ from detection.experiments.repository import Repository
 from detection.experiments.spread import LEVEL, c4, spread
 
 SCORES = ("AP", "AP50", "AP75", "voc_ap50_11pt")
+NOTES = """\
+spread  standard deviation s over the seeds, divided by c4({n}) = {c4:.3f}: few runs hide some of it
+1 vs 1  smallest difference of two single runs that means anything; a smaller one may be their seeds
+        alone ({level:.0%}: s, times the root of 2, times Student's t with {single} degrees of freedom)
+{n} vs {n}  the same of the means of {n} runs each (root of 2/{n}, {means} degrees of freedom)"""
 RETRY = "its log: dvc queue logs {0}; to try again: dvc queue remove {0}, then this command"
 
 
@@ -48,21 +53,18 @@ def noise(seeds: int) -> str:
 def _report(scores: Mapping[str, Mapping[str, float | None]], seeds: Mapping[str, int]) -> list[str]:
     n = len(scores)
     order = sorted(scores, key=lambda name: seeds[name])
-    lines = [f"{'on test':<14}{'mean':>8}{'spread':>8}{'two runs':>10}{f'two x {n}':>9}    each seed"]
+    lines = [f"{'on test':<14}{'mean':>8}{'spread':>8}{'1 vs 1':>8}{f'{n} vs {n}':>8}    each seed"]
     for metric in SCORES:
         values = [scores[name].get(metric) for name in order]
         known = [value for value in values if value is not None]
         if len(known) == n:
             one = spread(known)
             lines.append(
-                f"{metric:<14}{one.mean:>8.3f}{one.deviation:>8.3f}{one.between_runs:>10.3f}"
-                f"{one.between_means:>9.3f}    {' '.join(f'{value:.3f}' for value in known)}"
+                f"{metric:<14}{one.mean:>8.3f}{one.deviation:>8.3f}{one.between_runs:>8.3f}"
+                f"{one.between_means:>8.3f}    {' '.join(f'{value:.3f}' for value in known)}"
             )
     return [
         *lines,
         "",
-        f"spread: standard deviation s over the seeds, divided by c4({n}) = {c4(n):.3f}: few runs hide some",
-        f"two runs: a smaller difference of two single runs may be their seed alone ({LEVEL:.0%};",
-        f"  s, times the root of 2, times Student's t with {n - 1} degrees of freedom)",
-        f"two x {n}: the same of the means of {n} runs each (root of 2/{n}, {2 * n - 2} degrees of freedom)",
+        NOTES.format(n=n, c4=c4(n), level=LEVEL, single=n - 1, means=2 * n - 2),
     ]
