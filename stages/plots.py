@@ -1,4 +1,4 @@
-"""Draw what the other stages left into `reports/plots/` and `reports/index.html`."""
+"""Draw what the other stages left into `reports/plots/`, `reports/index.html` and `reports/model_card.md`."""
 
 import logging
 import shutil
@@ -9,56 +9,59 @@ from detection import params
 from stages.entry import run
 
 if TYPE_CHECKING:
-    from detection.reporting.samples import Review, Sample
+    from detection.reporting.galleries import Album
 
 log = logging.getLogger(__name__)
 REPORTS = Path("reports")
 FOLDER = REPORTS / "plots"
-PAGE = REPORTS / "index.html"
+PAGE, CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 
 
 def main() -> None:
-    """Draw charts, test pictures and the page; hand them to the row that `evaluate` named."""
+    """Draw charts, test pictures, the page and the model card; hand them to the row that `evaluate` named."""
     settings = params.load().plots
-    from detection.reporting import gallery, page, samples
+    from detection.reporting import charts, model_card, page
+    from detection.reporting.advice import advise
 
     shutil.rmtree(FOLDER, ignore_errors=True)  # no figure of an earlier experiment stays
     FOLDER.mkdir(parents=True)
-    figures = gallery.draw(REPORTS, FOLDER, settings.smoothing)
-    review, shown = _samples(settings)
-    if shown:
-        samples.contact_sheet(shown).save(FOLDER / "samples.png")
-    total = review.total() if review else None
-    page.write(PAGE, REPORTS, figures, shown, total, settings.score_threshold)
+    figures = charts.draw(REPORTS, FOLDER, settings.smoothing)
+    page.write(PAGE, REPORTS, figures, _album(settings), advise(REPORTS))
+    model_card.write(CARD, REPORTS)
     log.info("the whole experiment on one page: %s", PAGE)
 
     from detection.tracking.figures import log_figures
 
-    log_figures(REPORTS / "evaluation/run.json", FOLDER, PAGE)
+    log_figures(REPORTS / "evaluation/run.json", FOLDER, PAGE, CARD)
 
 
-def _samples(settings: params.Plots) -> "tuple[Review | None, list[Sample]]":
-    """Judge the detections on test and draw some; without the pictures, judge only."""
-    import msgspec
-
+def _album(settings: params.Plots) -> "Album | None":
+    """Draw the galleries, and a sheet of test pictures as PNG; without the pictures, nothing."""
     from detection.data.prepared import Prepared
     from detection.errors import DataError
-    from detection.evaluation.results import Results
-    from detection.reporting import samples
+    from detection.reporting import galleries, judged, samples
+    from detection.reporting.files import read_json
 
-    detections = REPORTS / "evaluation/detections.json"
-    if not detections.is_file():
-        return None, []
     prepared = Prepared.load()
     index = prepared.index("test")
-    rows = msgspec.json.decode(detections.read_bytes())
-    review = samples.Review.of(index, Results.from_coco(index, rows), settings.score_threshold)
+    results = judged.read_detections(REPORTS, index)
+    if results is None:
+        return None
+    score = settings.score_threshold
+    if score is None:
+        best = read_json(REPORTS / "evaluation/analysis.json").get("threshold", {}).get("score")
+        score = 0.5 if best is None else best
+    rows = galleries.typical(index, settings.samples)
     try:
         prepared.check_unchanged("test")
-        return review, samples.draw(review, prepared.root, prepared.classes, settings.samples)
+        if rows:
+            chosen = judged.judge(index, results, rows, len(prepared.classes)).values()
+            sheet = samples.contact_sheet(list(chosen), prepared.root, prepared.classes, score)
+            sheet.save(FOLDER / "samples.png")
+        return galleries.build(REPORTS, prepared, index, results, score, settings.samples)
     except DataError as error:
         log.warning("the page shows no test pictures: %s", error)
-        return review, []
+        return None
 
 
 if __name__ == "__main__":

@@ -192,8 +192,8 @@ class Plots:
     """The figures and the page."""
 
     samples: int = 12
-    """Pictures with detections beside ground truth."""
-    score_threshold: float = 0.5
-    """Detections below this score are not drawn."""
+    """Pictures of each gallery, and of the sheet `samples.png`."""
+    score_threshold: float | None = None
+    """Detections below this score are not drawn at first; null: the threshold of best F1."""
     smoothing: float = 0.9
     """Weight of the past in the drawn loss curves (exponential moving average)."""

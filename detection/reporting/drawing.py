@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+Rectangle = tuple[float, float, float, float]
+"""`x1, y1, x2, y2`."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F")
 """Okabe and Ito's colours, told apart with the common kinds of colour blindness; black is left for text."""
 STEP = 0.72
@@ -52,43 +54,64 @@ def draw_boxes(
     unit = max(1, round(max(canvas.size) / 320))
     font = ImageFont.load_default(size=11 * unit)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
-    taken: list[tuple[float, float, float, float]] = []
+    colour_of = [class_colour(int(label)) for label in labels] if colours is None else colours
     for i in map(int, order):
-        colour = colours[i] if colours is not None else class_colour(int(labels[i]))
         x1, y1, x2, y2 = (float(value) * scale for value in boxes[i])
         corners = x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
-        draw.rectangle(corners, outline="black" if _is_light(colour) else "white", width=2 * unit + 1)
-        draw.rectangle(corners, outline=colour, width=2 * unit)
-    for i in map(int, order):
-        colour = colours[i] if colours is not None else class_colour(int(labels[i]))
-        text = names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
-        _draw_label(draw, canvas.size, boxes[i] * scale, text, colour, font, unit, taken)
+        draw.rectangle(corners, outline="black" if is_light(colour_of[i]) else "white", width=2 * unit + 1)
+        draw.rectangle(corners, outline=colour_of[i], width=2 * unit)
+    best_first = [int(i) for i in reversed(order)]
+    texts = [names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}") for i in best_first]
+    edges = [font.getbbox(text) for text in texts]
+    plates = [(right - left + 4 * unit, low - top + 4 * unit) for left, top, right, low in edges]
+    named = [tuple(float(value) * scale for value in boxes[i]) for i in best_first]
+    places = place_labels(named, plates, canvas.size)  # type: ignore[arg-type]
+    for i, text, edge, plate, (x, y) in zip(best_first, texts, edges, plates, places, strict=True):
+        draw.rectangle((x, y, x + plate[0] - 1, y + plate[1] - 1), fill=colour_of[i])
+        ink = "black" if is_light(colour_of[i]) else "white"
+        draw.text((x + 2 * unit - edge[0], y + 2 * unit - edge[1]), text, fill=ink, font=font)
     return canvas
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    box: NDArray[np.floating],
-    text: str,
-    colour: str,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    unit: int,
-    taken: list[tuple[float, float, float, float]],
-) -> None:
-    """Write a name on a plate at an edge of its box, above it where that is free."""
-    left, top, right, bottom = font.getbbox(text)
-    width, height = right - left + 4 * unit, bottom - top + 4 * unit
-    x1, y1, x2, y2 = (float(value) for value in box)
-    columns = [min(max(0.0, x), max(0.0, size[0] - width)) for x in (x1, x2 - width)]
-    rows = [y for y in (y1 - height, y1, y2, y2 - height) if 0 <= y <= size[1] - height] or [0.0]
-    places = [(x, y, x + width, y + height) for y in rows for x in columns]
-    free = [place for place in places if not any(_touch(place, other) for other in taken)]
-    x, y = (free or places)[0][:2]
-    taken.append((x, y, x + width, y + height))
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
-    ink = "black" if _is_light(colour) else "white"
-    draw.text((x + 2 * unit - left, y + 2 * unit - top), text, fill=ink, font=font)
+def place_labels(
+    boxes: Sequence[Rectangle], sizes: Sequence[tuple[float, float]], canvas: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """Find each name a place at an edge of its box.
+
+    First come, first served: each takes the first place that no earlier name covers, or else the one that is
+    covered least. So a name never yields to a later one, and leaving out the last ones moves no other.
+
+    Args:
+        boxes: What is named, the most important first.
+        sizes: Width and height of each name's plate.
+        canvas: Width and height of the picture; plates stay inside it where they fit.
+
+    Returns:
+        Left and top of each plate.
+    """
+    taken: list[Rectangle] = []
+    for box, (width, height) in zip(boxes, sizes, strict=True):
+        places = [(x, y, x + width, y + height) for x, y in _corners(box, width, height, canvas)]
+        taken.append(min(places, key=lambda place: sum(_common(place, other) for other in taken)))
+    return [(x, y) for x, y, _, _ in taken]
+
+
+def _corners(
+    box: Rectangle, width: float, height: float, canvas: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """Above the box, at its top inside, below it, at its bottom inside, beside it; at either end of each."""
+    x1, y1, x2, y2 = box
+    most = max(0.0, canvas[1] - height)
+    columns = [min(max(0.0, x), max(0.0, canvas[0] - width)) for x in (x1, x2 - width, (x1 + x2 - width) / 2)]
+    rows = [y for y in (y1 - height, y1, y2, y2 - height, (y1 + y2 - height) / 2) if 0 <= y <= most]
+    along = [(x, y) for y in rows or [min(max(0.0, y1), most)] for x in columns]
+    beside = [(x, min(max(0.0, y1), most)) for x in (x2, x1 - width) if 0 <= x <= canvas[0] - width]
+    return along + beside
+
+
+def _common(a: Rectangle, b: Rectangle) -> float:
+    """Area that two rectangles share."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
@@ -105,11 +128,7 @@ def sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.
     return page
 
 
-def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _is_light(colour: str) -> bool:
+def is_light(colour: str) -> bool:
     """Whether black text is easier to read on it than white (luma, ITU-R BT.601)."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return 0.299 * red + 0.587 * green + 0.114 * blue > 140

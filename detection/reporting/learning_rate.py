@@ -17,7 +17,7 @@ def draw(reports: Path) -> "Figure | None":
     if table is None:
         return None
     figure, axes = chart(6.0, 3.4)
-    axes.plot(table["step"], table["lr"], color=BLUE)
+    axes.plot(table["step"], table["lr"], color=BLUE, label="learning rate")
     axes.set_ylim(0, table["lr"].max() * 1.08 or 1)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter("{x:g}")

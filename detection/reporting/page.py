@@ -1,19 +1,23 @@
 """`reports/index.html`: everything about one experiment in one file that asks the network for nothing."""
 
 import base64
+import hashlib
 import importlib.metadata
-import io
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from detection.reporting import tables
+from detection.reporting.charts import Drawn
+from detection.reporting.confusion import mistakes
 from detection.reporting.explain import HEADLINES, NAMES
 from detection.reporting.files import read_json
-from detection.reporting.samples import Sample, Tally
+from detection.reporting.galleries import Album, Card
+from detection.reporting.overlay import PLATE, Mark, data_url
 from detection.reporting.validation import monitored
 from detection.tracking.facts import commit, experiment_name
 
@@ -23,27 +27,23 @@ DATASET_FIGURES = {
     "class_counts": "Objects of each class in each split.",
     "box_sizes": "How large the training objects are, in pixels and as a share of the picture.",
 }
+ANCHORS = {"errors": "errors-made", "training": "training", "classes": "classes", "recall": "recall"}
+"""Sections whose advice stands on top, the most telling first, and where each is."""
 WIDEST = 1400
 """Pixels that the dataset's figures are reduced to."""
 
 
 def write(
-    out: Path,
-    reports: Path,
-    figures: Mapping[str, str],
-    samples: Sequence[Sample],
-    total: Tally | None,
-    threshold: float,
+    out: Path, reports: Path, figures: Mapping[str, Drawn], album: Album | None, advice: Mapping[str, str]
 ) -> Path:
     """Write the page.
 
     Args:
         out: The HTML file.
         reports: The folder of all reports; whatever is missing there, the page says so.
-        figures: SVG by name; a figure that could not be drawn is left out.
-        samples: Test pictures.
-        total: Right, wrong and missed over the test split; None where it could not be counted.
-        threshold: Score from which a detection was drawn and counted.
+        figures: Charts by name; one that could not be drawn is left out.
+        album: Galleries of test pictures; None: there are none.
+        advice: What to do next, by section.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -54,21 +54,40 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": _score, "duration": _duration, "embed": _embed}
+    environment.filters |= {"score": tables.three_digits, "duration": _duration, "embed": data_url}
+    start = album.score if album else 0.0
+    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
         **_experiment(reports),
         **_tables(reports),
         figures=figures,
-        samples=samples,
-        shape=_middle_shape(samples),
-        total=total,
-        threshold=threshold,
+        album=album,
+        objects_of=partial(_objects, start),
+        found_of=partial(_found, start),
+        plate_height=PLATE,
+        advice=advice,
+        steps=[(ANCHORS[name], advice[name]) for name in ANCHORS if name in advice][:3],
         dataset_figures=_dataset_figures(reports / "dataset"),
         versions=_versions(),
+        script=script,
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     return out
+
+
+def _objects(start: float, card: Card) -> list[tuple[Mark, str]]:
+    """Objects with their state at the slider's beginning."""
+    return [
+        (mark, mark.kind + (" missed" if mark.kind == "object" and mark.score < start else ""))
+        for mark in card.drawing.objects
+    ]
+
+
+def _found(start: float, card: Card) -> list[tuple[Mark, str]]:
+    """Detections likewise."""
+    return [(mark, mark.kind + (" low" if mark.score < start else "")) for mark in card.drawing.found]
 
 
 def _experiment(reports: Path) -> dict[str, Any]:
@@ -93,16 +112,27 @@ def _experiment(reports: Path) -> dict[str, Any]:
 
 def _tables(reports: Path) -> dict[str, Any]:
     scores = tables.scores(reports)
-    values = {row["key"]: row["value"] for row in scores}
+    values = {row["key"]: row for row in scores}
+    error_columns, error_rows = tables.errors(reports)
+    point = read_json(reports / "evaluation/analysis.json").get("threshold", {})
     card = read_json(reports / "dataset/card.json")
     return {
         "scores": scores,
         "cards": [
-            {"name": NAMES.get(key, key), "value": values.get(key), "text": text}
+            {
+                "name": NAMES.get(key, key),
+                "value": values[key]["value"] if key in values else None,
+                "interval": values[key]["interval"] if key in values else None,
+                "text": text,
+            }
             for key, text in HEADLINES.items()
         ],
         "classes": tables.classes(reports),
         "class_columns": list(tables.CLASS_COLUMNS.values()),
+        "error_columns": error_columns,
+        "error_rows": error_rows,
+        "mistakes": mistakes(reports),
+        "point": point if point.get("score") is not None else None,
         "recipe": tables.recipe(reports),
         "card": card,
         "card_rows": tables.dataset(card),
@@ -121,12 +151,6 @@ def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _middle_shape(samples: Sequence[Sample]) -> float:
-    """The middle one of the pictures' width to height."""
-    shapes = sorted(sample.truth.width / sample.truth.height for sample in samples)
-    return shapes[len(shapes) // 2] if shapes else 1.0
-
-
 def _versions() -> dict[str, str]:
     """Of what the numbers come from, without importing any of it."""
     found = {"Python": platform.python_version()}
@@ -136,17 +160,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found | {"system": f"{platform.system()} {platform.machine()}"}
-
-
-def _embed(picture: Image.Image) -> str:
-    """A picture as a data URL."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=88, subsampling=0, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _score(value: float | None) -> str:
-    return tables.NOTHING if value is None else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:

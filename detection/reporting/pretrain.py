@@ -20,7 +20,7 @@ def draw(reports: Path) -> "Figure | None":
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     marker = "o" if len(table) <= 40 else ""
-    left.plot(table["epoch"], table["loss"], color=BLUE, marker=marker, markersize=3.5)
+    left.plot(table["epoch"], table["loss"], color=BLUE, marker=marker, markersize=3.5, label="cross-entropy")
     left.set_ylabel("cross-entropy on train")
     left.set_ylim(bottom=0)
     names = {"accuracy": ("train", BLUE), "val_accuracy": ("val", RED)}

@@ -20,6 +20,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, GREY = PALETTE
 LINES = (BLUE, RED, GREEN, ORANGE, PINK, SKY, GREY)
 """Okabe and Ito's colours in an order for lines: light yellow cannot be read on white."""
 
+WIDER = 125
+"""Most pixels on the page for an inch of a figure."""
+
 
 @contextmanager
 def house_style() -> Iterator[None]:
@@ -88,7 +91,8 @@ def to_svg(figure: "Figure", name: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    widest = f'style="max-width: {round(WIDER * figure.get_size_inches()[0])}px"'
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf"\1 {widest}", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r"\b(id=\"|url\(#|href=\"#)", rf"\1{name}-", svg)
     svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)

@@ -21,30 +21,61 @@ CLASS_COLUMNS = {
 
 
 def scores(reports: Path) -> list[Row]:
-    """`name`, `value` (None: nothing to measure) and `text` of the fourteen numbers; [] before `evaluate`."""
+    """The fourteen numbers; [] before `evaluate`.
+
+    Each has `key`, `name`, `value` (None: nothing to measure), `interval` (low and high, or None) and `text`.
+    """
     metrics = read_json(reports / "evaluation/metrics.json")
     if not metrics:
         return []
+    spread = read_json(reports / "evaluation/intervals.json").get("stats", {})
     return [
-        {"key": key, "name": NAMES.get(key, key), "value": _number(metrics.get(key)), "text": text}
+        {
+            "key": key,
+            "name": NAMES.get(key, key),
+            "value": _number(metrics.get(key)),
+            "interval": interval(spread.get(key)),
+            "text": text,
+        }
         for key, text in SCORES.items()
     ]
 
 
+def interval(spread: Mapping[str, float | None] | None) -> tuple[float, float] | None:
+    """Low and high of an entry of `intervals.json`, where there are any."""
+    low, high = (spread or {}).get("low"), (spread or {}).get("high")
+    return None if low is None or high is None else (low, high)
+
+
 def classes(reports: Path) -> list[Row]:
-    """`name`, `objects` and `values` (see `CLASS_COLUMNS`); best AP first, classes without objects last."""
+    """`name`, `objects`, `values` (see `CLASS_COLUMNS`), `interval` of AP; best first, those without last."""
     table = read_table(reports / "evaluation/per_class.csv")
     if table is None:
         return []
+    spread = read_json(reports / "evaluation/intervals.json").get("per_class", {}).get("AP", {})
     table = table.sort_values("AP", ascending=False, kind="stable", na_position="last")
     return [
         {
             "name": str(row["class"]),
             "objects": int(row["objects"]),
             "values": [_number(row[key]) for key in CLASS_COLUMNS],
+            "interval": interval(spread.get(str(row["class"]))),
         }
         for row in table.to_dict("records")
     ]
+
+
+def errors(reports: Path) -> tuple[list[str], list[Row]]:
+    """Column names, and `name` and `values` of each class: how many detections are wrong in which way."""
+    table = read_table(reports / "evaluation/errors_per_class.csv")
+    if table is None:
+        return [], []
+    columns = [name for name in table.columns if name != "class"]
+    rows = [
+        {"name": str(row["class"]), "values": [int(row[name]) for name in columns]}
+        for row in table.to_dict("records")
+    ]
+    return columns, rows
 
 
 def recipe(reports: Path) -> list[Row]:
@@ -81,6 +112,11 @@ SHARES = {
     "difficult": "marked difficult",
     "crowd": "marked crowd",
 }
+
+
+def three_digits(value: float | None) -> str:
+    """A score as the page has it."""
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

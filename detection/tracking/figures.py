@@ -15,8 +15,9 @@ def log_figures(
     run_json: Path = Path("reports/evaluation/run.json"),
     folder: Path = Path("reports/plots"),
     page: Path = Path("reports/index.html"),
+    card: Path = Path("reports/model_card.md"),
 ) -> None:
-    """Store the figures and the page in the row that `run_json` names; without a row, nothing."""
+    """Store figures, page and model card in the row that `run_json` names; without a row, nothing."""
     run_id = read_run_id(run_json)
     if run_id is None or switched_off():
         return
@@ -28,6 +29,8 @@ def log_figures(
             return
         store.client.log_artifacts(run_id, str(folder), "plots")
         store.client.log_artifact(run_id, str(page), "plots")
+        if card.is_file():
+            store.client.log_artifact(run_id, str(card))
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the figures stand in the reports

@@ -4,6 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+REQUESTS = ("src", "href", "xlink:href", "srcset", "data", "poster", "action", "background")
+"""Attributes that may make a browser ask the network."""
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -17,12 +19,12 @@ class Reader(HTMLParser):
         self.open: list[str] = []
         self.words: list[str] = []
         self.ids: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str]]] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        self.links += [
-            value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset")
-        ]
+        self.links += [value or "" for name, value in attrs if name in REQUESTS]
+        self.attributes.append((tag, {name: value or "" for name, value in attrs}))
         self.ids += [value or "" for name, value in attrs if name == "id"]
         if tag not in VOID:
             self.open.append(tag)
@@ -36,7 +38,7 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag, (tag, self.getpos())
 
     def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
 

@@ -5,9 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detection.reporting import ap_per_class, learning_rate, losses, pr_curves, pretrain, validation
-from detection.reporting.gallery import draw
-from detection.reporting.style import INK, house_style, to_svg
+from detection.reporting import (
+    ap_per_class,
+    confusion,
+    errors,
+    hover,
+    learning_rate,
+    localisation,
+    losses,
+    operating,
+    pr_curves,
+    pretrain,
+    recall,
+    validation,
+)
+from detection.reporting.charts import draw
+from detection.reporting.style import INK, house_style, to_png, to_svg
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -21,9 +34,10 @@ def texts(axes: Any) -> list[str]:
 
 
 def test_every_chart_is_drawn_and_saved(finished: Path, tmp_path: Path) -> None:
-    svgs = draw(finished / "reports", tmp_path, smoothing=0.9)
-    names = ["losses", "learning_rate", "validation", "pretrain", "pr_curves", "ap_per_class"]
-    assert list(svgs) == names
+    drawn = draw(finished / "reports", tmp_path, smoothing=0.9)
+    names = ["losses", "learning_rate", "validation", "pretrain", "pr_curves", "ap_per_class", "errors"]
+    names += ["confusion", "operating", "calibration", "recall", "localisation"]
+    assert list(drawn) == names
     assert sorted(path.stem for path in tmp_path.glob("*.png")) == sorted(names)
 
 
@@ -35,7 +49,11 @@ def test_same_data_gives_the_same_files(finished: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-@pytest.mark.parametrize("chart", [losses, learning_rate, validation, pretrain, pr_curves, ap_per_class])
+CHARTS = [losses, learning_rate, validation, pretrain, pr_curves, ap_per_class]
+CHARTS += [errors, confusion, operating, recall, localisation]
+
+
+@pytest.mark.parametrize("chart", CHARTS)
 def test_nothing_is_drawn_without_rows(chart: Any, tmp_path: Path) -> None:
     assert chart.draw(tmp_path) is None
     for name in ("train/losses", "train/metrics", "pretrain/curves", "evaluation/pr_curves"):
@@ -166,3 +184,64 @@ def test_many_classes_stand_in_two_columns(tmp_path: Path) -> None:
     assert shown == [names[:19:-1], names[19::-1]]
     tops = [axes.get_yticks()[0] for axes in figure.axes]
     assert tops[0] == tops[1] == 20
+
+
+def test_values_under_the_pointer_are_those_of_the_file(tmp_path: Path) -> None:
+    steps = np.arange(1, 1001)
+    write(
+        tmp_path / "train/losses.csv", step=steps, epoch=steps / 100, lr=steps * 1e-5, loss=1 / steps, box=0.5
+    )
+    figure = learning_rate.draw(tmp_path)
+    to_png(figure, tmp_path / "lr.png")
+    (chart,) = hover.values(figure)
+    (line,) = chart["lines"]
+    assert len(line["x"]) == hover.MOST_POINTS
+    assert (line["x"][0], line["x"][-1]) == (1, 1000)
+    assert line["y"] == pytest.approx(np.array(line["x"]) * 1e-5, rel=1e-3)
+    left, top, width, height = chart["box"]
+    assert 0 < left < left + width <= 72 * figure.get_size_inches()[0]
+    assert 0 < top < top + height <= 72 * figure.get_size_inches()[1]
+
+
+def confusion_files(folder: Path, classes: list[str]) -> Path:
+    write(folder / "evaluation/per_class.csv", **{"class": classes})
+    write(
+        folder / "evaluation/confusion.csv",
+        actual=["cat", "cat", "dog", "(background)"],
+        predicted=["cat", "dog", "(missed)", "cat"],
+        count=[7, 3, 2, 5],
+    )
+    (folder / "evaluation/analysis.json").write_text(
+        '{"iou": {"right": 0.5}, "threshold": {"score": 0.4375}}'
+    )
+    return folder
+
+
+def test_confusion_has_its_thresholds_on_it(tmp_path: Path) -> None:
+    reports = confusion_files(tmp_path, ["cat", "dog"])
+    axes = confusion.draw(reports).axes[0]
+    assert axes.get_title(loc="left") == "score ≥ 0.438 (best F1), IoU ≥ 0.5"
+    assert confusion.matrix(reports).to_numpy().tolist() == [[7, 3, 0], [0, 0, 2], [5, 0, 0]]
+    assert sorted(text.get_text() for text in axes.texts) == ["2", "3", "5", "7"]
+    assert confusion.mistakes(reports) == [("cat", "dog", 3)]
+
+
+def test_confusion_of_many_classes_has_colours_alone(tmp_path: Path) -> None:
+    axes = confusion.draw(confusion_files(tmp_path, ["cat", "dog", *map(str, range(78))])).axes[0]
+    assert len(axes.texts) == 0
+
+
+@pytest.mark.parametrize(
+    ("over", "low", "high", "said"),
+    [
+        ("size", 0, 16, "< 16"),
+        ("size", 512, np.nan, "≥ 512"),
+        ("aspect ratio", 2 / 3, 1.5, "2:3–3:2"),
+        ("crowding", 0, 1e-9, "none"),
+        ("crowding", 0.3, 0.5, "0.3–0.5"),
+        ("truncation", 1, 2, "1"),
+        ("truncation", 2, np.nan, "2 or more"),
+    ],
+)
+def test_bins_have_names(over: str, low: float, high: float, said: str) -> None:
+    assert recall.bin_name(over, low, high) == said

@@ -9,12 +9,12 @@ import pytest
 from page_reader import read, words
 
 from detection.reporting import page, tables
+from detection.reporting.advice import advise
 from detection.reporting.explain import SCORES
 
 
-def write(reports: Path, figures: dict[str, str] | None = None) -> str:
-    out = page.write(reports / "index.html", reports, figures or {}, [], None, 0.5)
-    return words(read(out))
+def write(reports: Path) -> str:
+    return words(read(page.write(reports / "index.html", reports, {}, None, {})))
 
 
 def test_everything_missing_is_said(tmp_path: Path) -> None:
@@ -34,13 +34,17 @@ def test_everything_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) -> None:
-    out = page.write(tmp_path / "index.html", finished / "reports", {}, [], None, 0.5)
+    out = page.write(tmp_path / "index.html", finished / "reports", {}, None, {})
     text = words(read(out))
     metrics = json.loads((finished / "reports/evaluation/metrics.json").read_text())
+    spread = json.loads((finished / "reports/evaluation/intervals.json").read_text())
     assert list(metrics) == list(SCORES)
     for name, value in metrics.items():
         assert SCORES[name] in text
         assert value is None or f"{value:.3f}" in text
+    for name, one in spread["stats"].items():
+        assert f"{name} {one['value']:.3f} {one['low']:.3f}–{one['high']:.3f}" in text
+        assert one["value"] == pytest.approx(metrics[name])
     assert metrics["AP_large"] is None
     assert "AP_large —" in text
 
@@ -75,9 +79,8 @@ def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "evaluation/per_class.csv", index=False)
     made_of = {"model": evil, "dataset": "a&b", "seed": 0, "recipe": {"x": evil}, "overrides": []}
     (tmp_path / "train/recipe.json").write_text(json.dumps(made_of))
-    out = page.write(tmp_path / "index.html", tmp_path, {}, [], None, 0.5)
-    reader = read(out)
-    assert "script" not in reader.tags
+    reader = read(page.write(tmp_path / "index.html", tmp_path, {}, None, advise(tmp_path)))
+    assert [tag for tag, _ in reader.attributes].count("script") == 1  # the page's own
     assert words(reader).count(evil) >= 3
 
 

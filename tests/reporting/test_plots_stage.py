@@ -1,7 +1,10 @@
 """The stage itself, as DVC runs it: a process in a workspace that the other stages have filled."""
 
+import base64
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,25 +40,38 @@ def test_figures_and_page(workspace: Path) -> None:
     done = plots()
     assert done.returncode == 0, done.stderr
     assert "reports/index.html" in done.stdout
-    names = ["ap_per_class", "learning_rate", "losses", "pr_curves", "pretrain", "samples", "validation"]
+    names = ["ap_per_class", "calibration", "confusion", "errors", "learning_rate", "localisation", "losses"]
+    names += ["operating", "pr_curves", "pretrain", "recall", "samples", "validation"]
     assert sorted(path.stem for path in (workspace / "reports/plots").iterdir()) == names
     for path in (workspace / "reports/plots").iterdir():
         with Image.open(path) as picture:
             assert picture.width >= 600
     reader = read(workspace / "reports/index.html")
     assert all(link.startswith(("data:", "#")) for link in reader.links)
-    assert not {"script", "iframe", "object"} & reader.tags
+    assert not {"iframe", "object", "embed", "base", "form"} & reader.tags
+    assert [given for tag, given in reader.attributes if tag == "script"] == [{}]
+    (policy,) = [given["content"] for _, given in reader.attributes if "http-equiv" in given]
+    assert policy.startswith("default-src 'none'; img-src data:;")
     assert len(reader.ids) == len(set(reader.ids))
     assert {link[1:] for link in reader.links if len(link) > 1 and link[0] == "#"} <= set(reader.ids)
-    css = (workspace / "reports/index.html").read_text(encoding="utf-8")
-    assert "@import" not in css
-    assert "url(http" not in css
-    assert sum(link.startswith("data:image/jpeg") for link in reader.links) == 2 * 12 + 3
+    html = (workspace / "reports/index.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert not re.search(r"url\(\s*[\"']?(?!#)", html)
+    script = re.search(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy.replace("&#39;", "'")
+    assert not re.search(r"\bfetch\(|XMLHttpRequest|WebSocket|import\(|sendBeacon", script[1])
+    assert 3 + 12 < sum(link.startswith("data:image/jpeg") for link in reader.links) <= 3 + 5 * 12
     text = words(reader)
     made_of = json.loads((workspace / "reports/train/recipe.json").read_text())
     assert text.count(made_of["model"]) >= 2
     assert "of detections right" in text
-    assert "No " not in text
+    assert "What to do next" in text
+    assert not re.search(
+        r"\bNo (pictures|scores|losses|dataset|recipe|error|confusion|objects|precision)", text
+    )
+    assert (workspace / "reports/model_card.md").read_text().startswith(f"# {made_of['model']} on")
 
 
 def test_without_val_pretraining_and_pictures(workspace: Path) -> None:
@@ -94,5 +110,4 @@ def test_a_detector_that_is_sure_of_nothing(workspace: Path) -> None:
     done = plots()
     assert done.returncode == 0, done.stderr
     text = words(read(workspace / "reports/index.html"))
-    assert "Nothing was found with such a score" in text
-    assert "nothing detected, 0% of objects found" in text
+    assert "0 right, 0 wrong" in text

@@ -3,16 +3,37 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from detection.reporting import ap_per_class, learning_rate, losses, pr_curves, pretrain, validation
+from detection.reporting import (
+    ap_per_class,
+    confusion,
+    errors,
+    learning_rate,
+    localisation,
+    losses,
+    operating,
+    pr_curves,
+    pretrain,
+    recall,
+    validation,
+)
+from detection.reporting.hover import values
 from detection.reporting.style import house_style, to_png, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw(reports: Path, folder: Path, smoothing: float) -> dict[str, str]:
+class Drawn(NamedTuple):
+    """A chart as the page has it."""
+
+    svg: str
+    values: list[dict[str, Any]]
+    """What lies under the pointer, see `hover.values`."""
+
+
+def draw(reports: Path, folder: Path, smoothing: float) -> dict[str, Drawn]:
     """Draw every chart that there is data for.
 
     Args:
@@ -21,7 +42,7 @@ def draw(reports: Path, folder: Path, smoothing: float) -> dict[str, str]:
         smoothing: Of the loss curves, see `losses.draw`.
 
     Returns:
-        SVG by name, for the page.
+        Charts by name, for the page.
     """
     charts: dict[str, Callable[[Path], Figure | None]] = {
         "losses": partial(losses.draw, smoothing=smoothing),
@@ -30,12 +51,18 @@ def draw(reports: Path, folder: Path, smoothing: float) -> dict[str, str]:
         "pretrain": pretrain.draw,
         "pr_curves": pr_curves.draw,
         "ap_per_class": ap_per_class.draw,
+        "errors": errors.draw,
+        "confusion": confusion.draw,
+        "operating": operating.draw,
+        "calibration": operating.draw_calibration,
+        "recall": recall.draw,
+        "localisation": localisation.draw,
     }
-    drawn: dict[str, str] = {}
+    drawn: dict[str, Drawn] = {}
     with house_style():
         for name, chart in charts.items():
             figure = chart(reports)
             if figure is not None:
                 to_png(figure, folder / f"{name}.png")
-                drawn[name] = to_svg(figure, name)
+                drawn[name] = Drawn(to_svg(figure, name), values(figure))
     return drawn
