@@ -38,18 +38,6 @@ class VocScore:
         return {"voc_ap50_11pt": _mean(self.ap_11pt), "voc_ap50_area": _mean(self.ap_area)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judgement:
-    """What VOC's matching at IoU 0.5 says of each detection and each object, in the order they were given."""
-
-    right: NDArray[np.bool_]
-    """[D]; neither right nor wrong: on a difficult or crowd object."""
-    wrong: NDArray[np.bool_]
-    """[D]."""
-    found: NDArray[np.bool_]
-    """[T], the object has a right detection."""
-
-
 def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
     """Score detections by VOC's protocol.
 
@@ -68,13 +56,6 @@ def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
     return score_overlaps(Overlaps.of_index(index, results, len(classes)))
 
 
-def judge(index: Index, results: Results) -> Judgement:
-    """Say of each detection whether it is right, wrong, or on an object that does not count; see `score`."""
-    classes = int(max(index.labels.max(initial=0), results.labels.max(initial=0))) + 1
-    overlaps = Overlaps.of_index(index, results, classes)
-    return _judge(overlaps, _best_first(overlaps, unstable=False), strict=False)
-
-
 def score_overlaps(overlaps: Overlaps, *, strict: bool = False, unstable: bool = False) -> VocScore:
     """Score what was compared already.
 
@@ -89,8 +70,7 @@ def score_overlaps(overlaps: Overlaps, *, strict: bool = False, unstable: bool =
     truth, found = overlaps.truth, overlaps.found
     objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.classes)
     order = _best_first(overlaps, unstable=unstable)
-    judged = _judge(overlaps, order, strict=strict)
-    right, wrong = judged.right[overlaps.rows[order]], judged.wrong[overlaps.rows[order]]
+    right, wrong = (judged[order] for judged in _judge(overlaps, order, strict=strict))
     starts = np.searchsorted(found.labels[order], np.arange(overlaps.classes + 1))
     ap_11pt, ap_area = np.full((2, overlaps.classes), np.nan)
     for label in np.flatnonzero(objects):
@@ -137,20 +117,19 @@ def _best_first(overlaps: Overlaps, *, unstable: bool) -> NDArray[np.int64]:
     return np.concatenate([as_given[:0], *(part[np.argsort(-found.scores[part])] for part in parts)])
 
 
-def _judge(overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool) -> Judgement:
+def _judge(
+    overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """[D] right, and [D] wrong; neither: on a difficult or crowd object."""
     best, taken = best_of_each(overlaps.detection, overlaps.object, overlaps.iou, len(overlaps.rows))
     ignored = overlaps.truth.ignored
     hit = best > MIN_OVERLAP if strict else best >= MIN_OVERLAP
     rightful = hit & ~ignored[taken] if len(ignored) else hit
     candidates = order[rightful[order]]
     _, first = np.unique(taken[candidates], return_index=True)
-    first = candidates[first]
-    right, wrong = np.zeros((2, len(overlaps.rows)), dtype=np.bool_)
-    right[overlaps.rows[first]] = True
-    wrong[overlaps.rows] = rightful | ~hit
-    found = np.zeros(len(ignored), dtype=np.bool_)
-    found[overlaps.objects[taken[first]]] = True
-    return Judgement(right=right, wrong=wrong & ~right, found=found)
+    right = np.zeros(len(overlaps.rows), dtype=np.bool_)
+    right[candidates[first]] = True
+    return right, (rightful | ~hit) & ~right
 
 
 def _mean(values: NDArray[np.float64]) -> float:

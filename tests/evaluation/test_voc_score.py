@@ -206,12 +206,3 @@ def test_eleven_points_by_hand() -> None:
     recall, precision = np.array([0.25, 0.5, 0.5]), np.array([1.0, 1.0, 2 / 3])
     assert voc.average_11pt(recall, precision) == pytest.approx(6 / 11)
     assert voc.average_area(recall, precision) == pytest.approx(0.5)
-
-
-def test_judgement_in_the_order_of_the_results(make_index: MakeIndex) -> None:
-    index = make_index(([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 99, 99]], [0, 0, 0], [0, 0, 1]))
-    boxes = [[0, 0, 10, 9], [0, 0, 10, 10], [80, 80, 99, 99], [20, 20, 30, 30]]
-    judged = voc.judge(index, Results.of_image(0, boxes, [0.6, 0.7, 0.8, 0.9], [0] * 4))
-    assert judged.right.tolist() == [False, True, False, False]
-    assert judged.wrong.tolist() == [True, False, False, True]
-    assert judged.found.tolist() == [True, False, False]
