@@ -4,6 +4,7 @@ The tests build on each other, in this order, as a person's session does.
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,7 @@ def test_the_experiment_is_one_row(copy: Path, repro: str, rows: Rows) -> None:
         "evaluation/metrics.json",
         "plots/losses.png",
         "plots/index.html",
+        "model_card.md",
     } <= stored
 
 
@@ -133,6 +135,23 @@ def test_a_temporary_workspace_forks_a_row_for_other_settings(
     }
     artifacts = Path(fork.info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "plots" / "index.html").is_file()
+
+
+def test_plots_of_two_experiments_need_no_network(copy: Path, command: Command, repro: str) -> None:
+    command("dvc", "plots", "diff", "other-model", "elsewhere")
+    html = (copy / "dvc_plots/index.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in html
+    assert not re.search(r"<script[^>]*\ssrc=", html)
+    pipeline = YAML(typ="safe").load(copy / "dvc.yaml")
+    titles = [next(iter(plot)) for plot in pipeline["plots"] if not isinstance(plot, str)]
+    specs = [json.loads(spec) for spec in re.findall(r"var spec = (.*);\n", html)]
+    drawn = {text["text"] if isinstance(text := spec["title"], dict) else text: spec for spec in specs}
+    assert set(drawn) == set(titles)
+    for spec in specs:
+        assert {row["rev"] for row in spec["data"]["values"]} == {"other-model", "elsewhere"}
+    assert {row["class"] for row in drawn["Precision over recall on test (IoU 0.5)"]["data"]["values"]} > {
+        "all"
+    }
 
 
 def test_going_back_restores_and_adds_no_row(copy: Path, command: Command, repro: str, rows: Rows) -> None:
