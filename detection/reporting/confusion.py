@@ -40,9 +40,11 @@ def draw(reports: Path) -> "Figure | None":
     figure, axes = chart(min(9.0, 2.4 + 0.5 * size), min(9.0, 1.3 + 0.4 * size))
     values = counts.to_numpy()
     shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
-    axes.pcolormesh(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1.15, edgecolors="white", linewidth=0.6)
+    small = size <= MOST_NUMBERS + 1
+    edges = {"edgecolors": "white", "linewidth": 0.6} if small else {"rasterized": True}
+    axes.pcolormesh(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1.15, **edges)
     axes.invert_yaxis()
-    if size <= MOST_NUMBERS + 1:
+    if small:
         for row, column in zip(*np.nonzero(values), strict=True):
             ink = (
                 "white" if shares[row, column] > 0.45 else "#1f2328"

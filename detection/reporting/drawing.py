@@ -92,7 +92,9 @@ def place_labels(
     taken: list[Rectangle] = []
     for box, (width, height) in zip(boxes, sizes, strict=True):
         places = [(x, y, x + width, y + height) for x, y in _corners(box, width, height, canvas)]
-        taken.append(min(places, key=lambda place: sum(_common(place, other) for other in taken)))
+        free = (place for place in places if not any(_common(place, other) for other in taken))
+        first = next(free, None)
+        taken.append(first or min(places, key=lambda one: sum(_common(one, other) for other in taken)))
     return [(x, y) for x, y, _, _ in taken]
 
 

@@ -20,7 +20,8 @@ TEXT, LETTER, PLATE = 15, 8.4, 19
 """Size of letters, the width one takes, and the height of a name's plate, in units."""
 FEWEST, MOST = 0.05, 60
 """Detections below this score, and the least sure ones of a picture with more than so many, are left out."""
-GREY = "#7f7f7f"
+UNCOUNTED = "#ffffff"
+"""Of difficult objects and crowds; no class has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +121,18 @@ def _marks(
     kinds: Sequence[str],
     canvas: tuple[float, float],
 ) -> tuple[Mark, ...]:
-    corners: list[Rectangle] = [(float(a), float(b), float(c), float(d)) for a, b, c, d in boxes]
+    inside = np.clip(boxes, 0, np.tile(canvas, 2))
+    corners: list[Rectangle] = [(float(a), float(b), float(c), float(d)) for a, b, c, d in inside]
     sizes = [(len(text) * LETTER + 8, float(PLATE)) for text in texts]
     plates = place_labels(corners, sizes, canvas)
     marks = []
     for (x1, y1, x2, y2), (width, _), (left, top), text, colour, score, kind in zip(
         corners, sizes, plates, texts, colours, scores, kinds, strict=True
     ):
-        colour = GREY if kind == "ignored" else colour
+        colour = UNCOUNTED if kind == "ignored" else colour
         marks.append(
             Mark(
-                box=(round(x1, 1), round(y1, 1), round(max(0.0, x2 - x1), 1), round(max(0.0, y2 - y1), 1)),
+                box=(round(x1, 1), round(y1, 1), round(x2 - x1, 1), round(y2 - y1, 1)),
                 text=text,
                 plate=(round(left, 1), round(top, 1), round(width, 1)),
                 colour=colour,

@@ -1,11 +1,11 @@
 """Precision over recall at IoU 0.5, a line a class and their mean."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from detection.reporting.drawing import class_colour
 from detection.reporting.files import read_table
-from detection.reporting.style import INK, chart
+from detection.reporting.style import INK, LINES, chart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,9 +28,9 @@ def draw(reports: Path) -> "Figure | None":
     known.sort(key=lambda pair: -pair[1]["precision"].mean())
     shown = known if len(known) <= MOST_LINES else known[:EXTREMES] + known[-EXTREMES:]
     figure, axes = chart(9.0, max(4.2, 1.0 + 0.21 * len(shown)))
-    for label, curve in shown:
+    for place, (label, curve) in enumerate(shown):
         name = f"{curve['class'].iloc[0]}  {_ap50(curve)}"
-        axes.plot(*_reached(curve), color=class_colour(label), linewidth=1.4, label=name)
+        axes.plot(*_reached(curve), linewidth=1.4, label=name, **_look(label, place, len(shown) < len(known)))
     if len(known) > 1:
         axes.plot(mean["recall"], mean["precision"], color=INK, linewidth=2.6, label=f"mean  {_ap50(mean)}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
@@ -38,6 +38,13 @@ def draw(reports: Path) -> "Figure | None":
     title = f"AP50: best and worst {EXTREMES},\n{hidden} between not drawn" if hidden else "AP50"
     axes.legend(title=title, alignment="left", loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9)
     return figure
+
+
+def _look(label: int, place: int, extremes: bool) -> dict[str, Any]:
+    """A class's own colour; of many classes the drawn few get colours that differ, and the worst dashes."""
+    if not extremes:
+        return {"color": class_colour(label)}
+    return {"color": LINES[place % EXTREMES], "linestyle": "-" if place < EXTREMES else (0, (4, 2))}
 
 
 def _reached(curve: "pd.DataFrame") -> "tuple[pd.Series[float], pd.Series[float]]":
