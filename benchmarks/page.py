@@ -1,0 +1,208 @@
+"""How fast the report of COCO val's size opens, and whether it asks the network for anything.
+
+    python -m benchmarks.page                # needs chromium; a minute
+
+Draws a split of 5,000 pictures of 640x480 and 500,000 detections in 80 classes (that of `evaluate` beside it),
+analyses it, runs the stage `plots` on it, and opens the page in a headless browser, which tells over its
+debugging protocol when the page had loaded, what it asked for and what its console said.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp  # DVC brings it
+import msgspec
+import numpy as np
+from PIL import Image
+
+from benchmarks.evaluate import draw
+from detection.data.index import Index
+from detection.data.listing import listing_hash, sizes
+from detection.evaluation import analysis, bootstrap, coco, coco_files, curves, per_class, voc
+from detection.evaluation.matching import match
+from detection.evaluation.overlaps import Overlaps, picture_order
+from detection.evaluation.resampling import Sample
+from detection.evaluation.results import Results
+
+ROOT = Path(__file__).parents[1]
+HEIGHT, WIDTH = 480, 640
+ROUNDS = 20
+"""Of the bootstrap: their number changes the intervals, not the page."""
+LIMIT = 2.0
+"""Seconds in which the page should open."""
+QUIET = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
+TIMES = """(() => {
+  const page = performance.getEntriesByType("navigation")[0];
+  const paint = performance.getEntriesByName("first-contentful-paint")[0];
+  return {load: page.loadEventEnd / 1000, paint: paint.startTime / 1000};
+})()"""
+
+
+def prepare(folder: Path) -> None:
+    """Write what the stages before `plots` leave."""
+    draw(folder, 1)
+    given = coco_files.read(folder / "truth.json", folder / "found.json", skip_unknown=False)
+    truth, found = given.truth, given.found
+    order = np.argsort(truth.images, kind="stable")
+    count = len(given.pictures)
+    corners = truth.boxes[order].copy()
+    corners[:, 2:] += corners[:, :2]
+    index = Index(
+        files=np.array([f"{i:05}.jpg".encode() for i in range(count)]),
+        ids=np.array([f"{i:05}".encode() for i in range(count)]),
+        sizes=np.tile(np.array([[HEIGHT, WIDTH]], dtype=np.int32), (count, 1)),
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(truth.images, minlength=count))]),
+        boxes=corners.clip(0, (WIDTH, HEIGHT, WIDTH, HEIGHT)).astype(np.float32),
+        labels=truth.labels[order],
+        difficult=np.zeros(len(order), dtype=np.bool_),
+        crowd=truth.ignored[order],
+        areas=truth.areas[order].astype(np.float32),
+    )
+    boxes = found.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    results = Results.pack(found.images, boxes, found.scores, found.labels)
+    _write_pictures(folder / "data/raw/drawn", count)
+    _write_prepared(folder, index, given.classes)
+    _write_evaluation(folder / "reports/evaluation", index, results, given.classes)
+    shutil.copy(ROOT / "params.yaml", folder)
+
+
+def _write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 255, (HEIGHT // 20, WIDTH // 20, 3), dtype=np.uint8))
+        small.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR).save(folder / f"{i:05}.jpg", quality=75)
+
+
+def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> None:
+    prepared = folder / "data/prepared"
+    prepared.mkdir(parents=True)
+    index.save(prepared / "test.npz")
+    (prepared / "classes.json").write_text(json.dumps(classes))
+    listing = {"test": listing_hash(sizes(folder / "data/raw/drawn", index))}
+    meta = {"dataset": "drawn", "format": "coco", "path": "drawn", "digest": "0", "listing": listing}
+    (prepared / "meta.json").write_text(json.dumps(meta))
+
+
+def _write_evaluation(folder: Path, index: Index, results: Results, classes: tuple[str, ...]) -> None:
+    folder.mkdir(parents=True)
+    overlaps = Overlaps.of_index(index, results, len(classes))
+    matches = match(overlaps)
+    by_coco, by_voc = coco.score_matches(overlaps, matches), voc.score_overlaps(overlaps)
+    order = picture_order(index)
+    ids = [name.decode() for name in index.ids[order]]
+    tables = analysis.tables(overlaps, matches, classes, ids, index.sizes[order])
+    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)), rounds=ROUNDS)
+    stats: dict[str, Any] = {**by_coco.stats, **by_voc.stats}
+    written = {**tables, "intervals.json": spread.to_json(classes), "metrics.json": stats}
+    written["per_class.csv"] = per_class.table(index, classes, by_coco, by_voc)
+    written["pr_curves.csv"] = curves.table(by_coco, classes)
+    analysis.write(folder, written)
+    (folder / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
+
+
+def plot(folder: Path) -> float:
+    """Run the stage; returns seconds."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder)}
+    environment |= {"DATA_ROOT": str(folder / "data/raw"), "DETECTION_TRACKING": "off"}
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "stages.plots"], cwd=folder, env=environment, check=True)
+    return time.monotonic() - began
+
+
+class Tab:
+    """A page of a browser, spoken to over its debugging protocol."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket, self.number = socket, 0
+        self.events: list[dict[str, Any]] = []
+
+    async def call(self, method: str, **params: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer."""
+        self.number += 1
+        await self.socket.send_json({"id": self.number, "method": method, "params": params})
+        while True:
+            message = json.loads((await self.socket.receive()).data)
+            if message.get("id") == self.number:
+                result: dict[str, Any] = message["result"]
+                return result
+            self.events.append(message)
+
+    async def open(self, page: Path) -> dict[str, Any]:
+        """Open a page; returns its times, what it asked for and what the console said."""
+        self.events.clear()
+        await self.call("Page.navigate", url=page.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(json.loads((await self.socket.receive()).data))
+        await asyncio.sleep(1)
+        answer = await self.call("Runtime.evaluate", expression=TIMES, returnByValue=True)
+        asked = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event.get("method") == "Network.requestWillBeSent"
+        ]
+        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        return answer["result"]["value"] | {
+            "requests": [url for url in asked if not url.startswith("data:") and url != page.as_uri()],
+            "console": [event for event in self.events if event.get("method") in said],
+        }
+
+
+async def browse(page: Path, repeats: int) -> list[dict[str, Any]]:
+    """Open a page some times in a browser that nobody has used before."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *QUIET.split()]
+        command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
+        browser = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            port = Path(profile) / "DevToolsActivePort"
+            while not port.is_file():
+                await asyncio.sleep(0.1)
+            address = f"http://127.0.0.1:{port.read_text().splitlines()[0]}/json"
+            async with aiohttp.ClientSession() as session, session.get(address) as answer:
+                (tab,) = [one for one in await answer.json() if one["type"] == "page"]
+                async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    window = Tab(socket)
+                    for domain in ("Network", "Page", "Runtime", "Log"):
+                        await window.call(f"{domain}.enable")
+                    return [await window.open(page) for _ in range(repeats)]
+        finally:
+            browser.terminate()
+            browser.wait()
+
+
+def main() -> None:
+    """Measure, and compare with the limit in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--page", type=Path, help="open this page instead of making one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        page = options.page and options.page.resolve()
+        if page is None:
+            prepare(Path(name))
+            print(f"plots: {plot(Path(name)):.1f} s")
+            page = Path(name) / "reports/index.html"
+        print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
+        opened = asyncio.run(browse(page, options.repeats))
+    for one in opened:
+        print(f"loaded in {one['load']:.2f} s, first painted after {one['paint']:.2f} s")
+    print(f"requests that left the page: {sum(len(one['requests']) for one in opened)}")
+    print(f"console messages and exceptions: {sum(len(one['console']) for one in opened)}")
+    load = statistics.median(one["load"] for one in opened)
+    print(f"the page opens in {load:.2f} s, {LIMIT / load:.1f} times faster than the {LIMIT:g} s it may take")
+
+
+if __name__ == "__main__":
+    main()
