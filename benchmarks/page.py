@@ -2,7 +2,7 @@
 
     python -m benchmarks.page                # needs chromium; a minute
 
-Draws a split of 5,000 pictures of 640x480 and 500,000 detections in 80 classes (that of `evaluate` beside it),
+Draws a split of 5,000 pictures of 640x480 and 500,000 detections in 80 classes (that of `evaluate`),
 analyses it, runs the stage `plots` on it, and opens the page in a headless browser, which tells over its
 debugging protocol when the page had loaded, what it asked for and what its console said.
 """

@@ -65,6 +65,7 @@ def _evaluation(reports: Path) -> dict[str, Any]:
     all_found, weak = _weak(reports)
     return {
         "scores": tables.scores(reports),
+        "speed": tables.speed(reports),
         "by_class": tables.classes(reports),
         "rounds": spread.get("rounds"),
         "level": spread.get("level"),

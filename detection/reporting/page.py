@@ -129,6 +129,7 @@ def _tables(reports: Path) -> dict[str, Any]:
         ],
         "classes": tables.classes(reports),
         "class_columns": list(tables.CLASS_COLUMNS.values()),
+        "speed": tables.speed(reports),
         "error_columns": error_columns,
         "error_rows": error_rows,
         "mistakes": mistakes(reports),

@@ -78,6 +78,36 @@ def errors(reports: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
+def speed(reports: Path) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of the detector's size and speed; [] where nothing was measured."""
+    found = read_json(reports / "evaluation/speed.json")
+    if not found:
+        return []
+    rows = [("parameters", f"{found['parameters']:,}", f"{found['weights_mib']:.1f} MiB in memory")]
+    if latency := found.get("latency_ms"):
+        height, width = found["picture"]
+        throughput = found["throughput"]
+        rows += [
+            ("work", f"{found['gflops']:.1f} GFLOPs", f"for a picture of {width} by {height} pixels"),
+            (
+                "latency",
+                f"{latency['median']:.1f} ms",
+                f"one picture at a time; 95 % take at most {latency['p95']:.1f} ms",
+            ),
+            (
+                "throughput",
+                f"{throughput['pictures_per_s']:.1f} pictures/s",
+                f"{throughput['batch_size']} at a time",
+            ),
+            ("memory", f"{found['peak_mib']:,.0f} MiB", "at most, of the GPU; on a CPU of the whole process"),
+        ]
+    threads = f", {found['threads']} threads" if found.get("threads") else ""
+    return [
+        *rows,
+        ("measured on", found["device"] + threads, f"{found['precision']}, torch {found['torch']}"),
+    ]
+
+
 def recipe(reports: Path) -> list[Row]:
     """`key`, `value` and `source` (who overrode it, else empty) of every value of the merged recipe."""
     made_of = read_json(reports / "train/recipe.json")

@@ -49,6 +49,22 @@ def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) 
     assert "AP_large —" in text
 
 
+def test_speed_and_size(finished: Path, tmp_path: Path) -> None:
+    rows = {name: (value, text) for name, value, text in tables.speed(finished / "reports")}
+    assert rows["parameters"] == ("12,345,678", "47.1 MiB in memory")
+    assert rows["work"] == ("3.2 GFLOPs", "for a picture of 160 by 128 pixels")
+    assert rows["latency"][0] == "21.5 ms"
+    assert "at most 24.2 ms" in rows["latency"][1]
+    assert rows["throughput"] == ("61.5 pictures/s", "16 at a time")
+    assert rows["measured on"] == ("a processor, 2 threads", "float32, torch 2.11")
+    text = words(read(page.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
+    assert all(value in text for value, _ in rows.values())
+    (tmp_path / "evaluation").mkdir()
+    sized = {"device": "cpu", "precision": "float32", "torch": "2.11", "parameters": 10, "weights_mib": 0.1}
+    (tmp_path / "evaluation/speed.json").write_text(json.dumps(sized))  # of a split without pictures
+    assert [row[0] for row in tables.speed(tmp_path)] == ["parameters", "measured on"]
+
+
 @pytest.mark.parametrize(
     ("summary", "said"),
     [
