@@ -9,7 +9,7 @@ import pandas as pd
 from detection.reporting import confusion
 from detection.reporting.errors import SUMS
 from detection.reporting.files import read_json, read_table
-from detection.reporting.recall import bin_name
+from detection.reporting.recall import in_words
 from detection.reporting.validation import monitored
 
 ENOUGH = 20
@@ -110,9 +110,9 @@ def _recall(reports: Path) -> str:
         return "" if enough.empty else "No kind of object is found much more rarely than the others."
     worst = enough.iloc[0]
     over = str(worst["over"])
-    what = f"{over} {bin_name(over, worst['low'], worst['high'])}"
+    what = in_words(over, worst["low"], worst["high"])
     return (
-        f"Weakest: {what} ({worst['objects']:,} objects), {worst['recall_kept']:.0%} of them found above the "
+        f"Weakest: {what} ({worst['objects']:,}), {worst['recall_kept']:.0%} of them found above the "
         f"threshold, {whole:.0%} of all; {ON_RECALL[over]}."
     )
 

@@ -1,7 +1,7 @@
 """The confusion matrix, with its thresholds printed on it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def draw(reports: Path) -> "Figure | None":
     values = counts.to_numpy()
     shares = values / np.maximum(values.sum(axis=1, keepdims=True), 1)
     small = size <= MOST_NUMBERS + 1
-    edges = {"edgecolors": "white", "linewidth": 0.6} if small else {"rasterized": True}
+    edges: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.6} if small else {"rasterized": True}
     axes.pcolormesh(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1.15, **edges)
     axes.invert_yaxis()
     if small:

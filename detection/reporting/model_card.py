@@ -9,7 +9,7 @@ from detection.reporting.advice import ENOUGH
 from detection.reporting.confusion import mistakes
 from detection.reporting.errors import SUMS
 from detection.reporting.files import read_json, read_table
-from detection.reporting.recall import bin_name
+from detection.reporting.recall import in_words
 from detection.reporting.validation import monitored
 from detection.tracking.facts import commit, locked_md5
 
@@ -102,7 +102,7 @@ def _weak(reports: Path) -> tuple[float, list[tuple[str, float, int]]]:
     rare = rare.sort_values("recall_kept", kind="stable").head(WORST)
     return whole, [
         (
-            f"{row['over']} {bin_name(str(row['over']), row['low'], row['high'])}",
+            in_words(str(row["over"]), row["low"], row["high"]),
             float(row["recall_kept"]),
             int(row["objects"]),
         )

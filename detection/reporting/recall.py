@@ -65,6 +65,20 @@ def bin_name(over: str, low: float, high: float) -> str:
     return f"< {write(high)}" if low < 1e-3 else f"{write(low)}–{write(high)}"
 
 
+def in_words(over: str, low: float, high: float) -> str:
+    """The objects of a bin, in a sentence."""
+    name = bin_name(over, low, high)
+    if over == "truncation":
+        return (
+            "objects away from the border" if low == 0 else f"objects cut off at {name} sides of the picture"
+        )
+    if over == "crowding":
+        return (
+            "objects that touch no other" if name == "none" else f"objects that overlap another by IoU {name}"
+        )
+    return f"objects of {name} px" if over == "size" else f"objects of {name} (width to height)"
+
+
 def _ratio(value: float) -> str:
     """`1:4`, `2:3`, `2:1`."""
     fraction = Fraction(value).limit_denominator(9)

@@ -50,7 +50,7 @@ def test_recall_names_the_weakest_kind_with_enough_objects(tmp_path: Path) -> No
     )
     text = advise(tmp_path)["recall"]
     assert text.startswith(
-        "Weakest: crowding 0.3–0.5 (37 objects), 30% of them found above the threshold, 80%"
+        "Weakest: objects that overlap another by IoU 0.3–0.5 (37), 30% of them found above"
     )
     assert "nms_threshold" in text
 
