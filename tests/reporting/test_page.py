@@ -49,6 +49,22 @@ def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) 
     assert "AP_large —" in text
 
 
+def test_tables_by_class_are_those_of_the_files(finished: Path, tmp_path: Path) -> None:
+    evaluation = finished / "reports/evaluation"
+    text = words(read(page.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
+    spread = json.loads((evaluation / "intervals.json").read_text())["per_class"]["AP"]
+    for row in pd.read_csv(evaluation / "per_class.csv").to_dict("records"):
+        one = spread[row["class"]]
+        interval = f"{one['low']:.3f}–{one['high']:.3f}"
+        scores = f"{row['AP']:.3f} {interval} {row['AP50']:.3f} {row['AP75']:.3f}"
+        assert f"{row['class']} {row['objects']:,} {scores}" in text
+    for row in pd.read_csv(evaluation / "errors_per_class.csv").to_dict("records"):
+        assert " ".join(map(str, row.values())) in text
+    best = json.loads((evaluation / "analysis.json").read_text())["threshold"]
+    assert f"at score ≥ {best['score']:.3f}" in text
+    assert f"{best['precision']:.0%} of detections right, {best['recall']:.0%} of objects found" in text
+
+
 def test_speed_and_size(finished: Path, tmp_path: Path) -> None:
     rows = {name: (value, text) for name, value, text in tables.speed(finished / "reports")}
     assert rows["parameters"] == ("12,345,678", "47.1 MiB in memory")
