@@ -38,8 +38,8 @@ class _Line(NamedTuple):
 
     rows: NDArray[np.int64]
     """[D] in `Overlaps.found`."""
-    ranks: NDArray[np.int64]
-    """[D] places among those of the same picture and class."""
+    ranks: NDArray[np.uint8]
+    """[D] places among those of the same picture and class, up to 255."""
     labels: NDArray[np.int64]
     """[D] rising."""
     matched: NDArray[np.int64]
@@ -52,14 +52,13 @@ class _Line(NamedTuple):
         """All of them."""
         found = overlaps.found
         rows = best_first(found.labels, found.scores)  # among equals by picture, then by rank
-        return cls(
-            rows, overlaps.rank[rows], found.labels[rows], matches.matched[rows], matches.ignored[rows]
-        )
+        ranks = np.minimum(overlaps.rank, 255).astype(np.uint8)
+        return cls(rows, ranks[rows], found.labels[rows], matches.matched[rows], matches.ignored[rows])
 
     def under(self, cap: int) -> "_Line":
         """Those among the first `cap` of their picture and class."""
         kept = self.ranks < cap
-        return self if kept.all() else _Line(*(column[kept] for column in self))
+        return self if kept.all() else _Line._make(column[kept] for column in self)
 
 
 def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
@@ -128,7 +127,7 @@ def _fill(
     reached = np.bincount(t * classes + label, minlength=shape[0] * classes).reshape(shape[:2])
     true = np.arange(1, len(t) + 1) - (np.cumsum(reached) - reached.ravel())[t * classes + label]
     false = _since_start(np.cumsum(wrong, axis=1, dtype=np.int32), t, place, first[label])
-    plain = line.ignored & (1 << low) == 0
+    plain = _bit(line.ignored, low) == 0
     plain[touched] = False
     before = np.zeros(len(plain) + 1, dtype=np.int32)
     np.cumsum(plain, out=before[1:])
@@ -150,6 +149,13 @@ def _spread(bits: NDArray[np.int64]) -> NDArray[np.bool_]:
     """[T, n] the lowest bits of each number, a row a threshold."""
     few = (bits & EVERY_THRESHOLD).astype(np.uint16)
     return (few >> np.arange(len(THRESHOLDS), dtype=np.uint16)[:, None] & 1).astype(np.bool_)
+
+
+def _bit(numbers: NDArray[np.int64], bit: int) -> NDArray[np.uint8]:
+    """[n] not 0 where a bit is set; reads the one byte that holds it, as this runs over all detections."""
+    octets = numbers.astype("<i8", copy=False).view(np.uint8)
+    mine: NDArray[np.uint8] = octets[bit // 8 :: 8] & np.uint8(1 << bit % 8)
+    return mine
 
 
 def _since_start(

@@ -88,13 +88,12 @@ class Overlaps:
     @classmethod
     def of(cls, truth: Truth, found: Found, classes: int) -> "Overlaps":
         """Sort both sides and find the pairs."""
-        key_of_truth = truth.images * classes + truth.labels
-        key_of_found = found.images * classes + found.labels
-        objects = np.argsort(key_of_truth, kind="stable")
-        rows = best_first(key_of_found, found.scores)
+        objects = np.argsort(_keys(truth, classes), kind="stable")
+        rows = best_first(_keys(found, classes), found.scores)
         truth, found = truth.take(objects), found.take(rows)
-        key_of_truth, key_of_found = key_of_truth[objects], found.images * classes + found.labels
-        first = np.flatnonzero(np.diff(key_of_found, prepend=-1))  # of each picture and class
+        key_of_truth, key_of_found = _keys(truth, classes), _keys(found, classes)
+        other = key_of_found[1:] != key_of_found[:-1]
+        first = np.concatenate([np.arange(len(rows))[:1], np.flatnonzero(other) + 1])  # of picture and class
         each = np.diff(first, append=len(rows))
         start = np.searchsorted(key_of_truth, key_of_found[first], side="left")
         count = np.searchsorted(key_of_truth, key_of_found[first], side="right") - start
@@ -103,11 +102,13 @@ class Overlaps:
             for pair in ranges(np.repeat(start, each), np.repeat(count, each))
         ]
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+        rank = np.arange(len(rows))
+        rank -= np.repeat(first, each)
         return cls(
             truth=truth,
             found=found,
             classes=classes,
-            rank=np.arange(len(rows)) - np.repeat(first, each),
+            rank=rank,
             rows=rows,
             objects=objects,
             detection=columns[0],
@@ -174,7 +175,7 @@ def best_first(keys: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[
     digits = min(16, (4 * len(keys) // BLOCK + 1).bit_length())
     part = (keys >> max(0, int(keys.max(initial=0)).bit_length() - digits)).astype(np.uint16)
     rows = np.argsort(part, kind="stable")
-    for low, high in pairwise(np.searchsorted(part[rows], np.arange(part.max(initial=0) + 2)).tolist()):
+    for low, high in pairwise([0, *np.cumsum(np.bincount(part)).tolist()]):
         mine = rows[low:high]
         rows[low:high] = mine[np.lexsort((-scores[mine], keys[mine]))]
     return rows
@@ -187,7 +188,8 @@ def picture_order(index: Index) -> NDArray[np.int64]:
 
 def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
     """All pairs `(i, start[i] + 0 … count[i] - 1)`, in order and in blocks of about `BLOCK`; at least one."""
-    total = np.concatenate([[0], np.cumsum(count)])
+    total = np.zeros(len(count) + 1, dtype=np.int64)
+    np.cumsum(count, out=total[1:])
     cuts = np.searchsorted(total, np.arange(BLOCK, total[-1], BLOCK), side="left")
     edges = np.unique(np.concatenate([[0], cuts, [len(count)]]))
     for low, high in pairwise(edges.tolist()) if len(edges) > 1 else [(0, 0)]:
@@ -252,6 +254,13 @@ def _overlapping(
     iou = common / union(found, truth, detection, thing, common)
     inside = common / _area(found.boxes[detection])
     return detection, thing, iou, np.where(truth.ignored[thing], inside, iou)
+
+
+def _keys(side: Truth | Found, classes: int) -> NDArray[np.int64]:
+    """A number for each picture and class; added in place, as fresh memory costs more than the sums."""
+    keys: NDArray[np.int64] = side.images * classes
+    keys += side.labels
+    return keys
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
