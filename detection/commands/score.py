@@ -79,11 +79,14 @@ def score(
         content = _voc(by_voc, given.classes, f"VOC{year} {image_set}", overlap, ties)
     text = _table(content) if table else json.dumps(jsonable(content), indent=1)
     if report and matches and by_coco:
-        from detection.evaluation import analysis, curves
+        from detection.evaluation import analysis, bootstrap, curves
+        from detection.evaluation.resampling import Sample
 
+        spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(given.pictures)))
         tables = {
             **analysis.tables(overlaps, matches, given.classes, given.pictures),
             "scores.json": content,
+            "intervals.json": spread.to_json(given.classes),
         }
         tables["per_class.csv"] = curves.per_class(by_coco, given.classes)
         tables["pr_curves.csv"] = curves.table(by_coco, given.classes)
