@@ -179,7 +179,7 @@ def _of_worst(row: dict[str, Any]) -> str:
     parts = [
         f"{row[key]:.4f} by {name}"
         for key, name in (("by_wrong", "wrong detections"), ("by_missed", "missed objects"))
-        if row[key] > 0
+        if row[key] >= 5e-5
     ]
     return f"costs {row['lost_AP50']:.4f} of AP50" + (": " + ", ".join(parts) if len(parts) > 1 else "")
 

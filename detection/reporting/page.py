@@ -4,11 +4,13 @@ import base64
 import hashlib
 import importlib.metadata
 import platform
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
 from PIL import Image
 
 from detection.reporting import tables
@@ -54,7 +56,12 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": tables.three_digits, "duration": _duration, "embed": data_url}
+    environment.filters |= {
+        "score": tables.three_digits,
+        "duration": _duration,
+        "embed": data_url,
+        "code": _code,
+    }
     start = album.score if album else 0.0
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
@@ -161,6 +168,11 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found | {"system": f"{platform.system()} {platform.machine()}"}
+
+
+def _code(text: str) -> Markup:
+    """What stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _duration(seconds: float) -> str:

@@ -116,6 +116,12 @@ def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     assert words(reader).count(evil) >= 3
 
 
+def test_commands_in_advice_are_code_and_names_are_not_markup(tmp_path: Path) -> None:
+    advice = {"errors": "see `detection doctor` about <b>"}
+    html = page.write(tmp_path / "index.html", tmp_path, {}, None, advice).read_text(encoding="utf-8")
+    assert html.count("see <code>detection doctor</code> about &lt;b&gt;") == 2
+
+
 def test_overridden_values_say_where_they_come_from(finished: Path) -> None:
     rows = {row["key"]: row for row in tables.recipe(finished / "reports")}
     assert rows["image_size"]["source"] == "budgets.shapes"
