@@ -23,7 +23,7 @@ class Candidates:
     boxes: Tensor
     """Tensor[B, N, 4], in pixels of the batch, inside of it."""
     scores: Tensor
-    """Tensor[B, N], falling; -1 where there is no candidate."""
+    """Tensor[B, N], falling, but for -1 where there is no candidate."""
     labels: Tensor
     """Tensor[B, N], int64."""
     more: Tensor

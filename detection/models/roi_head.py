@@ -15,10 +15,9 @@ from detection.coding import Weights, decode, encode
 from detection.data.batch import Sizes, Targets
 from detection.matching import BACKGROUND, match, sample
 from detection.models.gather import take, width_in_use
-from detection.models.postprocess import clip
+from detection.models.postprocess import Candidates, best_pairs, clip, finish
 from detection.models.protocol import Detections
 from detection.models.rpn import box_loss
-from detection.nms import grouped_nms
 from detection.params.recipe import FasterRCNNRecipe
 
 WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over the deltas' standard deviations
@@ -125,39 +124,18 @@ class RoIHead(nn.Module):
             height: Of the batch's pictures.
         """
         logits, deltas = self(maps, proposals, height)
-        scores = logits.softmax(dim=2)[..., 1:]  # [B, P, K]
-        found = (scores > self.recipe.score_threshold) & mask[..., None]
-        picture, proposal, label = found.nonzero().unbind(1)  # [N] each; the one wait for the device but NMS
-        scores = scores[picture, proposal, label]
-        boxes = decode(deltas[picture, proposal, label + 1], proposals[picture, proposal], WEIGHTS)  # [N, 4]
-        inside = sizes.inside.to(boxes.device, non_blocking=True)
-        boxes = clip(boxes[:, None], inside[picture])[:, 0]
-        kept = grouped_nms(
-            boxes,
-            scores,
-            picture * found.shape[2] + label,
-            len(proposals) * found.shape[2],
-            (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(dim=1),
-            self.recipe.nms_threshold,
-        )
-        original = sizes.original.to(boxes.device, non_blocking=True)
-        scale = (original / inside).flip(1).repeat(1, 2)  # [B, 4] of x, y, x, y
-        boxes = clip((boxes * scale[picture])[:, None], original[picture])[:, 0]
-        return _split(boxes, scores, label, picture, kept, len(proposals), self.recipe.detections_per_image)
+        scores = logits.softmax(dim=2)[..., 1:] * mask[..., None]  # [B, P, K]
+        recipe, (_, count, classes) = self.recipe, scores.shape
 
+        def candidates(wanted: int) -> Candidates:
+            values, rows, labels = best_pairs(scores, min(wanted + 1, count * classes))
+            good = values > recipe.score_threshold
+            more = good[:, wanted:].any(dim=1)
+            values, rows, labels = values[:, :wanted], rows[:, :wanted], labels[:, :wanted]
+            own = rows * (classes + 1) + labels + 1  # the deltas of this class
+            boxes = decode(take(deltas.flatten(1, 2), own), take(proposals, rows), WEIGHTS)
+            boxes = clip(boxes, sizes.inside)
+            good = good[:, :wanted] & (boxes[..., 2:] - boxes[..., :2] >= SMALLEST).all(dim=2)
+            return Candidates(boxes, torch.where(good, values, -1.0), labels, more)
 
-def _split(
-    boxes: Tensor, scores: Tensor, labels: Tensor, picture: Tensor, kept: Tensor, batch: int, most: int
-) -> list[Detections]:
-    """The kept ones picture by picture, best first, at most so many of each."""
-    order = scores.masked_fill(~kept, -1.0).argsort(descending=True, stable=True)
-    order = order[picture[order].argsort(stable=True)]
-    boxes, scores, labels = boxes[order], scores[order], labels[order]
-    counts = torch.zeros(2, batch, dtype=torch.int64, device=picture.device)
-    counts.index_add_(1, picture, torch.stack([torch.ones_like(picture), kept.long()]))
-    detections, first = [], 0
-    for there, good in counts.T.tolist():
-        part = slice(first, first + min(good, most))
-        detections.append(Detections(boxes[part], scores[part], labels[part]))
-        first += there
-    return detections
+        return finish(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, classes)
