@@ -59,11 +59,12 @@ ui: install  ## Open the MLflow rows in a browser
 compare: install  ## Table of the experiments: what differs, and the scores (columns of files left out)
 	@dvc exp show --only-changed --drop '.*/.*|params.yaml'
 
+# One test process a core, with one thread each: threads of several processes that wait for each other spin.
 test: install  ## Lint, types and tests
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
 
 deps:  ## For developers: write dvc.yaml's code dependencies anew, after an import came or went
 	@detection deps
