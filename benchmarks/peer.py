@@ -117,10 +117,9 @@ def score(model: torch.nn.Module, index: Index, root: Path, classes: tuple[str, 
     with torch.inference_mode():
         for i in range(len(index)):
             found = model([read_picture(root / index[i].file).float() / 255])[0]
-            kept = found["labels"] > 0
-            parts.append(
-                Results.of_image(i, *(found[k][kept] for k in ("boxes", "scores")), found["labels"][kept] - 1)
-            )
+            boxes, scores, labels = (found[k].numpy() for k in ("boxes", "scores", "labels"))
+            kept = labels > 0
+            parts.append(Results.of_image(i, boxes[kept], scores[kept], labels[kept] - 1))
     return coco.score(index, Results.concat(parts), classes).stats
 
 
