@@ -44,8 +44,8 @@ def make_backbone(name: str, freeze_bn: bool | str = False, classes: int = 1000,
     if freeze_bn:
         options["norm_layer"] = FixedStatistics if freeze_bn == "statistics" else FrozenBatchNorm2d
     elif name.startswith("resnet"):
-        # Each residual block begins as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1): without
-        # it a ResNet-50's first hundred steps are lost on outputs that grow from block to block.
+        # Residual blocks begin as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1): without it
+        # a ResNet-50's first hundred steps are lost on outputs that grow from block to block.
         options.setdefault("zero_init_residual", True)
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return network
