@@ -129,6 +129,10 @@ class RoIHead(nn.Module):
 
         def candidates(wanted: int) -> Candidates:
             values, rows, labels = best_pairs(scores, min(wanted + 1, count * classes))
+            # equal scores in the order of their proposals, which come best first
+            _, order = (rows * classes + labels).sort(dim=1)
+            values, ranked = take(values, order).sort(dim=1, descending=True, stable=True)
+            rows, labels = (take(take(each, order), ranked) for each in (rows, labels))
             good = values > recipe.score_threshold
             more = good[:, wanted:].any(dim=1)
             values, rows, labels = values[:, :wanted], rows[:, :wanted], labels[:, :wanted]

@@ -91,7 +91,7 @@ def train(tiny: Any, folder: Path) -> Callable[..., list[str]]:
     Nothing couples the pictures of a batch: BatchNorm is frozen, losses are means over pictures.
     """
     chosen = small_recipe()
-    chosen = replace(chosen, freeze_bn=True, epochs=2, optimizer=replace(chosen.optimizer, lr=0.003))
+    chosen = replace(chosen, freeze_bn=True, epochs=2, optimizer=replace(chosen.optimizer, lr=0.001))
 
     def run(count: int, name: str, before: Callable[[], None] = lambda: None) -> list[str]:
         def work() -> Any:
