@@ -110,6 +110,7 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
     return [
         *lines,
         f"    suggested: models.{model}.on.{dataset}.{key}: {value}",
+        "      in params.yaml, or as -S, with a + before it where params.yaml has no such line yet\n"
         f"      ({how}): {coverage.share(FITS):.1%} fit, of the worst, {classes[worst]}, {worst_share:.1%}",
     ]
 

@@ -40,6 +40,10 @@ def _next(model: str) -> list[tuple[str, str]]:
     other = "retinanet" if "retinanet" in others else (others or [model])[0]
     return [
         ("first", "source .venv/bin/activate"),
+        (
+            "keep it",
+            'git add dvc.lock reports && git commit -m "baseline"    (what others are compared with)',
+        ),
         ("change one word", f"dvc exp run -S model={other}"),
         ("compare", "make compare    (the same with curves and pictures: make ui)"),
         ("use it", "detection predict PICTURE_OR_FOLDER"),

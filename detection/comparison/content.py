@@ -77,8 +77,12 @@ def read(experiment: Experiment, folder: Path) -> Content:
     for path in (*SCORED, *TOLD, *CURVES):
         content = experiment.files.read(path)
         if content is None and path in SCORED:
-            made = "dvc repro" if isinstance(experiment.files, Workspace) else "dvc exp run"
-            raise DataError(f"{experiment.name} has no {path}: it was not evaluated; {made} does that")
+            mend = (
+                "it was not evaluated; dvc repro does that"
+                if isinstance(experiment.files, Workspace)
+                else "it was not evaluated, or its results are not in git: git add dvc.lock reports; git commit"
+            )
+            raise DataError(f"{experiment.name} has no {path}: {mend}")
         if content is not None:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)

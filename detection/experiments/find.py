@@ -72,14 +72,15 @@ def _by_row(name: str, repository: Repository) -> Experiment | None:
 
 
 def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
-    """The experiments of DVC that hold a row, those that the row names first.
+    """The experiments of DVC whose scores a row holds, those that the row names first.
 
-    Several experiments share a row where DVC restored a finished one under another name.
+    Several experiments share a row where DVC restored a finished one under another name. One that was
+    evaluated again names the row of its training too, but its scores are in a row of their own.
     """
     tags = row.data.tags
     told = [tags.get("dvc.exp_name", ""), *tags.get("dvc.exp_names", "").split(",")]
     everything = repository.experiments()
     everything.sort(key=lambda one: told.index(one.name) if one.name in told else len(told))
     for one in everything:
-        if row.info.run_id in repository.run_ids(one.rev):
+        if row.info.run_id in repository.run_ids(one.rev)[:1]:
             yield one

@@ -94,10 +94,10 @@ class Repository:
         return done.stdout.encode() if done.returncode == 0 else None
 
     def commits_of(self, run_id: str) -> Iterator[str]:
-        """Commits of branches and tags that name a row, the newest first."""
+        """Commits of branches and tags whose scores a row holds, the newest first."""
         words = ("log", "--branches", "--tags", "--format=%H", f"-S{run_id}", "--", *RUN_JSONS)
         for rev in self.git(*words).split():
-            if run_id in self.run_ids(rev):
+            if run_id in self.run_ids(rev)[:1]:
                 yield rev
 
     def changed(self, *paths: str) -> list[str]:

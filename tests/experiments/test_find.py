@@ -1,14 +1,16 @@
 """An experiment by all the names it has, and its files wherever they lie."""
 
 import json
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from experiment_rooms import Project
 
 from detection.errors import DataError
 from detection.experiments.files import RowFiles, read_json
-from detection.experiments.find import Experiment, find
+from detection.experiments.find import Experiment, experiments_of, find
 from detection.experiments.repository import Repository
 from detection.experiments.rows import open_store
 
@@ -82,3 +84,32 @@ def test_a_name_that_two_commits_have(project: Project) -> None:
         assert json.loads(look("plain").files.read(METRICS) or b"")["AP"] < 1
     finally:
         repository.git("update-ref", "-d", ref)
+
+
+def test_a_row_is_where_the_scores_are_and_not_who_was_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    for folder in (".dvc", "reports/train", "reports/evaluation"):
+        (tmp_path / folder).mkdir(parents=True)
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=T", "-c", "user.email=t@localhost")
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *words], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    commits = {}
+    for scored, name in (("first-row", "plain"), ("second-row", "again")):  # the training is the same
+        for stage, row in (("train", "first-row"), ("evaluation", scored)):
+            (tmp_path / f"reports/{stage}/run.json").write_text(json.dumps({"run_id": row}))
+        git("add", ".")
+        git("commit", "-qm", name)
+        commits[scored] = git("rev-parse", "HEAD")
+        git("update-ref", f"refs/exps/{commits[scored][:2]}/{commits[scored][2:]}/{name}", "HEAD")
+    for row, commit in commits.items():
+        held = SimpleNamespace(info=SimpleNamespace(run_id=row), data=SimpleNamespace(tags={}))
+        assert [one.rev for one in experiments_of(held, Repository())] == [commit]
+        assert list(Repository().commits_of(row)) == [commit]
