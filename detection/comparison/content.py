@@ -80,7 +80,7 @@ def read(experiment: Experiment, folder: Path) -> Content:
             mend = (
                 "it was not evaluated; dvc repro does that"
                 if isinstance(experiment.files, Workspace)
-                else "it was not evaluated, or its results are not in git: git add dvc.lock reports; git commit"
+                else "it was not evaluated, or its results are not in git: commit dvc.lock and reports"
             )
             raise DataError(f"{experiment.name} has no {path}: {mend}")
         if content is not None:
