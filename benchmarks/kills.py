@@ -30,7 +30,7 @@ import psutil
 from benchmarks.clones import Clone, same_weights, wait
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
-LIFE_S = 240.0
+LIFE_S = 600.0
 
 
 @dataclass
@@ -41,6 +41,8 @@ class Check:
     stage: str
     command: Callable[[int], subprocess.Popen[bytes]]
     random: random.Random
+    queued: bool
+    """Whether DVC's queue runs it."""
     torn: int = 0
     """Checkpoints whose writing was cut off."""
     kills: Counter[str] = field(default_factory=Counter)
@@ -50,10 +52,8 @@ class Check:
         """Start the training, kill it, look around; False where it came to its end first."""
         before, born = self.clone.saved_step(self.stage), time.time()
         process = self.command(number)
-        saving = self._saving if while_saving else None
-        ready = wait(
-            lambda: process.poll() is not None or (saving or self._stepped)(before, born), LIFE_S, 0.001
-        )
+        reached, pause = (self._saving, 0.001) if while_saving else (self._stepped, 0.05)
+        ready = wait(lambda: process.poll() is not None or reached(before, born), LIFE_S, pause)
         if not while_saving:
             time.sleep(self.random.random() * 1.5)
         if not ready or process.poll() is not None:
@@ -61,6 +61,8 @@ class Check:
             return False
         at = self.clone.step()
         kill(self.clone, self.stage, process, how)
+        if self.queued:
+            process.terminate()  # it only waits
         self.kills[how] += 1
         self._gone(process, number)
         half = list(self.clone.folder.glob(f".checkpoints/{self.stage}/*/*.writing"))
@@ -162,7 +164,8 @@ def commands(clone: Clone, mode: str) -> Callable[[int], subprocess.Popen[bytes]
 
         def queue(number: int) -> subprocess.Popen[bytes]:
             clone.run("dvc", "exp", "run", "--queue", "-n", f"life-{number}", "train")
-            return clone.start("bash", "-c", "dvc queue start; while sleep 1; do :; done")
+            clone.run("dvc", "queue", "start")
+            return clone.start("sleep", "infinity")
 
         return queue
     return lambda number: clone.start("dvc", "repro", "-s", "pretrain" if mode == "pretrain" else "train")
@@ -247,7 +250,7 @@ def main() -> None:
         began = time.monotonic()
         start.run("dvc", "repro", "-s", stage)
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
-        check = Check(clone, stage, commands(clone, options.mode), draws)
+        check = Check(clone, stage, commands(clone, options.mode), draws, options.mode == "queue")
         kills = [way for way in ways if way.startswith("SIGKILL")]
         while_saving = set(kills[: (len(kills) + 1) // 2 - (len(kills) < 2)])
         began, saving_left = time.monotonic(), len(kills) * 2 // 5

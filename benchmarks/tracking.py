@@ -1,14 +1,14 @@
 """What tracking costs: steps of 50 ms with it off, into a local store, and over HTTP; and a million points.
 
     python -m benchmarks.tracking                          # about 10 minutes
-    python -m benchmarks.tracking --rounds 3 --steps 200
+    python -m benchmarks.tracking --rounds 3
     python -m benchmarks.tracking --points 1000000 --only-points
 
-The three sides take turns within one process; every step is the same work, on all threads, and logs six
-losses as the loop does: read every 20 steps, handed to the row with each checkpoint (here every 100
-steps, six times as often as in a training). The server is a real one and has to share the cores with the
-steps. The last lines are ratios of medians: by the wall, and of the CPU time of this process and its
-server.
+The three sides take turns within one process. Every step is the same work, on all threads, and logs six
+values as the loop does: read every 20 steps, and handed to the row together every 600 steps, or 30 s,
+when a training saves; here in the middle of a round, so that sending falls among its steps. The server is
+a real one and shares the cores with the steps. The last lines are ratios of medians: by the wall, and of
+the CPU time of this process and its server.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from detection.tracking.store import connect
 from detection.training.history import History, now_ms
 
 NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
-READ, PUBLISH = 20, 100
+READ, PUBLISH = 20, 600
 STEP_S = 0.050
 
 
@@ -68,14 +68,14 @@ def drive(history: History, step: Callable[[], None], first: int, count: int) ->
         if number % READ == 0:
             history.add_losses(rows)
             rows = []
-        if number % PUBLISH == 0:
+        if number % PUBLISH == PUBLISH // 2:
             history.publish()
     return time.perf_counter() - started
 
 
-def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
+def cost(server: Server, folder: Path, rounds: int) -> None:
     """Print the ratios of the three sides."""
-    step = calibrated()
+    step, steps = calibrated(), PUBLISH
     rows: dict[str, Row] = {
         "off": NullRow(),
         "local": open_live(f"sqlite:///{folder}/local.db"),
@@ -140,8 +140,7 @@ def million(uri: str, points: int) -> tuple[float, float]:
 def main() -> None:
     """Print the costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--only-points", action="store_true")
     options = parser.parse_args()
@@ -151,7 +150,7 @@ def main() -> None:
         if not options.only_points:
             server = Server(folder / "server").start()
             try:
-                cost(server, folder, options.rounds, options.steps)
+                cost(server, folder, options.rounds)
             finally:
                 server.kill()
         if options.points:

@@ -32,6 +32,7 @@ def run(stage: Callable[[], None]) -> None:
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a queue's worker was started without
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         stage()

@@ -75,8 +75,8 @@ def open_row(
 def log_training_artifacts(
     row: Row, train: Path = Path("reports/train"), dataset: Path = Path("reports/dataset")
 ) -> None:
-    """Store the curves and the recipe, and the dataset's card and figures, in the row."""
-    for path in facts.training_files(train, dataset):
+    """Store curves, recipe, environment and sample pictures in the row, and the dataset's card."""
+    for path in facts.training_files(train, train / "samples", dataset):
         row.artifact(path, path.parent.name)
 
 
