@@ -22,7 +22,7 @@ from detection.tracking.rows import (
 )
 from detection.tracking.store import Store, connect, import_mlflow, switched_off, tracking_uri
 
-PLOTS, PAGE = Path("reports/plots"), Path("reports/index.html")
+PLOTS, PAGE, CARD = Path("reports/plots"), Path("reports/index.html"), Path("reports/model_card.md")
 
 
 @dataclass(frozen=True, slots=True)
