@@ -14,7 +14,7 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install identity repro ui compare test deps
+.PHONY: help install identity repro fresh ui compare test deps
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -49,6 +49,12 @@ repro: install  ## Run the pipeline: data, backbone, detector, scores, report
 	@echo
 	@dvc repro
 	@echo
+	@detection summary
+
+# Nothing that was made before is used: no checkpoint, no finished stage, no result in DVC's cache.
+fresh: install  ## Run everything again, from nothing
+	@detection check
+	@DETECTION_FRESH=1 dvc repro --force --no-run-cache
 	@detection summary
 
 ui: install  ## Open the MLflow rows in a browser

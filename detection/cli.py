@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", type=Path, metavar="FILE", help="write every fault there too")
     doctor.add_argument("--model", help="whose anchors are tried on it; default: that of params.yaml")
     _add_experiments(commands)
+    sync = commands.add_parser("sync", help="bring to MLflow what it missed while it was away")
+    sync.add_argument(
+        "experiments", nargs="*", metavar="EXPERIMENT", help="default: what stands in the workspace"
+    )
     commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser
 

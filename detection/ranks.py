@@ -58,13 +58,13 @@ def normaliser(counted: Tensor) -> Tensor:
     return mean(counted).clamp(min=1 / count())
 
 
-def largest(number: int) -> int:
-    """The largest of the numbers that the ranks have; all wait for the last one."""
+def largest(*numbers: int) -> list[int]:
+    """Of each number the largest that a rank has; all wait for the last one."""
     if not _together():
-        return number
-    value = torch.tensor(number)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
+        return list(numbers)
+    values = torch.tensor(numbers)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return [int(value) for value in values]
 
 
 def gather(value: T) -> list[T]:

@@ -1,15 +1,18 @@
 """How every stage starts and ends: log lines on stdout, one line for an error a person can mend."""
 
 import ctypes
+import errno
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from detection.errors import DetectionError
 
 PR_SET_PDEATHSIG = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def die_with_parent() -> None:
@@ -23,10 +26,26 @@ def die_with_parent() -> None:
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for a `DetectionError`."""
+    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for a `DetectionError`.
+
+    SIGTERM is an exit as any other: what is open is closed. (A training answers with `Interrupts`.)
+    """
     die_with_parent()
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a queue's worker was started without
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         stage()
     except DetectionError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"error: {error.strerror}{where}; free some and give the same command again")
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

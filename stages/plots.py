@@ -19,7 +19,8 @@ PAGE, CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 
 def main() -> None:
     """Draw charts, test pictures, the page and the model card; hand them to the row that `evaluate` named."""
-    settings = params.load().plots
+    chosen = params.load()
+    settings = chosen.plots
     from detection.reporting import charts, model_card, page
     from detection.reporting.advice import advise
 
@@ -32,7 +33,7 @@ def main() -> None:
 
     from detection.tracking.figures import log_figures
 
-    log_figures(REPORTS / "evaluation/run.json", FOLDER, PAGE, CARD)
+    log_figures(chosen)
 
 
 def _album(settings: params.Plots) -> "Album | None":

@@ -12,6 +12,9 @@ from stages.entry import run
 if TYPE_CHECKING:
     import torch
 
+    from detection.training.interrupts import Interrupts
+    from detection.training.loop import Job
+
 REPORTS = Path("reports/train")
 BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
 
@@ -29,39 +32,45 @@ def main() -> None:
 
 def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several that share each batch."""
-    from detection import ranks
     from detection.data.prepared import Prepared
-    from detection.models.build import save_detector
-    from detection.tracking.opening import log_training_artifacts, open_row
-    from detection.tracking.row import NullRow
     from detection.training import distributed
     from detection.training.assembly import assemble
-    from detection.training.loop import STATE, fit
+    from detection.training.determinism import determinism
+    from detection.training.interrupts import Interrupts
 
     prepared = Prepared.load("data/prepared")
     prepared.check_unchanged("train")
     prepared.check_unchanged("val")
-    with distributed.folder(REPORTS) as reports:
+    with distributed.folder(REPORTS) as reports, determinism(params.train.determinism):
         job = assemble(params, prepared, BACKBONE, device, reports)
         made_of = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
         made_of |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
         reports.mkdir(parents=True, exist_ok=True)
         (reports / "recipe.json").write_text(json.dumps(made_of, indent=2))
-        with job.checkpoints.held() as checkpoints:
-            saved = checkpoints.load(STATE)
-            resume = saved["run_id"] if saved else None
-            with (
-                open_row(params, out=REPORTS / "run.json", resume=resume)
-                if ranks.leads()
-                else NullRow() as row
-            ):
-                summary = {"monitor": job.settings.monitor, **fit(job, row)}
-                if ranks.leads():
-                    (reports / "metrics.json").write_text(json.dumps(summary, indent=2))
-                    DETECTOR.parent.mkdir(exist_ok=True)
-                    state, classes = job.detector.state_dict(), prepared.classes
-                    save_detector(DETECTOR, state, job.recipe, classes, params.model, notes=summary)
-                    log_training_artifacts(row)
+        with job.checkpoints.held(), Interrupts() as interrupts:
+            fill_row(params, job, interrupts)
+
+
+def fill_row(params: Params, job: "Job", interrupts: "Interrupts") -> None:
+    """Open the row, train into it, and leave the detector."""
+    from detection import ranks
+    from detection.models.build import save_detector
+    from detection.tracking.opening import log_training_artifacts, open_row
+    from detection.tracking.row import NullRow
+    from detection.training.environment import write_environment
+    from detection.training.loop import STATE, fit
+
+    saved, training = job.checkpoints.load(STATE), job.checkpoints.training()
+    made_in = write_environment(job.reports, training, job.device, job.precision, params.train.determinism)
+    resume = saved["run_id"] if saved else None
+    with open_row(params, resume=resume, made_in=made_in) if ranks.leads() else NullRow() as row:
+        summary = {"monitor": job.settings.monitor, **fit(job, row, interrupts)}
+        if ranks.leads():
+            (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))
+            DETECTOR.parent.mkdir(exist_ok=True)
+            recipe, classes = job.recipe, job.validator.classes
+            save_detector(DETECTOR, job.detector.state_dict(), recipe, classes, params.model, notes=summary)
+            log_training_artifacts(row)
 
 
 if __name__ == "__main__":

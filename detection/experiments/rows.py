@@ -5,7 +5,7 @@ from typing import Any
 
 from detection.errors import TrackingError
 from detection.tracking.live import reason
-from detection.tracking.opening import find_row
+from detection.tracking.rows import find_row
 from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 
 

@@ -101,8 +101,6 @@ class ImageFolder:
     """Of SGD."""
     weight_decay: float = 1e-4
     """Of all weights."""
-    checkpoint_every: int = 2000
-    """Steps between checkpoints to go on from."""
     log_every: int = 100
     """Steps between log lines."""
 
@@ -149,6 +147,10 @@ class Train:
     time. A training comes out the same, whatever is kept."""
     threads: int | Literal["auto"] = "auto"
     """Threads of a CPU training; part of what makes a run repeatable."""
+    determinism: Literal["fast", "seeded", "bitwise"] = "seeded"
+    """`seeded`: the same seed gives the same training, up to rounding on a GPU. `bitwise`: with the same kind
+    of machine, versions and threads the same weights to the last bit; an operation that cannot do that is
+    refused by name. `fast`: as `seeded`, but a GPU may round to TF32 and try out its convolutions."""
     accumulate: int = 1
     """Split each batch into so many forward and backward passes before one optimiser step."""
     clip_gradients: float | None = None
@@ -167,8 +169,6 @@ class Train:
     """Epochs between sample predictions in the tracked row; 0: none."""
     samples: int = 6
     """How many pictures they show."""
-    checkpoint_every: int = 1
-    """Epochs between checkpoints to resume from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

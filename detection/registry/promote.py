@@ -11,7 +11,7 @@ from detection.errors import DataError, TrackingError
 from detection.experiments.files import outs, read_json
 from detection.experiments.find import Experiment
 from detection.experiments.rows import open_store
-from detection.tracking.opening import find_row
+from detection.tracking.rows import find_row
 from detection.tracking.store import Store
 
 DETECTOR, CARD = "models/detector.pt", "reports/model_card.md"

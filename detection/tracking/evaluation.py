@@ -1,6 +1,9 @@
-"""Bring an evaluation and its figures to the row of the training that it belongs to."""
+"""Bring an evaluation to the row of the training that it belongs to."""
 
+import csv
+import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,23 +11,27 @@ from detection.errors import TrackingError
 from detection.locks import locked
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.live import reason
-from detection.tracking.opening import (
+from detection.tracking.live import METRICS_PER_CALL, log_points, reason
+from detection.tracking.replay import recorded_environment, recorded_params, replay
+from detection.tracking.rows import (
     RUN_JSON,
+    TRAINING,
     add_datasets,
     add_params,
-    find_row,
+    describe,
+    experiment_tags,
+    find_training,
     new_row,
     read_run_id,
     reopen,
     write_run_id,
 )
-from detection.tracking.replay import recorded_params, replay
 from detection.tracking.store import Store, connect, import_mlflow, lock_path, switched_off, tracking_uri
 
 log = logging.getLogger(__name__)
 
-EVALUATION_JSON = Path("reports/evaluation/run.json")  # figures.py names it too
+REPORTS = Path("reports/evaluation")
+EVALUATION_JSON = REPORTS / "run.json"
 DONE = "done.evaluate"
 DETECTOR = Path("models/detector.pt")
 
@@ -35,13 +42,14 @@ def log_evaluation(
     metrics: Mapping[str, float],
     train_run: Path = RUN_JSON,
     out: Path = EVALUATION_JSON,
-    artifacts: Path = Path("reports/evaluation"),
+    artifacts: Path = REPORTS,
 ) -> None:
     """Log an evaluation to the row that fits it, end that row as FINISHED, and write its id to `out`.
 
-    The training's row is *adopted* as long as it holds no other evaluation. With other settings, code or
-    weights a new row is *forked*, with the training's params and whole curves, and so is one that the store
-    does not know. A store that does not answer costs a warning; `out` then holds a null id.
+    The training's row is *adopted* as long as it holds no other evaluation; what the training could not send
+    is sent now. With other settings, code or weights a new row is *forked*, with the training's params and
+    whole curves, and so is one that the store does not know. A store that does not answer costs a warning;
+    `out` then holds a null id.
 
     Args:
         params: The experiment.
@@ -59,52 +67,69 @@ def log_evaluation(
     try:
         import_mlflow()
         store = connect()
-        run_id = _adopt_or_fork(store, params, read_run_id(train_run))
+        run_id = adopt_or_fork(store, params, read_run_id(train_run))
         write_run_id(out, run_id)
-        _fill(store, run_id, params, metrics, artifacts)
+        fill(store, run_id, params, metrics, artifacts)
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the scores stand in the reports
-        log.warning("the evaluation is not in MLflow: %s: %s", tracking_uri(), reason(error))
+        log.warning(
+            "the evaluation is not in MLflow: %s: %s; `detection sync` brings it there",
+            tracking_uri(),
+            reason(error),
+        )
 
 
-def _adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
-    """Choose the row under a lock, so that two evaluations at once do not adopt the same one."""
-    key = facts.evaluation_key(params)
+def adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
+    """Choose an evaluation's row, complete it up to the evaluation, and set it RUNNING; returns its id.
+
+    It is chosen under a lock, so that two evaluations at once do not adopt the same one.
+    """
+    key, made_in = facts.evaluation_key(params), recorded_environment()
     with locked(lock_path()):
-        row = find_row(store, train_id)
-        if row is not None and row.data.tags.get(DONE, key) == key:
-            reopen(store, row.info.run_id, {DONE: key} | _exp_tags(row.data.tags))
-            return str(row.info.run_id)
-        if same := store.client.search_runs([store.experiment], f"tags.`{DONE}` = '{key}'"):
-            reopen(store, same[0].info.run_id, _exp_tags(same[0].data.tags))
-            return str(same[0].info.run_id)
-        origin = {"forked_from": train_id} if train_id is not None else {}
-        trained = recorded_params() if row is None else row.data.params
-        run_id = new_row(store, params, "evaluate", {DONE: key} | origin, trained)
-    replay(store, run_id)
-    log.info("a new MLflow row %s holds this evaluation beside the training's curves", run_id)
+        trained = find_training(store, train_id, made_in.get(TRAINING))
+        row = trained if trained is None or trained.data.tags.get(DONE, key) == key else None
+        if row is None:
+            same = store.client.search_runs([store.experiment], f"tags.`{DONE}` = '{key}'")
+            row = same[0] if same else None
+        if row is not None:
+            run_id = str(row.info.run_id)
+            reopen(store, run_id, {DONE: key} | experiment_tags(row.data.tags))
+        elif trained is None:
+            run_id = new_row(store, params, "evaluate", {DONE: key} | facts.environment_tags(made_in))
+        else:
+            tags = {DONE: key, "forked_from": str(trained.info.run_id)} | facts.environment_tags(made_in)
+            tags.pop(TRAINING, None)
+            run_id = new_row(store, params, "evaluate", tags)
+    if row is None or row.info.status != "FINISHED":
+        describe(store, run_id, params, recorded_params() if trained is None else trained.data.params)
+        sent = replay(store, run_id)
+        log.info("MLflow row %s: %d points of the training were missing and are there now", run_id, sent)
     return run_id
 
 
-def _exp_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """The newest experiment's name, and all the names that share the row."""
-    before, now = tags.get("dvc.exp_name", ""), facts.experiment_name()
-    if not now or now == before:
-        return {}
-    names = dict.fromkeys([*tags.get("dvc.exp_names", before).split(","), now])
-    return {"dvc.exp_name": now, "dvc.exp_names": ",".join(name for name in names if name)}
-
-
-def _fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float], artifacts: Path) -> None:
+def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float], artifacts: Path) -> None:
+    """Log an evaluation's params, data, scores and files, and end its row as FINISHED."""
     client = store.client
     evaluate = {key: value for key, value in facts.row_params(params).items() if key.startswith("evaluate.")}
     add_params(store, run_id, evaluate)
     add_datasets(store, run_id, params, ("test",))
-    for name, value in facts.finite(metrics).items():
-        client.log_metric(run_id, name, value)
+    there, now = client.get_run(run_id).data.metrics, time.time_ns() // 1_000_000
+    points = [(k, v, now, 0) for k, v in facts.finite(metrics).items() if there.get(k) != v]
+    for start in range(0, len(points), METRICS_PER_CALL):
+        log_points(client, run_id, points[start : start + METRICS_PER_CALL])
     client.log_artifacts(run_id, str(artifacts), "evaluation")
     for path, folder in ((Path("dvc.lock"), None), (Path("params.yaml"), None), (DETECTOR, "models")):
         if path.is_file():
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED")
+
+
+def recorded_scores(folder: Path = REPORTS) -> dict[str, float]:
+    """An evaluation's scores as `evaluate` logs them, out of its files; empty where there is none."""
+    if not (folder / "metrics.json").is_file():
+        return {}
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    with open(folder / "per_class.csv", newline="", encoding="utf-8") as file:
+        scores |= {f"AP/{row['class']}": float(row["AP"] or "nan") for row in csv.DictReader(file)}
+    return {f"test/{name}": value for name, value in scores.items() if value is not None}

@@ -54,7 +54,7 @@ def as_text(values: Mapping[str, Any]) -> dict[str, str]:
 
 def commit() -> str:
     """The commit an experiment stands on: its baseline, else HEAD; empty outside git."""
-    return os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD").strip()
+    return os.environ.get("DVC_EXP_BASELINE_REV") or said("git", "rev-parse", "HEAD").strip()
 
 
 def origin_tags(params: Params, stage: str) -> dict[str, str]:
@@ -66,13 +66,18 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "dvc.exp_name": experiment_name(),
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.workspace": str(Path.cwd()),
-        "git.dirty": str(bool(_git("status", "--porcelain", "--", ".", *NOT_CODE))).lower(),
+        "git.dirty": str(bool(said("git", "status", "--porcelain", "--", ".", *NOT_CODE))).lower(),
         "mlflow.source.name": f"stages.{stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit(),
         "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value} | _md5_tags(stage)
+
+
+def environment_tags(made_in: Mapping[str, str]) -> dict[str, str]:
+    """Tags of what `environment.json` says: which training it was, and what it was run with."""
+    return {key if key == "training" else f"env.{key}": str(value) for key, value in made_in.items()}
 
 
 def locked_md5() -> dict[str, str]:
@@ -127,9 +132,12 @@ def _user() -> str:
         return ""
 
 
-def _git(*args: str) -> str:
+def said(*command: str, codes: tuple[int, ...] = (0,)) -> str:
+    """What a program prints; empty where it is not there, or leaves with another exit code than `codes`."""
     try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout if done.returncode in codes else ""

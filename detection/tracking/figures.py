@@ -4,33 +4,30 @@ import logging
 from pathlib import Path
 
 from detection.errors import TrackingError
+from detection.params import Params
 from detection.tracking.live import reason
-from detection.tracking.opening import find_row, read_run_id
+from detection.tracking.rows import find_row, read_run_id
 from detection.tracking.store import connect, import_mlflow, switched_off, tracking_uri
+from detection.tracking.sync import log_figures_to, sync_rows
 
 log = logging.getLogger(__name__)
 
 
-def log_figures(
-    run_json: Path = Path("reports/evaluation/run.json"),
-    folder: Path = Path("reports/plots"),
-    page: Path = Path("reports/index.html"),
-    card: Path = Path("reports/model_card.md"),
-) -> None:
-    """Store figures, page and model card in the row that `run_json` names; without a row, nothing."""
-    run_id = read_run_id(run_json)
-    if run_id is None or switched_off():
+def log_figures(params: Params, run_json: Path = Path("reports/evaluation/run.json")) -> None:
+    """Store the figures and the page in the row that `run_json` names.
+
+    Where it names none, because the store was away when the detector was evaluated, or one that the store
+    does not know, everything is sent now.
+    """
+    if switched_off() or not run_json.is_file():
         return
     try:
         import_mlflow()
-        store = connect()
+        store, run_id = connect(), read_run_id(run_json)
         if find_row(store, run_id) is None:
-            log.warning("the figures are not in MLflow: %s does not know the row %s", store.uri, run_id)
-            return
-        store.client.log_artifacts(run_id, str(folder), "plots")
-        store.client.log_artifact(run_id, str(page), "plots")
-        if card.is_file():
-            store.client.log_artifact(run_id, str(card))
+            sync_rows(store, params)
+        else:
+            log_figures_to(store, str(run_id))
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the figures stand in the reports

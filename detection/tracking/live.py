@@ -7,13 +7,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detection.tracking.facts import finite
+from detection.tracking.machine import PREFIX, Machine
 from detection.tracking.row import ClosesItself, Status
-from detection.tracking.store import Store
+from detection.tracking.store import Store, tracking_uri
 
 log = logging.getLogger(__name__)
 
@@ -24,36 +25,54 @@ CLOSE_S = 30.0
 RETRY_S = (5.0, 15.0, 60.0, 300.0)
 
 Point = tuple[str, float, int, int]  # name, value, time in ms, step
+Job = Callable[[Any, str], object]  # of the client and the row's id
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A row that is there."""
+
+    store: Store
+    run_id: str
+    latest: Mapping[str, int]
+    """The last step that it has of each metric. Steps arrive in order, so that it has all before, too."""
 
 
 class LiveRow(ClosesItself):
     """Collects points and sends them 20 steps at a time; see `Row`.
 
-    What cannot be sent is kept and tried again, with growing pauses. One line says that the store is away,
-    one that it is back.
+    What cannot be sent is kept and tried again, with growing pauses; a store that is away when the training
+    begins gets the row when it comes. One line says that the store is away, one that it is back.
+
+    Args:
+        open_row: Makes the row, or finds that of an interrupted training. Called by the thread, and again
+            until it no longer raises.
+        opened: What it returned, if it has been called.
     """
 
-    def __init__(self, store: Store, run_id: str, *, resumed: bool) -> None:
-        self._store, self._id = store, run_id
+    def __init__(self, open_row: Callable[[], Opened], opened: Opened | None) -> None:
+        self._open, self._opened = open_row, opened
         self._points: deque[Point] = deque()
-        self._jobs: deque[Callable[[], object]] = deque()
+        self._jobs: deque[Job] = deque()
         self._steps = 0
-        self._failures = 0
+        self._failures = 0 if opened else 1
         self._closing: Status | None = None
         self._wake, self._idle = threading.Event(), threading.Event()
         self._copies = tempfile.TemporaryDirectory(prefix="detection-row-", ignore_cleanup_errors=True)
-        self._system = _system_metrics(store, run_id, resumed)
+        self._machine = self._watched(opened) if opened else None
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
+        if not opened:
+            self._wake.set()
 
     @property
     def id(self) -> str | None:
-        """MLflow's run id."""
-        return self._id
+        """MLflow's run id; None as long as the store has not answered."""
+        return self._opened.run_id if self._opened else None
 
     def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
         """See `Row.log`."""
-        self._points.extend((name, value, time_ms, step) for name, value in finite(values).items())
+        self._add(finite(values), step, time_ms)
         self._steps += 1
         if self._steps >= STEPS_PER_CALL:
             self._steps = 0
@@ -67,12 +86,12 @@ class LiveRow(ClosesItself):
         except OSError as error:
             log.warning("%s does not go to the tracked row: %s", path, error)
             return
-        self._jobs.append(partial(self._store.client.log_artifact, self._id, str(copy), folder))
+        self._jobs.append(lambda client, run_id: client.log_artifact(run_id, str(copy), folder))
         self._wake.set()
 
     def tag(self, key: str, value: str) -> None:
         """See `Row.tag`."""
-        self._jobs.append(partial(self._store.client.set_tag, self._id, key, value))
+        self._jobs.append(lambda client, run_id: client.set_tag(run_id, key, value))
         self._wake.set()
 
     def flush(self) -> None:
@@ -83,19 +102,29 @@ class LiveRow(ClosesItself):
             self._idle.wait(FLUSH_S)
 
     def close(self, status: Status) -> None:
-        """See `Row.close`."""
+        """See `Row.close`; waits as long as the store goes on taking what is left."""
         if self._closing is not None:
             return
         self._closing = status
         self._wake.set()
-        self._thread.join(CLOSE_S)
-        if self._thread.is_alive() or self._points or self._jobs:
+        left = None
+        while self._thread.is_alive() and (waiting := len(self._points) + len(self._jobs)) != left:
+            left = waiting
+            self._thread.join(CLOSE_S)
+        if self._thread.is_alive() or self._points or self._jobs or not self._opened:
             log.warning(
-                "the MLflow row %s is incomplete: %s does not answer; its curves stand in reports/train",
-                self._id,
-                self._store.uri,
+                "the MLflow row of this training is incomplete: %s does not answer. Its curves stand in "
+                "reports/train; `evaluate` or `detection sync` sends what is missing",
+                tracking_uri(),
             )
         self._copies.cleanup()
+
+    def _add(self, values: Mapping[str, float], step: int, time_ms: int) -> None:
+        self._points.extend((name, value, time_ms, step) for name, value in values.items())
+
+    def _watched(self, opened: Opened) -> Machine:
+        before = [step for name, step in opened.latest.items() if name.startswith(PREFIX)]
+        return Machine(self._add, max(before, default=-1) + 1)
 
     def _work(self) -> None:
         while self._closing is None:
@@ -104,9 +133,10 @@ class LiveRow(ClosesItself):
             if self._failures:
                 self._pause(RETRY_S[min(self._failures, len(RETRY_S)) - 1])
             self._send()
-        if self._system is not None:
-            self._system.finish()
-        self._jobs.append(partial(self._store.client.set_terminated, self._id, self._closing))
+        if self._machine is not None:
+            self._machine.close()
+        status = self._closing
+        self._jobs.append(lambda client, run_id: client.set_terminated(run_id, status))
         self._send()
 
     def _pause(self, seconds: float) -> None:
@@ -118,29 +148,37 @@ class LiveRow(ClosesItself):
     def _send(self) -> None:
         """Send everything pending; what was not sent stays at the head of its queue."""
         try:
-            while self._points:
-                batch = [self._points[i] for i in range(min(len(self._points), METRICS_PER_CALL))]
-                log_points(self._store.client, self._id, batch)
-                for _ in batch:
-                    self._points.popleft()
-            while self._jobs:
-                self._jobs[0]()
-                self._jobs.popleft()
+            if self._opened is None:
+                self._opened = self._open()
+                self._machine = self._watched(self._opened)
+            self._send_to(self._opened)
         except Exception as error:  # a tracker may fail in any way, and the training goes on
             if not self._failures:
                 log.warning(
                     "MLflow at %s does not take the row's values (%s); training goes on, "
                     "the values stand in reports/train and are sent when it is back",
-                    self._store.uri,
+                    tracking_uri(),
                     reason(error),
                 )
             self._failures += 1
             self._wake.set()
             return
         if self._failures:
-            log.info("MLflow at %s is back; the row is complete again", self._store.uri)
+            log.info("MLflow at %s is back; the row is complete again", tracking_uri())
         self._failures = 0
         self._idle.set()
+
+    def _send_to(self, row: Opened) -> None:
+        client = row.store.client
+        while self._points:
+            batch = [self._points[i] for i in range(min(len(self._points), METRICS_PER_CALL))]
+            if new := [point for point in batch if point[3] > row.latest.get(point[0], -1)]:
+                log_points(client, row.run_id, new)
+            for _ in batch:
+                self._points.popleft()
+        while self._jobs:
+            self._jobs[0](client, row.run_id)
+            self._jobs.popleft()
 
 
 def log_points(client: Any, run_id: str, points: list[Point]) -> None:
@@ -155,16 +193,3 @@ def reason(error: BaseException) -> str:
     while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = deeper
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _system_metrics(store: Store, run_id: str, resumed: bool) -> Any:
-    """CPU, memory, disk, network and, where NVML is there, GPU load, sampled every 10 s."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    try:
-        monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=store.uri)
-        monitor.start()
-    except Exception as error:
-        log.warning("no system metrics in the tracked row: %s", reason(error))
-        return None
-    return monitor

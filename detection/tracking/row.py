@@ -14,7 +14,7 @@ class Row(Protocol):
 
     No method raises or waits for a server: the curves stand in `reports/` first, the row is a view of them.
     Used as a context manager a row closes itself: FINISHED, or KILLED after `KeyboardInterrupt` and
-    `SystemExit`, or FAILED after any other exception.
+    `SystemExit`, or FAILED after any other exception, which its tag `error` then names.
     """
 
     @property
@@ -59,6 +59,10 @@ class ClosesItself:
         """See `Row.close`."""
         raise NotImplementedError
 
+    def tag(self, key: str, value: str) -> None:
+        """See `Row.tag`."""
+        raise NotImplementedError
+
     def __enter__(self) -> Self:
         return self
 
@@ -68,6 +72,7 @@ class ClosesItself:
         if kind is None:
             self.close("FINISHED")
         elif issubclass(kind, Exception):
+            self.tag("error", (str(error) or kind.__name__)[:1000])
             self.close("FAILED")
         else:
             self.close("KILLED")

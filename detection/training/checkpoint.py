@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from ruamel.yaml import YAML
 
 from detection import ranks
 from detection.errors import CheckpointError
+from detection.locks import locked
 from detection.paths import checkpoint_root
 
 log = logging.getLogger(__name__)
-KEPT = 5  # newest keys of a stage that pruning leaves
-COMPLETE = "complete"
+KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
+COMPLETE, LOCK, TRAINING = "complete", "lock", "training"
+WRITING = ".writing"  # ends the name of a file that is not whole yet
+FRESH = "DETECTION_FRESH"  # set to 1, what was saved before is not used
 
 
 def content_key(
@@ -65,15 +69,19 @@ class Checkpoints:
     @contextmanager
     def held(self) -> Iterator["Checkpoints"]:
         """Hold the folder; another process with the same key waits here until this one is done."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
+        with self._alone():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            os.utime(self.folder)  # the newest: nobody prunes it
+            lock = (self.folder / LOCK).open("w")
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.info("the same %s runs in another process; waiting for it", self.folder.parent.name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            os.utime(self.folder)
-            self._prune()
+            self._tidy()
+            with self._alone():
+                self._prune()
             ranks.wait()
             yield self
 
@@ -83,17 +91,19 @@ class Checkpoints:
         Raises:
             CheckpointError: The disk is full or not writable; what was there before is whole.
         """
-        temporary = self.folder / f"{name}.writing"
+        temporary = self.folder / f"{name}{WRITING}"
         try:
             with temporary.open("wb") as file:
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.folder / name)
+            _to_disk(self.folder)
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(
-                f"{self.folder / name} cannot be written: {error}; free some disk"
+                f"{self.folder / name} cannot be written: {_first_line(error)}; free some disk and give the "
+                "same command again, it goes on from the last good checkpoint"
             ) from None
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -104,11 +114,25 @@ class Checkpoints:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{path} cannot be read: {reason}; delete the folder to start over"
+                f"{path} cannot be read: {_first_line(error)}; delete the folder to start over"
             ) from None
         return state
+
+    def keep_only(self, name: str, pattern: str) -> None:
+        """Delete the files of a pattern but for one of them."""
+        for path in self.folder.glob(pattern):
+            if path.name != name:
+                path.unlink(missing_ok=True)
+
+    def training(self) -> str:
+        """A name of this training that stays over all its resumptions; a fresh start has another one."""
+        path = self.folder / TRAINING
+        if not path.exists():
+            temporary = self.folder / f"{TRAINING}{WRITING}"
+            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+            temporary.replace(path)
+        return path.read_text(encoding="utf-8")
 
     @property
     def complete(self) -> bool:
@@ -119,13 +143,44 @@ class Checkpoints:
         """Say that the work under this key is finished. It is kept, for whoever asks for the same again."""
         (self.folder / COMPLETE).touch()
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep other processes from making or pruning folders of this stage for a moment."""
+        return locked(self.folder.parent.with_suffix(".lock"))
+
+    def _tidy(self) -> None:
+        """Delete what a killed process had half written; with `DETECTION_FRESH=1` all that is there."""
+        fresh = os.environ.get(FRESH, "") not in ("", "0")
+        for path in self.folder.iterdir():
+            if path.is_dir() and fresh:
+                shutil.rmtree(path)
+            elif path.name.endswith(WRITING) or (fresh and path.name != LOCK):
+                path.unlink()
+
     def _prune(self) -> None:
-        """Delete all but the newest keys; one that another process holds stays."""
+        """Delete all but the newest keys; one that another process holds stays.
+
+        Finished and unfinished ones are counted apart: some quick experiments must not cost a long training
+        that was cut off the place that it goes on from.
+        """
         folders = sorted(self.folder.parent.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True)
-        for folder in folders[KEPT:]:
-            with (folder / "lock").open("a") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                shutil.rmtree(folder, ignore_errors=True)
+        for complete in (True, False):
+            for folder in [f for f in folders if (f / COMPLETE).exists() == complete][KEPT:]:
+                with (folder / LOCK).open("a") as lock:
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        continue
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _to_disk(folder: Path) -> None:
+    """Have the folder's new names survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

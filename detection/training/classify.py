@@ -26,6 +26,7 @@ from detection.training.checkpoint import Checkpoints
 from detection.training.history import Table
 from detection.training.interrupts import Interrupts
 from detection.training.optimisation import learning_rate_factor, make_optimizer, set_learning_rate
+from detection.training.pace import Pace
 from detection.training.progress import Progress
 from detection.training.state import State, restore, snapshot
 
@@ -67,8 +68,6 @@ class Course:
     """Milestones in steps."""
     steps: int
     """Of the whole training."""
-    checkpoint_every: int
-    """Steps between checkpoints to go on from."""
     log_every: int
     """Steps between log lines."""
     device: torch.device
@@ -134,14 +133,14 @@ def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], li
     sums = (saved["sums"] if saved else torch.zeros(3)).to(course.device)  # loss, accuracy, steps of the row
     per_epoch = len(course.train)
     batches = _stream(course.train, state.step, per_epoch)
-    clock = time.monotonic() - state.seconds
+    clock, pace = time.monotonic() - state.seconds, Pace(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, course.steps)
 
     with Interrupts() as interrupts, Progress(course.steps, state.step, course.log_every) as progress:
         while True:
             last = state.step >= course.steps
-            asked = ranks.largest(interrupts.signal or 0)  # all stop after the same step
+            asked, due = ranks.largest(interrupts.signal or 0, pace.due(state.step))  # all at the same step
             epoch_ended = state.step % per_epoch == 0 and state.step > 0
 
             # once in a while: a row of the curve
@@ -155,11 +154,12 @@ def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], li
                 sums.zero_()
 
             # once in a while, at the end, and before leaving: save everything
-            if last or asked or (state.step % course.checkpoint_every == 0 and state.step > 0):
-                _means(sums, state.step)  # nothing is saved after a loss that is not finite
-                state.seconds = time.monotonic() - clock
-                more = {"curve": curve.rows, "sums": sums.cpu()}
-                checkpoints.save(STATE, snapshot(state, model, optimizer, None, **more))
+            if last or asked or due:
+                with pace.saving(state.step):
+                    _means(sums, state.step)  # nothing is saved after a loss that is not finite
+                    state.seconds = time.monotonic() - clock
+                    more = {"curve": curve.rows, "sums": sums.cpu()}
+                    checkpoints.save(STATE, snapshot(state, model, optimizer, None, **more))
             if asked and not last:
                 log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
                 raise SystemExit(128 + asked)

@@ -109,6 +109,13 @@ class Onlooker(Checkpoints):
     def save(self, name: str, state: Any) -> None:
         """Nothing."""
 
+    def keep_only(self, name: str, pattern: str) -> None:
+        """Nothing."""
+
+    def training(self) -> str:
+        """Nobody asks."""
+        return ""
+
     def mark_complete(self) -> None:
         """Nothing."""
 

@@ -1,12 +1,14 @@
 """What happened at each step: kept in memory for the checkpoint, in `reports/` for people, sent to the row.
 
-The files come first: a tracking server is a view of them that may be filled in later.
+The files come first: a tracking server is a view of them that may be filled in later. It gets a step once a
+checkpoint holds it: a step that is taken again after a hard kill is logged once.
 """
 
 import csv
 import math
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,7 @@ class History:
         self.row = row
         self.losses = Table(folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"])
         self.metrics = Table(folder / "metrics.csv", ("epoch", "step", "time"), state["metrics"])
+        self._held: list[partial[None]] = []
         for one in self.losses.rows:  # the same points again: whatever the row lacks is filled in
             self._send_losses(one)
         for one in self.metrics.rows:
@@ -82,14 +85,19 @@ class History:
     def add_losses(self, rows: list[dict[str, Any]]) -> None:
         """Add finished steps: step, epoch, time, lr, loss and each loss term."""
         self.losses.extend(rows)
-        for one in rows:
-            self._send_losses(one)
+        self._held += [partial(self._send_losses, one) for one in rows]
 
     def add_metrics(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
         """Add a validation's scores."""
         one = {"epoch": epoch, "step": step, "time": now_ms(), **scores}
         self.metrics.extend([one])
-        self._send_metrics(one)
+        self._held.append(partial(self._send_metrics, one))
+
+    def publish(self) -> None:
+        """Send what was added to the row, once a checkpoint holds it."""
+        for send in self._held:
+            send()
+        self._held = []
 
     def _send_losses(self, one: Mapping[str, Any]) -> None:
         terms = {k: v for k, v in one.items() if k not in ("step", "epoch", "time", "lr", "loss")}

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Ctrl-C and SIGTERM as a request that the loop answers between two steps.
+
+A stage opens it before its row and leaves it when the row is closed: a second Ctrl-C cannot cut that short.
+"""
 
 import logging
 import signal

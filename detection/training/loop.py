@@ -1,6 +1,7 @@
 """The training loop, read from top to bottom: periodic jobs, one step, logging, state."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,12 +31,14 @@ from detection.training.optimisation import (
     phase_at,
     set_learning_rate,
 )
+from detection.training.pace import Pace
 from detection.training.progress import Progress
 from detection.training.state import State, restore, snapshot
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
-STATE, BEST = "state.pt", "best.pt"  # files of a checkpoint
+SAMPLES = "samples"  # a folder of the checkpoint, of the reports and of the row
+STATE, BEST = "state.pt", "best_{epoch}.pt"  # files of a checkpoint; the state says which best is its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +66,15 @@ class Job:
         return self.recipe.iterations or (self.recipe.epochs or 0) * each, each
 
 
-def fit(job: Job, row: Row) -> dict[str, float]:
+def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     """Train a detector to the end, or go on with a training that was cut off.
 
     Leaves the chosen weights in the detector: the best validation's, or the last where there is no val.
+
+    Args:
+        job: What is trained, on what, and how.
+        row: Where the curves go too.
+        interrupts: Open; says whether somebody asked the training to stop.
 
     Returns:
         `steps`, `epochs`, `seconds`, and where there is a val `best_epoch` and the monitored metric's value.
@@ -82,18 +90,21 @@ def fit(job: Job, row: Row) -> dict[str, float]:
     average = _average(job)
     saved = job.checkpoints.load(STATE)
     state = restore(saved, job.detector, optimizer, average) if saved else State()
+    if saved and settings.determinism == "bitwise":
+        torch.set_num_threads(saved["threads"])  # sums come out otherwise with another number of them
     history = History(job.reports, row, saved["history"] if saved else None)
     buffer = LossBuffer(history, job.loader.pictures.index)
     batches = _stream(job.loader, state.step, steps_per_epoch)
     clock = time.monotonic() - state.seconds
+    pace = Pace(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, steps)
 
-    with Interrupts() as interrupts, Progress(steps, state.step, settings.log_every) as progress:
+    with Progress(steps, state.step, settings.log_every) as progress:
         while True:
             epoch, place = divmod(state.step, steps_per_epoch)
             last = state.step >= steps
-            asked = ranks.largest(interrupts.signal or 0)  # all stop after the same step
+            asked, due = ranks.largest(interrupts.signal or 0, pace.due(state.step))  # all at the same step
             epoch_ended = place == 0 and state.step > 0
 
             # once in a while: score val, keep the best weights, show some pictures
@@ -108,13 +119,14 @@ def fit(job: Job, row: Row) -> dict[str, float]:
                 )
 
             # once in a while, at the end, and before leaving: save everything
-            if last or asked or (epoch_ended and epoch % settings.checkpoint_every == 0):
-                buffer.flush()  # nothing is saved after a loss that is not finite
-                state.seconds = time.monotonic() - clock
-                everything = snapshot(
-                    state, job.detector, optimizer, average, history=history.state(), run_id=row.id
-                )
-                job.checkpoints.save(STATE, everything)
+            if last or asked or due:
+                with pace.saving(state.step):
+                    buffer.flush()  # nothing is saved after a loss that is not finite
+                    state.seconds = time.monotonic() - clock
+                    more = {"history": history.state(), "run_id": row.id, "threads": torch.get_num_threads()}
+                    job.checkpoints.save(STATE, snapshot(state, job.detector, optimizer, average, **more))
+                    job.checkpoints.keep_only(BEST.format(epoch=state.best_epoch), BEST.format(epoch="*"))
+                history.publish()
             if asked and not last:
                 log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
                 raise SystemExit(128 + asked)
@@ -150,6 +162,7 @@ def fit(job: Job, row: Row) -> dict[str, float]:
                 progress.show(state.step, progressed, buffer.flush())
 
     _choose(job, average, state)
+    _keep_samples(job)
     job.checkpoints.mark_complete()
     log.info("trained %d steps in %.0f s", state.step, state.seconds)
     summary = {
@@ -229,19 +242,26 @@ def _validate(
     state.stale += 1
     if value > state.best + least_rise:
         state.best, state.best_epoch, state.stale = value, epoch, 0
-        job.checkpoints.save(BEST, {"model": detector.state_dict()})
+        job.checkpoints.save(BEST.format(epoch=epoch), {"model": detector.state_dict()})
     log.info(
         "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
     )
     if settings.samples_every and epoch % settings.samples_every == 0 and ranks.leads():
-        picture = job.checkpoints.folder / "samples" / f"epoch_{epoch:03d}.png"
-        row.artifact(job.validator.draw(results, settings.samples, picture), "samples")
+        picture = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
+        row.artifact(job.validator.draw(results, settings.samples, picture), SAMPLES)
+
+
+def _keep_samples(job: Job) -> None:
+    """Bring the pictures of all lives of the training to its reports: DVC deletes those at each start."""
+    drawn, kept = job.checkpoints.folder / SAMPLES, job.reports / SAMPLES
+    kept.mkdir(exist_ok=True)
+    for picture in drawn.glob("*.png") if ranks.leads() else ():
+        shutil.copyfile(picture, kept / picture.name)
 
 
 def _reload_best(job: Job, state: State) -> None:
     """Put the best weights so far into the detector; the optimiser keeps its momentum."""
-    ranks.wait()  # until rank 0 has written them
-    best = job.checkpoints.load(BEST) if len(job.validator.index) else None
+    best = _best(job, state)
     if best:
         job.detector.load_state_dict(best["model"])
         log.info("a new phase at step %d: back to the weights of epoch %d", state.step, state.best_epoch)
@@ -249,5 +269,11 @@ def _reload_best(job: Job, state: State) -> None:
 
 def _choose(job: Job, average: AveragedModel | None, state: State) -> None:
     """Put the chosen weights into the detector."""
-    best = job.checkpoints.load(BEST) if len(job.validator.index) else None
+    best = _best(job, state)
     job.detector.load_state_dict(best["model"] if best else _validated(job, average).state_dict())
+
+
+def _best(job: Job, state: State) -> dict[str, Any] | None:
+    """The weights of the best validation; None before the first, and where there is no val."""
+    ranks.wait()  # until rank 0 has written them
+    return job.checkpoints.load(BEST.format(epoch=state.best_epoch)) if state.validated else None

@@ -136,7 +136,6 @@ def train_on_crops(
         optimizer=Optimizer(lr=settings.lr, weight_decay=settings.weight_decay, norm_weight_decay=0.0),
         schedule=Schedule(name="cosine", warmup_iterations=len(examples), warmup_factor=0.05),
         steps=settings.epochs * len(examples),
-        checkpoint_every=len(examples),
         log_every=len(examples),
         device=device,
         precision=precision,
@@ -183,7 +182,6 @@ def train_on_folder(
             name="multistep", milestones=settings.milestones, gamma=settings.gamma, warmup_iterations=0
         ),
         steps=settings.iterations,
-        checkpoint_every=settings.checkpoint_every,
         log_every=settings.log_every,
         device=device,
         precision=precision,

@@ -5,6 +5,7 @@ The tests build on each other, in this order, as a person's session does.
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +162,24 @@ def test_going_back_restores_and_adds_no_row(copy: Path, command: Command, repro
     assert stages_run(command("dvc", "repro").stdout) == []
     assert run_id(copy, "evaluation") == rows()[0].info.run_id
     assert len(rows()) == before
+
+
+def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
+    copy: Path, command: Command, repro: str, rows: Rows
+) -> None:
+    before = {row.info.run_name: row for row in rows()}["elsewhere"]
+    for file in copy.glob("mlflow.db*"):
+        file.unlink()
+    shutil.rmtree(copy / ".checkpoints")
+    said = command("detection", "sync", "elsewhere").stdout
+    assert said.startswith("elsewhere: row ")
+    assert "points of its curves and the evaluation sent" in said
+    (row,) = rows()
+    assert (row.info.run_name, row.info.status) == ("elsewhere", "FINISHED")
+    assert row.data.params == before.data.params
+    assert row.data.metrics == {k: v for k, v in before.data.metrics.items() if not k.startswith("system/")}
+    assert row.data.tags["dvc.baseline_rev"] == before.data.tags["dvc.baseline_rev"]
+    assert "nothing was missing" in command("detection", "sync", "elsewhere").stdout
+    done = command("detection", "sync", "nowhere", check=False)
+    assert done.stderr.startswith("error: the experiment nowhere cannot be had")
+    assert done.stderr.count("\n") == 1

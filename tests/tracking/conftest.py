@@ -114,9 +114,7 @@ def _no_monitor_left_behind() -> Iterator[None]:
     import threading
 
     yield
-    left = [
-        thread.name for thread in threading.enumerate() if thread.name in ("tracking", "SystemMetricsMonitor")
-    ]
+    left = [thread.name for thread in threading.enumerate() if thread.name in ("tracking", "machine")]
     assert not left, left
 
 

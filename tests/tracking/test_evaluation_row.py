@@ -11,8 +11,9 @@ import pytest
 from detection.params import Params
 from detection.tracking.evaluation import EVALUATION_JSON, log_evaluation
 from detection.tracking.figures import log_figures
-from detection.tracking.opening import RUN_JSON, open_row, write_run_id
+from detection.tracking.opening import open_row
 from detection.tracking.row import Row
+from detection.tracking.rows import RUN_JSON, write_run_id
 
 Rows = Callable[[], list[Any]]
 Train = Callable[[Row], None]
@@ -126,7 +127,7 @@ def test_figures_go_to_the_row_of_the_evaluation(params: Params, trained: str, c
     figure.parent.mkdir(parents=True)
     figure.write_bytes(b"png")
     Path("reports/index.html").write_text("<html>")
-    log_figures()
+    log_figures(params)
     assert {one.path for one in client.list_artifacts(trained, "plots")} == {
         "plots/losses.png",
         "plots/index.html",
@@ -144,7 +145,7 @@ def test_without_a_server_the_scores_stand_in_the_reports(
     log_evaluation(params=params, metrics=SCORES)
     assert json.loads(EVALUATION_JSON.read_text()) == {"run_id": None}
     assert "the evaluation is not in MLflow" in caplog.text
-    log_figures()
+    log_figures(params)
 
 
 def test_without_a_training_row_and_tracking_nothing_is_made(
@@ -152,5 +153,5 @@ def test_without_a_training_row_and_tracking_nothing_is_made(
 ) -> None:
     monkeypatch.setenv("DETECTION_TRACKING", "off")
     log_evaluation(params=params, metrics=SCORES)
-    log_figures()
+    log_figures(params)
     assert rows() == []

@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from detection.tracking import live
-from detection.tracking.live import LiveRow
+from detection.tracking.live import LiveRow, Opened
 from detection.tracking.row import NullRow, Row
 from detection.tracking.store import Store, import_mlflow
 
@@ -56,12 +57,16 @@ def client() -> Client:
 
 @pytest.fixture
 def row(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRow]:
-    monkeypatch.setattr(live, "_system_metrics", lambda *_: None)
+    monkeypatch.setattr(live, "Machine", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(live, "RETRY_S", (0.02,))
     monkeypatch.setattr(live, "CLOSE_S", 2.0)
-    row = LiveRow(Store(client, "1", "http://away"), "id", resumed=False)
+    row = LiveRow(lambda: opened(client), opened(client))
     yield row
     row.close("FINISHED")
+
+
+def opened(client: Any, uri: str = "http://away", **latest: int) -> Opened:
+    return Opened(Store(client, "1", uri), "0" * 32, latest)
 
 
 def wait_for(what: Any) -> None:
@@ -141,7 +146,8 @@ def test_a_real_client_without_a_server_holds_nothing_up(
 ) -> None:
     monkeypatch.setattr(live, "CLOSE_S", 8.0)
     uri = f"http://127.0.0.1:{closed_port}"
-    row = LiveRow(Store(import_mlflow().MlflowClient(tracking_uri=uri), "1", uri), "0" * 32, resumed=False)
+    there = opened(import_mlflow().MlflowClient(tracking_uri=uri), uri)
+    row = LiveRow(lambda: there, there)
     started = time.monotonic()
     for step in range(1, 201):
         row.log(step, {"loss": 1.0}, step)
@@ -149,8 +155,39 @@ def test_a_real_client_without_a_server_holds_nothing_up(
     row.close("KILLED")
     assert time.monotonic() - started < 10
     for thread in threading.enumerate():  # ends by itself once its last call has failed
-        if thread.name in ("tracking", "SystemMetricsMonitor"):
+        if thread.name in ("tracking", "machine"):
             thread.join(30)
+
+
+def test_a_store_that_comes_late_gets_everything(
+    client: Client, monkeypatch: pytest.MonkeyPatch, row: LiveRow
+) -> None:
+    calls = []
+
+    def opening() -> Opened:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionError("not yet")
+        return opened(client)
+
+    late = LiveRow(opening, None)
+    assert late.id is None
+    for step in range(1, 31):
+        late.log(step, {"loss": 1.0}, step)
+    wait_for(lambda: late.id)
+    late.close("FINISHED")
+    assert client.steps == list(range(1, 31))
+    assert client.status == "FINISHED"
+
+
+def test_what_the_row_has_is_not_sent_again(client: Client, row: LiveRow) -> None:
+    resumed = LiveRow(lambda: pytest.fail("it is open"), opened(client, loss=7))
+    for step in range(1, 11):
+        resumed.log(step, {"loss": 1.0, "lr": 0.1}, step)
+    resumed.close("FINISHED")
+    sent = [(metric.key, metric.step) for batch in client.batches for metric in batch]
+    assert [step for name, step in sent if name == "loss"] == [8, 9, 10]
+    assert [step for name, step in sent if name == "lr"] == list(range(1, 11))
 
 
 def test_a_second_close_changes_nothing(row: LiveRow, client: Client) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from detection.errors import TrackingError
+from detection.errors import DivergedError, TrackingError
 from detection.params import Params
-from detection.tracking.opening import RUN_JSON, log_training_artifacts, open_row
+from detection.tracking.opening import log_training_artifacts, open_row
 from detection.tracking.row import NullRow, Row
+from detection.tracking.rows import RUN_JSON
 from detection.tracking.store import close_orphans, connect, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,7 +218,34 @@ def test_a_dead_server_costs_a_warning(
     started = time.monotonic()
     row = open_row(params)
     assert time.monotonic() - started < 15
-    assert isinstance(row, NullRow)
+    assert row.id is None
     assert json.loads(RUN_JSON.read_text()) == {"run_id": None}
     (warning,) = [record.message for record in caplog.records if record.name.startswith("detection")]
     assert "does not answer" in warning
+    row.log(1, {"loss": 1.0}, 1)
+    row.close("FINISHED")
+    assert time.monotonic() - started < 30
+    assert "detection sync" in caplog.messages[-1]
+
+
+def test_a_row_whose_id_was_lost_is_found_by_its_training(params: Params, rows: Rows) -> None:
+    made_in = {"training": "abc", "torch": "2.15.0"}
+    first = open_row(params, made_in=made_in)
+    first.close("KILLED")  # before a checkpoint could save its id
+    second = open_row(params, made_in=made_in)
+    second.close("FINISHED")
+    fresh = open_row(params, made_in=made_in | {"training": "def"})
+    fresh.close("FINISHED")
+    assert second.id == first.id
+    assert [row.info.run_id for row in rows()] == [first.id, fresh.id]
+    assert rows()[0].data.tags["env.torch"] == "2.15.0"
+
+
+def test_an_error_stands_in_the_row(params: Params, rows: Rows) -> None:
+    def training() -> None:
+        with open_row(params):
+            raise DivergedError("the loss of step 7 is not finite")
+
+    with pytest.raises(DivergedError):
+        training()
+    assert rows()[0].data.tags["error"] == "the loss of step 7 is not finite"

@@ -15,6 +15,7 @@ from detection.models.protocol import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
 from detection.tracking.row import NullRow
 from detection.training.checkpoint import Checkpoints
+from detection.training.interrupts import Interrupts
 from detection.training.loop import Job, fit
 from detection.training.validation import Validator
 
@@ -65,7 +66,7 @@ def undisturbed_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Job:
         patch.setenv("DVC_ROOT", str(folder))
         job: Job = job_maker(tiny, small_recipe(), folder)()
         with job.checkpoints.held():
-            fit(job, NullRow())
+            fit(job, NullRow(), Interrupts())
     return job
 
 

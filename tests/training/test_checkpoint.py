@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -60,6 +61,52 @@ def test_a_file_is_written_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch) 
         assert state is not None
         assert torch.equal(state["x"], torch.ones(3))
         assert {f.name for f in checkpoints.folder.iterdir()} == {"lock", "state.pt"}
+
+
+def test_a_disk_that_fills_up_while_it_is_written_leaves_what_was_there(root: Path) -> None:
+    checkpoints = Checkpoints("train", "a")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with checkpoints.held():
+        checkpoints.save("state.pt", {"x": torch.ones(3)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as far as a process can fill a disk
+        try:
+            with pytest.raises(
+                CheckpointError, match=r"state.pt cannot be written: .*the last good checkpoint"
+            ):
+                checkpoints.save("state.pt", {"x": torch.zeros(1_000_000)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        state = checkpoints.load("state.pt")
+        assert state is not None
+        assert torch.equal(state["x"], torch.ones(3))
+        assert not list(checkpoints.folder.glob("*.writing"))
+
+
+def test_a_fresh_start_uses_nothing_and_is_another_training(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Checkpoints("train", "a").held() as first:
+        first.save("state.pt", {})
+        first.mark_complete()
+        (first.folder / "samples").mkdir()
+        name = first.training()
+    with Checkpoints("train", "a").held() as again:
+        assert again.complete
+        assert again.training() == name
+    monkeypatch.setenv("DETECTION_FRESH", "1")
+    with Checkpoints("train", "a").held() as fresh:
+        assert {path.name for path in fresh.folder.iterdir()} == {"lock"}
+        assert fresh.training() != name
+
+
+def test_quick_experiments_do_not_prune_a_training_that_was_cut_off(root: Path) -> None:
+    with Checkpoints("train", "long").held() as long:
+        long.save("state.pt", {})
+    for i in range(checkpoint.KEPT + 3):
+        with Checkpoints("train", f"k{i}").held() as quick:
+            quick.mark_complete()
+    assert long.load("state.pt") == {}
+    assert sum(1 for _ in long.folder.parent.iterdir()) == checkpoint.KEPT + 2  # it, and the one that pruned
 
 
 def test_a_damaged_file_is_named(root: Path) -> None:

@@ -26,7 +26,6 @@ SETTINGS = ImageFolder(
     iterations=24,
     milestones=(18,),
     lr=0.05,
-    checkpoint_every=5,
     log_every=4,
 )
 PER_EPOCH = 48 // 12

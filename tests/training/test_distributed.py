@@ -23,6 +23,7 @@ from detection.models.hardware import pick_devices
 from detection.params import load
 from detection.tracking.row import NullRow
 from detection.training import distributed, loop
+from detection.training.interrupts import Interrupts
 from detection.training.loop import fit
 from tests.training.conftest import job_maker, small_recipe
 
@@ -99,8 +100,8 @@ def train(tiny: Any, folder: Path) -> Callable[..., list[str]]:
             job = job_maker(tiny, chosen, folder)(name, validate_every=2, ema=0.9)
             with distributed.folder(job.reports) as reports:
                 job = replace(job, reports=reports, checkpoints=distributed.checkpoints("train", name))
-                with job.checkpoints.held():
-                    summary = fit(job, NullRow())
+                with job.checkpoints.held(), Interrupts() as interrupts:
+                    summary = fit(job, NullRow(), interrupts)
                 if ranks.leads():
                     torch.save(job.detector.state_dict(), folder / f"{name}.pt")
             summary.pop("seconds")
@@ -203,13 +204,13 @@ def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     def work() -> Any:
         mine = ranks.rank() + 1
         total = ranks.mean(torch.tensor([mine, 10 * mine]))
-        return total.tolist(), ranks.largest(mine), ranks.gather(mine), ranks.leads()
+        return total.tolist(), ranks.largest(mine, -mine), ranks.gather(mine), ranks.leads()
 
     first, second = map(answer, together(2, tmp_path, work))
-    assert first == ([1.5, 15.0], 2, [1, 2], True)
-    assert second == ([1.5, 15.0], 2, [1, 2], False)
+    assert first == ([1.5, 15.0], [2, -1], [1, 2], True)
+    assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
     assert ranks.mean(torch.tensor([3])).tolist() == [3.0]
-    assert (ranks.rank(), ranks.count(), ranks.gather("x"), ranks.largest(7)) == (0, 1, ["x"], 7)
+    assert (ranks.rank(), ranks.count(), ranks.gather("x"), ranks.largest(7)) == (0, 1, ["x"], [7])
 
 
 def test_the_ranks_shares_are_equal_and_make_up_the_batch(tmp_path: Path) -> None:

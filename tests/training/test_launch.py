@@ -26,7 +26,8 @@ def work():
         checkpoints.save("state.pt", {"step": start + 1})
         print("step", start + 1, "of", ranks.count(), flush=True)
         for _ in range(3000):
-            if asked := ranks.largest(interrupts.signal or 0):
+            (asked,) = ranks.largest(interrupts.signal or 0)
+            if asked:
                 print("saved", flush=True)
                 raise SystemExit(128 + asked)
             time.sleep(0.02)

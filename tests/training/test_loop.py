@@ -1,4 +1,5 @@
 import csv
+import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -14,7 +15,8 @@ from detection.errors import DivergedError
 from detection.params.recipe import Phase
 from detection.params.sections import EarlyStop
 from detection.tracking.row import NullRow
-from detection.training import loop
+from detection.training import loop, pace
+from detection.training.interrupts import Interrupts
 from detection.training.loop import Job, fit
 from detection.training.validation import Validator
 
@@ -46,8 +48,8 @@ def weights(job: Job) -> dict[str, torch.Tensor]:
 
 
 def run(job: Job, row: NullRow | None = None) -> dict[str, Any]:
-    with job.checkpoints.held():
-        return fit(job, row or NullRow())
+    with job.checkpoints.held(), Interrupts() as interrupts:
+        return fit(job, row or NullRow(), interrupts)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
@@ -192,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_pictures_names(
     assert len(rows(job.reports / "losses.csv")) == 4
     saved = job.checkpoints.load(loop.STATE)
     assert saved is not None
-    assert saved["state"]["step"] == 3  # the last good one, at the end of the first epoch
+    assert saved["state"]["step"] == 1  # the last good one
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
@@ -255,3 +257,52 @@ def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
     job = replace(job, settings=replace(job.settings, samples_every=2, samples=2))
     run(job, row)
     assert row.files == ["samples/epoch_002.png"]
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_training_killed_while_it_saves_goes_on_to_equal_bits_and_logs_every_step_once(
+    make_job: Any, undisturbed_run: Job, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr(pace, "PAUSE_S", 0.0)
+    monkeypatch.setattr(pace, "PAUSES", 0)  # a checkpoint after every step
+    lives, whole = [ListRow(), ListRow()], torch.save
+    sent: Any = multiprocessing.get_context("fork").SimpleQueue()
+
+    def killed() -> None:
+        saves = [0]
+
+        def half(state: dict[str, Any], file: Any) -> None:
+            saves[0] += "state" in state
+            if saves[0] > at:
+                file.write(b"half of it")
+                file.flush()
+                sent.put(lives[0].points)
+                os.kill(os.getpid(), signal.SIGKILL)
+            whole(state, file)
+
+        monkeypatch.setattr(torch, "save", half)
+        run(make_job("killed"), lives[0])
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    points = sent.get()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    folder = make_job("killed").checkpoints.folder
+    assert (folder / "state.pt.writing").read_bytes() == b"half of it"
+    assert [step for step, values, _ in points if "loss" in values] == list(range(1, at + 1))
+
+    again = make_job("killed")
+    run(again, lives[1])
+    assert not list(folder.glob("*.writing"))
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(undisturbed_run).items())
+    both = {(step, time) for step, values, time in points + lives[1].points if "loss" in values}
+    assert sorted(step for step, _ in both) == list(range(1, STEPS + 1)), "with one time each"
+
+
+def test_the_best_weights_belong_to_the_state_that_names_them(make_job: Any) -> None:
+    job = make_job()
+    summary = run(job)
+    assert [path.name for path in job.checkpoints.folder.glob("best*")] == [
+        f"best_{summary['best_epoch']}.pt"
+    ]

@@ -1,0 +1,208 @@
+"""A small copy of this repository with git, DVC and a store of its own, for checks that take minutes.
+
+Nothing of it is shared with the checkout: the copy is the main repository of everything that runs in it.
+"""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parents[1]
+GONE = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_", "PYTHONPATH")
+MODEL = "retinanet_resnet18"
+
+
+class Clone:
+    """A repository in a folder.
+
+    Args:
+        folder: Where it is, or will be.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def made(cls, folder: Path, epochs: int, pictures: int, **train: Any) -> "Clone":
+        """Copy what git knows of the checkout, as it stands now, with a toy dataset and recipe."""
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+        )
+        for name in listed.stdout.splitlines():
+            if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+        clone = cls(folder)
+        clone._shrink(epochs, pictures, train)
+        clone.commit("clone")
+        return clone
+
+    def copied(self, folder: Path) -> "Clone":
+        """The same repository again, with all that has been made in it."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Clone(folder)
+
+    def _shrink(self, epochs: int, pictures: int, train: dict[str, Any]) -> None:
+        yaml = YAML()
+        yaml.preserve_quotes = True
+        document = yaml.load(self.folder / "params.yaml")
+        document["model"], document["dataset"] = MODEL, "shapes"
+        document["datasets"]["shapes"] |= {"train": pictures, "val": 8, "test": 8, "image_size": 96}
+        document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
+        document["models"][MODEL]["fpn_channels"] = 32
+        document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
+        document["train"] |= {"log_every": 1, "samples": 2} | train
+        document["plots"] = {"samples": 2}
+        yaml.dump(document, self.folder / "params.yaml")
+
+    def commit(self, message: str) -> None:
+        """Commit all that git does not ignore."""
+        for words in (("init", "-q"), ("add", "."), ("commit", "-qm", message)):
+            name = ("-c", "user.name=Check", "-c", "user.email=check@localhost")
+            subprocess.run(["git", *name, *words], cwd=self.folder, check=True, capture_output=True)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """This process's, without what would lead out of the clone."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(GONE)}
+        paths = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        git = {"GIT_AUTHOR_NAME": "Check", "GIT_AUTHOR_EMAIL": "check@localhost"}
+        git |= {"GIT_COMMITTER_NAME": "Check", "GIT_COMMITTER_EMAIL": "check@localhost"}
+        cache = str(self.folder.parent / f"{self.folder.name}-site-cache")
+        return kept | git | {"PATH": paths, "DVC_SITE_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"} | more
+
+    def start(self, *words: str, **more: str) -> subprocess.Popen[bytes]:
+        """Start a command in a process group of its own; its output goes to `<clone>.log`."""
+        with Path(f"{self.folder}.log").open("ab") as log:
+            return subprocess.Popen(
+                words,
+                cwd=self.folder,
+                env=self.environment(**more),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def run(self, *words: str, **more: str) -> str:
+        """Run a command to its end; returns what it says."""
+        done = subprocess.run(
+            words, cwd=self.folder, env=self.environment(**more), capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"{' '.join(words)}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
+        return done.stdout
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run in the clone's folder or a folder below, but for DVC's queue workers."""
+        return [one for one in self._all() if "queue-worker" not in " ".join(one.cmdline())]
+
+    def workers(self) -> list[psutil.Process]:
+        """DVC's queue workers, which outlive their tasks."""
+        return [one for one in self._all() if "queue-worker" in " ".join(one.cmdline())]
+
+    def stage(self, name: str) -> psutil.Process | None:
+        """The process of a stage that runs."""
+        found = [one for one in self.processes() if f"stages.{name}" in one.cmdline()]
+        return found[0] if found else None
+
+    def _all(self) -> Iterator[psutil.Process]:
+        for one in psutil.process_iter():
+            try:
+                if one.pid != os.getpid() and Path(one.cwd()).is_relative_to(self.folder) and one.cmdline():
+                    yield one
+            except (psutil.Error, OSError):
+                continue
+
+    def checkpoint(self, stage: str = "train") -> Path:
+        """Where the only training of a stage saves its state."""
+        found = sorted((self.folder / ".checkpoints" / stage).glob("*/state.pt"))
+        return found[0] if found else self.folder / ".checkpoints" / stage / "none" / "state.pt"
+
+    def saved_step(self, stage: str = "train") -> int:
+        """The step that the checkpoint stands at; loading it proves that it is whole."""
+        import torch
+
+        path = self.checkpoint(stage)
+        return int(torch.load(path, weights_only=True)["state"]["step"]) if path.exists() else 0
+
+    def step(self) -> int:
+        """The last step of the training that runs, wherever its workspace is; -1 where there is none."""
+        below = self.folder / ".dvc/tmp/exps"
+        files = [self.folder / "reports/train/losses.csv", *below.glob("**/reports/train/losses.csv")]
+        lines = [line for file in files for line in _lines(file)[-1:]]
+        return max((int(line.split(",")[0]) for line in lines if line[:1].isdigit()), default=-1)
+
+    def losses(self, folder: str = "reports/train") -> list[dict[str, str]]:
+        """The curve of the workspace's training."""
+        with (self.folder / folder / "losses.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def rows(self) -> list[Any]:
+        """The rows of the clone's own store, oldest first."""
+        from detection.tracking.store import import_mlflow
+
+        client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
+        experiment = client.get_experiment_by_name("detection")
+        if experiment is None:
+            return []
+        return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+    def curves(self, run_id: str, uri: str | None = None) -> dict[str, list[tuple[int, int, float]]]:
+        """Every curve of a row that training draws: step, time and value of each point, by step."""
+        from detection.tracking.store import import_mlflow
+
+        client = import_mlflow().MlflowClient(tracking_uri=uri or f"sqlite:///{self.folder}/mlflow.db")
+        names = [n for n in client.get_run(run_id).data.metrics if not n.startswith(("system/", "test/"))]
+        return {
+            name: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, name))
+            for name in sorted(names)
+        }
+
+    def run_id(self, stage: str = "train") -> str | None:
+        """What the workspace's `run.json` names."""
+        found: str | None = json.loads((self.folder / f"reports/{stage}/run.json").read_text())["run_id"]
+        return found
+
+
+def wait(what: Callable[[], Any], seconds: float, pause: float = 0.02) -> Any:
+    """Wait for something to become true; returns it, or what it was in the end.
+
+    Pauses are counted, not the clock's seconds: a machine that stands still meanwhile costs no patience.
+    """
+    for _ in range(round(seconds / pause)):
+        if found := what():
+            return found
+        time.sleep(pause)
+    return what()
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two files of weights are equal to the last bit."""
+    import torch
+
+    states = []
+    for path in (one, other):
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        states.append(content.get("state_dict") or content.get("model") or content)
+    return states[0].keys() == states[1].keys() and all(
+        torch.equal(v, states[1][k]) for k, v in states[0].items()
+    )
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []

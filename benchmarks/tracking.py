@@ -1,0 +1,165 @@
+"""What tracking costs: steps of 50 ms with it off, into a local store, and over HTTP; and a million points.
+
+    python -m benchmarks.tracking                          # about 10 minutes
+    python -m benchmarks.tracking --rounds 3
+    python -m benchmarks.tracking --points 1000000 --only-points
+
+The three sides take turns within one process. Every step is the same work, on all threads, and logs six
+values as the loop does: read every 20 steps, and handed to the row together every 600 steps, or 30 s,
+when a training saves; here in the middle of a round, so that sending falls among its steps. The server is
+a real one and shares the cores with the steps. The last lines are ratios of medians: by the wall, and of
+the CPU time of this process and its server.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.servers import Server
+from detection.tracking.live import METRICS_PER_CALL, LiveRow, Opened, log_points
+from detection.tracking.row import NullRow, Row
+from detection.tracking.store import connect
+from detection.training.history import History, now_ms
+
+NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
+READ, PUBLISH = 20, 600
+STEP_S = 0.050
+
+
+def calibrated() -> Callable[[], None]:
+    """Work that takes about 50 ms on the threads there are."""
+    matrix = torch.randn(512, 512)
+
+    def times(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            torch.mm(matrix, matrix)
+        return time.perf_counter() - started
+
+    times(50)
+    count = max(1, round(STEP_S / statistics.median(times(50) / 50 for _ in range(5))))
+    return lambda: [torch.mm(matrix, matrix) for _ in range(count)] and None
+
+
+def open_live(uri: str) -> LiveRow:
+    """A new row in a store."""
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    store = connect()
+    run_id = store.client.create_run(store.experiment).info.run_id
+    opened = Opened(store, run_id, {})
+    return LiveRow(lambda: opened, opened)
+
+
+def drive(history: History, step: Callable[[], None], first: int, count: int) -> float:
+    """Seconds of so many steps that log as the loop does."""
+    started, rows = time.perf_counter(), []
+    for number in range(first, first + count):
+        step()
+        columns = {"step": number, "epoch": number / 100, "time": now_ms(), "lr": 0.1}
+        rows.append(columns | dict.fromkeys(NAMES, 1 / number))
+        if number % READ == 0:
+            history.add_losses(rows)
+            rows = []
+        if number % PUBLISH == PUBLISH // 2:
+            history.publish()
+    return time.perf_counter() - started
+
+
+def cost(server: Server, folder: Path, rounds: int) -> None:
+    """Print the ratios of the three sides."""
+    step, steps = calibrated(), PUBLISH
+    rows: dict[str, Row] = {
+        "off": NullRow(),
+        "local": open_live(f"sqlite:///{folder}/local.db"),
+        "http": open_live(server.uri),
+    }
+    histories = {name: History(folder / name, row) for name, row in rows.items()}
+    walls: dict[str, list[float]] = {name: [] for name in rows}
+    works: dict[str, list[float]] = {name: [] for name in rows}
+    served = psutil.Process(server.pid)
+    for number in range(rounds):
+        order = list(rows)[number % 3 :] + list(rows)[: number % 3]
+        for name in order:
+            before = cpu(served)
+            walls[name].append(drive(histories[name], step, 1 + number * steps, steps) / steps)
+            rows[name].flush()
+            works[name].append((cpu(served) - before) / steps)
+    for row in rows.values():
+        row.close("FINISHED")
+    for name in rows:
+        print(
+            f"{name:6} {1000 * statistics.median(walls[name]):7.2f} ms a step by the wall, "
+            f"{1000 * statistics.median(works[name]):7.2f} ms of CPU"
+        )
+    for kind, sides in (("wall", walls), ("CPU", works)):
+        off = statistics.median(sides["off"])
+        ratios = {name: statistics.median(sides[name]) / off for name in ("local", "http")}
+        print(f"ratio by {kind}: local {ratios['local']:.4f}  http {ratios['http']:.4f}")
+
+
+def cpu(served: psutil.Process) -> float:
+    """CPU seconds of this process and of the server with its workers."""
+    family = [psutil.Process(), served, *served.children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+def million(uri: str, points: int) -> tuple[float, float]:
+    """Seconds for points through a row, and by a bare loop of `log_batch`, into the same store."""
+    each = len(NAMES) + 1
+    live = open_live(uri)
+    started = time.perf_counter()
+    for step in range(1, points // each + 1):
+        live.log(step, {"lr": 0.1, **dict.fromkeys(NAMES, 1 / step)}, 1_700_000_000_000 + step)
+    live.close("FINISHED")
+    ours = time.perf_counter() - started
+
+    store = connect()
+    run_id = store.client.create_run(store.experiment).info.run_id
+    started, batch = time.perf_counter(), []
+    for step in range(1, points // each + 1):
+        batch += [(name, 1 / step, 1_700_000_000_000 + step, step) for name in ("lr", *NAMES)]
+        if len(batch) >= METRICS_PER_CALL - each:
+            log_points(store.client, run_id, batch)
+            batch = []
+    if batch:
+        log_points(store.client, run_id, batch)
+    bare = time.perf_counter() - started
+    last = store.client.get_run(live.id).data.metrics
+    assert last["loss"] == 1 / (points // each), "not all have arrived"
+    return ours, bare
+
+
+def main() -> None:
+    """Print the costs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--points", type=int, default=1_000_000)
+    parser.add_argument("--only-points", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tracking-", ignore_cleanup_errors=True) as scratch:
+        folder = Path(scratch)
+        os.environ["DVC_ROOT"] = scratch
+        if not options.only_points:
+            server = Server(folder / "server").start()
+            try:
+                cost(server, folder, options.rounds)
+            finally:
+                server.kill()
+        if options.points:
+            ours, bare = million(f"sqlite:///{folder}/million.db", options.points)
+            print(
+                f"{options.points} points: {ours:.0f} s, bare log_batch {bare:.0f} s, ratio {ours / bare:.2f}"
+            )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

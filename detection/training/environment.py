@@ -1,0 +1,91 @@
+"""What a training was run with: versions, device, driver, threads, and the code beside its commit."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from detection import ranks
+from detection.tracking.facts import commit, said
+
+PACKAGES = ("detection-pipeline", "torch", "torchvision", "numpy", "mlflow", "dvc")
+
+
+def write_environment(
+    folder: Path, training: str, device: torch.device, precision: torch.dtype, determinism: str
+) -> dict[str, str]:
+    """Write `environment.json`, and `code.diff`: what the working tree has that the commit has not.
+
+    Args:
+        folder: The training's reports.
+        training: Its name, from `Checkpoints.training`.
+        device: Where it runs.
+        precision: Of the forward passes.
+        determinism: As `train.determinism` has it.
+
+    Returns:
+        What `environment.json` says.
+    """
+    described = {
+        "training": training,
+        "device": _device(device),
+        "devices": str(ranks.count()),
+        "threads": str(torch.get_num_threads()),
+        "precision": str(precision).removeprefix("torch."),
+        "determinism": determinism,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **_versions(),
+        **_driver(device),
+        "commit": commit(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({key: value for key, value in described.items() if value}, indent=2)
+    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "code.diff").write_text(code_diff(), encoding="utf-8")
+    return {key: value for key, value in described.items() if value}
+
+
+def code_diff() -> str:
+    """The code that is not committed, new files included, as a patch; empty without such, or without git."""
+    paths = ("--", "detection", "stages", "dvc.yaml")
+    new = said("git", "ls-files", "--others", "--exclude-standard", *paths).splitlines()
+    added = [said("git", "diff", "--no-index", "--", os.devnull, path, codes=(0, 1)) for path in new]
+    return said("git", "diff", "HEAD", *paths) + "".join(added)
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or device.type
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _driver(device: torch.device) -> Mapping[str, str]:
+    """Of an NVIDIA GPU: driver, CUDA and cuDNN."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return {}
+    driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "driver": driver.splitlines()[0].strip() if driver else "",
+        "cuda": torch.version.cuda,
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,40 @@
+"""How a stage ends: its exit code, one line for what a person can mend, no traceback for being stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+START = "import time; from stages.entry import run\n"
+WAIT = "def stage():\n  print('on', flush=True)\n  try: time.sleep(60)\n  finally: print('closed')\n"
+
+
+def start(code: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", START + code + "run(stage)"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_being_stopped_closes_what_is_open_and_leaves_no_traceback(number: signal.Signals, code: int) -> None:
+    process = start(WAIT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (code, "closed\n", "")
+
+
+def test_a_full_disk_is_one_line_with_its_mend() -> None:
+    process = start("def stage():\n  with open('/dev/full', 'w') as file: file.write('x')\n")
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err == "error: No space left on device; free some and give the same command again\n"
