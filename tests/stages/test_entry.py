@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 START = "import time; from stages.entry import run\n"
-WAIT = "def stage():\n  print('on', flush=True)\n  try: time.sleep(60)\n  finally: print('closed')\n"
+WAIT = "def stage():\n  try:\n    print('on', flush=True)\n    time.sleep(60)\n  finally: print('closed')\n"
 
 
 def start(code: str) -> subprocess.Popen[str]:
