@@ -3,19 +3,22 @@
     python -m benchmarks.peer                      # after `dvc repro` or `dvc exp run`, on any dataset
     python -m benchmarks.peer --minutes 20         # another budget
     python -m benchmarks.peer --published          # its builder on ResNet-50, whatever backbone ours has
+    python -m benchmarks.peer --fitted             # our recipe's anchors, widths, samples, optimiser
     python -m benchmarks.peer --with-val           # the peer learns from val too, which it never looks at
 
 Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
 many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
 the same family over the same backbone with its defaults (anchors too), from random weights, bf16 autocast
-where the hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. Both
-are scored by COCO's protocol on test.
+where the hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. With
+`--fitted` the two sides differ in what is no setting: the code, and the crops that pretrain the backbone.
+Both are scored by COCO's protocol on test.
 """
 
 import argparse
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,11 @@ import numpy as np
 import torch
 import torchvision
 from torchvision.models.detection import FasterRCNN, RetinaNet
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, resnet_fpn_backbone
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import feature_pyramid_network
 
 from detection.data.index import Index
 from detection.data.pictures import read_picture
@@ -43,10 +50,12 @@ BUILDERS = {
 }
 
 
-def peer(recipe: dict[str, Any], classes: int, published: bool) -> torch.nn.Module:
+def peer(recipe: dict[str, Any], classes: int, published: bool, fitted: bool = False) -> torch.nn.Module:
     """Torchvision's class for a recipe; label 0 is its background."""
     family = recipe["architecture"]
     size = {"min_size": recipe["image_size"], "max_size": recipe["max_size"] or recipe["image_size"] * 2}
+    if fitted:
+        return fitted_peer(recipe, classes, size)
     if family in ("ssd", "ssdlite"):  # their picture size is their architecture's
         size = {}
     if published or size == {} or recipe["backbone"] == "resnet50" or family == "fcos":
@@ -62,6 +71,40 @@ def peer(recipe: dict[str, Any], classes: int, published: bool) -> torch.nn.Modu
     return kind(body, classes + 1, **size)
 
 
+def fitted_peer(recipe: dict[str, Any], classes: int, size: dict[str, int]) -> torch.nn.Module:
+    """Torchvision's class with our recipe's settings, for two families on a ResNet's pyramid."""
+    first = 3 if (one_stage := recipe["architecture"] == "retinanet") else 2
+    stages = range(first - 1, 5)
+    body = torchvision.models.get_model(recipe["backbone"], weights=None)
+    channels = [list(getattr(body, f"layer{i}").parameters())[-1].numel() for i in stages]
+    width = recipe["fpn_channels"]
+    above = feature_pyramid_network.LastLevelP6P7(width, width) if one_stage else None
+    layers = {f"layer{i}": str(i) for i in stages}
+    pyramid = BackboneWithFPN(body, layers, channels, width, above)
+    sizes = recipe["anchor_sizes"]
+    anchors = AnchorGenerator(sizes, (tuple(recipe["aspect_ratios"]),) * len(sizes))
+    if one_stage:
+        norm = partial(torch.nn.GroupNorm, 32) if recipe["head_norm"] == "group" else None
+        head = RetinaNetHead(width, anchors.num_anchors_per_location()[0], classes + 1, norm_layer=norm)
+        return RetinaNet(pyramid, classes + 1, anchor_generator=anchors, head=head, **size)
+    pool = torchvision.ops.MultiScaleRoIAlign([str(i) for i in stages], 7, 2)
+    hidden = recipe["roi_hidden"]
+    return FasterRCNN(
+        pyramid,
+        None,  # its predictor knows the number of classes
+        rpn_anchor_generator=anchors,
+        rpn_pre_nms_top_n_train=recipe["rpn_pre_nms_train"],
+        rpn_post_nms_top_n_train=recipe["rpn_post_nms_train"],
+        rpn_pre_nms_top_n_test=recipe["rpn_pre_nms_test"],
+        rpn_post_nms_top_n_test=recipe["rpn_post_nms_test"],
+        box_roi_pool=pool,
+        box_head=TwoMLPHead(width * 49, hidden),
+        box_predictor=FastRCNNPredictor(hidden, classes + 1),
+        box_batch_size_per_image=recipe["roi_batch"],
+        **size,
+    )
+
+
 def pictures(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """The whole split in memory, so that the peer never waits for a decoder."""
     rows = []
@@ -73,11 +116,13 @@ def pictures(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, tor
     return rows
 
 
-def train(model: torch.nn.Module, data: list[Any], lr: float, batch: int, seconds: float) -> int:
+def train(
+    model: torch.nn.Module, data: list[Any], optimizer: torch.optim.Optimizer, batch: int, seconds: float
+) -> int:
     """A plain loop until the time is up; returns its steps."""
     precision = pick_precision("auto", torch.device("cpu"))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    lr = optimizer.param_groups[0]["lr"]
     rng, started, step = np.random.default_rng(0), time.monotonic(), 0
     model.train()
     while (spent := time.monotonic() - started) < seconds:
@@ -128,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="budget of the peer (default: what ours took)")
     parser.add_argument("--published", action="store_true", help="torchvision's builder on its own backbone")
+    parser.add_argument("--fitted", action="store_true", help="the settings of our recipe for torchvision")
     parser.add_argument("--with-val", action="store_true", help="train on train and val")
     options = parser.parse_args()
     ran = json.loads(Path("reports/train/recipe.json").read_text())
@@ -139,11 +185,17 @@ def main() -> None:
     seconds = options.minutes * 60 if options.minutes else seconds
     recipe, prepared = ran["recipe"], Prepared.load()
     torch.manual_seed(0)
-    model = peer(recipe, len(prepared.classes), options.published).to(memory_format=torch.channels_last)
+    model = peer(recipe, len(prepared.classes), options.published, options.fitted)
+    model = model.to(memory_format=torch.channels_last)
     splits = ("train", "val") if options.with_val else ("train",)
     data = [row for split in splits for row in pictures(prepared.index(split), prepared.root)]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     lr = LEARNING_RATE[recipe["architecture"]] * recipe["batch_size"] / 16
-    steps = train(model, data, lr, recipe["batch_size"], seconds)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
+    if options.fitted and recipe["optimizer"]["name"] == "adamw":
+        settings = recipe["optimizer"]  # its rate is this batch size's
+        optimizer = torch.optim.AdamW(parameters, settings["lr"], weight_decay=settings["weight_decay"])
+    steps = train(model, data, optimizer, recipe["batch_size"], seconds)
     theirs = score(model, prepared.index("test"), prepared.root, prepared.classes)
     print(
         f"{ran['model']} on {ran['dataset']}, {seconds:.0f} s of training, {torch.get_num_threads()} threads"
