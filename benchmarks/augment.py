@@ -2,6 +2,7 @@
 
     python -m benchmarks.augment                                    # photo-like JPEGs made on the spot
     python -m benchmarks.augment --pictures FOLDER_OF_JPEGS         # and real ones
+    python -m benchmarks.augment speed                              # or `memory`: one of the two
 
 Both sides turn JPEG files and their boxes into one training sample: ours through `Pictures`, as a training
 does, into uint8 of the final size; the peer as torchvision's detection references do with their defaults,
@@ -260,9 +261,31 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
     return ratios
 
 
+def time_pictures(source: Path | None, count: int, rounds: int) -> dict[str, float]:
+    """Both policies on real pictures, or on photo-like ones; returns what `time_policies` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = make_split(Path(folder), source, count)
+        kib = sum(file.stat().st_size for file in Path(folder).iterdir()) / len(index) / 1024
+        name = "real" if source else "photo-like"
+        print(f"{len(index)} {name} pictures, {kib:.0f} KiB each, to {SIDE} x {SIDE}")
+        return time_policies(index, Path(folder), rounds)
+
+
+def grow(rows: int) -> None:
+    """Prints the memory of the loader processes over an epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        marks = list(memory(Path(folder), rows))
+    for share, each in marks:
+        sizes = ", ".join(f"{size:.1f}" for size in each)
+        print(f"  {share:4.0%} of an epoch of {rows} rows: {sizes} MiB private")
+    growth = max(last - first for first, last in zip(marks[0][1], marks[-1][1], strict=True))
+    print(f"a loader process grew by {growth:.1f} MiB over the epoch")
+
+
 def main() -> None:
-    """Timing, memory, then the ratios."""
+    """Speed and memory, then the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("what", nargs="?", choices=("speed", "memory"), help="default: both")
     parser.add_argument("--pictures", type=Path, help="folder of real JPEGs")
     parser.add_argument("--count", type=int, default=24, help="pictures; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
@@ -271,23 +294,13 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
-    for name, source in (("photo-like", None), ("real", options.pictures)):
-        if name == "real" and source is None:
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            index = make_split(Path(folder), source, options.count)
-            kib = sum(file.stat().st_size for file in Path(folder).iterdir()) / len(index) / 1024
-            print(f"{len(index)} {name} pictures, {kib:.0f} KiB each, to {SIDE} x {SIDE}")
-            ratios = time_policies(index, Path(folder), options.rounds)
-        lines += [f"{policy}, {name}: {ratio:.2f}x torchvision" for policy, ratio in ratios.items()]
-    with tempfile.TemporaryDirectory() as folder:
-        marks = list(memory(Path(folder), options.rows))
-    for share, each in marks:
-        sizes = ", ".join(f"{size:.1f}" for size in each)
-        print(f"  {share:4.0%} of an epoch of {options.rows} rows: {sizes} MiB private")
-    growth = max(last - first for first, last in zip(marks[0][1], marks[-1][1], strict=True))
-    print("\n".join([f"a loader process grew by {growth:.1f} MiB over the epoch", *lines]))
+    if options.what != "speed":
+        grow(options.rows)
+    if options.what != "memory":
+        for source in [None, options.pictures] if options.pictures else [None]:
+            ratios = time_pictures(source, options.count, options.rounds)
+            lines = (f"{policy} {ratio:.2f}x torchvision" for policy, ratio in ratios.items())
+            print("ratios: " + ", ".join(lines))
 
 
 if __name__ == "__main__":
