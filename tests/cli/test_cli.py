@@ -174,6 +174,14 @@ def test_summary_shows_the_scores_and_how_to_go_on(project: Path) -> None:
     assert "dvc exp run -S model=" in shown
 
 
+def with_shapes(project: Path, entry: str) -> Path:
+    """Give the project's params.yaml another entry for shapes, which is the first of the datasets."""
+    file = project / "params.yaml"
+    head, rest = file.read_text().split("\ndatasets:\n")
+    file.write_text(f"{head}\ndatasets:\n{entry}\n  voc2007:{rest.split('  voc2007:', 1)[1]}")
+    return file
+
+
 @pytest.mark.parametrize(
     ("entry", "pinned"),
     [
@@ -183,12 +191,9 @@ def test_summary_shows_the_scores_and_how_to_go_on(project: Path) -> None:
     ],
 )
 def test_pin_changes_the_digest_and_no_other_character(project: Path, entry: str, pinned: str) -> None:
-    file = project / "params.yaml"
-    text = file.read_text()
     rest = "test: 2, val: 2, path: shapes" + (", format: shapes" if "format" not in entry else "")
-    old = next(line.strip() for line in text.splitlines() if line.startswith("  shapes: {format: shapes"))
-    before = text.replace(old, f"{entry} {rest}}}", 1)
-    file.write_text(before)
+    file = with_shapes(project, f"  {entry} {rest}}}")
+    before = file.read_text()
     done = detection(project, "pin", "shapes")
     assert done.returncode == 0, done.stderr
     digest = done.stdout.split()[-1]
@@ -197,10 +202,10 @@ def test_pin_changes_the_digest_and_no_other_character(project: Path, entry: str
 
 
 def test_pin_of_an_entry_in_block_style(project: Path) -> None:
-    file = project / "params.yaml"
-    old = next(line for line in file.read_text().splitlines() if line.startswith("  shapes: {format: shapes"))
-    block = "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2"
-    file.write_text(file.read_text().replace(old, block, 1))
+    block = (
+        "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2\n"
+    )
+    file = with_shapes(project, block)
     digest = detection(project, "pin", "shapes").stdout.split()[-1]
     assert f"  shapes:\n    digest: {digest}\n    format: shapes  # drawn\n" in file.read_text()
     assert "pinned already" in detection(project, "pin", "shapes").stdout
@@ -211,10 +216,9 @@ def test_pin_knows_the_nearest_name(project: Path) -> None:
 
 
 def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
-    file = project / "params.yaml"
-    old = next(line for line in file.read_text().splitlines() if line.startswith("  shapes: {format: shapes"))
-    few = "  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}"
-    file.write_text(file.read_text().replace(old, few, 1))
+    with_shapes(
+        project, "  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}"
+    )
     done = detection(project, "browse", "shapes", "--augmentation", "letterbox", "--count", "6")
     assert done.returncode == 0, done.stderr
     assert "6 pictures of shapes as fasterrcnn_resnet18 gets them with letterbox: browse.png" in done.stdout

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
@@ -179,3 +180,14 @@ def test_every_key_of_a_section_stands_in_the_file(section: str) -> None:
 def test_every_check_stands_in_the_file_with_its_default() -> None:
     raw = YAML(typ="safe").load(Path("params.yaml"))["prepare"]["checks"]
     assert raw == asdict(Checks())
+
+
+def test_dvc_changes_no_line_but_the_one_it_is_told_to(tmp_path: Path) -> None:
+    """`-S` writes the whole file anew: in DVC's own layout a `git diff` shows the one change."""
+    copy = tmp_path / "params.yaml"
+    copy.write_text(Path("params.yaml").read_text())
+    with modify_yaml(str(copy)) as raw:
+        raw["model"] = "retinanet"
+    assert copy.read_text() == Path("params.yaml").read_text().replace(
+        f"model: {load().model}\n", "model: retinanet\n", 1
+    )

@@ -78,6 +78,17 @@ def test_a_slip_is_one_line_and_nothing_is_written(project: Path, old: str, new:
     assert os.listdir(project) == ["params.yaml"]
 
 
+def test_in_a_repository_it_says_how_to_get_rid_of_the_slip(project: Path) -> None:
+    identity = ("-c", "user.name=T", "-c", "user.email=t@localhost")
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all is well"]):
+        subprocess.run(["git", *words], cwd=project, check=True)
+    change(project, "\nmodel: ", "\nmodel: retinanett  # ")
+    said = run_check(project).stderr
+    assert said.endswith("did you mean 'retinanet'?; `git checkout params.yaml` takes back what -S wrote\n")
+    subprocess.run(["git", *identity, "commit", "-qam", "a slip of the past"], cwd=project, check=True)
+    assert run_check(project).stderr.endswith("did you mean 'retinanet'?\n")
+
+
 def test_a_dataset_that_is_not_there_is_told_with_its_place(project: Path) -> None:
     with_dataset(project, VOC)
     done = run_check(project)
