@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+PORT ?= 5000
+BEST_FIRST := ?workflowType=machine_learning&orderByKey=metrics.%60test%2FAP%60&orderByAsc=false
 SYNCED := $(VENV)/.synced
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -57,10 +59,14 @@ fresh: install  ## Run everything again, from nothing
 	@DETECTION_FRESH=1 dvc repro --force --no-run-cache
 	@detection summary
 
-ui: install  ## Open the MLflow rows in a browser
+# MLflow opens on its pages for language models; the link leads to the rows, highest test/AP first.
+ui: install  ## Open the MLflow rows in a browser (PORT=5000)
 	@uri=$$(python -c 'from detection.tracking.store import tracking_uri; print(tracking_uri())') || exit 1; \
 	case $$uri in http*) echo "the rows are at $$uri"; exit 0;; esac; \
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 --backend-store-uri "$$uri"
+	id=$$(python -c 'from detection.tracking.store import connect; print(connect().experiment)') || exit 1; \
+	echo "the rows: http://127.0.0.1:$(PORT)/#/experiments/$$id/runs$(BEST_FIRST)"; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false PYTHONWARNINGS=ignore:starlette.middleware.wsgi \
+		mlflow ui --workers 1 --port $(PORT) --backend-store-uri "$$uri"
 
 compare: install  ## Table of the experiments: what differs, and the scores (columns of files left out)
 	@dvc exp show --only-changed --drop '.*/.*|params.yaml'
