@@ -22,7 +22,7 @@ from benchmarks.clones import Clone, wait
 from benchmarks.servers import Server
 
 OUTPUTS = ("models/detector.pt", "reports/train/losses.csv", "reports/train/metrics.csv")
-OUTPUTS += ("reports/train/environment.json", "reports/train/recipe.json", "reports/evaluation/per_class.csv")
+OUTPUTS += ("reports/train/environment.json", "reports/train/recipe.json", "reports/evaluation/row.json")
 Curves = dict[str, list[tuple[int, int, float]]]
 
 

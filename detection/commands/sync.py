@@ -1,7 +1,6 @@
 """`detection sync`: bring to MLflow what it missed while it was away, or a row that it does not have."""
 
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
@@ -11,8 +10,9 @@ from typing import Any
 import yaml
 
 from detection import params
-from detection.errors import TrackingError
-from detection.paths import dvc_root
+from detection.errors import DataError
+from detection.experiments.repository import Repository
+from detection.params.names import did_you_mean
 from detection.tracking.sync import Synced, sync_workspace
 
 BESIDE = ("dvc.yaml", "dvc.lock", "params.yaml")
@@ -27,8 +27,8 @@ def sync(experiments: list[str]) -> str:
             DVC's cache into a folder that is thrown away; the workspace stays as it is.
 
     Raises:
-        DataError: There is no finished training.
-        TrackingError: The store does not answer, or there is no such experiment.
+        DataError: There is no such experiment, or no finished training of it.
+        TrackingError: The store does not answer.
     """
     if not experiments:
         return "\n".join(map(_told, sync_workspace(params.load())))
@@ -50,23 +50,25 @@ def _fetched(name: str) -> Iterator[None]:
     """Be in a folder that holds an experiment's files, as the stages were under its name."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
-    from scmrepo.exceptions import SCMError
 
-    root = dvc_root().resolve()
+    repository = Repository()
+    named = repository.experiment(name)
+    rev = named.rev if named else repository.commit(name)
+    if rev is None:
+        known = [one.name for one in repository.experiments()]
+        raise DataError(f"there is no experiment or git revision {name!r}; {did_you_mean(name, known)}")
+    variables = {"DVC_ROOT": str(repository.root), "DVC_EXP_BASELINE_REV": named.baseline if named else rev}
+    variables |= {"DVC_EXP_NAME": name} if named else {}
     with tempfile.TemporaryDirectory(prefix="detection-sync-") as folder:
+        files = DVCFileSystem(str(repository.root), rev=rev)
         try:
-            files = DVCFileSystem(str(root), rev=name)
-            for path in BESIDE:
-                files.get_file(path, str(Path(folder, path)))
-            for path in _paths(yaml.safe_load(Path(folder, "dvc.yaml").read_text(encoding="utf-8"))):
+            for path in [*BESIDE, *_paths(yaml.safe_load(files.read_bytes("dvc.yaml")))]:
                 if files.exists(path):
                     Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
                     files.get(path, str(Path(folder, path)), recursive=files.isdir(path))
-        except (DvcException, SCMError, FileNotFoundError) as error:
-            raise TrackingError(
-                f"the experiment {name} cannot be had: {error}; `dvc exp show` lists them"
-            ) from None
-        with chdir(folder), _under(_variables(root, name)):
+        except (DvcException, FileNotFoundError) as error:
+            raise DataError(f"{name} is neither in DVC's cache nor in a remote ({error}); dvc pull") from None
+        with chdir(folder), _under(variables):
             yield
 
 
@@ -75,21 +77,6 @@ def _paths(pipeline: dict[str, Any]) -> list[str]:
     stages = [pipeline["stages"][stage] for stage in STAGES]
     listed = [one for stage in stages for kind in ("deps", "outs", "metrics") for one in stage.get(kind, [])]
     return sorted({one if isinstance(one, str) else next(iter(one)) for one in listed})
-
-
-def _variables(root: Path, name: str) -> dict[str, str]:
-    """What DVC tells a stage of an experiment by environment variables."""
-    listed = _git(root, "for-each-ref", "--format=%(refname)", "refs/exps")
-    found = [ref.split("/") for ref in listed if ref.split("/")[-1] == name]
-    if found:  # refs/exps/<2 digits of the baseline>/<the others>/<name>
-        return {"DVC_ROOT": str(root), "DVC_EXP_NAME": name, "DVC_EXP_BASELINE_REV": "".join(found[0][2:4])}
-    return {"DVC_ROOT": str(root), "DVC_EXP_BASELINE_REV": "".join(_git(root, "rev-parse", name))}
-
-
-def _git(root: Path, *words: str) -> list[str]:
-    return subprocess.run(
-        ["git", *words], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.split()
 
 
 @contextmanager

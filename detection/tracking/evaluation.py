@@ -1,6 +1,5 @@
 """Bring an evaluation to the row of the training that it belongs to."""
 
-import csv
 import json
 import logging
 import time
@@ -32,6 +31,7 @@ log = logging.getLogger(__name__)
 
 REPORTS = Path("reports/evaluation")
 EVALUATION_JSON = REPORTS / "run.json"
+ROW_JSON = "row.json"  # the numbers that the row gets, in the evaluation's folder
 DONE = "done.evaluate"
 DETECTOR = Path("models/detector.pt")
 
@@ -53,7 +53,8 @@ def log_evaluation(
 
     Args:
         params: The experiment.
-        metrics: Test scores by name: `test/AP`, `test/AP50`, `test/AP/<class>`. NaN is skipped.
+        metrics: Test scores by name: `test/AP`, `test/AP50`, `test/AP/<class>`. NaN is skipped. They are
+            written to `row.json` in `artifacts` first.
         train_run: Where `train` left its row's id.
         out: Where this row's id goes, for `plots`.
         artifacts: Folder of the evaluation's files.
@@ -62,6 +63,9 @@ def log_evaluation(
         TrackingError: The store is configured in a way that can never work.
     """
     write_run_id(out, None)
+    artifacts.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(facts.finite(metrics), indent=2)
+    (artifacts / ROW_JSON).write_text(text + "\n", encoding="utf-8")
     if switched_off():
         return
     try:
@@ -126,10 +130,7 @@ def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float]
 
 
 def recorded_scores(folder: Path = REPORTS) -> dict[str, float]:
-    """An evaluation's scores as `evaluate` logs them, out of its files; empty where there is none."""
-    if not (folder / "metrics.json").is_file():
-        return {}
-    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    with open(folder / "per_class.csv", newline="", encoding="utf-8") as file:
-        scores |= {f"AP/{row['class']}": float(row["AP"] or "nan") for row in csv.DictReader(file)}
-    return {f"test/{name}": value for name, value in scores.items() if value is not None}
+    """What `evaluate` logged, or would have logged; empty where there is no evaluation."""
+    path = folder / ROW_JSON
+    scores: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return scores

@@ -184,5 +184,5 @@ def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
     assert row.data.tags["dvc.baseline_rev"] == before.data.tags["dvc.baseline_rev"]
     assert "nothing was missing" in command("detection", "sync", "elsewhere").stdout
     done = command("detection", "sync", "nowhere", check=False)
-    assert done.stderr.startswith("error: the experiment nowhere cannot be had")
+    assert done.stderr.startswith("error: there is no experiment or git revision 'nowhere'")
     assert done.stderr.count("\n") == 1
