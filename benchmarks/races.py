@@ -22,17 +22,34 @@ STEPS = 5
 LR = f"models.{MODEL}.optimizer.lr"
 
 
-def queue(clone: Clone, names: dict[str, float], seconds: float) -> None:
-    """Queue experiments under their names and learning rates, and wait until two workers have done them."""
+def queue(clone: Clone, names: dict[str, float]) -> None:
+    """Queue experiments under their names and learning rates."""
     for name, lr in names.items():
-        clone.run("dvc", "exp", "run", "--queue", "-n", name, "-S", f"{LR}={lr}")
-    clone.run("dvc", "queue", "start", "-j", "2")
+        dvc(clone, "exp", "run", "--queue", "-n", name, "-S", f"{LR}={lr}")
+
+
+def work(clone: Clone, seconds: float) -> None:
+    """Start two workers and wait until they have done what is queued."""
+    dvc(clone, "queue", "start", "-j", "2")
     wait(lambda: not unfinished(clone), seconds, 3)
+
+
+def dvc(clone: Clone, *words: str) -> str:
+    """Run dvc, as a person does: again where another one held its lock, which it waits for 3 s only."""
+    for _ in range(20):
+        try:
+            return clone.run("dvc", *words)
+        except RuntimeError as error:
+            if "Unable to acquire lock" not in str(error):
+                raise
+            print(f"dvc {' '.join(words[:3])}: DVC's lock was taken; said again", flush=True)
+            time.sleep(3)
+    raise RuntimeError("DVC's lock is never free")
 
 
 def unfinished(clone: Clone) -> list[str]:
     """The queue's tasks that wait or run."""
-    lines = clone.run("dvc", "queue", "status").splitlines()
+    lines = dvc(clone, "queue", "status").splitlines()
     return [line for line in lines if "Queued" in line or "Running" in line]
 
 
@@ -72,17 +89,19 @@ def a_round(start: Clone, folder: Path) -> list[str]:
     clone = start.copied(folder)
     began = time.monotonic()
     rates = {f"queued-{i}": 1e-4 * (i + 1) for i in range(6)}
+    queue(clone, rates)
     temps: list[subprocess.Popen[Any]] = [
         clone.start("dvc", "exp", "run", "--temp", "-n", f"temp-{i}", "-S", f"{LR}={1e-5 * (i + 1)}")
         for i in range(2)
     ]
-    queue(clone, rates, 900)
+    work(clone, 900)
     faults = [f"a --temp run left with {code}" for code in (one.wait() for one in temps) if code]
     faults += look(clone, {*rates, "temp-0", "temp-1"})
     print(f"8 at once: {time.monotonic() - began:.0f} s, {len(clone.rows())} rows", flush=True)
 
     began, before = time.monotonic(), {row.info.run_id for row in clone.rows()}
-    queue(clone, {"same-1": 0.005, "same-2": 0.005}, 600)
+    queue(clone, {"same-1": 0.005, "same-2": 0.005})
+    work(clone, 600)
     new = [row for row in clone.rows() if row.info.run_id not in before]
     names = sorted(",".join(row.data.tags.get("dvc.exp_names", "?") for row in new).split(","))
     if len(new) != 1 or names != ["same-1", "same-2"] or new[0].info.status != "FINISHED":

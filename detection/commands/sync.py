@@ -31,11 +31,11 @@ def sync(experiments: list[str]) -> str:
         TrackingError: The store does not answer.
     """
     if not experiments:
-        return "\n".join(map(_told, sync_workspace(params.load())))
+        return _told(sync_workspace(params.load()))
     lines = []
     for name in experiments:
         with _fetched(name):
-            lines += [f"{name}: {_told(one)}" for one in sync_workspace(params.load())]
+            lines.append(f"{name}: {_told(sync_workspace(params.load()))}")
     return "\n".join(lines)
 
 

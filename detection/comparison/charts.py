@@ -26,7 +26,7 @@ def draw(names: Sequence[str], contents: Sequence[Content], verdicts: Sequence[V
         figures = {
             "losses": losses(names, contents),
             "validation": validation(names, contents),
-            **{f"gain_{i}": gains(one, contents[0]) for i, one in enumerate(verdicts)},
+            **{f"gain_{i}": gains(one, contents[0]) for i, one in enumerate(verdicts) if not one.identical},
         }
         return {name: to_svg(figure, name) for name, figure in figures.items() if figure is not None}
 

@@ -38,7 +38,12 @@ def write(out: Path, contents: Sequence[Content], verdicts: Sequence[Verdict]) -
         colours=[LINES[i % len(LINES)] for i in range(len(names))],
         contents=contents,
         verdicts=[
-            {"sentence": one.sentence, "reason": one.reason, "sign": one.sign, "stats": _stats(one)}
+            {
+                "sentence": one.sentence,
+                "reason": one.reason,
+                "sign": one.sign,
+                "stats": [] if one.identical else _stats(one),
+            }
             for one in verdicts
         ],
         params=[list(table.itertuples()) for table in differences.params(contents)],

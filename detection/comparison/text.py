@@ -27,7 +27,7 @@ def write(contents: Sequence[Content], verdicts: Sequence[Verdict]) -> str:
     blocks.append(_params(contents))
     blocks.append(_table(_with_differences(differences.metrics(contents)), "scores on test"))
     blocks.append(_table(differences.training(contents), "training", digits=0))
-    blocks += [_classes(one, contents[0]) for one in verdicts]
+    blocks += [_classes(one, contents[0]) for one in verdicts if not one.identical]
     return "\n\n".join(blocks)
 
 

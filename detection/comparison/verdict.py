@@ -1,13 +1,17 @@
 """Whether one experiment is better than another, or the test pictures just happened to suit it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+import numpy as np
 
 from detection.comparison.content import Content
+from detection.comparison.differences import names
 from detection.evaluation.bootstrap import LEVEL, Difference, Spread, paired
 from detection.evaluation.matching import match
 from detection.evaluation.overlaps import Overlaps
 from detection.evaluation.resampling import Sample
+from detection.evaluation.results import Results
 
 DECIDES = "AP"
 """The score that says which experiment is better."""
@@ -20,7 +24,9 @@ class Verdict:
     first: str
     name: str
     spread: Spread[Difference]
-    """Differences of `AP`, `AP50` and `AP75`, and of each class."""
+    """Differences of `AP`, `AP50` and `AP75`, and of each class: `name` - `first`."""
+    identical: bool
+    """Both found the very same, box by box."""
 
     @property
     def decides(self) -> Difference:
@@ -35,6 +41,8 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in words."""
+        if self.identical:
+            return f"{self.name} and {self.first} are identical: the same detections on every test picture"
         words = {
             1: f"{self.name} is better than {self.first}",
             -1: f"{self.name} is worse than {self.first}",
@@ -46,9 +54,12 @@ class Verdict:
     def reason(self) -> str:
         """What it rests on."""
         one = self.decides
+        if self.identical:
+            return "nothing to judge: there is no difference in any score"
         return (
-            f"{DECIDES} {one.value:+.3f}; {LEVEL:.0%} of {self.spread.rounds:,} draws of the same test "
-            f"pictures for both lie from {one.low:+.3f} to {one.high:+.3f}, and {one.better:.0%} are above 0"
+            f"{DECIDES} {one.value:+.3f} ({self.name} - {self.first}); {LEVEL:.0%} of {self.spread.rounds:,} "
+            f"draws of the same test pictures for both lie from {one.low:+.3f} to {one.high:+.3f}, "
+            f"and {one.better:.0%} are above 0"
         )
 
 
@@ -64,11 +75,21 @@ def judge(contents: Sequence[Content], rounds: int) -> list[Verdict]:
         contents: Scored on the same test split.
         rounds: Of the bootstrap.
     """
-    first, *others = (_sample(one) for one in contents)
+    samples, called = [_sample(one) for one in contents], names(contents)
     return [
-        Verdict(first=contents[0].name, name=content.name, spread=paired(first, sample, rounds))
-        for content, sample in zip(contents[1:], others, strict=True)
+        Verdict(
+            first=called[0],
+            name=called[i],
+            spread=paired(samples[0], samples[i], rounds),
+            identical=_same(contents[0].results, contents[i].results),
+        )
+        for i in range(1, len(contents))
     ]
+
+
+def _same(one: Results, other: Results) -> bool:
+    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Results))
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def _sample(content: Content) -> Sample:

@@ -8,7 +8,7 @@ from typing import Any
 from detection.errors import DataError
 from detection.experiments.files import Files, Revision, RowFiles, Workspace, read_json
 from detection.experiments.repository import RUN_JSONS, Named, Repository
-from detection.experiments.rows import open_store, row_of
+from detection.experiments.rows import ids, open_store, row_of
 from detection.params.names import did_you_mean
 
 WORKSPACE = "workspace"
@@ -65,10 +65,9 @@ def _by_row(name: str, repository: Repository) -> Experiment | None:
         return None
     for named in experiments_of(row, repository):
         return Experiment(name=named.name, files=Revision(repository.root, named.rev), rev=named.rev)
-    run_id = row.info.run_id
-    for rev in repository.commits_of(run_id):
+    for rev in commits_of(row, repository):
         return Experiment(name=row.info.run_name, files=Revision(repository.root, rev), rev=rev)
-    return Experiment(name=row.info.run_name, files=RowFiles(store, run_id, repository.root))
+    return Experiment(name=row.info.run_name, files=RowFiles(store, row.info.run_id, repository.root))
 
 
 def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
@@ -82,5 +81,11 @@ def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
     everything = repository.experiments()
     everything.sort(key=lambda one: told.index(one.name) if one.name in told else len(told))
     for one in everything:
-        if row.info.run_id in repository.run_ids(one.rev)[:1]:
+        if not ids(row).isdisjoint(repository.run_ids(one.rev)[:1]):
             yield one
+
+
+def commits_of(row: Any, repository: Repository) -> Iterator[str]:
+    """Commits of branches and tags whose scores a row holds, the newest first."""
+    for run_id in sorted(ids(row)):
+        yield from repository.commits_of(run_id)

@@ -5,7 +5,7 @@ from typing import Any
 
 from detection.errors import DataError
 from detection.experiments.files import RowFiles, read_params
-from detection.experiments.find import experiments_of
+from detection.experiments.find import commits_of, experiments_of
 from detection.experiments.repository import Named, Repository
 from detection.experiments.rows import open_store, row_of
 from detection.params import yaml12
@@ -38,7 +38,7 @@ def restore(name: str, repository: Repository) -> str:
         raise DataError(f"there is no row and no experiment {name!r}; `make ui` and `dvc exp show` list them")
     for one in experiments_of(row, repository):
         return _apply(one, repository)
-    for rev in repository.commits_of(row.info.run_id):
+    for rev in commits_of(row, repository):
         return (
             f"no experiment of DVC holds the row {row.info.run_name}, but a commit does:\n"
             f"  git checkout {rev[:10]} && dvc checkout"
@@ -91,9 +91,7 @@ def _recipe(row: Any, files: RowFiles, repository: Repository) -> str:
         lines.append("  dvc exp run")
     else:
         lines.append(_run({key: made[key] for key in ("model", "dataset", "seed") if key in made}))
-        lines.append(
-            "The row has no params.yaml, as it was never evaluated: `make ui` shows its other params."
-        )
+        lines.append("The row has no params.yaml: `make ui` shows its other params.")
     if tags.get("git.dirty") == "true":
         lines.append("Its code had changes that were not committed, so that the result may differ.")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from typing import Any
 
 from detection.errors import TrackingError
 from detection.tracking.live import reason
-from detection.tracking.rows import find_row
+from detection.tracking.rows import STANDS_FOR, find_row
 from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 
 
@@ -40,3 +40,8 @@ def row_of(store: Store, name: str) -> Any:
         ids = ", ".join(one.info.run_id for one in same)
         raise TrackingError(f"{len(same)} rows are called {name}; name one by its id: {ids}")
     return same[0] if same else None
+
+
+def ids(row: Any) -> set[str]:
+    """What files may call a row: its id, and that of the lost row that it was made in place of."""
+    return {str(row.info.run_id), str(row.data.tags.get(STANDS_FOR, row.info.run_id))}

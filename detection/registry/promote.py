@@ -3,7 +3,7 @@
 import io
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def promote(experiment: Experiment, name: str | None, alias: str) -> str:
             f"MLflow does not know the row {candidate.run_id} of {experiment.name}; "
             "`detection sync` brings it there"
         )
+    candidate = replace(candidate, run_id=row.info.run_id)  # which may stand for a lost one
     name = name or f"detector-{candidate.tags['dataset']}"
     try:
         version, is_new = _version(store, row, candidate, name)

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from detection.locks import locked
 from detection.params import Params
 from detection.tracking import facts
 from detection.tracking.live import METRICS_PER_CALL, log_points, reason
-from detection.tracking.replay import recorded_environment, recorded_params, replay
+from detection.tracking.replay import Lacks, recorded_environment, recorded_params, replay
 from detection.tracking.rows import (
     RUN_JSON,
+    STANDS_FOR,
     TRAINING,
     add_datasets,
     add_params,
@@ -49,7 +51,7 @@ def log_evaluation(
     The training's row is *adopted* as long as it holds no other evaluation; what the training could not send
     is sent now. With other settings, code or weights a new row is *forked*, with the training's params and
     whole curves, and so is one that the store does not know. A store that does not answer costs a warning;
-    `out` then holds a null id.
+    `out` then holds an id that the row will stand for.
 
     Args:
         params: The experiment.
@@ -71,12 +73,17 @@ def log_evaluation(
     try:
         import_mlflow()
         store = connect()
-        run_id = adopt_or_fork(store, params, read_run_id(train_run))
+        run_id, trained = adopt_or_fork(store, params, read_run_id(train_run))
         write_run_id(out, run_id)
+        if not trained:
+            sent = bring_training(store, run_id, params)
+            log.info("MLflow row %s: %d points of the training were missing and are there now", run_id, sent)
         fill(store, run_id, params, metrics, artifacts)
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the scores stand in the reports
+        if read_run_id(out) is None:
+            write_run_id(out, uuid.uuid4().hex, unsent=True)
         log.warning(
             "the evaluation is not in MLflow: %s: %s; `detection sync` brings it there",
             tracking_uri(),
@@ -84,32 +91,47 @@ def log_evaluation(
         )
 
 
-def adopt_or_fork(store: Store, params: Params, train_id: str | None) -> str:
-    """Choose an evaluation's row, complete it up to the evaluation, and set it RUNNING; returns its id.
+def adopt_or_fork(
+    store: Store, params: Params, train_id: str | None, *, lost_id: str | None = None, fork: bool = False
+) -> tuple[str, bool]:
+    """Choose an evaluation's row and set it RUNNING.
 
     It is chosen under a lock, so that two evaluations at once do not adopt the same one.
+
+    Args:
+        store: The store.
+        params: The experiment.
+        train_id: The training's row.
+        lost_id: What files call the row, where the store does not know it by that id.
+        fork: It was not the training's row; that one is left to the experiment that it belongs to.
+
+    Returns:
+        Its id, and whether it already holds the finished training.
     """
     key, made_in = facts.evaluation_key(params), recorded_environment()
+    stands_for = {STANDS_FOR: lost_id} if lost_id else {}
     with locked(lock_path()):
         trained = find_training(store, train_id, made_in.get(TRAINING))
-        row = trained if trained is None or trained.data.tags.get(DONE, key) == key else None
+        row = trained if not fork and trained and trained.data.tags.get(DONE, key) == key else None
         if row is None:
             same = store.client.search_runs([store.experiment], f"tags.`{DONE}` = '{key}'")
             row = same[0] if same else None
         if row is not None:
             run_id = str(row.info.run_id)
-            reopen(store, run_id, {DONE: key} | experiment_tags(row.data.tags))
-        elif trained is None:
-            run_id = new_row(store, params, "evaluate", {DONE: key} | facts.environment_tags(made_in))
-        else:
-            tags = {DONE: key, "forked_from": str(trained.info.run_id)} | facts.environment_tags(made_in)
+            reopen(store, run_id, {DONE: key} | stands_for | experiment_tags(row.data.tags))
+            return run_id, bool(row.info.status == "FINISHED")
+        tags = {DONE: key} | stands_for | facts.environment_tags(made_in)
+        if trained or fork:
             tags.pop(TRAINING, None)
-            run_id = new_row(store, params, "evaluate", tags)
-    if row is None or row.info.status != "FINISHED":
-        describe(store, run_id, params, recorded_params() if trained is None else trained.data.params)
-        sent = replay(store, run_id)
-        log.info("MLflow row %s: %d points of the training were missing and are there now", run_id, sent)
-    return run_id
+        if trained:
+            tags["forked_from"] = str(trained.info.run_id)
+        return new_row(store, params, "evaluate", tags), False
+
+
+def bring_training(store: Store, run_id: str, params: Params, lacks: Lacks | None = None) -> int:
+    """Log the training's params, data, curves and files, as far as a row lacks them; see `replay`."""
+    describe(store, run_id, params, recorded_params())
+    return replay(store, run_id, lacks=lacks)
 
 
 def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float], artifacts: Path) -> None:
@@ -123,7 +145,7 @@ def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float]
     for start in range(0, len(points), METRICS_PER_CALL):
         log_points(client, run_id, points[start : start + METRICS_PER_CALL])
     client.log_artifacts(run_id, str(artifacts), "evaluation")
-    for path, folder in ((Path("dvc.lock"), None), (Path("params.yaml"), None), (DETECTOR, "models")):
+    for path, folder in ((Path("dvc.lock"), None), (facts.PARAMS_YAML, None), (DETECTOR, "models")):
         if path.is_file():
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED")

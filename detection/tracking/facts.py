@@ -16,6 +16,7 @@ import yaml
 from detection.params import Params
 
 NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")  # what differs between experiments by nature
+PARAMS_YAML = Path("params.yaml")
 FORBIDDEN = re.compile(r"[^\w\-. /]", re.ASCII)
 
 

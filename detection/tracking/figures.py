@@ -8,7 +8,7 @@ from detection.params import Params
 from detection.tracking.live import reason
 from detection.tracking.rows import find_row, read_run_id
 from detection.tracking.store import connect, import_mlflow, switched_off, tracking_uri
-from detection.tracking.sync import log_figures_to, sync_rows
+from detection.tracking.sync import log_figures_to, sync_row
 
 log = logging.getLogger(__name__)
 
@@ -16,18 +16,19 @@ log = logging.getLogger(__name__)
 def log_figures(params: Params, run_json: Path = Path("reports/evaluation/run.json")) -> None:
     """Store the figures and the page in the row that `run_json` names.
 
-    Where it names none, because the store was away when the detector was evaluated, or one that the store
-    does not know, everything is sent now.
+    Where the store does not know that row, as it was away when the detector was evaluated, or has not all of
+    it, everything is sent now. Where there is to be no row, mlflow is not imported.
     """
-    if switched_off() or not run_json.is_file():
+    if switched_off() or read_run_id(run_json) is None:
         return
     try:
         import_mlflow()
-        store, run_id = connect(), read_run_id(run_json)
-        if find_row(store, run_id) is None:
-            sync_rows(store, params)
+        store = connect()
+        row = find_row(store, read_run_id(run_json))
+        if row is None or row.info.status != "FINISHED":
+            sync_row(store, params)
         else:
-            log_figures_to(store, str(run_id))
+            log_figures_to(store, row.info.run_id)
     except TrackingError:
         raise
     except Exception as error:  # a tracker may fail in any way, and the figures stand in the reports

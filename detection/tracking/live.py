@@ -78,7 +78,7 @@ class LiveRow(ClosesItself):
             self._steps = 0
             self._wake.set()
 
-    def artifact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str | None) -> None:
         """See `Row.artifact`."""
         try:
             copy = Path(tempfile.mkdtemp(dir=self._copies.name)) / path.name

@@ -69,7 +69,9 @@ def open_row(
             tracking_uri(),
             reason(error),
         )
-    return LiveRow(opening, opened)
+    row = LiveRow(opening, opened)
+    row.artifact(facts.PARAMS_YAML, None)  # also where the training is cut off and never evaluated
+    return row
 
 
 def log_training_artifacts(

@@ -33,8 +33,8 @@ class Row(Protocol):
             time_ms: When the values were made, Unix time in milliseconds.
         """
 
-    def artifact(self, path: Path, folder: str) -> None:
-        """Store a copy of one file in a folder of the row; the file may change or go right afterwards."""
+    def artifact(self, path: Path, folder: str | None) -> None:
+        """Store a copy of one file in a folder of the row, or at its top; it may change or go at once."""
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag."""
@@ -89,7 +89,7 @@ class NullRow(ClosesItself):
     def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
         """Nothing."""
 
-    def artifact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str | None) -> None:
         """Nothing."""
 
     def tag(self, key: str, value: str) -> None:

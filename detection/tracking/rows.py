@@ -1,6 +1,7 @@
 """What is done to a row, whoever does it: make it, find it, fill in its params, tags and dataset inputs."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,34 @@ RUN_JSON = Path("reports/train/run.json")
 PARAMS_PER_CALL = 100  # MLflow refuses more
 SPLITS = ("train", "val")
 TRAINING = "training"  # a tag
+STANDS_FOR = "stands_for"  # a tag: the id that files give to this row, which the store did not have
+RUN_ID = re.compile("[0-9a-f]{32}")
 
 
-def write_run_id(path: Path, run_id: str | None) -> None:
-    """Write `{"run_id": ...}`."""
+def write_run_id(path: Path, run_id: str | None, *, unsent: bool = False) -> None:
+    """Write `{"run_id": ...}`; with `unsent`, an id that the row will stand for when the store is back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
+    content: dict[str, Any] = {"run_id": run_id} | ({"unsent": True} if unsent else {})
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def read_run_id(path: Path) -> str | None:
     """The id that `write_run_id` wrote; None without a row."""
-    try:
-        run_id = json.loads(path.read_text(encoding="utf-8")).get("run_id")
-    except FileNotFoundError:
-        return None
+    run_id = _read(path).get("run_id")
     return str(run_id) if run_id else None
+
+
+def is_unsent(path: Path) -> bool:
+    """Whether the row could not be chosen when its id was written, as the store was away."""
+    return bool(_read(path).get("unsent"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return content
 
 
 def new_row(store: Store, params: Params, stage: str, tags: Mapping[str, str]) -> str:
@@ -69,18 +83,22 @@ def latest_steps(row: Any) -> dict[str, int]:
 
 
 def find_row(store: Store, run_id: str | None) -> Any:
-    """The row, or None where the store does not know it or it was deleted."""
+    """The row, or the one that was made in its place; None where the store knows neither."""
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
         return None
     try:
         row = store.client.get_run(run_id)
+        if row.info.lifecycle_stage == "active":
+            return row
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return None
-        raise
-    return row if row.info.lifecycle_stage == "active" else None
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    if not RUN_ID.fullmatch(run_id):
+        return None
+    found = store.client.search_runs([store.experiment], f"tags.{STANDS_FOR} = '{run_id}'")
+    return found[0] if found else None
 
 
 def reopen(store: Store, run_id: str, tags: Mapping[str, str]) -> None:

@@ -7,15 +7,24 @@ from typing import Any
 from detection.errors import DataError, TrackingError
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.evaluation import DONE, REPORTS, adopt_or_fork, fill, recorded_scores
+from detection.tracking.evaluation import (
+    EVALUATION_JSON,
+    REPORTS,
+    adopt_or_fork,
+    bring_training,
+    fill,
+    recorded_scores,
+)
 from detection.tracking.live import reason
-from detection.tracking.replay import TRAIN, gaps, recorded_environment, recorded_params, replay
+from detection.tracking.replay import TRAIN, gaps, recorded_environment, replay
 from detection.tracking.rows import (
     RUN_JSON,
+    STANDS_FOR,
     TRAINING,
-    describe,
     experiment_tags,
+    find_row,
     find_training,
+    is_unsent,
     new_row,
     read_run_id,
     reopen,
@@ -36,8 +45,8 @@ class Synced:
     """Whether its evaluation was missing."""
 
 
-def sync_workspace(params: Params) -> list[Synced]:
-    """Send what the rows of the experiment in this workspace lack: the training's, and the evaluation's.
+def sync_workspace(params: Params) -> Synced:
+    """Send what the row of the experiment in this workspace lacks; where there is none, make it.
 
     Raises:
         DataError: There is no finished training here.
@@ -49,7 +58,7 @@ def sync_workspace(params: Params) -> list[Synced]:
         raise DataError(f"{TRAIN} holds no finished training; run `dvc repro`, or `dvc pull`")
     try:
         import_mlflow()
-        return sync_rows(connect(), params)
+        return sync_row(connect(), params)
     except TrackingError:
         raise
     except Exception as error:
@@ -59,12 +68,11 @@ def sync_workspace(params: Params) -> list[Synced]:
         ) from None
 
 
-def sync_rows(store: Store, params: Params) -> list[Synced]:
+def sync_row(store: Store, params: Params) -> Synced:
     """As `sync_workspace`, in an open store."""
-    done = [_training(store, params)]
-    if scores := recorded_scores():
-        done = _evaluation(store, params, scores, done[0])
-    log_figures_to(store, done[-1].run_id)
+    scores = recorded_scores()
+    done = _evaluation(store, params, scores) if scores else _training(store, params)
+    log_figures_to(store, done.run_id)
     return done
 
 
@@ -79,32 +87,36 @@ def log_figures_to(store: Store, run_id: str) -> None:
 
 
 def _training(store: Store, params: Params) -> Synced:
-    made_in = recorded_environment()
-    row = find_training(store, read_run_id(RUN_JSON), made_in.get(TRAINING))
+    made_in, lost = recorded_environment(), read_run_id(RUN_JSON)
+    row = find_training(store, lost, made_in.get(TRAINING))
+    if row is not None and _finished(row):
+        return Synced(row.info.run_id, _points(store, row.info.run_id), False)
     if row is None:
-        run_id = new_row(store, params, "train", facts.environment_tags(made_in))
+        tags = facts.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
+        run_id = new_row(store, params, "train", tags)
     else:
         run_id = str(row.info.run_id)
-        if _finished(row):
-            return Synced(run_id, _points(store, run_id), False)
         reopen(store, run_id, experiment_tags(row.data.tags))
-    describe(store, run_id, params, recorded_params())
-    points = _points(store, run_id)
+    points = bring_training(store, run_id, params, gaps(store, run_id))
+    store.client.log_artifact(run_id, str(facts.PARAMS_YAML))
     store.client.set_terminated(run_id, "FINISHED")
     return Synced(run_id, points, False)
 
 
-def _evaluation(store: Store, params: Params, scores: dict[str, float], training: Synced) -> list[Synced]:
-    """The training's row and that of the evaluation, which are mostly one."""
-    row = store.client.get_run(training.run_id)
-    if row.data.tags.get(DONE) == facts.evaluation_key(params) and _finished(row) and _has(row, scores):
-        return [training]
-    run_id = adopt_or_fork(store, params, training.run_id)
-    missing = not _has(store.client.get_run(run_id), scores)
+def _evaluation(store: Store, params: Params, scores: dict[str, float]) -> Synced:
+    """The row of the scores that stand here, and of no others: a training may have been evaluated twice."""
+    train_id, own = read_run_id(RUN_JSON), read_run_id(EVALUATION_JSON)
+    row = find_row(store, own)
+    if row is None:
+        fork = own not in (None, train_id) and not is_unsent(EVALUATION_JSON)
+        run_id, _ = adopt_or_fork(store, params, train_id, lost_id=own, fork=fork)
+        row = store.client.get_run(run_id)
+    elif _finished(row) and _has(row, scores):
+        return Synced(row.info.run_id, _points(store, row.info.run_id), False)
+    run_id, missing = str(row.info.run_id), not _has(row, scores)
+    points = bring_training(store, run_id, params, gaps(store, run_id))
     fill(store, run_id, params, scores, REPORTS)
-    if run_id == training.run_id:
-        return [Synced(run_id, training.points, missing)]
-    return [training, Synced(run_id, _points(store, run_id), missing)]
+    return Synced(run_id, points, missing)
 
 
 def _points(store: Store, run_id: str) -> int:

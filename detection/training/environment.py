@@ -12,6 +12,7 @@ import torch
 from detection import ranks
 from detection.tracking.facts import commit, said
 
+NO_DIFF = "# no uncommitted change, or no git to see one\n"  # DVC warns of an output that is empty
 PACKAGES = ("detection-pipeline", "torch", "torchvision", "numpy", "mlflow", "dvc")
 
 
@@ -46,7 +47,7 @@ def write_environment(
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({key: value for key, value in described.items() if value}, indent=2)
     (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "code.diff").write_text(code_diff(), encoding="utf-8")
+    (folder / "code.diff").write_text(code_diff() or NO_DIFF, encoding="utf-8")
     return {key: value for key, value in described.items() if value}
 
 

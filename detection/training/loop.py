@@ -255,8 +255,14 @@ def _keep_samples(job: Job) -> None:
     """Bring the pictures of all lives of the training to its reports: DVC deletes those at each start."""
     drawn, kept = job.checkpoints.folder / SAMPLES, job.reports / SAMPLES
     kept.mkdir(exist_ok=True)
-    for picture in drawn.glob("*.png") if ranks.leads() else ():
+    if not ranks.leads():
+        return
+    for picture in drawn.glob("*.png"):
         shutil.copyfile(picture, kept / picture.name)
+    if not drawn.exists():
+        every, pictures = job.settings.samples_every, len(job.validator.index)
+        told = f"no picture was drawn: every {every} epochs (train.samples_every), of {pictures} of val\n"
+        (kept / "none.txt").write_text(told, encoding="utf-8")
 
 
 def _reload_best(job: Job, state: State) -> None:

@@ -10,7 +10,7 @@ from experiment_rooms import Project
 
 from detection.errors import DataError
 from detection.experiments.files import RowFiles, read_json
-from detection.experiments.find import Experiment, experiments_of, find
+from detection.experiments.find import Experiment, commits_of, experiments_of, find
 from detection.experiments.repository import Repository
 from detection.experiments.rows import open_store
 
@@ -113,3 +113,7 @@ def test_a_row_is_where_the_scores_are_and_not_who_was_evaluated_again(
         held = SimpleNamespace(info=SimpleNamespace(run_id=row), data=SimpleNamespace(tags={}))
         assert [one.rev for one in experiments_of(held, Repository())] == [commit]
         assert list(Repository().commits_of(row)) == [commit]
+    tags = {"stands_for": "first-row"}  # made again on an emptied store
+    rebuilt = SimpleNamespace(info=SimpleNamespace(run_id="third-row"), data=SimpleNamespace(tags=tags))
+    assert [one.name for one in experiments_of(rebuilt, Repository())] == ["plain"]
+    assert list(commits_of(rebuilt, Repository())) == [commits["first-row"]]

@@ -29,7 +29,7 @@ def plots() -> subprocess.CompletedProcess[str]:
         [sys.executable, "-W", "error", "-c", HEAVY],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "DETECTION_TRACKING": "off"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
 

@@ -72,6 +72,7 @@ def test_a_row_ends_as_its_training_ends(
     (only,) = rows()
     assert only.info.status == status
     assert only.data.metrics["loss"] == 1.0
+    assert (Path(only.info.artifact_uri.removeprefix("file://")) / "params.yaml").is_file()
 
 
 def test_the_row_bears_the_experiments_name(

@@ -80,7 +80,7 @@ def curves(client: Any, run_id: str) -> Curves:
 def test_what_was_cut_off_is_sent_and_nothing_twice(
     params: Params, cut_off: str, client: Any, rows: Rows
 ) -> None:
-    (done,) = sync_workspace(params)
+    done = sync_workspace(params)
     missing = 4 * (STEPS - 30) + 2  # loss, lr and two terms of each step, AP and epoch
     assert (done.run_id, done.points, done.evaluated) == (cut_off, missing, True)
     (only,) = rows()
@@ -89,7 +89,7 @@ def test_what_was_cut_off_is_sent_and_nothing_twice(
     assert (only.data.metrics["test/AP"], only.data.metrics["test/AP/cat"]) == (0.4, 0.5)
     files = {one.path for folder in (None, "samples") for one in client.list_artifacts(cut_off, folder)}
     assert {"train", "evaluation", "samples/epoch_002.png"} <= files
-    (again,) = sync_workspace(params)
+    again = sync_workspace(params)
     assert (again.points, again.evaluated) == (0, False)
     assert len(client.get_metric_history(cut_off, "test/AP")) == 1
 
@@ -101,7 +101,7 @@ def test_a_gap_in_the_middle_is_found_too(params: Params, whole: Any, client: An
     with sqlite3.connect(repo / "mlflow.db") as database:
         database.execute("DELETE FROM metrics WHERE step BETWEEN 11 AND 20")
     database.close()
-    assert sync_workspace(params)[0].points == 40
+    assert sync_workspace(params).points == 40
     assert {name: sorted(points) for name, points in curves(client, run_id).items()} == before
 
 
@@ -127,7 +127,7 @@ def test_a_row_on_an_emptied_store_is_as_the_lost_one(
     fresh: MlflowClient = connect().client
     done = sync_workspace(params)
     found = fresh.search_runs([connect().experiment])
-    assert [row.info.run_id for row in found] == [done[-1].run_id]
+    assert [row.info.run_id for row in found] == [done.run_id]
     (row,) = found
     assert row.info.status == "FINISHED"
     assert curves(fresh, row.info.run_id) == whole[1]
@@ -145,11 +145,13 @@ def test_plots_bring_what_evaluate_could_not(
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
         log_evaluation(params=params, metrics=recorded_scores())
-    assert json.loads(EVALUATION_JSON.read_text()) == {"run_id": None}
+    told = json.loads(EVALUATION_JSON.read_text())
+    assert (len(told["run_id"]), told["unsent"]) == (32, True)
     Path("reports/index.html").write_text("<html>")
     log_figures(params)
     (only,) = rows()
     assert (only.info.run_id, only.info.status, only.data.metrics["test/AP"]) == (cut_off, "FINISHED", 0.4)
+    assert only.data.tags["stands_for"] == told["run_id"], "so that the experiment leads to it"
     assert [one.path for one in client.list_artifacts(cut_off, "plots")] == ["plots/index.html"]
 
 

@@ -34,7 +34,7 @@ class ListRow(NullRow):
     def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
         self.points.append((step, dict(values), time_ms))
 
-    def artifact(self, path: Path, folder: str) -> None:
+    def artifact(self, path: Path, folder: str | None) -> None:
         self.files.append(f"{folder}/{path.name}")
 
 
