@@ -164,7 +164,8 @@ class Clone:
         from detection.tracking.store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=uri or f"sqlite:///{self.folder}/mlflow.db")
-        names = [n for n in client.get_run(run_id).data.metrics if not n.startswith(("system/", "test/"))]
+        others = ("system/", "test/", "speed/")
+        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(others)]
         return {
             name: sorted((p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, name))
             for name in sorted(names)

@@ -68,9 +68,8 @@ def cut_off(params: Params, train: Train, client: Any) -> str:
 
 def curves(client: Any, run_id: str) -> Curves:
     """All of a row's curves but what the machine was busy with."""
-    names = [
-        name for name in client.get_run(run_id).data.metrics if not name.startswith(("system/", "test/"))
-    ]
+    others = ("system/", "test/", "speed/")
+    names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(others)]
     return {
         name: [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name)]
         for name in names
