@@ -2,7 +2,8 @@
 
     python -m benchmarks.tracking                          # about 10 minutes
     python -m benchmarks.tracking --rounds 3
-    python -m benchmarks.tracking --points 1000000 --only-points
+    python -m benchmarks.tracking --only points       # a million, beside a bare loop of log_batch
+    python -m benchmarks.tracking --only dying        # the server dies before each round, is back after it
 
 The three sides take turns within one process. Every step is the same work, on all threads, and logs six
 values as the loop does: read every 20 steps, and handed to the row together every 600 steps, or 30 s,
@@ -105,6 +106,29 @@ def cost(server: Server, folder: Path, rounds: int) -> None:
         print(f"ratio by {kind}: local {ratios['local']:.4f}  http {ratios['http']:.4f}")
 
 
+def dying(server: Server, folder: Path, rounds: int) -> None:
+    """Print what a server costs that dies before each round and comes back after it; nothing may be lost."""
+    step, steps = calibrated(), PUBLISH
+    live = open_live(server.uri)
+    rows: dict[str, Row] = {"off": NullRow(), "dying": live}
+    histories = {name: History(folder / name, row) for name, row in rows.items()}
+    walls: dict[str, list[float]] = {name: [] for name in rows}
+    for number in range(rounds):
+        server.kill()
+        for name in list(rows)[:: 1 - 2 * (number % 2)]:
+            walls[name].append(drive(histories[name], step, 1 + number * steps, steps) / steps)
+        server.start()
+        live.flush()
+    histories["dying"].publish()
+    live.close("FINISHED")
+    there = connect().client.get_metric_history(live.id, "loss")
+    assert sorted(one.step for one in there) == list(range(1, rounds * steps + 1)), "not all have arrived"
+    for name, times in walls.items():
+        print(f"{name:6} {1000 * statistics.median(times):7.2f} ms a step by the wall")
+    ratio = statistics.median(walls["dying"]) / statistics.median(walls["off"])
+    print(f"{rounds} deaths, {len(there)} of {rounds * steps} steps in the row; ratio by wall: {ratio:.4f}")
+
+
 def cpu(served: psutil.Process) -> float:
     """CPU seconds of this process and of the server with its workers."""
     family = [psutil.Process(), served, *served.children(recursive=True)]
@@ -142,18 +166,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--points", type=int, default=1_000_000)
-    parser.add_argument("--only-points", action="store_true")
+    parser.add_argument("--only", choices=("cost", "dying", "points"), help="one of the three")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="tracking-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         os.environ["DVC_ROOT"] = scratch
-        if not options.only_points:
-            server = Server(folder / "server").start()
-            try:
-                cost(server, folder, options.rounds)
-            finally:
-                server.kill()
-        if options.points:
+        for part in (cost, dying):
+            if options.only in (None, part.__name__):
+                server = Server(folder / part.__name__ / "server").start()
+                try:
+                    part(server, folder / part.__name__, options.rounds)
+                finally:
+                    server.kill()
+        if options.only in (None, "points"):
             ours, bare = million(f"sqlite:///{folder}/million.db", options.points)
             print(
                 f"{options.points} points: {ours:.0f} s, bare log_batch {bare:.0f} s, ratio {ours / bare:.2f}"

@@ -38,3 +38,10 @@ class DivergedError(DetectionError, ArithmeticError):
 
 class VerificationError(DetectionError, ArithmeticError):
     """A score that the official evaluator, run beside ours, does not confirm."""
+
+
+def reason(error: BaseException) -> str:
+    """What lay at the bottom of an exception, in one short line: `[Errno 111] Connection refused`."""
+    while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = deeper
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from detection.errors import TrackingError
-from detection.tracking.live import reason
+from detection.errors import TrackingError, reason
 from detection.tracking.rows import STANDS_FOR, find_row
 from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 

@@ -7,11 +7,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from detection.errors import TrackingError
+from detection.errors import TrackingError, reason
 from detection.locks import locked
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.live import METRICS_PER_CALL, log_points, reason
+from detection.tracking.live import METRICS_PER_CALL, log_points
 from detection.tracking.replay import Lacks, recorded_environment, recorded_params, replay
 from detection.tracking.rows import (
     RUN_JSON,

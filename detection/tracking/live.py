@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detection.errors import reason
 from detection.tracking.facts import finite
 from detection.tracking.machine import PREFIX, Machine
 from detection.tracking.row import ClosesItself, Status
@@ -186,10 +187,3 @@ def log_points(client: Any, run_id: str, points: list[Point]) -> None:
     from mlflow.entities import Metric
 
     client.log_batch(run_id, metrics=[Metric(*point) for point in points])
-
-
-def reason(error: BaseException) -> str:
-    """What lay at the bottom of an exception, in one short line: `[Errno 111] Connection refused`."""
-    while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = deeper
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from detection.errors import TrackingError
+from detection.errors import TrackingError, reason
 from detection.params import Params
 from detection.tracking import facts
-from detection.tracking.live import LiveRow, Opened, reason
+from detection.tracking.live import LiveRow, Opened
 from detection.tracking.row import NullRow, Row
 from detection.tracking.rows import (
     RUN_JSON,

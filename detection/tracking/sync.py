@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detection.errors import DataError, TrackingError
+from detection.errors import DataError, TrackingError, reason
 from detection.params import Params
 from detection.tracking import facts
 from detection.tracking.evaluation import (
@@ -15,7 +15,6 @@ from detection.tracking.evaluation import (
     fill,
     recorded_scores,
 )
-from detection.tracking.live import reason
 from detection.tracking.replay import TRAIN, gaps, recorded_environment, replay
 from detection.tracking.rows import (
     RUN_JSON,

@@ -21,7 +21,7 @@ import torch
 from ruamel.yaml import YAML
 
 from detection import ranks
-from detection.errors import CheckpointError
+from detection.errors import CheckpointError, reason
 from detection.locks import locked
 from detection.paths import checkpoint_root
 
@@ -102,7 +102,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(
-                f"{self.folder / name} cannot be written: {_first_line(error)}; free some disk and give the "
+                f"{self.folder / name} cannot be written: {reason(error)}; free some disk and give the "
                 "same command again, it goes on from the last good checkpoint"
             ) from None
 
@@ -115,7 +115,7 @@ class Checkpoints:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise CheckpointError(
-                f"{path} cannot be read: {_first_line(error)}; delete the folder to start over"
+                f"{path} cannot be read: {reason(error)}; delete the folder to start over"
             ) from None
         return state
 
@@ -180,7 +180,3 @@ def _to_disk(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
