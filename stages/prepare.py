@@ -5,6 +5,7 @@ import logging
 from detection import params
 from detection.data import card, export
 from detection.data.read import read
+from detection.data.trust import doubts
 from detection.reporting import dataset as figures
 from stages.entry import run
 
@@ -21,6 +22,8 @@ def main() -> None:
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
     log.info("%s: pictures: %s; classes: %d", raw.name, counts, len(raw.classes))
     for line in raw.faults.lines(raw.faults.counts()):
+        log.warning("%s", line)
+    for line in doubts(raw.name, asked.data, raw.splits, raw.classes):
         log.warning("%s", line)
     if asked.data.digest is None and asked.data.format != "shapes":
         log.info("to pin this data, add to datasets.%s in params.yaml:  digest: %s", raw.name, raw.digest)

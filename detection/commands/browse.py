@@ -1,7 +1,7 @@
 """`detection browse`: what a training would see of a dataset, on one sheet."""
 
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, get_args
 
 from detection import params
@@ -11,9 +11,8 @@ from detection.params.recipe import Augmentation, Recipe
 from detection.params.rules import check_recipe
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from detection.data.loader import Pictures
+    from detection.reporting.sheet import Tile
 
 COLUMNS = 4
 
@@ -42,7 +41,7 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     raw = read(dataset, chosen.data, chosen.prepare.checks)  # before torch is imported, which takes seconds
 
     from detection.data.loader import Order, Pictures
-    from detection.reporting.drawing import sheet
+    from detection.reporting.sheet import sheet
 
     pictures = Pictures(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
     order = Order(len(pictures), 1, chosen.seed)
@@ -50,10 +49,10 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     while len(keys) < count:
         keys += [key for batch in order for key in batch]
         order.epoch += 1
-    drawn = [_drawn(pictures, key, raw.classes) for key in keys[:count]]
+    tiles = [_tile(pictures, key) for key in keys[:count]]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet(drawn, min(COLUMNS, count)).save(out)
+        sheet(tiles, raw.classes, min(COLUMNS, count)).save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"--out {out} cannot be written: {error}") from None
     return f"{count} pictures of {dataset} as {chosen.model} gets them with {recipe.augmentation}: {out}"
@@ -72,11 +71,14 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
     return changed
 
 
-def _drawn(pictures: "Pictures", key: tuple[int, int], classes: tuple[str, ...]) -> "Image":
+def _tile(pictures: "Pictures", key: tuple[int, int]) -> "Tile":
+    """A sample with its file's name, and the size that the detector gets it in."""
     from PIL.Image import fromarray
 
-    from detection.reporting.drawing import draw_boxes
+    from detection.reporting.sheet import Tile
 
     sample = pictures[key]
     image = fromarray(sample.picture.permute(1, 2, 0).contiguous().numpy())
-    return draw_boxes(image, sample.boxes, sample.labels, classes)
+    name = PurePosixPath(pictures.index[sample.row].file).name
+    text = f"{name}  {image.width}×{image.height}"
+    return Tile(picture=image, boxes=sample.boxes, labels=sample.labels, text=text)

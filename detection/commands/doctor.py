@@ -2,6 +2,7 @@
 
 import json as json_module
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from detection import params
 from detection.commands import findings
 from detection.data.faults import KINDS
 from detection.data.read import Raw, examine
+from detection.data.trust import doubts, margin
 from detection.errors import DataError
+from detection.params.datasets import Dataset
 
 log = logging.getLogger(__name__)
 EXAMPLES = 5
@@ -25,8 +28,9 @@ def doctor(name: str, json: Path | None, model: str | None = None) -> str:
         model: Whose anchors are held against the objects; None: the model that `params.yaml` chooses.
 
     Returns:
-        The report: a table of what would be prepared, per kind of fault its count and examples, what is
-        peculiar about train's labels, and whether the model's anchors fit them.
+        The report: a table of what would be prepared, per kind of fault its count and examples,
+        how far scores on val and test can be trusted, what is peculiar about train's labels, and whether the
+        model's anchors fit them.
 
     Raises:
         ParamsError: There is no such dataset.
@@ -41,7 +45,10 @@ def doctor(name: str, json: Path | None, model: str | None = None) -> str:
     hard = findings.labels(raw, chosen.recipe) if len(train.labels) else []
     if len(train.labels):
         hard += ["", *findings.anchors(chosen.model, name, chosen.recipe, train, raw.classes)]
-    report = "\n".join([f"{name} in {raw.root}", "", *_table(raw), "", *_faults(raw), "", *hard])
+    trusted = _trust(raw, chosen.data)
+    report = "\n".join(
+        [f"{name} in {raw.root}", "", *_table(raw), "", *_faults(raw), "", *trusted, "", *hard]
+    )
     if refused := raw.faults.refused():
         log.info("%s", report)
         raise DataError(
@@ -84,3 +91,13 @@ def _faults(raw: Raw) -> list[str]:
         lines += [f"            {fault}" for fault in raw.faults.of(kind)[:EXAMPLES]]
         lines += [f"            … and {count - EXAMPLES:,} more"] if count > EXAMPLES else []
     return lines
+
+
+def _trust(raw: Raw, dataset: Dataset) -> list[str]:
+    """By how much chance moves the scores on val and test, and what else takes their meaning."""
+    margins = {split: margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
+    parts = [f"on {split} by up to {off:.2f}" for split, off in margins.items() if not math.isnan(off)]
+    lines = ["  how far scores can be trusted"]
+    if parts:
+        lines.append(f"    chance moves AP50 {', '.join(parts)} (19 times of 20): few objects, wide margin")
+    return lines + [f"    {line}" for line in doubts(raw.name, dataset, raw.splits, raw.classes)]

@@ -41,7 +41,8 @@ def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> 
         check_room(folder, round(room - have), name)
         for one in left:
             urls = (*(f"{place.rstrip('/')}/{one.name}" for place in mirror or []), *one.urls)
-            log.info("%s, %s", one.name, _size(one.size))
+            begun = _there(kept / f"{one.name}.part")
+            log.info("%s, %s%s", one.name, _size(one.size), f", going on at {_size(begun)}" if begun else "")
             with _progress(one) as report:
                 archive = fetch(Archive(one.name, one.size, one.sha256, urls, one.makes), kept, report)
             log.info("%s: size and SHA-256 are right; unpacking into %s", one.name, folder.resolve())

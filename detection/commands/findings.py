@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from detection.data.diagnosis import FEW, SAME, balance, overlapping
 from detection.data.index import Index
 from detection.data.read import Raw
+from detection.params.names import listed
 from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 
 if TYPE_CHECKING:
@@ -34,16 +35,15 @@ def labels(raw: Raw, recipe: Recipe) -> list[str]:
     for classes, what in (
         (spread.few, f"fewer than {FEW} objects"),
         (spread.unlearnt, "no object in train, though val or test have some"),
-        (spread.untested, "objects in train, none in test"),
     ):
-        lines += [f"    {what}: {_listed([names[label] for label in classes])}"] if classes else []
+        lines += [f"    {what}: {listed([names[label] for label in classes])}"] if classes else []
 
     pairs = overlapping(train, min(SAME, recipe.nms_threshold))
     owners = train.owners()
 
     def where(rows: NDArray[np.int64]) -> str:
         pictures = dict.fromkeys(train.ids[owners[pairs.first[rows]]].tolist())
-        return _listed([picture.decode() for picture in pictures], EXAMPLES)
+        return listed([picture.decode() for picture in pictures], EXAMPLES)
 
     if len(twice := pairs.twice):
         lines.append(
@@ -52,7 +52,7 @@ def labels(raw: Raw, recipe: Recipe) -> list[str]:
     if len(two := pairs.two_names):
         kinds = [f"{names[a]}/{names[b]} {count:,}" for (a, b), count in pairs.names().most_common()]
         lines.append(
-            f"    under two names (IoU {SAME} or more): {len(two):,} pairs: {_listed(kinds)}; in {where(two)}"
+            f"    under two names (IoU {SAME} or more): {len(two):,} pairs: {listed(kinds)}; in {where(two)}"
         )
     lost = pairs.lost_to_nms(recipe.nms_threshold)
     share = lost / len(train.labels)
@@ -132,9 +132,5 @@ def _idle(shapes: "Sequence[Shape]") -> list[str]:
     for level in sorted({shape.level for shape in idle}):
         mine = [f"{shape.width:.0f}x{shape.height:.0f}" for shape in idle if shape.level == level]
         every = "all " if len(mine) == sum(shape.level == level for shape in shapes) else ""
-        parts.append(f"level {level}: {every}{len(mine)} ({_listed(mine, EXAMPLES)})")
+        parts.append(f"level {level}: {every}{len(mine)} ({listed(mine, EXAMPLES)})")
     return [f"    {len(idle)} of {len(shapes)} shapes fit no object: {'; '.join(parts)}"]
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

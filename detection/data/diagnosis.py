@@ -30,8 +30,6 @@ class Balance:
     """Classes with some objects in train, but fewer than `FEW`."""
     unlearnt: list[int]
     """Classes without an object in train that val or test have."""
-    untested: list[int]
-    """Classes with objects in train that test does not have; none where there is no test at all."""
     ratio: float
     """Objects of the most frequent class over those of the rarest that has any; NaN without objects."""
 
@@ -48,13 +46,11 @@ def balance(splits: Mapping[str, Index], classes: int) -> Balance:
     cells = np.unique(index.owners() * classes + index.labels)
     some = train > 0
     later = counts["val"] + counts["test"] > 0
-    tested = counts["test"].sum() > 0
     return Balance(
         objects=train,
         pictures=np.bincount(cells % classes, minlength=classes),
         few=np.flatnonzero(some & (train < FEW)).tolist(),
         unlearnt=np.flatnonzero(~some & later).tolist(),
-        untested=np.flatnonzero(some & (counts["test"] == 0)).tolist() if tested else [],
         ratio=float(train.max() / train[some].min()) if some.any() else float("nan"),
     )
 

@@ -138,6 +138,7 @@ def _fetch_from(url: str, size: int, part: Path, report: Report, pause_s: float)
         idle = 0 if _length(part) > before else idle + 1
         if idle >= (2 if isinstance(failure, URLError) else TRIES):
             raise failure
+        log.info("%s: %s; trying again", urlsplit(url).netloc, _reason(failure))
         time.sleep(pause_s * 2**idle)
 
 

@@ -3,9 +3,13 @@
 Imports no numpy: `check` tells a slip in half a second, before a stage removes its outputs.
 """
 
+import os
+import posixpath
+from collections.abc import Iterable
 from pathlib import Path
 
-from detection.data.layout import split_spec
+from detection.data.archives import downloads
+from detection.data.layout import VocFolder, split_spec
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
 from detection.params.names import did_you_mean
@@ -24,6 +28,30 @@ def check_present(name: str, dataset: Dataset) -> None:
     """
     if isinstance(dataset, ShapesDataset):
         return
+    _check_holdout(name, dataset)
+    root = data_root() / dataset.path
+    needed = {split: _needed(dataset, root, split) for split in ("train", "val", "test")}
+    if not root.is_dir():
+        raise DataError(
+            f"dataset {name} was looked for at {root.resolve()} and is not there; "
+            f"{_download(path for paths in needed.values() for path in paths) or _what_belongs(dataset)}, "
+            f"or set DATA_ROOT to the folder that holds {dataset.path}"
+        )
+    for split, paths in needed.items():
+        if missing := [path for path in paths if not path.exists()]:
+            raise DataError(
+                f"dataset {name}, {split}: {missing[0].relative_to(root)} is not in {root.resolve()}; "
+                f"{_download(missing) or _nearest(missing[0]) or f'datasets.{name} asks for it'}"
+            )
+        for folder in _unlisted(dataset, root, split):
+            if not folder.find_annotations():
+                raise DataError(
+                    f"dataset {name}, {split}: no XML file is in {(root / folder.annotations).resolve()}; "
+                    f"{_what_belongs(dataset)}"
+                )
+
+
+def _check_holdout(name: str, dataset: VocDataset | CocoDataset) -> None:
     if not 0 <= dataset.holdout < 1:
         raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
     if not dataset.test and not dataset.holdout:
@@ -35,26 +63,36 @@ def check_present(name: str, dataset: Dataset) -> None:
         raise DataError(
             f"datasets.{name}.holdout cuts val and test, and must be below 0.5, not {dataset.holdout}"
         )
-    root = data_root() / dataset.path
-    if not root.is_dir():
-        raise DataError(
-            f"dataset {name} was looked for at {root.resolve()} and is not there; {what_belongs(dataset)}, "
-            f"or set DATA_ROOT to the folder that holds {dataset.path}"
-        )
-    for split in ("train", "val", "test"):
-        for path in _needed(dataset, root, split):
-            if not path.exists():
-                raise DataError(_missing(name, split, path, root))
 
 
-def what_belongs(dataset: VocDataset | CocoDataset) -> str:
-    """What a person has to put into a dataset's folder."""
+def _download(missing: Iterable[Path]) -> str:
+    """The commands that fetch what is missing; empty where there is none."""
+    relative = (Path(os.path.relpath(path, data_root())).as_posix() for path in missing)
+    commands = [f"`detection download {name}`" for name in downloads(relative)]
+    return f"{' and '.join(commands)} {'fetches' if len(commands) == 1 else 'fetch'} it" if commands else ""
+
+
+def _nearest(path: Path) -> str:
+    """The name beside a missing one that is most like it; empty where there are none or too many."""
+    there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    return did_you_mean(path.name, there) if 0 < len(there) <= 50 else ""
+
+
+def _what_belongs(dataset: VocDataset | CocoDataset) -> str:
+    """What a person has to put where; folders are named relative to `DATA_ROOT`."""
     if isinstance(dataset, CocoDataset):
-        first = dataset.train[0]
-        return f"put {first.annotations} and the pictures of {first.images} there"
-    parent = dataset.train[0].rpartition("/")[0]
-    lists = "" if dataset.train[0].endswith("/") else ", ImageSets/Main"
-    return f"put the VOC layout (JPEGImages, Annotations{lists}) there{parent and f' in {parent}'}"
+        parts = [part for split in (dataset.train, dataset.val, dataset.test) for part in split]
+        files = dict.fromkeys(part.annotations for part in parts)
+        folders = dict.fromkeys(part.images for part in parts)
+        return f"put {', '.join(files)} and the pictures of {', '.join(folders)} into {dataset.path}"
+    spec = dataset.train[0]
+    parent = posixpath.normpath(f"{dataset.path}/{posixpath.dirname(spec)}")
+    if spec.endswith("/"):
+        return (
+            f"put pictures into {parent}, each with an XML file of the same name beside it "
+            f"(or into {parent}/JPEGImages and {parent}/Annotations)"
+        )
+    return f"put VOC's folders JPEGImages, Annotations and ImageSets into {parent}"
 
 
 def _needed(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[Path]:
@@ -68,8 +106,9 @@ def _needed(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[P
     return paths
 
 
-def _missing(name: str, split: str, path: Path, root: Path) -> str:
-    """The message for one missing file or folder, with the nearest name that is there."""
-    there = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, there) if 0 < len(there) <= 50 else f"datasets.{name} asks for it"
-    return f"dataset {name}, {split}: {path.relative_to(root)} is not in {root.resolve()}; {hint}"
+def _unlisted(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[VocFolder]:
+    """The folders that a split takes whole."""
+    if isinstance(dataset, CocoDataset):
+        return []
+    specs = (split_spec(root, spec) for spec in getattr(dataset, split))
+    return [folder for folder, name in specs if name is None]

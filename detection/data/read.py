@@ -131,6 +131,12 @@ def _check(raw: Raw, dataset: Dataset) -> None:
         raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no pictures")
     if len(raw.splits["train"].boxes) == 0:
         raise DataError(f"dataset {raw.name}: the training pictures in {raw.root} have no annotated objects")
+    if len(raw.splits["test"]) == 0 and not dataset.test:
+        count = sum(len(index) for index in raw.splits.values())
+        raise DataError(
+            f"dataset {raw.name}: none of its {count} pictures fell to test, so there is nothing to score; "
+            f"raise datasets.{raw.name}.holdout, or name a test"
+        )
     if dataset.digest and dataset.digest != raw.digest:
         raise DataError(
             f"dataset {raw.name} in {raw.root} is not what datasets.{raw.name}.digest pins: "

@@ -1,6 +1,6 @@
-"""The nearest valid spelling, for messages."""
+"""Names in messages: the nearest valid spelling, the first of many."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -12,3 +12,8 @@ def did_you_mean(given: object, valid: Iterable[object]) -> str:
         nearest = next(name for name in names if name.lower() == close[0])
         return f"did you mean {nearest!r}?"
     return "choose one of " + ", ".join(names)
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -12,7 +12,8 @@ from detection.data.card import FOLDER
 from detection.data.decode import decode
 from detection.data.index import Index
 from detection.data.read import Raw
-from detection.reporting.drawing import PALETTE, class_colour, draw_boxes, sheet
+from detection.reporting.drawing import PALETTE, class_colour
+from detection.reporting.sheet import Tile, sheet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -126,14 +127,18 @@ def samples(raw: Raw) -> Image.Image:
     index = raw.splits["train"]
     filled = np.flatnonzero(np.diff(index.offsets))
     rows = filled[np.unique(np.linspace(0, len(filled) - 1, SAMPLES).astype(int))]
-    return sheet([_sample(raw, index, int(row)) for row in rows], COLUMNS)
+    return sheet([_sample(raw, index, int(row)) for row in rows], raw.classes, COLUMNS)
 
 
-def _sample(raw: Raw, index: Index, row: int) -> Image.Image:
+def _sample(raw: Raw, index: Index, row: int) -> Tile:
     record = index[row]
     grey = record.difficult | record.crowd
     colours = ["#9a9a9a" if g else class_colour(int(i)) for i, g in zip(record.labels, grey, strict=True)]
     picture = decode(raw.root / record.file, (record.height, record.width))
-    picture.thumbnail((480, 480))
-    scale = picture.width / record.width
-    return draw_boxes(picture, record.boxes * scale, record.labels, raw.classes, colours=colours)
+    return Tile(
+        picture=picture,
+        boxes=record.boxes,
+        labels=record.labels,
+        text=Path(record.file).name,
+        colours=colours,
+    )

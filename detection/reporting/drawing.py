@@ -1,6 +1,9 @@
-"""Boxes with names on pictures, and the colours that classes have in every figure. Needs PIL alone."""
+"""Boxes with names on pictures, and the colours that classes have in every figure. Loads no matplotlib."""
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +13,7 @@ Rectangle = tuple[float, float, float, float]
 """`x1, y1, x2, y2`."""
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F")
 """Okabe and Ito's colours, told apart with the common kinds of colour blindness; black is left for text."""
+LEAST_SIDE = 320
 STEP = 0.72
 """Classes after the eighth repeat the palette, each round darker by this factor."""
 
@@ -29,30 +33,31 @@ def draw_boxes(
     scores: NDArray[np.floating] | None = None,
     colours: Sequence[str] | None = None,
     *,
-    least_side: int = 320,
+    text: int = 0,
 ) -> Image.Image:
     """Draw boxes and their names onto a copy of a picture.
 
     Args:
-        picture: Any mode; a small one is enlarged, so that names can be read.
+        picture: Any mode.
         boxes: [M, 4] `x1, y1, x2, y2` in the picture's own pixels, 0-based, half-open.
         labels: [M], counted from 0.
         names: Class names; label i is `names[i]`.
         scores: [M] in 0..1, written behind the names; boxes of higher score are drawn on top.
         colours: [M] `#rrggbb`, one a box; None: each class its own.
-        least_side: The longer side of what comes back is at least this many pixels.
+        text: Height of the names in pixels, the picture left as large as it is; 0: by the picture's size, a
+            small one enlarged to a longer side of 320 pixels, so that names can be read.
 
     Returns:
         An RGB picture.
     """
-    scale = max(1.0, least_side / max(picture.size))
+    scale = 1.0 if text else max(1.0, LEAST_SIDE / max(picture.size))
     canvas = picture.convert("RGB")
     if scale > 1:
         size = round(picture.width * scale), round(picture.height * scale)
         canvas = canvas.resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(canvas)
-    unit = max(1, round(max(canvas.size) / 320))
-    font = ImageFont.load_default(size=11 * unit)
+    unit = 1 if text else max(1, round(max(canvas.size) / LEAST_SIDE))
+    letters = font(text or 11 * unit)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
     colour_of = [class_colour(int(label)) for label in labels] if colours is None else colours
     for i in map(int, order):
@@ -62,15 +67,26 @@ def draw_boxes(
         draw.rectangle(corners, outline=colour_of[i], width=2 * unit)
     best_first = [int(i) for i in reversed(order)]
     texts = [names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}") for i in best_first]
-    edges = [font.getbbox(text) for text in texts]
-    plates = [(right - left + 4 * unit, low - top + 4 * unit) for left, top, right, low in edges]
+    edges = [letters.getbbox(one, anchor="lt") for one in texts]
+    plates = [(right + 4 * unit, low + 4 * unit) for _, _, right, low in edges]
     named = [tuple(float(value) * scale for value in boxes[i]) for i in best_first]
     places = place_labels(named, plates, canvas.size)  # type: ignore[arg-type]
-    for i, text, edge, plate, (x, y) in zip(best_first, texts, edges, plates, places, strict=True):
+    for i, one, plate, place in zip(best_first, texts, plates, places, strict=True):
+        x, y = map(round, place)  # between two pixels PIL cuts letters
         draw.rectangle((x, y, x + plate[0] - 1, y + plate[1] - 1), fill=colour_of[i])
         ink = "black" if is_light(colour_of[i]) else "white"
-        draw.text((x + 2 * unit - edge[0], y + 2 * unit - edge[1]), text, fill=ink, font=font)
+        draw.text((x + 2 * unit, y + 2 * unit), one, fill=ink, font=letters, anchor="lt")
     return canvas
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans in a size in pixels, as matplotlib brings it along: PIL's own font knows ASCII alone."""
+    found = find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    file = Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(file, size)
 
 
 def place_labels(
@@ -114,20 +130,6 @@ def _corners(
 def _common(a: Rectangle, b: Rectangle) -> float:
     """Area that two rectangles share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 8) -> Image.Image:
-    """Pictures in rows on white, each scaled to fit the same cell (the first picture's longer side)."""
-    side = max(pictures[0].size)
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), "white")
-    for i, picture in enumerate(pictures):
-        scale = side / max(picture.size)
-        fitted = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        row, column = divmod(i, columns)
-        left = gap + column * (side + gap) + (side - fitted.width) // 2
-        page.paste(fitted, (left, gap + row * (side + gap) + (side - fitted.height) // 2))
-    return page
 
 
 def is_light(colour: str) -> bool:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from detection.data.decode import decode
-from detection.reporting.drawing import draw_boxes
+from detection.reporting.drawing import draw_boxes, font
 from detection.reporting.judged import Judged
 
 RIGHT, WRONG, IGNORED = "#009E73", "#D55E00", "#8c8c8c"
@@ -61,9 +61,9 @@ def _pair(judged: Judged, root: Path, classes: Sequence[str], score: float) -> I
     )
     width, height, bar = truth.width, truth.height, 26
     pair = Image.new("RGB", (2 * width + 6, height + bar), "white")
-    write, font = ImageDraw.Draw(pair), ImageFont.load_default(size=15)
-    write.text((2, 4), "there is", fill="black", font=font)
-    write.text((width + 8, 4), f"found: {judged.tally(score)}", fill="black", font=font)
+    write, letters = ImageDraw.Draw(pair), font(15)
+    write.text((2, 4), "there is", fill="black", font=letters)
+    write.text((width + 8, 4), f"found: {judged.tally(score)}", fill="black", font=letters)
     pair.paste(truth, (0, bar))
     pair.paste(found, (width + 6, bar))
     return pair

@@ -202,3 +202,12 @@ def test_a_dataset_without_test_says_how_to_cut_one(voc_tree: Tree) -> None:
     voc_tree({"a": OBJECT})
     with pytest.raises(DataError, match=r"datasets\.mine names no test: .*`holdout: 0\.1`"):
         read("mine", VocDataset(format="voc", path="voc", train=("./",)))
+
+
+def test_a_cut_that_leaves_no_test_is_refused(voc_tree: Tree) -> None:
+    voc_tree({"a": OBJECT, "b": OBJECT})
+    entry = VocDataset(format="voc", path="voc", train=("./",), holdout=0.001)
+    with pytest.raises(
+        DataError, match=r"none of its 2 pictures fell to test.*raise datasets\.mine\.holdout"
+    ):
+        read("mine", entry)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from detection.reporting.drawing import PALETTE, class_colour, draw_boxes, sheet
+from detection.reporting.drawing import PALETTE, class_colour, draw_boxes
 
 NAMES = ("circle", "square")
 
@@ -33,7 +33,7 @@ def test_the_given_picture_is_left_alone() -> None:
 
 
 def test_a_small_picture_is_enlarged_with_its_boxes() -> None:
-    drawn = draw_boxes(picture(64, 32), np.float32([[32, 0, 64, 32]]), np.array([0]), NAMES, least_side=320)
+    drawn = draw_boxes(picture(64, 32), np.float32([[32, 0, 64, 32]]), np.array([0]), NAMES)
     assert drawn.size == (320, 160)
     left = np.asarray(drawn)[:, :155]
     assert not left.any()
@@ -60,9 +60,3 @@ def test_colours_of_eighty_classes_differ_from_their_neighbours() -> None:
     colours = [class_colour(label) for label in range(80)]
     assert len(set(colours[:40])) == 40
     assert all(one != other for one, other in itertools.pairwise(colours))
-
-
-def test_a_sheet_holds_every_picture() -> None:
-    page = sheet([picture(40, 20), picture(20, 40), picture(80, 80)], columns=2, gap=4)
-    assert page.size == (2 * 44 + 4, 2 * 44 + 4)
-    assert count(page, "#000000") == 40 * 20 * 2 + 40 * 40
