@@ -40,7 +40,10 @@ def doctor(name: str, json: Path | None, model: str | None = None) -> str:
     chosen = params.load(dataset=name, model=model)
     raw = examine(name, chosen.data, chosen.prepare.checks, decode=True)
     if json:
-        json.write_text(json_module.dumps(_records(raw), indent=1) + "\n", encoding="utf-8")
+        try:
+            json.write_text(json_module.dumps(_records(raw), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"--json {json} cannot be written: {error.strerror}") from None
     train = raw.splits["train"]
     hard = findings.labels(raw, chosen.recipe) if len(train.labels) else []
     if len(train.labels):

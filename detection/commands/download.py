@@ -10,6 +10,7 @@ from pathlib import Path
 
 from detection.data.archives import SOURCES, Archive
 from detection.data.download import Report, check_room, fetch, unpack
+from detection.errors import DataError
 from detection.locks import locked
 from detection.paths import data_root
 
@@ -31,6 +32,10 @@ def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> 
     """
     source = SOURCES[name]
     folder, kept = data_root() / source.folder, data_root() / "archives"
+    try:
+        kept.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{kept} cannot be made: {error.strerror}; set DATA_ROOT to another folder") from None
     with locked(kept / f"{name}.lock"):
         done = kept / f"{name}.json"
         left = [one for one in source.archives if not _unpacked(one, folder, done)]
@@ -55,15 +60,22 @@ def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> 
 
 def _unpacked(archive: Archive, folder: Path, done: Path) -> bool:
     """Whether an archive was unpacked to its end, and nobody has removed what it made."""
-    finished = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
-    return finished.get(archive.name) == archive.sha256 and all(
+    return _finished(done).get(archive.name) == archive.sha256 and all(
         (folder / made).exists() for made in archive.makes
     )
 
 
 def _remember(archive: Archive, done: Path) -> None:
-    finished = json.loads(done.read_text(encoding="utf-8")) if done.exists() else {}
-    done.write_text(json.dumps(finished | {archive.name: archive.sha256}, indent=1) + "\n", encoding="utf-8")
+    content = _finished(done) | {archive.name: archive.sha256}
+    done.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _finished(done: Path) -> dict[str, str]:
+    """SHA-256 of the archives that were unpacked, by name; none where the file is not there or not whole."""
+    try:
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 @contextmanager

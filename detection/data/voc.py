@@ -156,7 +156,7 @@ class _Pictures:
 def _read_tree(root: Path, path: str, digest: Digest, faults: Faults) -> ElementTree.Element | None:
     """One XML file, after refusing what could make a small file expand without end."""
     try:
-        with open(f"{root}/{path}", "rb") as file:
+        with open(f"{root}/{path}", "rb", buffering=0) as file:
             content = file.read()
     except OSError:
         faults.add("missing_annotation", path, "is not there; add it, or take it out of the split list")
@@ -181,9 +181,9 @@ def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: F
             _read_object(child, path, rows, faults)
         elif child.tag == "size":
             size = {entry.tag: entry.text for entry in child}
-    texts = [(size.get(name) or "").strip() for name in ("height", "width")]
-    given = all(text.isdecimal() and 0 < int(text) < FARTHEST for text in texts)
-    rows.sizes.extend(map(int, texts) if given else (0, 0))
+    high, wide = (size.get("height") or "").strip(), (size.get("width") or "").strip()
+    height, width = int(high) if high.isdecimal() else 0, int(wide) if wide.isdecimal() else 0
+    rows.sizes.extend((height, width) if 0 < height < FARTHEST and 0 < width < FARTHEST else (0, 0))
     rows.counts.append(len(rows.names) - before)
     rows.annotations.append(path)
 

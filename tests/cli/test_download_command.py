@@ -85,3 +85,16 @@ def test_a_small_disk_is_told_before_anything_is_asked(mirror: str, monkeypatch:
     with pytest.raises(DataError, match=r"voc2007 needs 0\.0 GB at .*free some disk, or set DATA_ROOT"):
         download("voc2007", [mirror])
     assert asked == []
+
+
+def test_a_note_that_is_torn_and_a_folder_that_cannot_be_made(
+    mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download("voc2007", [mirror])
+    (tmp_path / "raw/archives/voc2007.json").write_text('{"trainval.tar": ')
+    assert "voc2007 is there" in download("voc2007", [mirror])
+    assert len(asked) == 4, "nobody knows what was unpacked"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DATA_ROOT", str(tmp_path / "file/raw"))
+    with pytest.raises(DataError, match=r"file/raw/archives cannot be made: .*; set DATA_ROOT"):
+        download("voc2007", [mirror])
