@@ -15,7 +15,7 @@ COCO (0.43 and 0.55 in their papers), so such a split does not tell a good detec
 objects are needed to stay below it: of one class, or of twenty of like frequency together."""
 MEANS = {
     "val": "which checkpoint is best is mostly luck",
-    "test": "a difference between two detectors that is smaller means nothing",
+    "test": "detectors that differ by less cannot be told apart",
 }
 """What follows from a split that is too small."""
 
@@ -56,15 +56,15 @@ def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tu
         index, named = splits[split], bool(getattr(dataset, split))
         if not named and not cuts:
             continue
-        has = f"{split} has {len(index):,} pictures with {len(index.labels):,} objects"
+        size = f"{split} ({len(index):,} pictures, {len(index.labels):,} objects)"
         more = f"name more pictures for {split}" if named else f"raise datasets.{name}.holdout"
         off = margin(index, len(classes))
         if math.isnan(off):
-            lines.append(f"{has}: there is nothing to score; {more}")
+            lines.append(f"{size} has nothing to score; {more}")
             continue
         if off > UNSURE:
-            chance = f"by chance alone its AP50 is up to {off:.2f} too high or too low"
-            lines.append(f"{has}: {chance}, so {consequence}; {more}")
+            chance = f"chance alone moves its AP50 by up to {off:.2f}"
+            lines.append(f"{size} is too small: {chance}, and {consequence}; {more}")
         missing = np.flatnonzero(learnt & (np.bincount(index.labels, minlength=len(classes)) == 0))
         if len(missing):
             lines.append(

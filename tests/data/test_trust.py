@@ -69,7 +69,7 @@ def test_classes_that_are_missing_are_named_for_val_and_test() -> None:
 def test_an_empty_split_is_missed_only_where_it_is_wanted() -> None:
     empty = pack([])
     (line,) = told(empty, LARGE)
-    assert line.startswith("val has 0 pictures with 0 objects: there is nothing to score")
+    assert line == "val (0 pictures, 0 objects) has nothing to score; name more pictures for val"
     no_val = VocDataset(format="voc", path="mine", train=("train",), test=("test",))
     assert told(empty, LARGE, no_val) == []
     assert told(empty, LARGE, ShapesDataset(format="shapes", path="shapes", val=0)) == []
