@@ -51,11 +51,11 @@ def test_small_splits_say_what_follows_and_what_to_do() -> None:
     small = split_of(0, 1, 2)
     assert margin(small, 3) > UNSURE
     val, test = told(small, small)
-    assert val.startswith(
-        "val has 1 pictures with 3 objects: by chance alone its AP50 is up to 0.57 too high"
+    assert val == (
+        "val (1 pictures, 3 objects) is too small: chance alone moves its AP50 by up to 0.57, "
+        "and which checkpoint is best is mostly luck; name more pictures for val"
     )
-    assert "which checkpoint is best is mostly luck; name more pictures for val" in val
-    assert "difference between two detectors" in test
+    assert "and detectors that differ by less cannot be told apart; name more" in test
     cut = VocDataset(format="voc", path="mine", train=("./",), holdout=0.1)
     assert all(line.endswith("raise datasets.mine.holdout") for line in told(small, small, cut))
 
