@@ -72,55 +72,57 @@ def write_coco(path: Path, times: int) -> None:
         file.write("]}")
 
 
-def ours_coco(path: Path, times: int) -> int:
+def ours_coco(path: Path) -> int:
     """Our reader, to the packed index."""
     split = CocoSplit(images="train2017", annotations=path.name)
     dataset = CocoDataset(format="coco", path="", train=(split,))
     return len(coco.read(dataset, path.parent, Digest(), Faults(Checks()))[1]["train"].boxes)
 
 
-def peer_coco(path: Path, times: int) -> int:
+def peer_coco(path: Path) -> int:
     """Only parsed."""
     with open(path, encoding="utf-8") as file:
         return len(json.load(file)["annotations"])
 
 
-def ours_voc(folder: Path, times: int) -> int:
+def ours_voc(folder: Path) -> int:
     """Our reader, to the packed index; the pictures are taken as there."""
     dataset = VocDataset(format="voc", path="", train=("./",))
-    total = 0
-    for _ in range(times):
-        total += len(voc.read(dataset, folder, Digest(), Faults(Checks()))[1]["train"].boxes)
-    return total
+    return len(voc.read(dataset, folder, Digest(), Faults(Checks()))[1]["train"].boxes)
 
 
-def peer_voc(folder: Path, times: int) -> int:
+def peer_voc(folder: Path) -> int:
     """Only parsed, each file to its tree."""
     total = 0
-    for _ in range(times):
-        for name in sorted(os.listdir(folder / "Annotations")):
-            total += len(ElementTree.parse(f"{folder}/Annotations/{name}").findall("object"))
+    for name in sorted(os.listdir(folder / "Annotations")):
+        total += len(ElementTree.parse(f"{folder}/Annotations/{name}").findall("object"))
     return total
 
 
-def measure(what: str, side: str, path: Path, times: int) -> None:
+def link_voc(folder: Path, source: Path, times: int) -> None:
+    """A folder with each annotation of another so many times, under as many names."""
+    (folder / "Annotations").mkdir()
+    for file in (source / "Annotations").resolve().iterdir():
+        for copy in range(times):
+            (folder / "Annotations" / f"{copy}_{file.name}").symlink_to(file)
+
+
+def measure(what: str, side: str, path: Path) -> None:
     """One side in this process: prints CPU seconds, wall seconds, peak MiB and a count."""
     work = {"voc": (ours_voc, peer_voc), "coco": (ours_coco, peer_coco)}[what][side == "peer"]
     cpu, wall = time.process_time(), time.monotonic()
-    count = work(path, times)
+    count = work(path)
     cpu, wall = time.process_time() - cpu, time.monotonic() - wall
     print(cpu, wall, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, count)
 
 
-def compare(what: str, path: Path, times: int, rounds: int) -> None:
+def compare(what: str, path: Path, rounds: int) -> None:
     """Ours and the peer in turn; prints medians and the ratio."""
     runs: dict[str, list[list[float]]] = {"ours": [], "peer": []}
     for _ in range(rounds):
         for side, found in runs.items():
             command = [sys.executable, "-m", "benchmarks.prepare", what, str(path), "--side", side]
-            done = subprocess.run(
-                [*command, "--times", str(times)], check=True, capture_output=True, text=True
-            )
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             found.append([float(word) for word in done.stdout.split()])
     medians = {
         side: [statistics.median(column) for column in zip(*found, strict=True)]
@@ -159,16 +161,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.what != "coco" and options.path is None:
+        parser.error(f"{options.what} needs a folder")
     if options.side:
-        measure(options.what, options.side, options.path, options.times)
-    elif options.what == "headers":
+        measure(options.what, options.side, options.path)
+        return
+    if options.what == "headers":
         headers(options.path)
-    elif options.path:
-        compare(options.what, options.path, options.times, options.rounds)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            write_coco(Path(folder) / "instances.json", options.times)
-            compare("coco", Path(folder) / "instances.json", options.times, options.rounds)
+        return
+    path = options.path
+    with tempfile.TemporaryDirectory() as folder:
+        if options.what == "coco" and path is None:
+            path = Path(folder) / "instances.json"
+            write_coco(path, options.times)
+        elif options.what == "voc" and options.times > 1:
+            link_voc(Path(folder), path, options.times)
+            path = Path(folder)
+        compare(options.what, path, options.rounds)
 
 
 if __name__ == "__main__":
