@@ -60,7 +60,7 @@ class Clone:
         document["model"], document["dataset"] = MODEL, "shapes"
         document["datasets"]["shapes"] |= {"train": pictures, "val": 8, "test": 8, "image_size": 96}
         document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
-        document["models"][MODEL]["fpn_channels"] = 32
+        document["models"][MODEL]["fpn_channels"] = 64
         document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
         document["train"] |= {"log_every": 1, "samples": 2} | train
         document["plots"] = {"samples": 2}

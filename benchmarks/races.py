@@ -25,7 +25,7 @@ LR = f"models.{MODEL}.optimizer.lr"
 def queue(clone: Clone, names: dict[str, float]) -> None:
     """Queue experiments under their names and learning rates."""
     for name, lr in names.items():
-        dvc(clone, "exp", "run", "--queue", "-n", name, "-S", f"{LR}={lr}")
+        dvc(clone, "exp", "run", "--queue", "-n", name, "-S", f"{LR}={lr}", "evaluate")
 
 
 def work(clone: Clone, seconds: float) -> None:
@@ -91,7 +91,9 @@ def a_round(start: Clone, folder: Path) -> list[str]:
     rates = {f"queued-{i}": 1e-4 * (i + 1) for i in range(6)}
     queue(clone, rates)
     temps: list[subprocess.Popen[Any]] = [
-        clone.start("dvc", "exp", "run", "--temp", "-n", f"temp-{i}", "-S", f"{LR}={1e-5 * (i + 1)}")
+        clone.start(
+            "dvc", "exp", "run", "--temp", "-n", f"temp-{i}", "-S", f"{LR}={1e-5 * (i + 1)}", "evaluate"
+        )
         for i in range(2)
     ]
     work(clone, 900)
