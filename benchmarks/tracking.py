@@ -6,8 +6,8 @@
     python -m benchmarks.tracking --only dying        # the server dies before each round, is back after it
 
 The three sides take turns within one process. Every step is the same work, on all threads, and logs six
-values as the loop does: read every 20 steps, and handed to the row together every 600 steps, or 30 s,
-when a training saves; here in the middle of a round, so that sending falls among its steps. The server is
+values as the loop does: read every 20 steps, and handed to the row together once a round, in its middle, so
+that sending falls among the steps; a training does it every 30 s, when it saves. The server is
 a real one and shares the cores with the steps. The last lines are ratios of medians: by the wall, and of
 the CPU time of this process and its server.
 """
@@ -31,7 +31,7 @@ from detection.tracking.store import connect
 from detection.training.history import History, now_ms
 
 NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
-READ, PUBLISH = 20, 600
+READ = 20
 STEP_S = 0.050
 
 
@@ -60,7 +60,7 @@ def open_live(uri: str) -> LiveRow:
 
 
 def drive(history: History, step: Callable[[], None], first: int, count: int) -> float:
-    """Seconds of so many steps that log as the loop does."""
+    """Seconds of a round of so many steps that log as the loop does."""
     started, rows = time.perf_counter(), []
     for number in range(first, first + count):
         step()
@@ -69,14 +69,14 @@ def drive(history: History, step: Callable[[], None], first: int, count: int) ->
         if number % READ == 0:
             history.add_losses(rows)
             rows = []
-        if number % PUBLISH == PUBLISH // 2:
+        if number == first + count // 2:
             history.publish()
     return time.perf_counter() - started
 
 
-def cost(server: Server, folder: Path, rounds: int) -> None:
+def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
     """Print the ratios of the three sides."""
-    step, steps = calibrated(), PUBLISH
+    step = calibrated()
     rows: dict[str, Row] = {
         "off": NullRow(),
         "local": open_live(f"sqlite:///{folder}/local.db"),
@@ -106,9 +106,9 @@ def cost(server: Server, folder: Path, rounds: int) -> None:
         print(f"ratio by {kind}: local {ratios['local']:.4f}  http {ratios['http']:.4f}")
 
 
-def dying(server: Server, folder: Path, rounds: int) -> None:
+def dying(server: Server, folder: Path, rounds: int, steps: int) -> None:
     """Print what a server costs that dies before each round and comes back after it; nothing may be lost."""
-    step, steps = calibrated(), PUBLISH
+    step = calibrated()
     live = open_live(server.uri)
     rows: dict[str, Row] = {"off": NullRow(), "dying": live}
     histories = {name: History(folder / name, row) for name, row in rows.items()}
@@ -165,6 +165,7 @@ def main() -> None:
     """Print the costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=600, help="of a round")
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("cost", "dying", "points"), help="one of the three")
     options = parser.parse_args()
@@ -175,7 +176,7 @@ def main() -> None:
             if options.only in (None, part.__name__):
                 server = Server(folder / part.__name__ / "server").start()
                 try:
-                    part(server, folder / part.__name__, options.rounds)
+                    part(server, folder / part.__name__, options.rounds, options.steps)
                 finally:
                     server.kill()
         if options.only in (None, "points"):
