@@ -1,15 +1,15 @@
 """What tracking costs: steps of 50 ms with it off, into a local store, and over HTTP; and a million points.
 
-    python -m benchmarks.tracking                          # about 10 minutes
-    python -m benchmarks.tracking --rounds 3
+    python -m benchmarks.tracking                     # about 8 minutes
     python -m benchmarks.tracking --only points       # a million, beside a bare loop of log_batch
-    python -m benchmarks.tracking --only dying        # the server dies before each round, is back after it
+    python -m benchmarks.tracking --only dying        # the server is dead for four rounds at a time
 
 The three sides take turns within one process. Every step is the same work, on all threads, and logs six
 values as the loop does: read every 20 steps, and handed to the row together once a round, in its middle, so
 that sending falls among the steps; a training does it every 30 s, when it saves. The server is
-a real one and shares the cores with the steps. The last lines are ratios of medians: by the wall, and of
-the CPU time of this process and its server.
+a real one and shares the cores with the steps. The last lines are medians of the ratios within each round
+of some seconds, as the host's speed changes over minutes: by the wall, and of the CPU time of this process
+and its server.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from detection.training.history import History, now_ms
 
 NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
 READ = 20
+LIFE = 4  # rounds for which the server stays dead
 STEP_S = 0.050
 
 
@@ -46,7 +47,7 @@ def calibrated() -> Callable[[], None]:
         return time.perf_counter() - started
 
     times(50)
-    count = max(1, round(STEP_S / statistics.median(times(50) / 50 for _ in range(5))))
+    count = max(1, round(STEP_S / min(times(50) / 50 for _ in range(9))))
     return lambda: [torch.mm(matrix, matrix) for _ in range(count)] and None
 
 
@@ -101,32 +102,39 @@ def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
             f"{1000 * statistics.median(works[name]):7.2f} ms of CPU"
         )
     for kind, sides in (("wall", walls), ("CPU", works)):
-        off = statistics.median(sides["off"])
-        ratios = {name: statistics.median(sides[name]) / off for name in ("local", "http")}
-        print(f"ratio by {kind}: local {ratios['local']:.4f}  http {ratios['http']:.4f}")
+        for name in ("local", "http"):
+            print(f"ratio by {kind}, {name:5} {spread(sides[name], sides['off'])}")
+
+
+def spread(side: list[float], off: list[float]) -> str:
+    """Median and quartiles of the ratios of rounds."""
+    low, middle, high = statistics.quantiles((a / b for a, b in zip(side, off, strict=True)), n=4)
+    return f"{middle:.4f} (half of the rounds: {low:.4f} to {high:.4f})"
 
 
 def dying(server: Server, folder: Path, rounds: int, steps: int) -> None:
-    """Print what a server costs that dies before each round and comes back after it; nothing may be lost."""
+    """Print what a dead server costs, that comes back after every fourth round; nothing may be lost."""
     step = calibrated()
     live = open_live(server.uri)
     rows: dict[str, Row] = {"off": NullRow(), "dying": live}
     histories = {name: History(folder / name, row) for name, row in rows.items()}
     walls: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds):
-        server.kill()
+        if number % LIFE == 0:
+            server.kill()
         for name in list(rows)[:: 1 - 2 * (number % 2)]:
             walls[name].append(drive(histories[name], step, 1 + number * steps, steps) / steps)
-        server.start()
-        live.flush()
+        if number % LIFE == LIFE - 1 or number == rounds - 1:
+            server.start()
+            live.flush()
     histories["dying"].publish()
     live.close("FINISHED")
     there = connect().client.get_metric_history(live.id, "loss")
     assert sorted(one.step for one in there) == list(range(1, rounds * steps + 1)), "not all have arrived"
     for name, times in walls.items():
         print(f"{name:6} {1000 * statistics.median(times):7.2f} ms a step by the wall")
-    ratio = statistics.median(walls["dying"]) / statistics.median(walls["off"])
-    print(f"{rounds} deaths, {len(there)} of {rounds * steps} steps in the row; ratio by wall: {ratio:.4f}")
+    print(f"{-(-rounds // LIFE)} deaths, {len(there)} of {rounds * steps} steps in the row")
+    print(f"ratio by wall, dying {spread(walls['dying'], walls['off'])}")
 
 
 def cpu(served: psutil.Process) -> float:
@@ -164,8 +172,8 @@ def million(uri: str, points: int) -> tuple[float, float]:
 def main() -> None:
     """Print the costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=600, help="of a round")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=100, help="of a round")
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--only", choices=("cost", "dying", "points"), help="one of the three")
     options = parser.parse_args()
