@@ -239,6 +239,9 @@ class Loader:
             worker_init_fn=loader_process,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            # it draws a number at the start of each epoch: not from those that a detector's samples come of,
+            # or a training that goes on amid an epoch would have others
+            generator=torch.Generator(),
         )
 
     def __len__(self) -> int:
