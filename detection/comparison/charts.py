@@ -54,7 +54,8 @@ def losses(names: Sequence[str], contents: Sequence[Content]) -> "Figure | None"
 
 def validation(names: Sequence[str], contents: Sequence[Content]) -> "Figure | None":
     """AP and AP50 on val over epochs."""
-    drawn = [(i, one.validation) for i, one in enumerate(contents) if one.validation is not None]
+    tables = [(i, one.validation) for i, one in enumerate(contents)]
+    drawn = [(i, table) for i, table in tables if table is not None and VALIDATED[0] in table]
     if not drawn:
         return None
     from matplotlib.figure import Figure

@@ -101,7 +101,7 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
         nn.init.zeros_(predictor.cls_score.bias)
         nn.init.zeros_(predictor.bbox_pred.bias)
     pool = {"roi_align": PyramidRoIAlign, "roi_pool": RoIPool}[recipe.pooling](recipe.pool_size)
-    roi_head = RoIHead(recipe, pool, head, predictor)
+    roi_head = RoIHead(recipe, pool, head, predictor, classes)
     return FasterRCNN(body, RPN(recipe, body.out_channels), roi_head, recipe.image_mean, recipe.image_std)
 
 

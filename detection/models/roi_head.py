@@ -14,6 +14,7 @@ from detection import ranks
 from detection.coding import Weights, decode, encode
 from detection.data.batch import Sizes, Targets
 from detection.matching import BACKGROUND, match, sample
+from detection.models.confusion import Confusion
 from detection.models.gather import take, width_in_use
 from detection.models.postprocess import Candidates, best_pairs, clip, finish
 from detection.models.protocol import Detections
@@ -34,14 +35,21 @@ class RoIHead(nn.Module):
         pool: Features of proposals, e.g. `PyramidRoIAlign`.
         box_head: From pooled features [R, C, p, p] to vectors.
         box_predictor: From vectors to class logits [R, K + 1] and deltas [R, 4 (K + 1)].
+        classes: K.
     """
 
     def __init__(
-        self, recipe: FasterRCNNRecipe, pool: Pool, box_head: nn.Module, box_predictor: nn.Module
+        self,
+        recipe: FasterRCNNRecipe,
+        pool: Pool,
+        box_head: nn.Module,
+        box_predictor: nn.Module,
+        classes: int,
     ) -> None:
         super().__init__()
         self.recipe, self.pool = recipe, pool
         self.box_head, self.box_predictor = box_head, box_predictor
+        self.confusion = Confusion("roi", classes + 1)
 
     def forward(self, maps: list[Tensor], boxes: Tensor, height: int) -> tuple[Tensor, Tensor]:
         """Answer.
@@ -73,6 +81,7 @@ class RoIHead(nn.Module):
         recipe = self.recipe
         boxes, labels, wanted, valid = self._sample(proposals, mask, targets)
         logits, deltas = self(maps, boxes, height)
+        self.confusion.add(labels, logits.argmax(dim=2), valid)
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         own = labels[..., None, None].expand(-1, -1, 1, 4)
         of_class = deltas.gather(2, own)[:, :, 0]  # [B, S, 4]

@@ -17,6 +17,7 @@ from detection.coding import decode, encode
 from detection.data.batch import Targets
 from detection.matching import BACKGROUND, match, sample
 from detection.models.base import flatten_places, map_sizes
+from detection.models.confusion import Confusion
 from detection.models.gather import take, width_in_use
 from detection.models.postprocess import clip
 from detection.nms import grouped_nms
@@ -74,6 +75,7 @@ class RPN(nn.Module):
         )
         width = recipe.rpn_channels or channels
         self.head = RPNHead(channels, width, self.anchors.per_place[0], recipe.rpn_convs)
+        self.confusion = Confusion("rpn", 2)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Objectness logits Tensor[B, A] and deltas Tensor[B, A, 4]; float32, whatever the autocast."""
@@ -145,7 +147,9 @@ class RPN(nn.Module):
         )  # [B, A]
         drawn = sample(matches >= 0, matches == BACKGROUND, recipe.rpn_batch, recipe.rpn_positive_fraction)
         index, positive, valid = drawn.index, drawn.positive, drawn.valid  # [B, S]
-        each = F.binary_cross_entropy_with_logits(take(logits, index), positive.float(), reduction="none")
+        drawn_logits = take(logits, index)
+        self.confusion.add(positive.long(), (drawn_logits > 0).long(), valid)
+        each = F.binary_cross_entropy_with_logits(drawn_logits, positive.float(), reduction="none")
         objects = take(targets.boxes, take(matches, index).clamp(min=0))
         wanted = encode(objects, anchors[index])
         found = take(deltas, index)

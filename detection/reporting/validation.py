@@ -19,10 +19,12 @@ def draw(reports: Path) -> "Figure | None":
         return None
     summary = read_json(reports / "train/metrics.json")
     best, monitor = summary.get("best_epoch"), monitored(summary)
+    names = [name for name in dict.fromkeys([*DRAWN, monitor or "AP"]) if name in table.columns]
+    if not names:
+        return None
     figure, axes = chart(6.0, 3.4)
-    names = dict.fromkeys([*DRAWN, monitor or "AP"])
     marker = "o" if len(table) <= 40 else ""
-    for name in (name for name in names if name in table.columns):
+    for name in names:
         colour = DRAWN.get(name, SOFT)
         axes.plot(table["epoch"], table[name], color=colour, marker=marker, markersize=3.5, label=name)
     chosen = table[table["epoch"] == best]

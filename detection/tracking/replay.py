@@ -9,6 +9,7 @@ from typing import Any
 from detection.params.reading import flatten
 from detection.tracking import facts
 from detection.tracking.live import METRICS_PER_CALL, Point, log_points
+from detection.tracking.row import metric_of
 from detection.tracking.rows import latest_steps
 from detection.tracking.store import Store
 
@@ -89,7 +90,11 @@ def _points(path: Path, prefix: str, own: tuple[str, ...]) -> Iterator[Point]:
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             step, time_ms, epoch = int(row.pop("step")), int(row.pop("time")), row.pop("epoch")
-            values = {name if name in own else prefix + name: float(row[name]) for name in row if row[name]}
+            values = {
+                name if name in own else metric_of(name, prefix): float(row[name])
+                for name in row
+                if row[name]
+            }
             if "epoch" in own:
                 values["epoch"] = float(epoch)
             for name, value in facts.finite(values).items():

@@ -52,6 +52,11 @@ class Row(Protocol):
     ) -> None: ...
 
 
+def metric_of(column: str, prefix: str) -> str:
+    """A curve's column as a metric's name: with the prefix, unless it brings one (`train/rpn_recall`)."""
+    return column if "/" in column else prefix + column
+
+
 class ClosesItself:
     """The context manager that every row is."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from detection import ranks
 from detection.data.index import Index
 from detection.errors import DivergedError
-from detection.tracking.row import Row
+from detection.tracking.row import Row, metric_of
 
 
 class Table:
@@ -88,7 +88,7 @@ class History:
         self._held += [partial(self._send_losses, one) for one in rows]
 
     def add_metrics(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
-        """Add a validation's scores."""
+        """Add scores on val, and those on training samples, whose names bring their `train/`."""
         one = {"epoch": epoch, "step": step, "time": now_ms(), **scores}
         self.metrics.extend([one])
         self._held.append(partial(self._send_metrics, one))
@@ -105,7 +105,7 @@ class History:
         self.row.log(int(one["step"]), values, int(one["time"]))
 
     def _send_metrics(self, one: Mapping[str, Any]) -> None:
-        scores = {f"val/{k}": v for k, v in one.items() if k not in ("epoch", "step", "time")}
+        scores = {metric_of(k, "val/"): v for k, v in one.items() if k not in ("epoch", "step", "time")}
         self.row.log(int(one["step"]), {**scores, "epoch": one["epoch"]}, int(one["time"]))
 
 

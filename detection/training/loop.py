@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detection import ranks
 from detection.data.batch import Batch
 from detection.data.loader import Loader
+from detection.models.confusion import meters, rates
 from detection.models.hardware import autocast
 from detection.models.protocol import Detector
 from detection.params.recipe import Recipe
@@ -90,6 +91,9 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     average = _average(job)
     saved = job.checkpoints.load(STATE)
     state = restore(saved, job.detector, optimizer, average) if saved else State()
+    told = meters(job.detector)
+    for name, meter in told.items():
+        meter.restart(saved["confusion"][name] if saved else None)
     if saved and settings.determinism == "bitwise":
         torch.set_num_threads(saved["threads"])  # sums come out otherwise with another number of them
     history = History(job.reports, row, saved["history"] if saved else None)
@@ -107,7 +111,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
             asked, due = ranks.largest(interrupts.signal or 0, pace.due(state.step))  # all at the same step
             epoch_ended = place == 0 and state.step > 0
 
-            # once in a while: score val, keep the best weights, show some pictures
+            # once in a while: score val, keep the best weights, show some pictures; read the meters
             if (
                 last or (epoch_ended and epoch % settings.validate_every == 0)
             ) and state.validated < state.step:
@@ -124,6 +128,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
                     buffer.flush()  # nothing is saved after a loss that is not finite
                     state.seconds = time.monotonic() - clock
                     more = {"history": history.state(), "run_id": row.id, "threads": torch.get_num_threads()}
+                    more["confusion"] = {name: meter.total() for name, meter in told.items()}
                     job.checkpoints.save(STATE, snapshot(state, job.detector, optimizer, average, **more))
                     job.checkpoints.keep_only(BEST.format(epoch=state.best_epoch), BEST.format(epoch="*"))
                 history.publish()
@@ -230,12 +235,15 @@ def _validated(job: Job, average: AveragedModel | None) -> Detector:
 def _validate(
     job: Job, average: AveragedModel | None, state: State, history: History, row: Row, epoch: int
 ) -> None:
+    of_training = _read_meters(job.detector)
     if len(job.validator.index) == 0:
+        if of_training:
+            history.add_metrics(epoch, state.step, of_training)
         return
     detector = _validated(job, average)
     distributed.agree(detector)
     scores, results = job.validator.score(detector)
-    history.add_metrics(epoch, state.step, scores)
+    history.add_metrics(epoch, state.step, scores | of_training)
     monitor, settings = job.settings.monitor, job.settings
     value = scores[monitor]
     least_rise = settings.early_stop.min_delta if settings.early_stop else 0.0
@@ -249,6 +257,15 @@ def _validate(
     if settings.samples_every and epoch % settings.samples_every == 0 and ranks.leads():
         picture = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
         row.artifact(job.validator.draw(results, settings.samples, picture), SAMPLES)
+
+
+def _read_meters(detector: Detector) -> dict[str, float]:
+    """What its classifiers made of their training samples since the last time: `train/rpn_recall`, …."""
+    found: dict[str, float] = {}
+    for name, meter in meters(detector).items():
+        found |= {f"train/{name}_{rate}": value for rate, value in rates(meter.total()).items()}
+        meter.restart()
+    return found
 
 
 def _keep_samples(job: Job) -> None:

@@ -19,6 +19,7 @@ from detection.data.batch import Targets
 from detection.data.loader import Order
 from detection.errors import DetectionError, ParamsError
 from detection.models.build import build_detector
+from detection.models.confusion import Confusion
 from detection.models.hardware import pick_devices
 from detection.params import load
 from detection.tracking.row import NullRow
@@ -211,6 +212,17 @@ def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
     assert ranks.mean(torch.tensor([3])).tolist() == [3.0]
     assert (ranks.rank(), ranks.count(), ranks.gather("x"), ranks.largest(7)) == (0, 1, ["x"], [7])
+
+
+def test_ranks_add_up_what_their_meters_counted(tmp_path: Path) -> None:
+    def work() -> Any:
+        meter, samples = Confusion("rpn", 2), torch.ones(1 + ranks.rank(), dtype=torch.int64)
+        meter.restart(torch.tensor([[5, 0], [0, 0]]))  # what a checkpoint holds of both
+        meter.add(samples, samples * ranks.rank(), samples.bool())
+        return meter.total().tolist()
+
+    first, second = map(answer, together(2, tmp_path, work))
+    assert first == second == [[5, 0], [1, 2]]
 
 
 def test_the_ranks_shares_are_equal_and_make_up_the_batch(tmp_path: Path) -> None:

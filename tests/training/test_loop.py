@@ -1,4 +1,5 @@
 import csv
+import math
 import multiprocessing
 import os
 import signal
@@ -6,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
 import torch
 
 from detection.errors import DivergedError
+from detection.models.build import without_weights
+from detection.params import load
 from detection.params.recipe import Phase
 from detection.params.sections import EarlyStop
 from detection.tracking.row import NullRow
@@ -161,6 +165,43 @@ def test_phases_freeze_the_backbone_reload_the_best_and_go_on_bit_equal(
     assert losses[0] == losses[1]
     ends = [job.checkpoints.load(loop.STATE)["model"] for job in (whole, again)]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
+def test_two_stages_log_their_meters_and_go_on_to_equal_bits(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    chosen = without_weights(load(model="fasterrcnn_resnet18", dataset="shapes").recipe)
+    few: dict[str, Any] = {"image_size": 64, "max_size": None, "fpn_channels": 16, "roi_hidden": 16}
+    few |= {
+        "roi_batch": 16,
+        "rpn_pre_nms_train": 50,
+        "rpn_pre_nms_test": 10,
+        "epochs": 1,
+        "batch_size": BATCH,
+    }
+    two_stage, row = replace(chosen, **few), ListRow()
+    whole = make_job("whole", recipe=two_stage)
+    run(whole, row)
+    (epoch,) = rows(whole.reports / "metrics.csv")
+    names = {
+        f"train/{part}_{rate}" for part in ("rpn", "roi") for rate in ("accuracy", "recall", "precision")
+    }
+    assert names | {"AP"} <= epoch.keys()
+    assert all(0 <= float(epoch[name]) <= 1 or math.isnan(float(epoch[name])) for name in names)
+    assert float(epoch["train/rpn_accuracy"]) > 0.3
+    assert sum(names <= values.keys() for _, values, _ in row.points) == 1, "under their own names"
+
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2, signal.SIGTERM)  # the epoch's third step is taken by another process
+        with pytest.raises(SystemExit):
+            run(make_job("stopped", recipe=two_stage))
+    again = make_job("stopped", recipe=two_stage)
+    empty = replace(again.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
+    run(replace(again, validator=empty))  # without a val the meters are read all the same
+    assert rows(again.reports / "metrics.csv") == [
+        {name: epoch[name] for name in ("epoch", "step", *sorted(names))} | {"time": ANY}
+    ]
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
 
 
 def test_a_finished_training_is_not_done_again(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
