@@ -16,8 +16,17 @@ BACKBONES = {
     "ssd": ("vgg16",),
     "ssdlite": MOBILENETS,
 }
-
-
+COUNTS = (  # of a recipe of any architecture: whole numbers from 1
+    *("epochs", "iterations", "batch_size", "image_size", "detections_per_image", "topk_candidates"),
+    *("fpn_channels", "tower_depth", "topk_per_level", "rpn_convs", "rpn_channels", "rpn_batch"),
+    *("rpn_pre_nms_train", "rpn_pre_nms_test", "rpn_post_nms_train", "rpn_post_nms_test"),
+    *("pool_size", "roi_hidden", "roi_batch"),
+)
+SHARES = (  # from 0 to 1
+    *("score_threshold", "nms_threshold", "fg_iou", "bg_iou"),
+    *("rpn_nms_threshold", "rpn_score_threshold", "rpn_fg_iou", "rpn_bg_iou", "rpn_positive_fraction"),
+    *("roi_fg_iou", "roi_bg_iou", "roi_positive_fraction"),
+)
 FPN_BACKBONES, C4_BACKBONES = RESNETS + MOBILENETS, (*RESNETS, "vgg16")
 
 
@@ -39,10 +48,7 @@ def check_recipe(recipe: Recipe, key: str, file: str) -> None:
         )
     if (recipe.epochs is None) == (recipe.iterations is None):
         refuse("epochs", "give either epochs or iterations")
-    for field in ("epochs", "iterations", "batch_size", "image_size"):
-        value = getattr(recipe, field)
-        if value is not None and value < 1:
-            refuse(field, f"must be at least 1, not {value}")
+    _check_ranges(recipe, refuse)
     if recipe.schedule.name == "multistep" and any(m <= 0 for m in recipe.schedule.milestones):
         refuse("schedule.milestones", "must be positive")
     if recipe.resize == "keep" and recipe.max_size is not None and recipe.max_size < recipe.image_size:
@@ -64,6 +70,28 @@ def check_recipe(recipe: Recipe, key: str, file: str) -> None:
         _check_ssd(recipe, refuse)
 
 
+def _check_ranges(recipe: Recipe, refuse: Refuse) -> None:
+    """Numbers that are possible only within bounds, in whatever fields this recipe has."""
+    for field in COUNTS:
+        value = getattr(recipe, field, None)
+        if value is not None and value < 1:
+            refuse(field, f"must be at least 1, not {value}")
+    for field in SHARES:
+        share = getattr(recipe, field, 0.0)
+        if not 0 <= share <= 1:
+            refuse(field, f"is a share from 0 to 1, not {share}")
+    for part in ("", "rpn_", "roi_"):
+        low, high = getattr(recipe, f"{part}bg_iou", 0), getattr(recipe, f"{part}fg_iou", 1)
+        if low > high:
+            refuse(f"{part}bg_iou", f"is above {part}fg_iou ({low} > {high})")
+    stages = 6 if recipe.backbone in MOBILENETS else 5
+    if not 0 <= recipe.trainable_layers <= stages:
+        refuse("trainable_layers", f"{recipe.backbone} has {stages} stages: 0 to {stages}")
+    levels, lowest = getattr(recipe, "fpn_levels", (5,)), 1 if recipe.backbone in MOBILENETS else 2
+    if levels not in [tuple(range(a, b + 1)) for a in range(lowest, 6) for b in range(a, 6)]:
+        refuse("fpn_levels", f"are neighbours, rising, of {recipe.backbone}'s {lowest} to 5")
+
+
 def _check_retinanet(recipe: RetinaNetRecipe, refuse: Refuse) -> None:
     levels = len(recipe.fpn_levels) + (2 if recipe.pyramid == "fpn" else 1)
     for field in ("anchor_sizes", "anchor_strides"):
@@ -72,12 +100,8 @@ def _check_retinanet(recipe: RetinaNetRecipe, refuse: Refuse) -> None:
             refuse(field, f"needs one entry per pyramid level: {levels}, not {len(given)}")
     if len({len(sizes) for sizes in recipe.anchor_sizes}) > 1:
         refuse("anchor_sizes", "all levels share one head: each needs equally many sizes")
-    if recipe.bg_iou > recipe.fg_iou:
-        refuse("bg_iou", f"is above fg_iou ({recipe.bg_iou} > {recipe.fg_iou})")
     if recipe.pyramid == "aligned" and (recipe.fpn_levels != (3, 4, 5) or recipe.top_from != "c5"):
         refuse("pyramid", "aligned stands on levels 3, 4 and 5 with P6 from C5: set top_from: c5")
-    if recipe.tower_depth < 1:
-        refuse("tower_depth", f"must be at least 1, not {recipe.tower_depth}")
     if recipe.head_norm == "group":
         _check_towers(recipe.fpn_channels, refuse)
 
