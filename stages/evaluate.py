@@ -18,7 +18,6 @@ def main() -> None:
     import msgspec
 
     from detection.data.prepared import Prepared
-    from detection.errors import CheckpointError
     from detection.evaluation import (
         analysis,
         bootstrap,
@@ -33,17 +32,13 @@ def main() -> None:
     from detection.evaluation.matching import match
     from detection.evaluation.overlaps import Overlaps, picture_order
     from detection.evaluation.resampling import Sample
-    from detection.models.build import load_detector
+    from detection.models.build import check_classes, load_detector
     from detection.tracking.evaluation import log_evaluation
 
     prepared = Prepared.load()
     prepared.check_unchanged("test")
     loaded = load_detector(DETECTOR)
-    if loaded.classes != prepared.classes:
-        raise CheckpointError(
-            f"{DETECTOR} knows the classes {', '.join(loaded.classes)}, data/prepared has "
-            f"{', '.join(prepared.classes)}; train again: dvc repro"
-        )
+    check_classes(DETECTOR, loaded, prepared.classes)
     index = prepared.index("test")
     results = inference.run(
         loaded.detector,

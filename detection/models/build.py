@@ -116,6 +116,27 @@ def save_detector(
     )
 
 
+def check_classes(path: str | Path, loaded: Loaded, wanted: tuple[str, ...]) -> None:
+    """Refuse a detector that was trained on other classes than the data has, or in another order.
+
+    Args:
+        path: Its file, for the message.
+        loaded: The detector.
+        wanted: Class names of the data; labels index them.
+
+    Raises:
+        CheckpointError: Naming the first difference in each direction.
+    """
+    if loaded.classes == wanted:
+        return
+    unknown = [f"knows {name!r}, which the data has not" for name in loaded.classes if name not in wanted]
+    missing = [f"lacks {name!r}" for name in wanted if name not in loaded.classes]
+    pairs = enumerate(zip(loaded.classes, wanted, strict=False))
+    moved = [f"has {a!r} as class {i}, where the data has {b!r}" for i, (a, b) in pairs if a != b]
+    said = " and ".join([*missing[:1], *unknown[:1]] or moved[:1])
+    raise CheckpointError(f"{path} is of other classes: it {said}; train again: dvc repro")
+
+
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
     """Read a detector's file.
 

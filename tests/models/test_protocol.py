@@ -1,14 +1,24 @@
 """The protocol that every detector keeps; a later inside must pass these tests unchanged."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
-from detection.models.build import build_detector, load_detector, save_detector, without_weights
+from detection.models.build import (
+    Loaded,
+    build_detector,
+    check_classes,
+    load_detector,
+    save_detector,
+    without_weights,
+)
 from detection.models.protocol import Detector, Sizes, Targets
 from detection.params import Recipe, load
 
@@ -184,3 +194,20 @@ def test_another_architectures_weights_are_refused(tmp_path: Path) -> None:
     save_detector(path, detector.state_dict(), recipe, ("a", "b"), "some")
     with pytest.raises(CheckpointError, match=r"in the file, .* in the network"):
         load_detector(path)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("cat", "cow"), "it lacks 'dog' and knows 'cow', which the data has not; train again"),
+        (("cat",), "it lacks 'dog'; train again"),
+        (("cat", "dog", "cow"), "it knows 'cow', which the data has not; train again"),
+        (("dog", "cat"), "it has 'dog' as class 0, where the data has 'cat'; train again"),
+    ],
+)
+def test_a_detector_of_other_classes_is_refused(classes: tuple[str, ...], words: str) -> None:
+    recipe = load_recipe("retinanet_resnet18", "shapes")
+    detector: Any = nn.Identity()
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        check_classes("detector.pt", Loaded(detector, recipe, classes, "some"), ("cat", "dog"))
+    check_classes("detector.pt", Loaded(detector, recipe, ("cat", "dog"), "some"), ("cat", "dog"))
