@@ -68,7 +68,9 @@ def _value_faults(kind: Any, value: object, key: str) -> Iterator[str]:
     except msgspec.ValidationError as error:
         words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
         if words and isinstance(value, str):
-            yield f"{key}: {value!r} is not possible; {did_you_mean(value, words)}"
+            advice = did_you_mean(value, words)
+            others = f" Possible: {', '.join(words)}" if advice.startswith("did") else ""
+            yield f"{key}: {value!r} is not possible; {advice}{others}"
         else:
             reason = str(error).replace("`", "")
             yield f"{key}: {reason}: {value!r}"

@@ -43,7 +43,7 @@ def edited(tmp_path: Path) -> Any:
         (("models.retinanet.lrr", 1), "models.retinanet.lrr: unknown key"),
         (("models.retinanet.optimizer.lrr", 1), "optimizer.lrr: unknown key; did you mean 'lr'?"),
         (("models.retinanet.optimizer.lr", "0.1"), "optimizer.lr: Expected float, got str: '0.1'"),
-        (("models.retinanet.optimizer.name", "sgdd"), "'sgdd' is not possible; did you mean 'sgd'?"),
+        (("models.retinanet.optimizer.name", "sgdd"), "did you mean 'sgd'? Possible: sgd, adam, adamw"),
         (("models.retinanet.image_size", KeyError), "image_size: this key is needed and missing"),
         (("models.retinanet.image_size", 0), "image_size: must be at least 1, not 0"),
         (("models.retinanet.iterations", 10), "give either epochs or iterations"),
