@@ -6,8 +6,8 @@
 
 Each recipe keeps its own assignment, losses, sampling and postprocessing, at a reduced size: 128 pixels where
 it has no fixed size, narrow pyramids, the smallest backbone of its kind, and the anchors of its `on: shapes`.
-From random weights, without augmentation, by AdamW at one learning rate for all: what is tried is the
-detector, not its schedule. Scored by COCO's protocol on the same eight pictures.
+From random weights, without augmentation, in the default precision, by AdamW at one learning rate for all:
+what is tried is the detector, not its schedule. Scored by COCO's protocol on the same eight pictures.
 """
 
 import argparse
@@ -25,10 +25,12 @@ from detection.data.read import Raw, read
 from detection.evaluation import coco
 from detection.evaluation.inference import run
 from detection.models.build import build_detector, without_weights
+from detection.models.hardware import autocast, pick_precision
 from detection.params import Optimizer, Recipe, ShapesDataset, load
 from detection.params.reading import read_yaml
 from detection.training.optimisation import make_optimizer, set_learning_rate
 
+CPU = torch.device("cpu")
 PICTURES, SIDE = 8, 128
 ENOUGH = 0.9  # AP50
 EVERY = 25  # steps between scores
@@ -65,7 +67,9 @@ def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
     best, best_step = 0.0, 0
     for step, batch in enumerate(chain.from_iterable(map(loader.epoch, count())), start=1):
         set_learning_rate(optimizer, min(step / WARM, 1.0))
-        losses = detector.train()(batch.images.contiguous(memory_format=torch.channels_last), batch.targets)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        with autocast(CPU, pick_precision("auto", CPU)):
+            losses = detector.train()(images, batch.targets)
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
