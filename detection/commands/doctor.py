@@ -99,8 +99,8 @@ def _faults(raw: Raw) -> list[str]:
 def _trust(raw: Raw, dataset: Dataset) -> list[str]:
     """By how much chance moves the scores on val and test, and what else takes their meaning."""
     margins = {split: margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
-    parts = [f"on {split} by up to {off:.2f}" for split, off in margins.items() if not math.isnan(off)]
+    parts = [f"{off:.2f} on {split}" for split, off in margins.items() if not math.isnan(off)]
     lines = ["  how far scores can be trusted"]
     if parts:
-        lines.append(f"    chance moves AP50 {', '.join(parts)} (19 times of 20): few objects, wide margin")
+        lines.append(f"    chance alone moves AP50 by up to {', '.join(parts)} (19 times of 20)")
     return lines + [f"    {line}" for line in doubts(raw.name, dataset, raw.splits, raw.classes)]

@@ -3,7 +3,9 @@
 What a sample looks like is a function of (seed, epoch, index) and never of a worker's state, and an epoch's
 batches are a function of (seed, epoch): a training that is cut off goes on with the very next batch.
 
-Loader processes are forked: they share the index and the cache with the training and copy neither.
+Loader processes are forked: they share the index and the cache with the training and copy neither. That other
+threads run here meanwhile (OpenMP's, the tracking's), of which Python 3.12 and later warn, is no danger: a
+loader process decodes and resizes in one thread, and uses no device, no connection and no lock of theirs.
 
 Letters: B pictures in a batch, M most objects of one picture.
 """

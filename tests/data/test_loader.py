@@ -1,3 +1,5 @@
+import logging
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +96,27 @@ def test_an_epoch_is_a_function_of_seed_and_number(
     assert same(first[1:], everything(loader(0), 3, start=1))  # and wherever one begins
     assert not same(first, everything(loader(0), 4))
     assert not same(first, everything(loader(1), 3))
+
+
+def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    """As the tracking's thread is: locks that it holds at the fork stay held in the child."""
+    pictures = Pictures(split, tmp_path, recipe, train=True)
+    expected = everything(Loader(pictures, 2, 0, shuffle=True), 0)
+    log, done = logging.getLogger("busy"), threading.Event()
+    log.addHandler(logging.NullHandler())
+
+    def work() -> None:
+        while not done.is_set():
+            log.warning("%s", torch.rand(200, 200).sum())
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            assert same(expected, everything(Loader(pictures, 2, 2, shuffle=True), 0))
+    finally:
+        done.set()
 
 
 @pytest.mark.parametrize("megabytes", [1, 0.008])
