@@ -86,3 +86,5 @@ def test_real_datasets_are_prepared(shared_data: Path, tmp_path: Path, name: str
     prepared = Prepared.load(tmp_path / "data/prepared")
     assert f"digest: {prepared.digest}" in result.stdout
     assert len(prepared.index("val")) > 0
+    told = "val (6 pictures, 55 objects) is too small: chance alone moves its AP50 by up to 0.18, and which"
+    assert (told in result.stdout) == ("too small" in result.stdout) == (name == "tiny_coco")
