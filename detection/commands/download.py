@@ -90,7 +90,7 @@ def _progress(archive: Archive) -> Iterator[Report]:
             bars.TransferSpeedColumn(),
             bars.TimeRemainingColumn(),
         )
-        with bars.Progress(*columns) as bar:
+        with bars.Progress(*columns) as bar, _lines_above():
             task = bar.add_task(archive.name, total=archive.size)
             yield lambda there: bar.update(task, completed=there)
         return
@@ -109,6 +109,19 @@ def _progress(archive: Archive) -> Iterator[Report]:
             )
 
     yield line
+
+
+@contextmanager
+def _lines_above() -> Iterator[None]:
+    """While a bar stands, `rich` has a stdout of its own: what is logged comes above it, not into it."""
+    handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
+    before = [(handler, handler.setStream(sys.stdout)) for handler in handlers]
+    try:
+        yield
+    finally:
+        for handler, stream in before:
+            if stream is not None:
+                handler.setStream(stream)
 
 
 def _size(count: int) -> str:

@@ -127,7 +127,7 @@ def _fetch_from(url: str, size: int, part: Path, report: Report, pause_s: float)
             _go_on(url, size, part, report)
             if (after := _length(part)) == size:
                 return
-            raise ConnectionError(f"the connection broke off at {after} of {size} bytes")
+            raise ConnectionError(f"the connection broke off at {after:,} of {size:,} bytes")
         except HTTPError as error:
             error.close()
             if error.code < 500:
@@ -212,5 +212,5 @@ def _reason(error: OSError | HTTPException) -> str:
     if isinstance(error, HTTPError):
         return f"answers {error.code} {error.reason}"
     if isinstance(error, URLError):
-        return f"is not reached, {error.reason}"
+        return f"is not reached, {getattr(error.reason, 'strerror', None) or error.reason}"
     return str(error) or type(error).__name__

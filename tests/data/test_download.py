@@ -120,7 +120,9 @@ def test_a_connection_that_breaks_off_is_gone_on_with(server: Server, tmp_path: 
 
 def test_the_next_command_goes_on_where_the_last_one_was_killed(server: Server, tmp_path: Path) -> None:
     server.breaks_after = [700_000, *[0] * downloading.TRIES]
-    with pytest.raises(DataError, match=r"broke off at 700000 of 3000000 bytes.*Run the same command again"):
+    with pytest.raises(
+        DataError, match=r"broke off at 700,000 of 3,000,000 bytes.*Run the same command again"
+    ):
         get(archive(server.url), tmp_path)
     assert (tmp_path / "file.tar.part").stat().st_size == 700_000
     get(archive(server.url), tmp_path)
