@@ -9,16 +9,16 @@ and both names share a row. The last line says ok, or what was wrong.
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from benchmarks.clones import MODEL, Clone, wait
 
 STEPS = 5
+TEMP = ("exp", "run", "--temp")
 LR = f"models.{MODEL}.optimizer.lr"
 
 
@@ -90,14 +90,13 @@ def a_round(start: Clone, folder: Path) -> list[str]:
     began = time.monotonic()
     rates = {f"queued-{i}": 1e-4 * (i + 1) for i in range(6)}
     queue(clone, rates)
-    temps: list[subprocess.Popen[Any]] = [
-        clone.start(
-            "dvc", "exp", "run", "--temp", "-n", f"temp-{i}", "-S", f"{LR}={1e-5 * (i + 1)}", "evaluate"
-        )
-        for i in range(2)
-    ]
-    work(clone, 900)
-    faults = [f"a --temp run left with {code}" for code in (one.wait() for one in temps) if code]
+    with ThreadPoolExecutor(2) as pool:
+        temps = [
+            pool.submit(dvc, clone, *TEMP, "-n", f"temp-{i}", "-S", f"{LR}={1e-5 * (i + 1)}", "evaluate")
+            for i in range(2)
+        ]
+        work(clone, 900)
+    faults = [f"a --temp run failed: {error}" for error in (one.exception() for one in temps) if error]
     faults += look(clone, {*rates, "temp-0", "temp-1"})
     print(f"8 at once: {time.monotonic() - began:.0f} s, {len(clone.rows())} rows", flush=True)
 
