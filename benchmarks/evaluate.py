@@ -1,7 +1,8 @@
 """COCO's twelve numbers from files, beside pycocotools and faster-coco-eval: CPU time and peak memory.
 
-    python -m benchmarks.evaluate                  # COCO val's size, then ten times that (our side only)
-    python -m benchmarks.evaluate --repeats 3      # medians; pycocotools takes minutes each time
+    python -m benchmarks.evaluate                  # beside the peers, then how ours grows; four minutes
+    python -m benchmarks.evaluate --part growth    # ours alone, at COCO val's size and at ten times that
+    python -m benchmarks.evaluate --repeats 3      # medians; pycocotools takes a minute each time
     uv pip install faster-coco-eval                # the second peer; without it its rows are left out
 
 The split is drawn with a fixed seed: 5,000 pictures, 36,000 objects in 80 classes (2 % crowds), 500,000
@@ -183,20 +184,20 @@ def child(name: str, folder: Path) -> None:
     print("\n" + json.dumps(took))
 
 
-def measure(names: list[str], folder: Path, repeats: int) -> dict[str, dict[str, Any]]:
-    """Medians of every side, interleaved."""
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+def measure(sides: list[tuple[str, Path]], repeats: int) -> list[dict[str, Any]]:
+    """Medians of every side on the files of a folder, interleaved."""
+    runs: list[list[dict[str, Any]]] = [[] for _ in sides]
     for _ in range(repeats):
-        for name in names:
+        for (name, folder), mine in zip(sides, runs, strict=True):
             command = [sys.executable, "-m", "benchmarks.evaluate", "--side", name, "--folder", str(folder)]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+            mine.append(json.loads(done.stdout.splitlines()[-1]))
     keys = ("load", "score", "total", "wall", "MiB")
-    return {
-        name: {key: statistics.median(run[key] for run in mine) for key in keys} | {"stats": mine[0]["stats"]}
-        for name, mine in runs.items()
-    }
+    return [
+        {key: statistics.median(run[key] for run in mine) for key in keys} | {"stats": mine[0]["stats"]}
+        for mine in runs
+    ]
 
 
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
@@ -210,39 +211,59 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
         print(f"| {name} | {cells} | {row['MiB']:.0f} |")
 
 
+def beside_peers(repeats: int) -> list[str]:
+    """Measure all sides at COCO val's size; returns the ratios as lines."""
+    installed = [name for name in PEERS if importlib.util.find_spec(name)]
+    names = [*SIDES, *installed]
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder), 1)
+        rows = dict(zip(names, measure([(name, Path(folder)) for name in names], repeats), strict=True))
+    show("5,000 pictures, 36,000 objects, 500,000 detections", rows)
+    mine, lines = rows["ours"], []
+    for peer in installed:
+        theirs = rows[peer]
+        equal = "equal" if theirs["stats"] == mine["stats"] else "NOT equal"
+        lines.append(
+            f"{peer}: the 12 numbers are {equal}; CPU time {theirs['score'] / mine['score']:.1f}x scoring, "
+            f"{theirs['total'] / mine['total']:.1f}x in all; memory {theirs['MiB'] / mine['MiB']:.1f}x"
+        )
+    lines += [f"{peer} is not installed and was left out" for peer in PEERS.keys() - set(installed)]
+    added = rows["ours_with_analysis"]["score"] / mine["score"] - 1
+    lines.append(f"the whole analysis adds {added:.1f}x the time of scoring")
+    lines.append(
+        f"1,000 rounds of two experiments' AP50: {rows['ours_compared']['score']:.1f} CPU s, with matching"
+    )
+    return lines
+
+
+def growth(repeats: int) -> list[str]:
+    """Measure our side at both sizes in turns; returns the ratio as a line."""
+    with tempfile.TemporaryDirectory() as name:
+        folders = {scale: Path(name) / str(scale) for scale in (1, 10)}
+        for scale, folder in folders.items():
+            folder.mkdir()
+            draw(folder, scale)
+        one, ten = measure([("ours", folder) for folder in folders.values()], repeats)
+    show("ours at that size and at ten times that", {"once": one, "ten times": ten})
+    score, memory = ten["score"] / one["score"], ten["MiB"] / one["MiB"]
+    return [f"ten times the size: {score:.1f}x scoring, {memory:.1f}x the memory"]
+
+
 def main() -> None:
     """Measure, print tables, and the ratios in the last lines."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--part", choices=["peers", "growth"], help="default: both")
     parser.add_argument("--side", choices=[*SIDES, *PEERS], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         child(options.side, options.folder)
         return
-    installed = [name for name in PEERS if importlib.util.find_spec(name)]
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    with tempfile.TemporaryDirectory() as name:
-        draw(Path(name), 1)
-        one = measure([*SIDES, *installed], Path(name), options.repeats)
-        show("5,000 pictures, 36,000 objects, 500,000 detections", one)
-        draw(Path(name), 10)
-        ten = measure(["ours"], Path(name), 1)
-        show("ten times that", ten)
-    mine = one["ours"]
-    for peer in installed:
-        theirs = one[peer]
-        equal = "equal" if theirs["stats"] == mine["stats"] else "NOT equal"
-        print(
-            f"{peer}: the 12 numbers are {equal}; CPU time {theirs['score'] / mine['score']:.1f}x scoring, "
-            f"{theirs['total'] / mine['total']:.1f}x in all; memory {theirs['MiB'] / mine['MiB']:.1f}x"
-        )
-    for peer in PEERS.keys() - set(installed):
-        print(f"{peer} is not installed and was left out")
-    print(f"the whole analysis: {one['ours_with_analysis']['score'] / mine['score']:.1f}x the scoring alone")
-    print(f"1,000 rounds of two experiments' AP50: {one['ours_compared']['score']:.1f} CPU s, with matching")
-    growth = ten["ours"]["score"] / mine["score"], ten["ours"]["MiB"] / mine["MiB"]
-    print(f"ten times the size: {growth[0]:.1f}x scoring, {growth[1]:.1f}x the memory")
+    lines = beside_peers(options.repeats) if options.part != "growth" else []
+    lines += growth(options.repeats) if options.part != "peers" else []
+    print("\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

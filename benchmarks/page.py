@@ -28,10 +28,8 @@ from PIL import Image
 from benchmarks.evaluate import draw
 from detection.data.index import Index
 from detection.data.listing import listing_hash, sizes
-from detection.evaluation import analysis, bootstrap, coco, coco_files, curves, per_class, voc
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Overlaps, picture_order
-from detection.evaluation.resampling import Sample
+from detection.evaluation import analysis, coco_files
+from detection.evaluation.assessment import assess
 from detection.evaluation.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -96,20 +94,9 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
 
 
 def _write_evaluation(folder: Path, index: Index, results: Results, classes: tuple[str, ...]) -> None:
-    folder.mkdir(parents=True)
-    overlaps = Overlaps.of_index(index, results, len(classes))
-    matches = match(overlaps)
-    by_coco, by_voc = coco.score_matches(overlaps, matches), voc.score_overlaps(overlaps)
-    order = picture_order(index)
-    ids = [name.decode() for name in index.ids[order]]
-    tables = analysis.tables(overlaps, matches, classes, ids, index.sizes[order])
-    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)), rounds=ROUNDS)
-    stats: dict[str, Any] = {**by_coco.stats, **by_voc.stats}
-    written = {**tables, "intervals.json": spread.to_json(classes), "metrics.json": stats}
-    written["per_class.csv"] = per_class.table(index, classes, by_coco, by_voc)
-    written["pr_curves.csv"] = curves.table(by_coco, classes)
-    analysis.write(folder, written)
-    (folder / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
+    tables = assess(index, results, classes, rounds=ROUNDS).tables
+    detections = msgspec.json.encode(results.to_coco(index))
+    analysis.write(folder, {**tables, "detections.json": detections})
 
 
 def plot(folder: Path) -> float:

@@ -1,6 +1,5 @@
 """Score the trained detector on the test split; leaves `reports/evaluation/`."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stages.entry import run
 log = logging.getLogger(__name__)
 OUT = Path("reports/evaluation")
 DETECTOR = Path("models/detector.pt")
+SAID = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 
 
 def main() -> None:
@@ -18,6 +18,7 @@ def main() -> None:
     import msgspec
 
     from detection.data.prepared import Prepared
+<<<<<<< HEAD
     from detection.evaluation import (
         analysis,
         bootstrap,
@@ -33,6 +34,12 @@ def main() -> None:
     from detection.evaluation.overlaps import Overlaps, picture_order
     from detection.evaluation.resampling import Sample
     from detection.models.build import check_classes, load_detector
+=======
+    from detection.errors import CheckpointError
+    from detection.evaluation import analysis, inference, speed
+    from detection.evaluation.assessment import assess
+    from detection.models.build import load_detector
+>>>>>>> 2723f8f (Scoring sorts by radix and in parts that fit the cache, sorts once for all that reads it; one assessment behind the stage, the benchmark and the tests; speed says how busy the machine was)
     from detection.tracking.evaluation import log_evaluation
 
     prepared = Prepared.load()
@@ -50,31 +57,14 @@ def main() -> None:
         precision=chosen.evaluate.precision,
         score_threshold=chosen.evaluate.score_threshold,
     )
-    overlaps = Overlaps.of_index(index, results, len(loaded.classes))
-    matches = match(overlaps)
-    by_coco, by_voc = coco.score_matches(overlaps, matches), voc.score_overlaps(overlaps)
-    if chosen.evaluate.verify:
-        official.verify(overlaps, by_coco)
-    table = per_class.table(index, loaded.classes, by_coco, by_voc)
-    stats = {**by_coco.stats, **by_voc.stats}
-    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)))
-
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "metrics.json").write_text(json.dumps(analysis.jsonable(stats), indent=2) + "\n", encoding="utf-8")
-    (OUT / "detections.json").write_bytes(msgspec.json.encode(results.to_coco(index)))
-    table.to_csv(OUT / "per_class.csv", index=False)
-    curves.table(by_coco, loaded.classes).to_csv(OUT / "pr_curves.csv", index=False)
-    order = picture_order(index)
-    ids = [name.decode() for name in index.ids[order]]
-    tables = analysis.tables(overlaps, matches, loaded.classes, ids, index.sizes[order])
+    found = assess(index, results, loaded.classes, verify=chosen.evaluate.verify)
     figures = speed.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
-    others = {"intervals.json": spread.to_json(loaded.classes), "speed.json": figures}
-    analysis.write(OUT, {**tables, **others})
-    for name in ("AP", "AP50", "AP75", "voc_ap50_11pt"):
-        log.info("test %-14s %.4f", name, stats[name])
-    by_class = dict(zip((f"AP/{name}" for name in loaded.classes), by_coco.per_class["AP"], strict=True))
-    metrics = {f"test/{name}": float(value) for name, value in {**stats, **by_class}.items()}
-    metrics |= speed.flat(figures)
+    detections = msgspec.json.encode(results.to_coco(index))
+    analysis.write(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
+
+    for name in SAID:
+        log.info("test %-14s %.4f", name, found.stats[name])
+    metrics = found.row() | speed.flat(figures)
     log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
 
 

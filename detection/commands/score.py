@@ -3,9 +3,13 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from detection.errors import DetectionError
+
+if TYPE_CHECKING:
+    from detection.evaluation.given import Given
+    from detection.evaluation.overlaps import Overlaps
 
 
 def score(
@@ -44,15 +48,7 @@ def score(
     Raises:
         DetectionError: Something is missing, broken or of no meaning.
     """
-    needed = {"coco": {"--ground-truth": ground_truth}}.get(
-        format, {"--devkit": devkit, "--year": year, "--image-set": image_set}
-    )
-    missing = [name for name, value in needed.items() if value is None]
-    if missing:
-        raise DetectionError(f"--format {format} needs {' and '.join(missing)}")
-    if verify and format == "voc":
-        raise DetectionError("--verify asks pycocotools, which scores COCO's way; use it with --format coco")
-
+    _check(format, ground_truth, devkit, year, image_set, verify)
     from detection.evaluation import coco, coco_files, official, voc, voc_files
     from detection.evaluation.analysis import jsonable
     from detection.evaluation.matching import match
@@ -64,37 +60,59 @@ def score(
         assert devkit is not None
         given = voc_files.read(devkit, str(year), str(image_set), detections, skip_unknown=skip_unknown)
     overlaps = given.overlaps()
-    matches = match(overlaps) if format == "coco" or report else None
-    by_coco = coco.score_matches(overlaps, matches) if matches else None
     if format == "coco":
-        assert by_coco is not None
+        by_coco = coco.score_matches(overlaps, match(overlaps))
         if verify:
             official.verify(overlaps, by_coco)
-        content: dict[str, Any] = {
-            "protocol": f"COCO bbox, {len(given.pictures)} pictures",
-            "stats": by_coco.stats,
-        }
+        protocol = f"COCO bbox, {len(given.pictures)} pictures"
+        content: dict[str, Any] = {"protocol": protocol, "stats": by_coco.stats}
     else:
         by_voc = voc.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
         content = _voc(by_voc, given.classes, f"VOC{year} {image_set}", overlap, ties)
-    text = _table(content) if table else json.dumps(jsonable(content), indent=1)
-    if report and matches and by_coco:
-        from detection.evaluation import analysis, bootstrap, curves
-        from detection.evaluation.resampling import Sample
+    if report:
+        _report(report, given, overlaps, content)
+    return _table(content) if table else json.dumps(jsonable(content), indent=1)
 
-        spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(given.pictures)))
-        tables = {
-            **analysis.tables(overlaps, matches, given.classes, given.pictures),
-            "scores.json": content,
-            "intervals.json": spread.to_json(given.classes),
-        }
-        tables["per_class.csv"] = curves.per_class(by_coco, given.classes)
-        tables["pr_curves.csv"] = curves.table(by_coco, given.classes)
-        try:
-            analysis.write(report, tables)
-        except OSError as error:
-            raise DetectionError(f"--report {report} cannot be written: {error.strerror}") from None
-    return text
+
+def _check(
+    format: str,
+    ground_truth: Path | None,
+    devkit: Path | None,
+    year: str | None,
+    image_set: str | None,
+    verify: bool,
+) -> None:
+    """Options that a format needs, and one that it cannot have."""
+    needed: dict[str, object] = {"--devkit": devkit, "--year": year, "--image-set": image_set}
+    if format == "coco":
+        needed = {"--ground-truth": ground_truth}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing:
+        raise DetectionError(f"--format {format} needs {' and '.join(missing)}")
+    if verify and format == "voc":
+        raise DetectionError("--verify asks pycocotools, which scores COCO's way; use it with --format coco")
+
+
+def _report(folder: Path, given: "Given", overlaps: "Overlaps", content: dict[str, Any]) -> None:
+    """Write the whole analysis; it rests on COCO's matching, whatever the format."""
+    from detection.evaluation import analysis, bootstrap, coco, curves
+    from detection.evaluation.matching import match
+    from detection.evaluation.resampling import Sample
+
+    matches = match(overlaps)
+    by_coco = coco.score_matches(overlaps, matches)
+    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(given.pictures)))
+    tables = {
+        **analysis.tables(overlaps, matches, given.classes, given.pictures, given.sizes),
+        "scores.json": content,
+        "intervals.json": spread.to_json(given.classes),
+        "per_class.csv": curves.per_class(by_coco, given.classes),
+        "pr_curves.csv": curves.table(by_coco, given.classes),
+    }
+    try:
+        analysis.write(folder, tables)
+    except OSError as error:
+        raise DetectionError(f"--report {folder} cannot be written: {error.strerror}") from None
 
 
 def _voc(by_voc: Any, classes: tuple[str, ...], name: str, overlap: str, ties: str) -> dict[str, Any]:

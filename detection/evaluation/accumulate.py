@@ -8,13 +8,16 @@ Letters: D detections, C classes, N right detections of one area range and cap, 
 R = 101 recalls, A = 4 ranges of area, M = 3 caps.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.matching import AREAS, EVERY_THRESHOLD, THRESHOLDS, Matches, in_areas
-from detection.evaluation.overlaps import Overlaps, best_first
+from detection.evaluation.ordering import blocks
+from detection.evaluation.overlaps import Overlaps
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """[101] recalls at which COCO reads precision."""
@@ -33,32 +36,52 @@ class Arrays(NamedTuple):
     """[T, R, C, A, M] the score at which a recall is reached."""
 
 
-class _Line(NamedTuple):
-    """The detections under one cap, class after class, the best score first."""
+@dataclass(frozen=True, eq=False)
+class _Line:
+    """The detections of some classes under one cap, class after class, the best score first."""
 
+    classes: int
     rows: NDArray[np.int64]
     """[D] in `Overlaps.found`."""
     ranks: NDArray[np.uint8]
     """[D] places among those of the same picture and class, up to 255."""
     labels: NDArray[np.int64]
-    """[D] rising."""
+    """[D] rising, from 0 among these classes."""
     matched: NDArray[np.int64]
     """[D] bits of the runs, as in `Matches`."""
     ignored: NDArray[np.int64]
     """[D] likewise."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, matches: Matches) -> "_Line":
-        """All of them."""
-        found = overlaps.found
-        rows = best_first(found.labels, found.scores)  # among equals by picture, then by rank
-        ranks = np.minimum(overlaps.rank, 255).astype(np.uint8)
-        return cls(rows, ranks[rows], found.labels[rows], matches.matched[rows], matches.ignored[rows])
+    def of(cls, overlaps: Overlaps, matches: Matches, rows: NDArray[np.int64], first: int, end: int) -> Self:
+        """Those in some rows, of the classes from `first` to before `end`."""
+        ranks = np.minimum(overlaps.rank.take(rows), 255).astype(np.uint8)
+        labels = overlaps.found.labels.take(rows) - first
+        return cls(end - first, rows, ranks, labels, matches.matched.take(rows), matches.ignored.take(rows))
 
     def under(self, cap: int) -> "_Line":
         """Those among the first `cap` of their picture and class."""
         kept = self.ranks < cap
-        return self if kept.all() else _Line._make(column[kept] for column in self)
+        if kept.all():
+            return self
+        return replace(
+            self,
+            rows=self.rows[kept],
+            ranks=self.ranks[kept],
+            labels=self.labels[kept],
+            matched=self.matched[kept],
+            ignored=self.ignored[kept],
+        )
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """[C + 1] where each class begins."""
+        return np.searchsorted(self.labels, np.arange(self.classes + 1))
+
+    @cached_property
+    def touched(self) -> NDArray[np.int64]:
+        """Places of those matched in some run; all others are wrong, or ignored, at every threshold alike."""
+        return np.flatnonzero(self.matched)
 
 
 def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
@@ -67,16 +90,19 @@ def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
     arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
     truth = overlaps.truth
     counted = np.where(truth.ignored, 0, in_areas(truth.areas))
-    goals = []
+    objects = []  # of each range of area and class
     for a in range(len(AREAS)):
         here = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
-        goals.append(_Goal.of(np.bincount(truth.labels[here], minlength=overlaps.classes)))
-    line = _Line.of(overlaps, matches)
-    for m, cap in reversed(list(enumerate(CAPS))):
-        line = line.under(cap)
-        starts = np.searchsorted(line.labels, np.arange(overlaps.classes + 1))
-        for a in range(len(AREAS)):
-            _fill(arrays, a, m, overlaps.found.scores, line, starts, goals[a])
+        objects.append(np.bincount(truth.labels[here], minlength=overlaps.classes))
+    starts = np.append(0, np.cumsum(np.bincount(overlaps.found.labels, minlength=overlaps.classes)))
+    for first, end in blocks(starts):
+        mine = Arrays(*(column[..., first:end, :, :] for column in arrays))
+        goals = [_Goal.of(count[first:end]) for count in objects]
+        line = _Line.of(overlaps, matches, overlaps.by_score[starts[first] : starts[end]], first, end)
+        for m, cap in reversed(list(enumerate(CAPS))):
+            line = line.under(cap)
+            for a in range(len(AREAS)):
+                _fill(mine, a, m, overlaps.found.scores, line, goals[a])
     return arrays
 
 
@@ -103,18 +129,9 @@ class _Goal(NamedTuple):
         return cls(objects, needed, starts, np.searchsorted(RECALLS, recall, side="right") - 1)
 
 
-def _fill(
-    arrays: Arrays,
-    a: int,
-    m: int,
-    scores: NDArray[np.float64],
-    line: _Line,
-    starts: NDArray[np.int64],
-    goal: _Goal,
-) -> None:
-    """Write one range of area and one cap into the arrays; `starts` [C + 1] says where classes begin."""
-    low = len(THRESHOLDS) * a
-    touched = np.flatnonzero(line.matched)  # in some run; the others are the same in all thresholds
+def _fill(arrays: Arrays, a: int, m: int, scores: NDArray[np.float64], line: _Line, goal: _Goal) -> None:
+    """Write one range of area and one cap into the arrays."""
+    low, starts, touched = len(THRESHOLDS) * a, line.starts, line.touched
     labels = line.labels[touched]
     first = np.searchsorted(labels, np.arange(len(starts)))
     counts, matched = ~line.ignored[touched], line.matched[touched]

@@ -25,7 +25,8 @@ MISSED, BACKGROUND_CLASS = "(missed)", "(background)"
 """Last column and last row of the confusion matrix; brackets keep them apart from a class's name."""
 RULE = "greatest F1 of all detections in one pot, at IoU 0.5"
 
-Tables = Mapping[str, "pd.DataFrame | dict[str, Any]"]
+Tables = Mapping[str, "pd.DataFrame | dict[str, Any] | bytes"]
+"""Files by name: CSV, JSON, or what stands in it already."""
 
 
 def tables(
@@ -33,7 +34,7 @@ def tables(
     matches: Matches,
     classes: Sequence[str],
     picture_ids: Sequence[str],
-    sizes: NDArray[np.integer] | None = None,
+    sizes: NDArray[np.number] | None = None,
 ) -> Tables:
     """Why a detector fails, where to look, and from which score on it should be believed.
 
@@ -123,20 +124,24 @@ def tables(
 
 def write(folder: Path, content: Tables) -> None:
     """Write tables under their names: each file whole, and none under its name before all are written."""
-    texts = {
-        name: json.dumps(jsonable(one), indent=2) + "\n" if isinstance(one, dict) else one.to_csv(index=False)
-        for name, one in content.items()
-    }
+    contents = {name: _encoded(one) for name, one in content.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = {name: folder / f".{name}.{os.getpid()}" for name in texts}
+    unfinished = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
         for name, path in unfinished.items():
-            path.write_text(texts[name], encoding="utf-8")
+            path.write_bytes(contents[name])
         for name, path in unfinished.items():
             os.replace(path, folder / name)
     finally:
         for path in unfinished.values():
             path.unlink(missing_ok=True)
+
+
+def _encoded(one: "pd.DataFrame | dict[str, Any] | bytes") -> bytes:
+    if isinstance(one, bytes):
+        return one
+    text = json.dumps(jsonable(one), indent=2) + "\n" if isinstance(one, dict) else one.to_csv(index=False)
+    return text.encode()
 
 
 def _errors_per_class(

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
-from detection.evaluation.given import FARTHEST, Given, drop_unknown, read_bytes, refuse, rows_of, too_far
+from detection.evaluation.given import (
+    FARTHEST,
+    Given,
+    drop_unknown,
+    known_sizes,
+    read_bytes,
+    refuse,
+    rows_of,
+    too_far,
+)
 from detection.evaluation.overlaps import Found, Truth
 
 Read = TypeVar("Read")
@@ -19,6 +28,8 @@ Id = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]  # fits int64
 
 class _Image(msgspec.Struct, gc=False):
     id: Id
+    height: float | None = None
+    width: float | None = None
 
 
 class _Category(msgspec.Struct, gc=False):
@@ -66,12 +77,15 @@ def read(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) ->
     names = {category.id: category.name for category in instances.categories}
     categories = _ids(ground_truth, "categories", [category.id for category in instances.categories])
     truth = _truth(ground_truth, instances.annotations, pictures, categories)
+    by_id = {image.id: (image.height, image.width) for image in instances.images}
+    sizes = known_sizes([by_id[number] for number in pictures])
     del instances  # half of the memory, at COCO's size
     return Given(
         truth=truth,
         found=_found(detections, pictures, categories, skip_unknown),
         classes=tuple(names[number] for number in categories),
         pictures=tuple(map(str, pictures)),
+        sizes=sizes,
     )
 
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from detection.evaluation.accumulate import RECALLS
 from detection.evaluation.matching import LOWEST, MAX_DETECTIONS, Matches
-from detection.evaluation.overlaps import Overlaps, best_of_each, intersections, ranges, union
+from detection.evaluation.ordering import ranges
+from detection.evaluation.overlaps import Overlaps, best_of_each, intersections, union
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 """IoU from which a box is on an object, and below which it is on none."""
@@ -61,6 +62,11 @@ class Verdicts:
             found=found,
             object=matches.object,
         )
+
+    def judged(self, overlaps: Overlaps) -> NDArray[np.int64]:
+        """Rows of those right or wrong, in the order of `Overlaps.by_score`."""
+        order = overlaps.by_score
+        return order[(self.right | self.wrong)[order]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -168,12 +174,12 @@ def _first_of_each(
 
 
 class _Scene:
-    """AP50 of the split as it would be after some mending."""
+    """AP50 of the split as it would be after some mending. K: detections that are right or wrong."""
 
     def __init__(self, overlaps: Overlaps, verdicts: Verdicts) -> None:
         self.overlaps, self.verdicts = overlaps, verdicts
-        order = np.flatnonzero(verdicts.right | verdicts.wrong)
-        self.order = order[np.lexsort((-overlaps.found.scores[order], overlaps.found.labels[order]))]
+        self.order = verdicts.judged(overlaps)
+        self.labels, self.right = overlaps.found.labels[self.order], verdicts.right[self.order]
         self.known = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=overlaps.classes) > 0
 
     def ap50(
@@ -186,36 +192,54 @@ class _Scene:
         """Mean over the classes with objects.
 
         Args:
-            without: [D] detections that are taken away.
+            without: [D] wrong detections that are taken away.
             mended: Rows of such that come back as right ones, of the class of their target.
             target: [D] objects.
             forgiven: [T] objects that need not be found.
         """
-        overlaps, verdicts = self.overlaps, self.verdicts
-        labels, right = overlaps.found.labels, verdicts.right
-        rows = self.order if without is None else self.order[~without[self.order]]
+        labels, right, classes = self.labels, self.right, np.arange(self.overlaps.classes + 1)
+        kept = np.ones(len(labels), dtype=np.bool_) if without is None else ~without[self.order]
         if mended is not None and target is not None:
-            labels, right = labels.copy(), right.copy()
-            labels[mended], right[mended] = overlaps.truth.labels[target[mended]], True
-            rows = np.sort(np.concatenate([rows, mended]))
-            rows = rows[np.lexsort((-overlaps.found.scores[rows], labels[rows]))]
-        counted = verdicts.counted if forgiven is None else verdicts.counted & ~forgiven
-        objects = np.bincount(overlaps.truth.labels[counted], minlength=overlaps.classes)
-        starts = np.searchsorted(labels[rows], np.arange(overlaps.classes + 1))
+            at, new = self._places(mended, self.overlaps.truth.labels[target[mended]])
+            labels, right, kept = (
+                np.insert(labels, at, new),
+                np.insert(right, at, True),
+                np.insert(kept, at, True),
+            )
+        upto = np.concatenate([[0], np.cumsum(kept)])
+        before = upto[np.searchsorted(labels, classes)]  # [C + 1] of all classes before
+        hits = np.flatnonzero(right)
+        first = np.searchsorted(labels[hits], classes)
+        true = np.arange(1, len(hits) + 1) - first[labels[hits]]
+        precision = true / (upto[hits + 1] - before[labels[hits]])
+
+        counted = self.verdicts.counted if forgiven is None else self.verdicts.counted & ~forgiven
+        objects = np.bincount(self.overlaps.truth.labels[counted], minlength=self.overlaps.classes)
         values = [
-            _average_precision(right[rows[starts[label] : starts[label + 1]]], int(objects[label]))
+            _average_precision(precision[first[label] : first[label + 1]], int(objects[label]))
+            if objects[label]
+            else float(before[label] == before[label + 1])  # nothing to find: is nothing wrong left either?
             for label in np.flatnonzero(self.known)
         ]
         return float(np.mean(values)) if values else float("nan")
 
+    def _places(
+        self, rows: NDArray[np.int64], labels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where detections come in the order under new labels, behind equal scores; and these, so sorted."""
+        scores = self.overlaps.found.scores
+        best = np.lexsort((-scores[rows], labels))
+        rows, labels = rows[best], labels[best]
+        places = []
+        for label in np.unique(labels):
+            low, high = np.searchsorted(self.labels, (label, label + 1))
+            falling = -scores[self.order[low:high]]
+            places.append(low + np.searchsorted(falling, -scores[rows[labels == label]], side="right"))
+        return np.concatenate([rows[:0], *places]), labels
 
-def _average_precision(right: NDArray[np.bool_], objects: int) -> float:
-    """COCO's, of one class whose detections are sorted by score.
 
-    Where nothing is left to find it is 1 if nothing wrong is left either, else 0.
-    """
-    if objects == 0:
-        return float(len(right) == 0)
-    true = np.cumsum(right)
-    precision = np.append(np.maximum.accumulate((true / np.arange(1, len(true) + 1))[::-1])[::-1], 0.0)
-    return float(precision[np.searchsorted(true / objects, RECALLS, side="left")].mean())
+def _average_precision(precision: NDArray[np.float64], objects: int) -> float:
+    """COCO's, from the precision at each right detection of a class, the best score first."""
+    recall = np.arange(1, len(precision) + 1) / objects
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(envelope[np.searchsorted(recall, RECALLS, side="left")].mean())

@@ -28,6 +28,8 @@ class Given:
     """Label i is `classes[i]`."""
     pictures: tuple[str, ...]
     """What the files call picture i."""
+    sizes: NDArray[np.float64] | None
+    """[N, 2] height and width of the pictures; None where a file leaves one out."""
 
     def overlaps(self) -> Overlaps:
         """Compare the two sides."""
@@ -47,6 +49,12 @@ def read_bytes(path: Path, what: str, *, may_be_empty: bool = False) -> bytes:
     if not content.strip() and not may_be_empty:
         raise DataError(f"{path}: the file is empty; it should hold {what}")
     return content.removeprefix(codecs.BOM_UTF8)
+
+
+def known_sizes(sizes: Sequence[tuple[float | None, float | None]]) -> NDArray[np.float64] | None:
+    """[N, 2] of heights and widths, if all of them are given."""
+    numbers = np.array(sizes, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
+    return numbers if np.all(numbers > 0) else None
 
 
 def too_far(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:

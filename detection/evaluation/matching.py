@@ -50,8 +50,10 @@ class Matches:
 
 def in_areas(areas: NDArray[np.float64]) -> Bits:
     """The bits of those ranges that hold an area, at every threshold."""
-    held = (areas[:, None] >= AREAS[:, 0]) & (areas[:, None] <= AREAS[:, 1])
-    return held @ (EVERY_THRESHOLD << (len(THRESHOLDS) * np.arange(len(AREAS))))
+    bits = np.zeros(len(areas), dtype=np.int64)
+    for a, (low, high) in enumerate(AREAS.tolist()):
+        bits[(areas >= low) & (areas <= high)] |= EVERY_THRESHOLD << (len(THRESHOLDS) * a)
+    return bits
 
 
 def match(overlaps: Overlaps) -> Matches:

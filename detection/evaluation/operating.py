@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.error_types import FOREGROUND, Strangers, Verdicts
+from detection.evaluation.ordering import falling
 from detection.evaluation.overlaps import Overlaps
 
 BINS = 10
@@ -55,7 +56,7 @@ def sweeps(overlaps: Overlaps, verdicts: Verdicts) -> tuple[Sweep, list[Sweep]]:
         Of all detections in one pot, and of each class.
     """
     rows = np.flatnonzero(verdicts.right | verdicts.wrong)
-    rows = rows[np.argsort(overlaps.found.scores[rows])]
+    rows = rows[falling(overlaps.found.scores[rows])[::-1]]
     scores, right, labels = overlaps.found.scores[rows], verdicts.right[rows], overlaps.found.labels[rows]
     low, high = (0.0, 1.0) if _is_share(scores) else (scores[0], scores[-1])
     grid = np.linspace(low, high, 101)

@@ -9,16 +9,15 @@ Letters: D detections, T objects, P pairs of a detection and an object that over
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
+from detection.evaluation.ordering import best_first, blocks, ranges, runs
 from detection.evaluation.results import Results
-
-BLOCK = 1 << 18
-"""Pairs or detections looked at in one go: they stay in the processor's cache, whatever the split's size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,7 +37,7 @@ class Truth:
 
     def take(self, rows: NDArray[np.int64] | slice) -> "Truth":
         """Some objects, in the given order."""
-        return Truth(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Truth(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -56,10 +55,10 @@ class Found:
 
     def take(self, rows: NDArray[np.int64] | slice) -> "Found":
         """Some detections, in the given order."""
-        return Found(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+        return Found(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Overlaps:
     """Objects and detections in order of picture and class, and their pairs."""
 
@@ -85,25 +84,31 @@ class Overlaps:
     """[P] what COCO compares with its thresholds: the IoU, and with an ignored object the share of the
     detection that lies in it."""
 
+    @cached_property
+    def by_score(self) -> NDArray[np.int64]:
+        """[D] rows of `found`, class after class, the best score first; equal ones by picture, then rank."""
+        return best_first(self.found.labels, self.found.scores)
+
     @classmethod
     def of(cls, truth: Truth, found: Found, classes: int) -> "Overlaps":
         """Sort both sides and find the pairs."""
-        objects = np.argsort(_keys(truth, classes), kind="stable")
-        rows = best_first(_keys(found, classes), found.scores)
-        truth, found = truth.take(objects), found.take(rows)
         key_of_truth, key_of_found = _keys(truth, classes), _keys(found, classes)
-        other = key_of_found[1:] != key_of_found[:-1]
-        first = np.concatenate([np.arange(len(rows))[:1], np.flatnonzero(other) + 1])  # of picture and class
-        each = np.diff(first, append=len(rows))
+        objects = np.argsort(key_of_truth, kind="stable")
+        rows = best_first(key_of_found, found.scores)
+        truth, key_of_truth = truth.take(objects), key_of_truth.take(objects)
+        found, key_of_found = found.take(rows), key_of_found.take(rows)
+        starts = runs(key_of_found)  # of each picture and class
+        first = starts[:-1]
         start = np.searchsorted(key_of_truth, key_of_found[first], side="left")
         count = np.searchsorted(key_of_truth, key_of_found[first], side="right") - start
-        parts = [
-            _overlapping(truth, found, *pair)
-            for pair in ranges(np.repeat(start, each), np.repeat(count, each))
-        ]
+        rank, none = np.empty(len(rows), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        parts = [_overlapping(truth, found, none, none)]
+        for low, high in blocks(starts):
+            row, each = int(starts[low]), np.diff(starts[low : high + 1])
+            rank[row : starts[high]] = np.arange(row, starts[high]) - np.repeat(first[low:high], each)
+            for left, thing in ranges(np.repeat(start[low:high], each), np.repeat(count[low:high], each)):
+                parts.append(_overlapping(truth, found, row + left, thing))
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        rank = np.arange(len(rows))
-        rank -= np.repeat(first, each)
         return cls(
             truth=truth,
             found=found,
@@ -123,13 +128,12 @@ class Overlaps:
         Yields:
             A part, its rows among the detections, and the row of its first object.
         """
-        count = len(self.found.scores)
-        cuts = self.found.images[BLOCK::BLOCK]
-        starts = np.searchsorted(self.found.images, np.unique(cuts), side="left")
-        for low, high in pairwise(np.unique([0, *starts.tolist(), count]).tolist()):
-            images = self.found.images[low], self.found.images[high - 1]
-            first = int(np.searchsorted(self.truth.images, images[0], side="left"))
-            last = int(np.searchsorted(self.truth.images, images[1], side="right"))
+        images = self.found.images
+        starts = runs(images)
+        for begins, ends in blocks(starts):
+            low, high = starts[[begins, ends]].tolist()
+            first = int(np.searchsorted(self.truth.images, images[low], side="left"))
+            last = int(np.searchsorted(self.truth.images, images[high - 1], side="right"))
             pairs = slice(*np.searchsorted(self.detection, (low, high)).tolist())
             rows = slice(low, high)
             part = replace(
@@ -166,37 +170,9 @@ class Overlaps:
         return cls.of(truth, found, classes)
 
 
-def best_first(keys: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """[D] rows by rising key, the best score first, equal ones as they came: `np.lexsort((-scores, keys))`.
-
-    Sorted by ranges of keys first, which is a radix sort of 16 bits, then in each range: a sort of millions
-    of rows at once waits for memory.
-    """
-    digits = min(16, (4 * len(keys) // BLOCK + 1).bit_length())
-    part = (keys >> max(0, int(keys.max(initial=0)).bit_length() - digits)).astype(np.uint16)
-    rows = np.argsort(part, kind="stable")
-    for low, high in pairwise([0, *np.cumsum(np.bincount(part)).tolist()]):
-        mine = rows[low:high]
-        rows[low:high] = mine[np.lexsort((-scores[mine], keys[mine]))]
-    return rows
-
-
 def picture_order(index: Index) -> NDArray[np.int64]:
     """[N] rows of an index in the order in which its overlaps number the pictures: that of their ids."""
     return np.argsort(index.image_ids(), kind="stable")
-
-
-def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """All pairs `(i, start[i] + 0 … count[i] - 1)`, in order and in blocks of about `BLOCK`; at least one."""
-    total = np.zeros(len(count) + 1, dtype=np.int64)
-    np.cumsum(count, out=total[1:])
-    cuts = np.searchsorted(total, np.arange(BLOCK, total[-1], BLOCK), side="left")
-    edges = np.unique(np.concatenate([[0], cuts, [len(count)]]))
-    for low, high in pairwise(edges.tolist()) if len(edges) > 1 else [(0, 0)]:
-        mine = count[low:high]
-        left = np.repeat(np.arange(low, high), mine)
-        within = np.arange(len(left)) - np.repeat(total[low:high] - total[low], mine)
-        yield left, start[left] + within
 
 
 def best_of_each(
@@ -254,6 +230,11 @@ def _overlapping(
     iou = common / union(found, truth, detection, thing, common)
     inside = common / _area(found.boxes[detection])
     return detection, thing, iou, np.where(truth.ignored[thing], inside, iou)
+
+
+def _take(column: NDArray[Any], rows: NDArray[np.int64] | slice) -> NDArray[Any]:
+    """`column[rows]`; for rows of boxes `take` is four times as fast."""
+    return column[rows] if isinstance(rows, slice) else column.take(rows, axis=0)
 
 
 def _keys(side: Truth | Found, classes: int) -> NDArray[np.int64]:

@@ -22,7 +22,8 @@ from detection.evaluation.error_types import (
     Strangers,
     Verdicts,
 )
-from detection.evaluation.overlaps import Overlaps, best_of_each, intersections, ranges, union
+from detection.evaluation.ordering import ranges
+from detection.evaluation.overlaps import Overlaps, best_of_each, intersections, union
 
 COUNT = 50
 """Rows of each list."""
@@ -54,8 +55,7 @@ class Lost:
         objects = np.bincount(truth[verdicts.counted], minlength=overlaps.classes)
         share = np.divide(1, objects * np.sum(objects > 0), out=np.zeros(len(objects)), where=objects > 0)
 
-        rows = np.flatnonzero(verdicts.right | verdicts.wrong)
-        rows = rows[np.lexsort((-overlaps.found.scores[rows], labels[rows]))]
+        rows = verdicts.judged(overlaps)
         starts = np.searchsorted(labels[rows], np.arange(overlaps.classes + 1))
         place = np.arange(len(rows)) - starts[labels[rows]] + 1
         until = np.concatenate([[0.0], np.cumsum(verdicts.right[rows] / place)])

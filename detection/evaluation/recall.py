@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.error_types import FOREGROUND, Verdicts
-from detection.evaluation.overlaps import Found, Overlaps, intersections, ranges, union
+from detection.evaluation.ordering import ranges
+from detection.evaluation.overlaps import Found, Overlaps, intersections, union
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ AT_SIDE = 1.0
 
 
 def by_kind(
-    overlaps: Overlaps, verdicts: Verdicts, score: float, sizes: NDArray[np.integer] | None
+    overlaps: Overlaps, verdicts: Verdicts, score: float, sizes: NDArray[np.number] | None
 ) -> "pd.DataFrame":
     """Recall of objects that need to be found, by what they are like.
 
@@ -71,7 +72,7 @@ def by_kind(
     return pd.concat(parts, ignore_index=True)
 
 
-def _values(overlaps: Overlaps, sizes: NDArray[np.integer] | None) -> dict[str, NDArray[np.float64]]:
+def _values(overlaps: Overlaps, sizes: NDArray[np.number] | None) -> dict[str, NDArray[np.float64]]:
     """[T] by the names of `BINS`."""
     truth = overlaps.truth
     x, y, width, height = truth.boxes.T

@@ -74,8 +74,7 @@ class Sample:
         """
         truth, found = overlaps.truth, overlaps.found
         chosen = sum(1 << t for t in thresholds)
-        rows = np.flatnonzero(overlaps.rank < MAX_DETECTIONS)
-        rows = rows[np.lexsort((-found.scores[rows], found.labels[rows]))]
+        rows = overlaps.by_score[overlaps.rank[overlaps.by_score] < MAX_DETECTIONS]
         rows = rows[_up_to_last(matches.right[rows] & chosen != 0, found.labels[rows])]
         right, wrong = matches.right[rows] & chosen, matches.wrong[rows] & chosen
         always = wrong == chosen

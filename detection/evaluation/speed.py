@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,11 +48,13 @@ def measure(
 
     Returns:
         * `device`, `threads` (of a CPU), `precision`, `torch`;
+        * `cores` of the machine, and `others_busy`: how many of them other programs (or other tenants of the
+          host) kept busy meanwhile, on average;
         * `parameters`, and `weights_mib` with buffers, as they lie in memory;
         * `picture`: height and width of the first picture as the network gets it, and `gflops` for it: two
           for each multiplication and addition of convolutions and matrix products, nothing for the rest;
         * `latency_ms` of one picture: `median`, `p95`, `rounds`;
-        * `throughput`: `pictures_per_s` (median), `batch_size`, `rounds`;
+        * `throughput`: `pictures_per_s` of the median round and of the `slowest`, `batch_size`, `rounds`;
         * `peak_mib`: of a GPU's memory while measuring; on a CPU of the whole process so far.
     """
     place = pick_device(settings.device)
@@ -79,12 +82,15 @@ def measure(
     singles = _batches(index, root, recipe, most, 1)
     with FlopCounterMode(display=False) as counter:
         detect(singles[0])
+    busy, began = _others(), time.monotonic()
     latency = _time(lambda round: detect(singles[round % len(singles)]))
     median = statistics.median(latency)
     together = max(1, min(most, int(SECONDS / 2 / median)))
     (batch,) = _batches(index, root, recipe, together, together)
     seconds = _time(lambda round: detect(batch))
     return report | {
+        "cores": psutil.cpu_count(),
+        "others_busy": max(0.0, _others() - busy) / (time.monotonic() - began),
         "picture": list(singles[0].images.shape[2:]),
         "gflops": counter.get_total_flops() / 1e9,
         "latency_ms": {
@@ -94,6 +100,7 @@ def measure(
         },
         "throughput": {
             "pictures_per_s": together / statistics.median(seconds),
+            "slowest": together / max(seconds),
             "batch_size": together,
             "rounds": len(seconds),
         },
@@ -120,6 +127,14 @@ def _time(work: Callable[[int], None]) -> list[float]:
         work(len(took))
         took.append(time.perf_counter() - began)
     return took
+
+
+def _others() -> float:
+    """CPU seconds that this machine has spent on all but this process and idling."""
+    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    counted_elsewhere = {"idle", "iowait", "guest", "guest_nice"}  # a guest's time is in the user's too
+    busy = sum(seconds for name, seconds in machine._asdict().items() if name not in counted_elsewhere)
+    return float(busy - own.user - own.system)
 
 
 def _batches(index: Index, root: Path, recipe: Recipe, count: int, batch_size: int) -> list[Batch]:

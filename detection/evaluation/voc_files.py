@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
-from detection.evaluation.given import FARTHEST, Given, drop_unknown, log, read_bytes, refuse, too_far
+from detection.evaluation.given import (
+    FARTHEST,
+    Given,
+    drop_unknown,
+    known_sizes,
+    log,
+    read_bytes,
+    refuse,
+    too_far,
+)
 from detection.evaluation.overlaps import Found, Truth
 from detection.params.names import did_you_mean
 
@@ -27,6 +36,8 @@ class _Objects:
     names: list[str] = field(default_factory=list)
     corners: list[list[float]] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
+    sizes: list[tuple[float, float]] = field(default_factory=list)
+    """Height and width of each picture; 0 where an annotation does not say."""
 
 
 def read(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False) -> Given:
@@ -70,6 +81,7 @@ def read(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unkn
         ),
         classes=tuple(classes),
         pictures=tuple(pictures),
+        sizes=known_sizes(objects.sizes),
     )
 
 
@@ -91,6 +103,8 @@ def _read_annotation(path: Path, number: int, objects: _Objects) -> None:
         tree = ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: not readable as XML: {error}; mend the file") from None
+    height, width = (_number(tree.findtext(f"size/{side}") or "0") for side in ("height", "width"))
+    objects.sizes.append((height, width))
     for entry in tree.findall("object"):
         name = (entry.findtext("name") or "").strip()
         try:

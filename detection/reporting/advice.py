@@ -17,20 +17,20 @@ ENOUGH = 20
 ON_ERRORS = {
     "classification": "boxes that sit right and are named wrong: see which classes are taken for which in "
     "the confusion matrix, and check their labels; more pictures of them, or more epochs.",
-    "localisation": "boxes that lie beside their object (IoU 0.1 to 0.5): try a larger image_size or more "
+    "localisation": "boxes that lie beside their object (IoU 0.1 to 0.5): try a larger `image_size` or more "
     "epochs, and see with `detection doctor` whether anchors fit the objects.",
     "both": "boxes that lie beside an object of another class: usually too little training; more epochs or "
     "pictures.",
-    "duplicate": "second boxes on objects that were found already: try a lower nms_threshold.",
+    "duplicate": "second boxes on objects that were found already: try a lower `nms_threshold`.",
     "background": "detections where nothing is labelled: look at the suspected label errors first, then add "
     "pictures that hold such things and no objects.",
-    "missed": "objects that nothing finds: see which sizes and situations they are; a larger image_size or "
+    "missed": "objects that nothing finds: see which sizes and situations they are; a larger `image_size` or "
     "smaller anchors help small ones.",
 }
 ON_RECALL = {
-    "size": "a larger image_size or other anchor_sizes help objects of unusual size",
-    "aspect ratio": "other aspect_ratios of the anchors help; `detection doctor` suggests some",
-    "crowding": "a higher nms_threshold keeps neighbours apart",
+    "size": "a larger `image_size` or other `anchor_sizes` help objects of unusual size",
+    "aspect ratio": "other `aspect_ratios` of the anchors help; `detection doctor` suggests some",
+    "crowding": "a higher `nms_threshold` keeps neighbours apart",
     "truncation": "an augmentation that cuts pictures (`ssd`, `crop`) shows more objects cut off",
 }
 

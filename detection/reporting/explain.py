@@ -23,9 +23,9 @@ NAMES = {"voc_ap50_11pt": "VOC 11-point", "voc_ap50_area": "VOC area"}
 """How a number is called on the page, where that differs from its key."""
 
 HEADLINES = {
-    "AP": "IoU 0.50 to 0.95, COCO",
-    "AP50": "IoU 0.50, COCO",
-    "AP75": "IoU 0.75, COCO",
-    "voc_ap50_11pt": "IoU 0.50, Pascal VOC 2007",
+    "AP": "COCO, IoU 0.50–0.95",
+    "AP50": "COCO, IoU 0.50",
+    "AP75": "COCO, IoU 0.75",
+    "voc_ap50_11pt": "VOC 2007, IoU 0.50",
 }
 """The four numbers that stand on top, and what they are in a few words."""

@@ -101,6 +101,35 @@ def test_sums_hold(seed: int) -> None:
         assert np.trace(matrix) == (kept & verdicts.right).sum()
 
 
+@pytest.mark.parametrize("seed", range(0, 20, 2))  # of even seeds, no two scores are equal
+def test_mended_detections_move_to_the_class_of_their_object(seed: int) -> None:
+    overlaps = Overlaps.of(*scene(seed), CLASSES)
+    verdicts = Verdicts.of(overlaps, match(overlaps))
+    rng = np.random.default_rng(seed)
+    wrong, unfound = np.flatnonzero(verdicts.wrong), np.flatnonzero(verdicts.counted & ~verdicts.found)
+    count = min(len(wrong), len(unfound))
+    mended = rng.permutation(wrong)[:count]
+    target = np.full(len(verdicts.wrong), -1)
+    target[mended] = rng.permutation(unfound)[:count]
+    gone = rng.random(len(verdicts.wrong)) < 0.3
+    without = verdicts.wrong & (gone | np.isin(np.arange(len(gone)), mended))
+
+    rows = [(r, overlaps.found.labels[r], verdicts.right[r]) for r in np.flatnonzero(verdicts.right)]
+    rows += [(r, overlaps.found.labels[r], False) for r in wrong if not without[r]]
+    rows += [(r, overlaps.truth.labels[target[r]], True) for r in mended]
+    rows.sort(key=lambda row: -overlaps.found.scores[row[0]])
+    values = []
+    for label in np.unique(overlaps.truth.labels[verdicts.counted]):
+        true = np.cumsum([right for _, said, right in rows if said == label])
+        recall = true / np.sum(verdicts.counted & (overlaps.truth.labels == label))
+        precision = true / np.arange(1, len(true) + 1)
+        best = [precision[recall >= r].max(initial=0) for r in np.linspace(0, 1, 101)]
+        values.append(np.mean(best))
+    wanted = np.mean(values) if values else np.nan
+    mended_ap = error_types._Scene(overlaps, verdicts).ap50(without=without, mended=mended, target=target)
+    assert mended_ap == pytest.approx(wanted, abs=1e-12, nan_ok=True)
+
+
 def test_confusion_by_hand(make_index: MakeIndex) -> None:
     matrix = operating.confusion(*built(make_index), 0.5)
     # what there is: class 0, class 1, nothing; what was said: class 0, class 1, nothing

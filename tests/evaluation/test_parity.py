@@ -9,7 +9,7 @@ from scenes import CLASSES, crowded, scene
 
 from detection.data.index import Index
 from detection.errors import VerificationError
-from detection.evaluation import coco, official, overlaps
+from detection.evaluation import coco, official, ordering
 from detection.evaluation.accumulate import Arrays
 from detection.evaluation.coco import CocoScore
 from detection.evaluation.matching import match
@@ -45,7 +45,7 @@ def test_20_scenes_of_more_than_100_detections() -> None:
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [assert_same(*scene(seed)) for seed in range(5)]
-    monkeypatch.setattr(overlaps, "BLOCK", 7)
+    monkeypatch.setattr(ordering, "BLOCK", 7)
     for seed, one in enumerate(whole):
         assert assert_same(*scene(seed)).stats["AP"] == pytest.approx(one.stats["AP"], abs=0, nan_ok=True)
 

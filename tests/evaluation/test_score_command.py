@@ -245,19 +245,37 @@ def test_a_report_is_whole_or_not_there(
         *coco_files, "--report", tmp_path / "file/report"
     )
 
-    def full(path: Path, text: str, **options: Any) -> int:
+    def full(path: Path, content: bytes) -> int:
         if "calibration" in path.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        with path.open("w", **options) as file:
-            return file.write(text)
+        with path.open("wb") as file:
+            return file.write(content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_text", full)
+        patched.setattr(Path, "write_bytes", full)
         assert "cannot be written: No space left" in fail(*coco_files, "--report", tmp_path / "report")
     assert list((tmp_path / "report").iterdir()) == []
     write_results(tmp_path, [{"image_id": 1, "category_id": 90, "bbox": BOX, "score": 0.5}])
     fail(*coco_files, "--report", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_report_knows_which_objects_are_cut_off(
+    tmp_path: Path, coco_files: list[str | Path], voc_files: list[str | Path], run: Run
+) -> None:
+    truth = tmp_path / "truth.json"
+    report, content = tmp_path / "report", json.loads(truth.read_text())
+    run(*coco_files, "--report", report)
+    assert "truncation" not in (report / "recall.csv").read_text()
+    content["images"] = [image | {"width": 40, "height": 100} for image in content["images"]]
+    truth.write_text(json.dumps(content))  # the box ends at x = 40
+    run(*coco_files, "--report", report)
+    assert "truncation,1.0,2.0,2," in (report / "recall.csv").read_text()
+    annotation = tmp_path / "VOCdevkit/VOC2007/Annotations/000001.xml"
+    size = "<annotation><size><width>30</width><height>10</height></size>"
+    annotation.write_text(annotation.read_text().replace("<annotation>", size))
+    run(*voc_files, "--report", report)
+    assert "truncation,2.0,,1," in (report / "recall.csv").read_text()
 
 
 def test_options_that_belong_together(

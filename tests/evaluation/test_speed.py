@@ -1,10 +1,14 @@
 """Counts by hand, and a clock that the test turns."""
 
 import itertools
+import subprocess
+import sys
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -66,7 +70,10 @@ def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.Monk
     assert report["picture"] == [64, 96]
     assert report["gflops"] == pytest.approx(2 * 3 * 5 * 9 * 64 * 96 / 1e9)
     assert report["latency_ms"] == pytest.approx({"median": 10, "p95": 10, "rounds": 30})
-    assert report["throughput"] == pytest.approx({"pictures_per_s": 1600, "batch_size": 16, "rounds": 30})
+    timed = {"pictures_per_s": 1600, "slowest": 160, "batch_size": 16, "rounds": 30}
+    assert report["throughput"] == pytest.approx(timed)
+    assert report["cores"] == psutil.cpu_count()
+    assert report["others_busy"] >= 0
     assert detector.batches == [1] * 32 + [16] * 31  # counted and warmed up besides
     assert report["peak_mib"] > 10
     assert (report["precision"], report["threads"]) == ("float32", torch.get_num_threads())
@@ -87,6 +94,18 @@ def test_a_slow_detector_gets_smaller_batches_and_fewer_rounds(
     tick(monkeypatch, 60)
     report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
     assert report["latency_ms"]["rounds"] == report["throughput"]["rounds"] == 1
+
+
+def test_time_of_other_programs_is_not_this_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = speed._others()
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    subprocess.run([sys.executable, "-c", burn], check=True)
+    assert speed._others() - before > 0.4
+    own = namedtuple("own", ["user", "system"])(*psutil.Process().cpu_times()[:2])
+    machine = namedtuple("machine", ["user", "system", "idle", "guest"])(own.user + 7, own.system + 2, 1e6, 3)
+    monkeypatch.setattr(speed.psutil, "cpu_times", lambda: machine)
+    monkeypatch.setattr(speed.psutil.Process, "cpu_times", lambda self: own)
+    assert speed._others() == pytest.approx(9)
 
 
 def test_no_picture(make_index: Callable[..., Index], tmp_path: Path) -> None:

@@ -14,10 +14,8 @@ import pytest
 from detection.data import card, export
 from detection.data.index import Index
 from detection.data.read import Raw, read
-from detection.evaluation import analysis, bootstrap, coco, curves, per_class, voc
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Overlaps, picture_order
-from detection.evaluation.resampling import Sample
+from detection.evaluation import analysis
+from detection.evaluation.assessment import assess
 from detection.evaluation.results import Results
 from detection.params import ShapesDataset, load
 from detection.reporting import dataset as dataset_figures
@@ -136,20 +134,9 @@ def write_recipe(path: Path, classes: tuple[str, ...]) -> None:
 def write_evaluation(folder: Path, raw: Raw) -> None:
     index = raw.splits["test"]
     results = plausible(index, len(raw.classes))
-    overlaps = Overlaps.of_index(index, results, len(raw.classes))
-    matches = match(overlaps)
-    by_coco, by_voc = coco.score_matches(overlaps, matches), voc.score_overlaps(overlaps)
-    stats = {**by_coco.stats, **by_voc.stats}
-    values = {name: None if math.isnan(value) else value for name, value in stats.items()}
-    (folder / "metrics.json").write_text(json.dumps(values))
-    (folder / "detections.json").write_text(json.dumps(results.to_coco(index)))
-    per_class.table(index, raw.classes, by_coco, by_voc).to_csv(folder / "per_class.csv", index=False)
-    curves.table(by_coco, raw.classes).to_csv(folder / "pr_curves.csv", index=False)
-    order = picture_order(index)
-    ids = [name.decode() for name in index.ids[order]]
-    tables = analysis.tables(overlaps, matches, raw.classes, ids, index.sizes[order])
-    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)), rounds=100)
-    analysis.write(folder, {**tables, "intervals.json": spread.to_json(raw.classes)})
+    tables = assess(index, results, raw.classes, rounds=100).tables
+    detections = json.dumps(results.to_coco(index)).encode()
+    analysis.write(folder, {**tables, "detections.json": detections})
     write_speed(folder / "speed.json")
     (folder / "run.json").write_text('{"run_id": null}')
 
@@ -162,10 +149,12 @@ def write_speed(path: Path) -> None:
         "torch": "2.11",
         "parameters": 12_345_678,
         "weights_mib": 47.1,
+        "cores": 2,
+        "others_busy": 1.25,
         "picture": [128, 160],
         "gflops": 3.25,
         "latency_ms": {"median": 21.5, "p95": 24.25, "rounds": 30},
-        "throughput": {"pictures_per_s": 61.5, "batch_size": 16, "rounds": 9},
+        "throughput": {"pictures_per_s": 61.5, "slowest": 48.0, "batch_size": 16, "rounds": 9},
         "peak_mib": 1234.5,
     }
     path.write_text(json.dumps(measured))

@@ -1,0 +1,34 @@
+"""Sorting in parts gives what sorting at once gives."""
+
+import numpy as np
+import pytest
+
+from detection.evaluation import ordering
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_equals_the_plain_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "BLOCK", int(2 ** np.random.default_rng(seed).integers(3, 20)))
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(0, 3000))
+    keys = rng.integers(0, 2 ** int(rng.integers(1, 40)), count)
+    scores = [rng.random(count), rng.integers(0, 9, count) / 8, rng.normal(0, 1e6, count)][seed % 3]
+    assert np.array_equal(ordering.best_first(keys, scores), np.lexsort((-scores, keys)))
+    assert np.array_equal(ordering.falling(scores), np.argsort(-scores, kind="stable"))
+
+
+@pytest.mark.parametrize("scores", [[], [0.5, 0.5], [1e308, -1e308, 0.0], [5e-324, 0.0, 5e-324]])
+def test_scores_at_the_edge(scores: list[float]) -> None:
+    assert np.array_equal(ordering.falling(np.array(scores)), np.argsort(-np.array(scores), kind="stable"))
+
+
+def test_blocks_are_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ordering, "BLOCK", 10)
+    starts = np.array([0, 3, 9, 30, 31, 31, 40])
+    blocks = list(ordering.blocks(starts))
+    assert [low for low, _ in blocks] == [0, *(high for _, high in blocks[:-1])]
+    assert blocks[-1][1] == len(starts) - 1
+    assert max(starts[high - 1] - starts[low] for low, high in blocks) < 20
+    assert list(ordering.blocks(ordering.runs(np.array([], dtype=np.int64)))) == []
+    assert ordering.runs(np.array([2, 2, 3, 7, 7])).tolist() == [0, 2, 3, 5]
+    assert list(ordering.blocks(np.array([0, 0, 0]))) == [(0, 2)]
