@@ -18,28 +18,9 @@ def main() -> None:
     import msgspec
 
     from detection.data.prepared import Prepared
-<<<<<<< HEAD
-    from detection.evaluation import (
-        analysis,
-        bootstrap,
-        coco,
-        curves,
-        inference,
-        official,
-        per_class,
-        speed,
-        voc,
-    )
-    from detection.evaluation.matching import match
-    from detection.evaluation.overlaps import Overlaps, picture_order
-    from detection.evaluation.resampling import Sample
-    from detection.models.build import check_classes, load_detector
-=======
-    from detection.errors import CheckpointError
     from detection.evaluation import analysis, inference, speed
     from detection.evaluation.assessment import assess
-    from detection.models.build import load_detector
->>>>>>> 2723f8f (Scoring sorts by radix and in parts that fit the cache, sorts once for all that reads it; one assessment behind the stage, the benchmark and the tests; speed says how busy the machine was)
+    from detection.models.build import check_classes, load_detector
     from detection.tracking.evaluation import log_evaluation
 
     prepared = Prepared.load()
