@@ -26,7 +26,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, seconds: float = 120) -> "Server":
+    def start(self, seconds: float = 900) -> "Server":
         """Start it and wait until it answers."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(GONE)}
         words = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
