@@ -86,7 +86,8 @@ def speed(reports: Path) -> list[tuple[str, str, str]]:
     rows = [("parameters", f"{found['parameters']:,}", f"{found['weights_mib']:.1f} MiB in memory")]
     if "latency_ms" in found:
         rows += _timed(found)
-    threads = f", {found['threads']} threads" if found.get("threads") else ""
+    count = found.get("threads", 0)
+    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     rows.append(("measured on", found["device"] + threads, f"{found['precision']}, torch {found['torch']}"))
     if "others_busy" in found:
         rows.append(_busy(found["others_busy"], found["cores"]))
