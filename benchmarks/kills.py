@@ -175,18 +175,26 @@ def finish(clone: Clone, mode: str, number: int) -> None:
     """The life that nobody disturbs."""
     if mode == "temp":
         clone.run("dvc", "exp", "run", "--temp", "-n", "last", "train")
-        clone.run("dvc", "exp", "apply", "last")
+        take(clone, "last")
     elif mode == "queue":
         clone.run("dvc", "exp", "run", "--queue", "-n", "last", "train")
         clone.run("dvc", "queue", "start")
         wait(lambda: "last" in succeeded(clone), 600, 2)
-        clone.run("dvc", "exp", "apply", "last")
+        take(clone, "last")
         clone.run("dvc", "queue", "stop")
         for one in clone.workers():
             end(one, TERM)
         wait(lambda: not clone.workers(), 30)
     else:
         clone.run("dvc", "repro", "-s", "pretrain" if mode == "pretrain" else "train")
+
+
+def take(clone: Clone, name: str) -> None:
+    """Bring an experiment's training into the workspace; `dvc exp apply` wants later stages' files too."""
+    refs = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
+    (ref,) = [one for one in refs if one.endswith(f"/{name}")]
+    clone.run("git", "checkout", ref, "--", "dvc.lock", "reports/train/run.json")
+    clone.run("dvc", "checkout", "--force", "train")
 
 
 def succeeded(clone: Clone) -> list[str]:
