@@ -1,18 +1,21 @@
-"""Whether val and test are large enough for their scores to mean something."""
+"""Whether scores will mean something: val and test large enough, no class that is another's name misspelt."""
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 import numpy as np
 
 from detection.data.index import Index
-from detection.params.datasets import Dataset, ShapesDataset
+from detection.params.datasets import Dataset, ShapesDataset, VocDataset
 from detection.params.names import listed
 
 UNSURE = 0.1
 """Margin of AP50 from which a split is called too small. A tenth is about what parts SSD300 from RetinaNet on
 COCO (0.43 and 0.55 in their papers), so such a split does not tell a good detector from a poor one. About 100
 objects are needed to stay below it: of one class, or of twenty of like frequency together."""
+SELDOM = 100
+"""A class that has so many times fewer objects than one with nearly its name is taken for a slip of it."""
 MEANS = {
     "val": "which checkpoint is best is mostly luck",
     "test": "detectors that differ by less cannot be told apart",
@@ -41,7 +44,7 @@ def margin(index: Index, classes: int) -> float:
 
 
 def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tuple[str, ...]) -> list[str]:
-    """What keeps scores from meaning something, a line each: few objects, classes that are not there.
+    """What keeps scores from meaning something, a line each: few objects, missing and misspelt classes.
 
     Args:
         name: The dataset's in `params.yaml`.
@@ -52,6 +55,9 @@ def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tu
     learnt = np.bincount(splits["train"].labels, minlength=len(classes)) > 0
     cuts = not isinstance(dataset, ShapesDataset) and dataset.holdout > 0
     lines = []
+    if isinstance(dataset, VocDataset) and dataset.classes is None:  # elsewhere somebody has listed them
+        labels = np.concatenate([index.labels for index in splits.values()])
+        lines = _slips(name, classes, np.bincount(labels, minlength=len(classes)).tolist())
     for split, consequence in MEANS.items():
         index, named = splits[split], bool(getattr(dataset, split))
         if not named and not cuts:
@@ -70,5 +76,19 @@ def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tu
             lines.append(
                 f"{split} has no object of {len(missing)} of the {learnt.sum()} classes of train "
                 f"({listed([classes[label] for label in missing])}): its scores say nothing about them"
+            )
+    return lines
+
+
+def _slips(name: str, classes: tuple[str, ...], counts: list[int]) -> list[str]:
+    """Class names that look like misspelt ones: nearly those of classes with far more objects."""
+    lines = []
+    for rare, count in zip(classes, counts, strict=True):
+        common = [c for c, n in zip(classes, counts, strict=True) if n >= SELDOM * count > 0]
+        lower = {one.lower(): one for one in common}
+        for near in get_close_matches(rare.lower(), lower, n=1):
+            lines.append(
+                f"class {rare} ({count} objects) looks like {lower[near]} misspelt: mend the annotations; "
+                f"with the classes listed at datasets.{name}.classes any other name is a fault"
             )
     return lines

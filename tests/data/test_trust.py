@@ -73,3 +73,24 @@ def test_an_empty_split_is_missed_only_where_it_is_wanted() -> None:
     no_val = VocDataset(format="voc", path="mine", train=("train",), test=("test",))
     assert told(empty, LARGE, no_val) == []
     assert told(empty, LARGE, ShapesDataset(format="shapes", path="shapes", val=0)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "slip"),
+    [
+        ("RCB", 1, True),
+        ("rbc", 2, True),
+        ("Rbc ", 1, True),
+        ("RCB", 9, False),
+        ("WBC", 9, False),
+        ("X", 1, False),
+    ],
+)
+def test_a_class_that_looks_misspelt_is_named(name: str, count: int, slip: bool) -> None:
+    classes = ("RBC", name)
+    split = split_of(*[0] * 200, *[1] * count)
+    splits = dict.fromkeys(("train", "val", "test"), split)
+    found = [line.split(":")[0] for line in doubts("mine", ENTRY, splits, classes) if "misspelt" in line]
+    assert found == ([f"class {name} ({3 * count} objects) looks like RBC misspelt"] if slip else [])
+    listed = VocDataset(format="voc", path="mine", train=("t",), val=("v",), test=("w",), classes=classes)
+    assert not any("misspelt" in line for line in doubts("mine", listed, splits, classes))
