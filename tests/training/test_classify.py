@@ -1,8 +1,11 @@
 """Training on a folder of pictures: drawn shapes of three kinds, one folder each."""
 
+import csv
 import os
 import signal
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from ruamel.yaml import YAML
 
 from detection.data.imagefolder import Folder, list_folder
 from detection.errors import DivergedError
@@ -19,6 +23,7 @@ from detection.training import classify
 from detection.training.checkpoint import Checkpoints
 from detection.training.pretraining import train_on_folder
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ImageFolder(
     image_size=32,
     eval_resize=32,
@@ -113,3 +118,29 @@ def test_a_loss_that_is_not_finite_stops_it(learn: Any) -> None:
 def test_a_training_ends_within_an_epoch_with_a_row_of_its_own(learn: Any) -> None:
     _, curve = learn("short", replace(SETTINGS, iterations=PER_EPOCH + 1))
     assert [row["epoch"] for row in curve] == [1, 1.25]
+
+
+def test_the_stage_shares_a_folder_among_processes(tmp_path: Path) -> None:
+    """By the detector's launcher, each process with a loader of its own."""
+    draw_folder(tmp_path / "raw/imagenet/train", 16, 0)
+    draw_folder(tmp_path / "raw/imagenet/val", 8, 1)
+    document = YAML(typ="safe").load(ROOT / "params.yaml")
+    document["pretrain"] = {"method": "imagefolder", "imagefolder": asdict(SETTINGS)}
+    document["train"] |= {"device": "cpu", "devices": 2, "workers": 1, "precision": "fp32", "threads": 1}
+    YAML(typ="safe").dump(document, tmp_path / "params.yaml")
+    for name in ("dvc.yaml", "detection", "stages"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    own = {"PYTHONPATH": str(ROOT), "DATA_ROOT": str(tmp_path / "raw"), "DVC_ROOT": str(tmp_path)}
+    command = [sys.executable, "-m", "stages.pretrain"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(tmp_path / "reports/pretrain/curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    top1 = 24 * float(rows[-1]["val_accuracy"])  # each of the 24 pictures counted once, by one of the two
+    assert top1 == pytest.approx(round(top1), abs=1e-6)
+    assert top1 > 0.75 * 24, "a third is chance"
+    state = torch.load(tmp_path / "models/backbone.pt", weights_only=True)["state_dict"]
+    assert state.keys() == feature_state(make_backbone("resnet18")).keys()
