@@ -151,7 +151,8 @@ def main() -> None:
     options = parser.parse_args()
     tiny = options.device == "cpu"
     card = "CPU: tiny batches, figures mean nothing" if tiny else torch.cuda.get_device_name()
-    print(f"{card}; torch {torch.__version__}; {precision_on(options.device)}; pictures per second of training")
+    precision = precision_on(options.device)
+    print(f"{card}; torch {torch.__version__}; {precision}; pictures per second of training")
     print("system                      batch               ours torchvision  ratio  GFLOP  share  host waits")
     torch.backends.cudnn.benchmark = True
     for name in options.names or CASES:

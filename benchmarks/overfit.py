@@ -5,9 +5,10 @@
     python -m benchmarks.overfit --published-backbone  # not on the smallest backbone of its kind
 
 Each recipe keeps its own assignment, losses, sampling and postprocessing, at a reduced size: 128 pixels where
-it has no fixed size, narrow pyramids, the smallest backbone of its kind, and the anchors of its `on: shapes`.
-From random weights, without augmentation, in the default precision, by AdamW at one learning rate for all:
-what is tried is the detector, not its schedule. Scored by COCO's protocol on the same eight pictures.
+it has no fixed size (256 where the finest map has a stride of 32), narrow pyramids, the smallest backbone of
+its kind, and the anchors of its `on: shapes`. From random weights, without augmentation, in the default
+precision, by AdamW at one learning rate for all: what is tried is the detector, not its schedule. Scored by
+COCO's protocol on the same eight pictures.
 """
 
 import argparse
@@ -52,7 +53,8 @@ def reduced(name: str, keep_backbone: bool) -> Recipe:
         if hasattr(recipe, "roi_hidden"):
             changes["roi_hidden"] = min(recipe.roi_hidden, 256)
     if not recipe.fixed_size:
-        changes |= {"image_size": SIDE, "max_size": None}
+        coarse = getattr(recipe, "fpn_levels", ())[:1] == (4,)  # of MobileNet: stride 32
+        changes |= {"image_size": 2 * SIDE if coarse else SIDE, "max_size": None}
     return without_weights(replace(recipe, **changes))
 
 
