@@ -1,0 +1,45 @@
+"""All scores and tables of one pass."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from detection.data.index import Index
+from detection.errors import VerificationError
+from detection.evaluation.assessment import assess
+from detection.evaluation.coco import CocoScore, score_matches
+from detection.evaluation.matching import Matches
+from detection.evaluation.overlaps import Overlaps
+from detection.evaluation.results import Results
+
+ROOT = Path(__file__).parents[2]
+BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
+ELSEWHERE = {"speed.json", "detections.json", "row.json", "run.json"}
+"""What the stage adds."""
+
+
+def test_scores_and_files(make_index: Callable[..., Index]) -> None:
+    index = make_index((BOXES, [0, 1]))
+    found = assess(index, Results.of_image(0, BOXES[:1], [0.9], [0]), ["cat", "dog"], verify=True, rounds=5)
+    row = found.row()
+    assert (row["test/AP"], row["test/AP/cat"], row["test/AP/dog"]) == pytest.approx((0.5, 1, 0))
+    assert row["test/voc_ap50_area"] == pytest.approx(0.5)
+    stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["evaluate"]
+    outs = {Path(out) for out in [*stage["outs"], *(next(iter(one)) for one in stage["metrics"])]}
+    assert set(found.tables) == {path.name for path in outs} - ELSEWHERE
+
+
+def test_a_difference_from_pycocotools_stops(
+    make_index: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(overlaps: Overlaps, matches: Matches) -> CocoScore:
+        score = score_matches(overlaps, matches)
+        return replace(score, stats=score.stats | {"AP50": 0.25})
+
+    monkeypatch.setattr("detection.evaluation.coco.score_matches", wrong)
+    index = make_index((BOXES, [0, 1]))
+    with pytest.raises(VerificationError, match=r"AP50 is 0\.25 and pycocotools says"):
+        assess(index, Results.of_image(0, BOXES, [0.9, 0.8], [0, 1]), ["cat", "dog"], verify=True, rounds=5)
