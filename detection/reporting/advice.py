@@ -35,8 +35,14 @@ ON_RECALL = {
 }
 
 
+UNTRAINED = 0.05
+"""AP50 below which the kinds of errors say nothing but that the detector has hardly learnt."""
+
+
 def advise(reports: Path) -> dict[str, str]:
     """Advice by section; a section whose numbers are missing or say nothing has none."""
+    if text := _untrained(reports):
+        return {"training": text}
     sections: dict[str, Callable[[Path], str]] = {
         "errors": _errors,
         "classes": _classes,
@@ -50,6 +56,16 @@ def advise(reports: Path) -> dict[str, str]:
     }
     said = {name: section(reports) for name, section in sections.items()}
     return {name: text for name, text in said.items() if text}
+
+
+def _untrained(reports: Path) -> str:
+    ap50 = read_json(reports / "evaluation/metrics.json").get("AP50")
+    if ap50 is None or ap50 >= UNTRAINED:
+        return ""
+    return (
+        f"AP50 is {ap50:.3f}: the detector has hardly learnt yet, and its errors are chance. Look at whether "
+        "the loss falls, then train for more epochs (`budgets`), or begin with `pretrain.method: published`."
+    )
 
 
 def _scores(reports: Path) -> str:

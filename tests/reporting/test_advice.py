@@ -24,6 +24,19 @@ def test_the_dearest_kind_of_error_is_named(tmp_path: Path, worst: str) -> None:
     assert advise(tmp_path) == {"errors": f"Most is lost (0.200 of AP50) by {ON_ERRORS[worst]}"}
 
 
+def test_errors_of_a_detector_that_has_not_learnt_are_no_advice(tmp_path: Path) -> None:
+    kinds = [*ON_ERRORS, *SUMS]
+    table(tmp_path / "evaluation/errors.csv", kind=kinds, count=3, dAP50=0.1)
+    metrics = tmp_path / "evaluation/metrics.json"
+    metrics.write_text('{"AP50": 0.012}')
+    advice = advise(tmp_path)
+    assert list(advice) == ["training"]
+    assert advice["training"].startswith("AP50 is 0.012: the detector has hardly learnt yet")
+    for learnt in ("0.05", "null"):
+        metrics.write_text(f'{{"AP50": {learnt}}}')
+        assert list(advise(tmp_path)) == ["errors"]
+
+
 @pytest.mark.parametrize(
     ("curve", "best", "said"),
     [
