@@ -164,7 +164,7 @@ def commands(clone: Clone, mode: str) -> Callable[[int], subprocess.Popen[bytes]
 
         def queue(number: int) -> subprocess.Popen[bytes]:
             clone.run("dvc", "exp", "run", "--queue", "-n", f"life-{number}", "train")
-            clone.run("dvc", "queue", "start")
+            clone.start("dvc", "queue", "start").wait()  # its workers would hold a pipe open
             return clone.start("sleep", "infinity")
 
         return queue
@@ -178,7 +178,7 @@ def finish(clone: Clone, mode: str, number: int) -> None:
         take(clone, "last")
     elif mode == "queue":
         clone.run("dvc", "exp", "run", "--queue", "-n", "last", "train")
-        clone.run("dvc", "queue", "start")
+        clone.start("dvc", "queue", "start").wait()  # its workers would hold a pipe open
         wait(lambda: "last" in succeeded(clone), 600, 2)
         take(clone, "last")
         clone.run("dvc", "queue", "stop")
