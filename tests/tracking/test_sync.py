@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,35 @@ def test_a_row_on_an_emptied_store_is_as_the_lost_one(
     assert len(row.inputs.dataset_inputs) == len(lost.inputs.dataset_inputs) == 3
     sync_workspace(params)
     assert len(fresh.search_runs([connect().experiment])) == 1, "and is found again"
+
+
+def test_an_experiment_that_was_evaluated_again_gets_its_own_row_and_no_other(
+    params: Params, whole: tuple[str, Curves], rows: Rows, empty_store: Path, repo: Path
+) -> None:
+    again = replace(params, evaluate=replace(params.evaluate, score_threshold=0.3))
+    log_evaluation(params=params, metrics=recorded_scores())
+    base = EVALUATION_JSON.read_text()
+    log_evaluation(params=again, metrics=recorded_scores())
+    fork = EVALUATION_JSON.read_text()
+    for file in repo.glob("mlflow.db*"):
+        file.unlink()
+    for file in empty_store.glob("mlflow.db*"):
+        shutil.copy(file, repo)
+    from detection.tracking.store import connect
+
+    store, made = connect(), {}
+    for number, (text, chosen) in enumerate(((fork, again), (base, params)), 1):
+        EVALUATION_JSON.write_text(text)
+        made[text] = sync_workspace(chosen).run_id
+        found = {one.info.run_id: one for one in store.client.search_runs([store.experiment])}
+        assert len(found) == number, "one experiment, one row"
+        row = found[made[text]]
+        assert row.data.tags["stands_for"] == json.loads(text)["run_id"]
+        assert row.data.params["evaluate.score_threshold"] == json.dumps(chosen.evaluate.score_threshold)
+        assert curves(store.client, made[text]) == whole[1]
+        assert sync_workspace(chosen).run_id == made[text], "and is found again"
+    assert "training" not in found[made[fork]].data.tags, "the training's own row is the first one's"
+    assert found[made[base]].data.tags["training"] == "abc"
 
 
 def test_plots_bring_what_evaluate_could_not(
