@@ -1,3 +1,4 @@
+import json
 import logging
 import threading
 from dataclasses import replace
@@ -103,11 +104,12 @@ def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path
     pictures = Pictures(split, tmp_path, recipe, train=True)
     expected = everything(Loader(pictures, 2, 0, shuffle=True), 0)
     log, done = logging.getLogger("busy"), threading.Event()
-    log.addHandler(logging.NullHandler())
+    log.propagate = False  # pytest keeps every record that reaches the root
+    log.addHandler(logging.FileHandler(tmp_path / "busy.log"))
 
     def work() -> None:
-        while not done.is_set():
-            log.warning("%s", torch.rand(200, 200).sum())
+        while not done.wait(1e-4):
+            log.warning("%s", json.dumps({"loss": [0.5] * 100}))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
     for thread in threads:
@@ -117,6 +119,11 @@ def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path
             assert same(expected, everything(Loader(pictures, 2, 2, shuffle=True), 0))
     finally:
         done.set()
+        for thread in threads:
+            thread.join()
+        for handler in [*log.handlers]:
+            log.removeHandler(handler)
+            handler.close()
 
 
 @pytest.mark.parametrize("megabytes", [1, 0.008])
