@@ -171,11 +171,18 @@ def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
     before, base = named["elsewhere"], named["other-model"]
     for file in copy.glob("mlflow.db*"):
         file.unlink()
+    from mlflow import MlflowClient
+
+    emptied = MlflowClient(f"sqlite:////{copy}/mlflow.db")  # by another name: the old one stays open here
+
+    def made() -> list[Any]:
+        return list(emptied.search_runs([one.experiment_id for one in emptied.search_experiments()]))
+
     shutil.rmtree(copy / ".checkpoints")
     said = command("detection", "sync", "elsewhere").stdout
     assert said.startswith("elsewhere: row ")
     assert "points of its curves and the evaluation sent" in said
-    (row,) = rows()
+    (row,) = made()
     assert (row.info.run_name, row.info.status) == ("elsewhere", "FINISHED")
     assert row.data.params == before.data.params
     assert row.data.metrics == {k: v for k, v in before.data.metrics.items() if not k.startswith("system/")}
@@ -183,7 +190,7 @@ def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
     assert "nothing was missing" in command("detection", "sync", "elsewhere").stdout
     assert row.data.tags["stands_for"] == before.info.run_id
     command("detection", "sync", "other-model")
-    again = {one.info.run_name: one for one in rows()}
+    again = {one.info.run_name: one for one in made()}
     assert again.keys() == {"elsewhere", "other-model"}
     assert again["other-model"].data.params == base.data.params
     assert again["elsewhere"].data.params == before.data.params

@@ -140,17 +140,15 @@ def test_a_row_on_an_emptied_store_is_as_the_lost_one(
 
 
 def test_an_experiment_that_was_evaluated_again_gets_its_own_row_and_no_other(
-    params: Params, whole: tuple[str, Curves], rows: Rows, empty_store: Path, repo: Path
+    params: Params, whole: tuple[str, Curves], rows: Rows, empty_store: Path, repo: Path, monkeypatch: Any
 ) -> None:
     again = replace(params, evaluate=replace(params.evaluate, score_threshold=0.3))
     log_evaluation(params=params, metrics=recorded_scores())
     base = EVALUATION_JSON.read_text()
     log_evaluation(params=again, metrics=recorded_scores())
     fork = EVALUATION_JSON.read_text()
-    for file in repo.glob("mlflow.db*"):
-        file.unlink()
-    for file in empty_store.glob("mlflow.db*"):
-        shutil.copy(file, repo)
+    shutil.copy(empty_store / "mlflow.db", repo / "emptied.db")  # MLflow keeps a deleted database open
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{repo}/emptied.db")
     from detection.tracking.store import connect
 
     store, made = connect(), {}
