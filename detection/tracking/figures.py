@@ -18,12 +18,13 @@ def log_figures(params: Params, run_json: Path = Path("reports/evaluation/run.js
     Where the store does not know that row, as it was away when the detector was evaluated, or has not all of
     it, everything is sent now. Where there is to be no row, mlflow is not imported.
     """
-    if switched_off() or read_run_id(run_json) is None:
+    run_id = read_run_id(run_json)
+    if run_id is None or switched_off():
         return
     try:
         import_mlflow()
         store = connect()
-        row = find_row(store, read_run_id(run_json))
+        row = find_row(store, run_id)
         if row is None or row.info.status != "FINISHED":
             sync_row(store, params)
         else:
