@@ -95,7 +95,9 @@ def test_mirroring_is_the_last_thing(h: int, w: int, out_h: int, out_w: int, see
     np.testing.assert_array_equal(b[:, [1, 3]], a[:, [1, 3]])
 
 
-def test_colours_change_on_the_picture_alone_and_at_its_final_size() -> None:
+@pytest.mark.parametrize(("side", "seen_side"), [(20, 10), (80, 40), (200, 40)])
+def test_colours_change_on_the_picture_alone_where_it_has_fewer_pixels(side: int, seen_side: int) -> None:
+    """A quarter of the window is picture: 40 pixels wide before the resize, half of the result's after it."""
     seen = []
 
     def change(part: torch.Tensor) -> torch.Tensor:
@@ -103,8 +105,8 @@ def test_colours_change_on_the_picture_alone_and_at_its_final_size() -> None:
         return part + 100
 
     picture = torch.full((3, 40, 40), 100, dtype=torch.uint8)
-    result = Geometry((-40, 0, 40, 80), 20, 20, flip=True).picture(picture, (1, 2, 3), change)
-    assert seen == [(3, 10, 10)]
-    assert (result[:, :10, :10] == 200).all()
-    assert (result[:, :, 10:] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
+    result = Geometry((-40, 0, 40, 80), side, side, flip=True).picture(picture, (1, 2, 3), change)
+    assert seen == [(3, seen_side, seen_side)]
+    assert (result[:, : side // 2, : side // 2] == 200).all()
+    assert (result[:, :, side // 2 :] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
     assert (picture == 100).all()
