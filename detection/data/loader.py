@@ -30,7 +30,7 @@ from detection.data.geometry import Geometry, result_size
 from detection.data.index import Index, Record
 from detection.data.pictures import read_picture
 from detection.errors import ParamsError
-from detection.params.recipe import Recipe
+from detection.params.recipe import Recipe, SSDRecipe
 
 STRIDE = 32  # batches are padded to whole cells of the coarsest backbone level
 GREY = (128, 128, 128)  # of `letterbox`'s canvas
@@ -69,8 +69,7 @@ class Pictures(Dataset[Sample]):
         self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0
     ) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
-        red, green, blue = recipe.image_mean
-        self.fill = round(255 * red), round(255 * green), round(255 * blue)
+        self.fill = fill_of(recipe)
         self.cache = PictureCache(index.sizes, cache_mb) if cache_mb > 0 else None
 
     def __len__(self) -> int:
@@ -80,13 +79,8 @@ class Pictures(Dataset[Sample]):
         epoch, row = key
         record = self.index[row]
         picture = self._decoded(row, record)
-        height, width = picture.shape[1:]
         if not self.train:
-            recipe = self.recipe
-            size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size)
-            geometry = Geometry((0, 0, width, height), *size)
-            boxes = geometry.boxes(record.boxes)
-            return Sample(geometry.picture(picture, self.fill), boxes, record.labels, (height, width), row)
+            return whole(picture, record.boxes, record.labels, row, self.recipe)
         wanted = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
         return self._augmented(epoch, row, picture, record.boxes[wanted], record.labels[wanted])
 
@@ -114,16 +108,42 @@ class Pictures(Dataset[Sample]):
         return Sample(pixels, geometry.boxes(boxes[still]), labels[still], (height, width), row)
 
 
-def collate(samples: list[Sample], fill: tuple[int, ...]) -> Batch:
-    """Pad pictures with `fill` and boxes with zeros to a batch."""
+def whole(
+    picture: Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int64], row: int, recipe: Recipe
+) -> Sample:
+    """A picture as it is scored: all of it, at the recipe's size, not augmented."""
+    height, width = picture.shape[1:]
+    size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size)
+    geometry = Geometry((0, 0, width, height), *size)
+    return Sample(
+        geometry.picture(picture, fill_of(recipe)), geometry.boxes(boxes), labels, (height, width), row
+    )
+
+
+def fill_of(recipe: Recipe) -> tuple[int, int, int]:
+    """RGB of what lies beyond a picture: the mean, which is 0 once it is normalised."""
+    red, green, blue = recipe.image_mean
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def in_whole_cells(recipe: Recipe) -> bool:
+    """Whether the sides of a batch must be multiples of `STRIDE`.
+
+    They must where anchors take their strides from them: 100 pixels over 13 cells would be 7 and not 8.
+    """
+    return not isinstance(recipe, SSDRecipe) and getattr(recipe, "anchor_strides", None) is None
+
+
+def collate(samples: list[Sample], recipe: Recipe) -> Batch:
+    """Pad pictures with their fill and boxes with zeros to a batch."""
     inside_sizes = torch.tensor([sample.picture.shape[1:] for sample in samples])
     tallest, widest = (-(-int(side) // STRIDE) * STRIDE for side in inside_sizes.amax(0))
-    if len({sample.picture.shape for sample in samples}) == 1 and _is_square(samples[0]):
-        images = torch.stack([sample.picture for sample in samples])  # a fixed size is never padded
+    sides = set(inside_sizes.flatten().tolist())
+    if len(sides) == 1 and (sides == {tallest} or not in_whole_cells(recipe)):
+        images = torch.stack([sample.picture for sample in samples])  # squares that need no padding
     else:
-        images = (
-            torch.tensor(fill, dtype=torch.uint8).view(1, 3, 1, 1).repeat(len(samples), 1, tallest, widest)
-        )
+        fill = torch.tensor(fill_of(recipe), dtype=torch.uint8).view(1, 3, 1, 1)
+        images = fill.repeat(len(samples), 1, tallest, widest)
         for image, sample in zip(images, samples, strict=True):
             image[:, : sample.picture.shape[1], : sample.picture.shape[2]] = sample.picture
     most = max((len(sample.boxes) for sample in samples), default=0)
@@ -142,10 +162,6 @@ def collate(samples: list[Sample], fill: tuple[int, ...]) -> Batch:
         Sizes(inside_sizes, originals),
         [sample.row for sample in samples],
     )
-
-
-def _is_square(sample: Sample) -> bool:
-    return sample.picture.shape[1] == sample.picture.shape[2]
 
 
 class Order(Sampler[list[tuple[int, int]]]):
@@ -236,7 +252,7 @@ class Loader:
             pictures,
             batch_sampler=self.order,
             num_workers=workers,
-            collate_fn=lambda samples: collate(samples, pictures.fill),
+            collate_fn=lambda samples: collate(samples, pictures.recipe),
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=loader_process,
             persistent_workers=workers > 0,

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from detection.data.batch import Sizes
-from detection.data.geometry import Geometry, result_size
 from detection.data.index import Index
-from detection.data.loader import Loader, Pictures, loader_workers
+from detection.data.loader import Loader, Pictures, collate, loader_workers, whole
 from detection.evaluation.results import Results
 from detection.models.hardware import autocast, pick_device, pick_precision
 from detection.models.protocol import Detections, Detector
@@ -57,13 +56,10 @@ def run(
 
 def detect_picture(detector: Detector, recipe: Recipe, picture: Tensor) -> Detections:
     """Detect on one picture, Tensor[3, H, W] uint8 RGB; boxes come back in its pixels, on the CPU."""
-    height, width = picture.shape[1:]
-    size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size)
-    resized = Geometry((0, 0, width, height), *size).picture(picture, (0, 0, 0))
-    place = next(detector.parameters()).device
-    sizes = Sizes(torch.tensor([size]), torch.tensor([(height, width)]))
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    batch = collate([whole(picture, *nothing, 0, recipe)], recipe)
     with torch.inference_mode():
-        found = detector.detect(resized.unsqueeze(0).to(place), sizes)[0]
+        found = detector.detect(batch.images.to(next(detector.parameters()).device), batch.sizes)[0]
     return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
 
 

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from detection.anchors import AnchorGrid, DefaultBoxes, Grid, Size
 from detection.data.geometry import result_size
 from detection.data.index import Index
-from detection.data.loader import STRIDE
+from detection.data.loader import STRIDE, in_whole_cells
 from detection.models.base import BackboneDetector, map_sizes
 from detection.models.build import build_detector
 from detection.models.sizes import cluster
@@ -156,7 +156,8 @@ class Anchors:
             [result_size(h, w, recipe.resize, recipe.image_size, longest) for h, w in index.sizes.tolist()],
             dtype=np.int64,
         ).reshape(-1, 2)
-        padded = resized if recipe.resize == "stretch" else -(-resized // STRIDE) * STRIDE
+        as_is = (resized[:, :1] == resized[:, 1:]) & (not in_whole_cells(recipe))
+        padded = np.where(as_is, resized, -(-resized // STRIDE) * STRIDE)
         # only where anchors must lie inside do pictures of one padded size differ
         alike = np.concatenate([padded, resized if _must_be_inside(recipe) else padded], axis=1)
         owners = index.owners()

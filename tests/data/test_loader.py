@@ -73,6 +73,19 @@ def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, rec
     torch.testing.assert_close(batch.targets.boxes[4, 0], scaled)
 
 
+@pytest.mark.parametrize(
+    ("changes", "side"),
+    [({}, 64), ({"resize": "stretch"}, 64), ({"anchor_strides": (8, 16, 32, 64, 128)}, 40)],
+)
+def test_squares_are_padded_where_anchors_take_their_strides_from_the_size(
+    split: Index, tmp_path: Path, recipe: Recipe, changes: dict[str, Any], side: int
+) -> None:
+    pictures = Pictures(split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False)
+    (batch,) = Loader(pictures, 1, workers=0, shuffle=False).epoch(0)
+    assert batch.images.shape == (1, 3, side, side)
+    assert batch.sizes.inside.tolist() == [[40, 40]]
+
+
 def test_training_leaves_crowds_and_difficult_objects_out(
     split: Index, tmp_path: Path, recipe: Recipe
 ) -> None:
