@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from glob import iglob
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,9 @@ class Clone:
     def step(self) -> int:
         """The last step of the training that runs, wherever its workspace is; -1 where there is none."""
         below = self.folder / ".dvc/tmp/exps"
-        files = [self.folder / "reports/train/losses.csv", *below.glob("**/reports/train/losses.csv")]
+        # not Path.glob, which stumbles over folders that DVC takes away meanwhile
+        found = iglob("**/reports/train/losses.csv", root_dir=below, recursive=True)
+        files = [self.folder / "reports/train/losses.csv", *(below / one for one in found)]
         lines = [line for file in files for line in _lines(file)[-1:]]
         return max((int(line.split(",")[0]) for line in lines if line[:1].isdigit()), default=-1)
 
