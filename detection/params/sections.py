@@ -111,7 +111,7 @@ class Pretrain:
 
     method: Literal["crops", "imagefolder", "published", "none"] = "crops"
     """`crops`: classify the training objects; `imagefolder`: classify a folder of pictures, such as ImageNet;
-    `published`: torchvision's ImageNet weights; `none`: random."""
+    `published`: the ImageNet weights that torchvision trained its detectors from; `none`: random."""
     crops: Crops = field(default_factory=Crops)
     """Settings of `crops`."""
     imagefolder: ImageFolder = field(default_factory=ImageFolder)

@@ -12,6 +12,7 @@ from urllib.error import URLError
 import torch
 import torchvision
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from detection.data.imagefolder import Folder, FolderPictures, list_folder
 from detection.data.loader import loader_workers
@@ -51,7 +52,9 @@ def choose(params: Params, device: torch.device) -> tuple[dict[str, Any], Make]:
         reads = {"imagefolder": asdict(pretrain.imagefolder), "train": train.digest, "val": val.digest}
         return reads, partial(_from_folder, params, device, train, val)
     if pretrain.method == "published":
-        return {}, partial(_from_torchvision, params.recipe.backbone)
+        backbone, architecture = params.recipe.backbone, params.recipe.architecture
+        name = str(published(backbone, architecture))
+        return {"weights": name}, partial(_from_torchvision, backbone, architecture)
     return {}, lambda *_: {"state_dict": None, "metrics": {"method": "none"}, "curve": []}
 
 
@@ -91,8 +94,10 @@ def _from_folder(
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
 
 
-def _from_torchvision(backbone: str, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
-    state, name = published_weights(backbone)
+def _from_torchvision(
+    backbone: str, architecture: str, checkpoints: Checkpoints, curves: Path
+) -> dict[str, Any]:
+    state, name = published_weights(backbone, architecture)
     return {"state_dict": state, "metrics": {"method": "published", "weights": name}, "curve": []}
 
 
@@ -191,16 +196,30 @@ def train_on_folder(
     return fit(course, checkpoints)
 
 
-def published_weights(backbone: str) -> tuple[dict[str, Tensor], str]:
+def published(backbone: str, architecture: str) -> WeightsEnum:
+    """The ImageNet weights that a published detector began with.
+
+    Those are torchvision's first ones, whatever came later, with which its references were trained. SSD's
+    VGG16 sees pixels of 0 to 255 less their mean: other weights, made for those, and without fc6 and fc7.
+    """
+    name = "IMAGENET1K_FEATURES" if architecture == "ssd" else "IMAGENET1K_V1"
+    return torchvision.models.get_model_weights(backbone)[name]
+
+
+def published_weights(backbone: str, architecture: str) -> tuple[dict[str, Tensor], str]:
     """Torchvision's ImageNet weights of a backbone, from its cache or downloaded; the hash is checked.
 
+    Args:
+        backbone: Its name.
+        architecture: The family of the detector above it, see `published`.
+
     Returns:
-        The features' state dict (of VGG16 with fc6 and fc7), and the weights' name.
+        The features' state dict (of VGG16 with fc6 and fc7 where those have values), and the weights' name.
 
     Raises:
         CheckpointError: They cannot be downloaded, or the file is damaged.
     """
-    weights = torchvision.models.get_model_weights(backbone).DEFAULT
+    weights = published(backbone, architecture)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -209,4 +228,5 @@ def published_weights(backbone: str) -> tuple[dict[str, Tensor], str]:
             f"the published weights of {backbone} cannot be had ({error}). Put {weights.url} at {cache}, "
             "or set pretrain.method to crops or none"
         ) from None
-    return {k: v for k, v in state.items() if is_feature(k, backbone)}, str(weights)
+    kept = {k: v for k, v in state.items() if is_feature(k, backbone) and not v.isnan().any()}
+    return kept, str(weights)

@@ -1,3 +1,4 @@
+import inspect
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from detection.params.sections import Crops
 from detection.training import crops as cutting
 from detection.training.checkpoint import Checkpoints
 from detection.training.crops import CropSet, augment, centre, cut_crops
-from detection.training.pretraining import published_weights, train_on_crops
+from detection.training.pretraining import published, published_weights, train_on_crops
 
 CROPS = Crops(image_size=32, batch_size=8, epochs=2, background=0.5)
 
@@ -110,12 +111,45 @@ def test_published_weights_offline_say_what_to_do(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(
         CheckpointError, match=r"resnet18 cannot be had.*no network.*pretrain.method to crops"
     ):
-        published_weights("resnet18")
+        published_weights("resnet18", "retinanet")
 
 
 def test_published_weights_lose_only_their_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torchvision.models.resnet18(weights=None).state_dict()
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: whole)
-    state, name = published_weights("resnet18")
+    state, name = published_weights("resnet18", "retinanet")
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert name == "ResNet18_Weights.IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "architecture", "name"),
+    [
+        ("resnet50", "fasterrcnn", "ResNet50_Weights.IMAGENET1K_V1"),
+        ("mobilenet_v3_large", "ssdlite", "MobileNet_V3_Large_Weights.IMAGENET1K_V1"),
+        ("vgg16", "fasterrcnn", "VGG16_Weights.IMAGENET1K_V1"),
+        ("vgg16", "ssd", "VGG16_Weights.IMAGENET1K_FEATURES"),
+    ],
+)
+def test_a_detector_begins_with_the_weights_it_was_published_with(
+    backbone: str, architecture: str, name: str
+) -> None:
+    """torchvision's own builders say which; its newer weights, and those for other pixels, are no such."""
+    assert str(published(backbone, architecture)) == name
+    if (backbone, architecture) != ("vgg16", "fasterrcnn"):  # has no builder
+        builder = {
+            "fasterrcnn": torchvision.models.detection.fasterrcnn_resnet50_fpn,
+            "ssdlite": torchvision.models.detection.ssdlite320_mobilenet_v3_large,
+            "ssd": torchvision.models.detection.ssd300_vgg16,
+        }[architecture]
+        default = inspect.signature(builder).parameters["weights_backbone"].default
+        assert str(default) == name
+
+
+def test_a_classifier_that_was_not_published_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).state_dict()
+    whole = {k: torch.zeros(1) if k.startswith("features") else torch.full((1,), torch.nan) for k in shapes}
+    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda *_, **__: whole)
+    state, _ = published_weights("vgg16", "ssd")
+    assert state.keys() == {k for k in shapes if k.startswith("features")}
