@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from detection.data.cache import PictureCache
 from detection.data.index import Index, Record, pack
@@ -84,6 +85,21 @@ def test_squares_are_padded_where_anchors_take_their_strides_from_the_size(
     (batch,) = Loader(pictures, 1, workers=0, shuffle=False).epoch(0)
     assert batch.images.shape == (1, 3, side, side)
     assert batch.sizes.inside.tolist() == [[40, 40]]
+
+
+def test_a_batch_is_pinned_whole(
+    split: Index, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own loader thread, which says nothing about what it does not know how to pin."""
+    (batch,) = Loader(Pictures(split, tmp_path, recipe, train=False), 5, 0, False).epoch(0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)  # takes a GPU otherwise
+    pinned = pin_memory(batch)
+    assert torch.equal(pinned.images, batch.images + 1)
+    for name in ("boxes", "labels", "mask", "sizes"):
+        assert torch.equal(getattr(pinned.targets, name), getattr(batch.targets, name) + 1)
+    assert torch.equal(pinned.sizes.inside, batch.sizes.inside + 1)
+    assert torch.equal(pinned.sizes.original, batch.sizes.original + 1)
+    assert pinned.rows == batch.rows
 
 
 def test_training_leaves_crowds_and_difficult_objects_out(
