@@ -22,8 +22,11 @@ CLASSIFIERS = ("fc.", "classifier.")  # ResNet's, and everybody else's
 VGG_FC = ("classifier.0.", "classifier.3.")  # fc6 and fc7, which two-stage detectors go on with
 
 
-class FixedStatistics(nn.BatchNorm2d):
-    """BatchNorm that trains its weights and keeps its pretrained statistics."""
+class FixedStatistics(nn.modules.batchnorm._NormBase):
+    """BatchNorm that trains its weights and keeps its pretrained statistics.
+
+    It is no `BatchNorm2d`: who looks for live statistics, as several GPUs do to join them, must pass it by.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise Tensor[B, C, H, W] by the running statistics, in training too."""

@@ -10,7 +10,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detection.params.recipe import Optimizer, Phase, Schedule
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 PRETRAINED = ("backbone.body.", "backbone.features.")  # under a pyramid, and in SSD
 
 

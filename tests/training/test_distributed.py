@@ -18,6 +18,7 @@ from detection import ranks
 from detection.data.batch import Targets
 from detection.data.loader import Order
 from detection.errors import DetectionError, ParamsError
+from detection.models.backbones import FixedStatistics, make_backbone
 from detection.models.build import build_detector
 from detection.models.confusion import Confusion
 from detection.models.hardware import pick_devices
@@ -239,6 +240,19 @@ def test_the_ranks_shares_are_equal_and_make_up_the_batch(tmp_path: Path) -> Non
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     said = together(3, tmp_path, lambda: Order(12, 4, seed=0))
     assert all("3 devices cannot share a batch of 4 pictures equally" in one for one in said)
+
+
+def test_several_gpus_join_live_statistics_and_leave_fixed_ones_alone() -> None:
+    with torch.device("meta"):
+        for name, freeze, joined in (("resnet18", False, True), ("resnet18", "statistics", False)):
+            network = make_backbone(name, freeze_bn=freeze)
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in network.modules()) == joined
+    norm = FixedStatistics(2).train()
+    norm(torch.randn(4, 2, 3, 3))
+    assert norm.state_dict().keys() == torch.nn.BatchNorm2d(2).state_dict().keys()
+    assert norm.running_mean is not None
+    assert norm.running_mean.tolist() == [0, 0]
 
 
 def test_how_many_devices() -> None:
