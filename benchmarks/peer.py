@@ -8,10 +8,10 @@
 
 Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
 many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
-the same family over the same backbone with its defaults (anchors too), from random weights, bf16 autocast
-where the hardware has it, SGD with the references' rate for this batch, flips, a cosine over the budget. With
-`--fitted` the two sides differ in what is no setting: the code, and the crops that pretrain the backbone.
-Both are scored by COCO's protocol on test.
+the same family over the same backbone with its defaults (anchors too), from random weights, on a GPU where there
+is one (or as `--device` says), bf16 autocast where the hardware has it, SGD with the references' rate for this
+batch, flips, a cosine over the budget. With `--fitted` the two sides differ in what is no setting: the code, and
+the crops that pretrain the backbone. Both are scored by COCO's protocol on test.
 """
 
 import argparse
@@ -37,7 +37,9 @@ from detection.data.pictures import read_picture
 from detection.data.prepared import Prepared
 from detection.evaluation import coco
 from detection.evaluation.results import Results
-from detection.models.hardware import autocast, pick_precision
+from detection.models.hardware import autocast, pick_device, pick_precision
+from detection.params.recipe import Optimizer
+from detection.training.optimisation import make_optimizer
 
 LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01, "fcos": 0.01, "ssd": 0.001, "ssdlite": 0.0125}
 """Of the references, at batch 16."""
@@ -75,7 +77,7 @@ def fitted_peer(recipe: dict[str, Any], classes: int, size: dict[str, int]) -> t
     """Torchvision's class with our recipe's settings, for two families on a ResNet's pyramid."""
     first = 3 if (one_stage := recipe["architecture"] == "retinanet") else 2
     stages = range(first - 1, 5)
-    body = torchvision.models.get_model(recipe["backbone"], weights=None)
+    body = torchvision.models.get_model(recipe["backbone"], weights=None, zero_init_residual=True)  # as ours
     channels = [list(getattr(body, f"layer{i}").parameters())[-1].numel() for i in stages]
     width = recipe["fpn_channels"]
     above = feature_pyramid_network.LastLevelP6P7(width, width) if one_stage else None
@@ -112,7 +114,7 @@ def pictures(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, tor
         record = index[i]
         kept = ~record.difficult & ~record.crowd
         target = {"boxes": torch.tensor(record.boxes[kept]), "labels": torch.tensor(record.labels[kept]) + 1}
-        rows.append((read_picture(root / record.file), target))
+        rows.append((read_picture(root / record.file, (record.height, record.width)), target))
     return rows
 
 
@@ -120,30 +122,32 @@ def train(
     model: torch.nn.Module, data: list[Any], optimizer: torch.optim.Optimizer, batch: int, seconds: float
 ) -> int:
     """A plain loop until the time is up; returns its steps."""
-    precision = pick_precision("auto", torch.device("cpu"))
+    place = next(model.parameters()).device
+    precision = pick_precision("auto", place)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    lr = optimizer.param_groups[0]["lr"]
+    full = [group["lr"] for group in optimizer.param_groups]
+    batch = min(batch, len(data))
     rng, started, step = np.random.default_rng(0), time.monotonic(), 0
     model.train()
     while (spent := time.monotonic() - started) < seconds:
         order = rng.permutation(len(data))
         for first in range(0, len(order) - batch + 1, batch):
             spent = time.monotonic() - started
-            rate = lr * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * min(spent / seconds, 1))) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            factor = min(1, (step + 1) / 100) * (1 + math.cos(math.pi * min(spent / seconds, 1))) / 2
+            for group, lr in zip(optimizer.param_groups, full, strict=True):
+                group["lr"] = lr * factor
             images, targets = [], []
             for i in order[first : first + batch]:
                 picture, target = data[i]
-                image, boxes = picture.float() / 255, target["boxes"]
+                image, boxes = picture.to(place).float() / 255, target["boxes"].to(place)
                 if rng.random() < 0.5:
                     image, width = image.flip(2), picture.shape[2]
                     boxes = torch.stack(
                         [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
                     )
                 images.append(image)
-                targets.append({"boxes": boxes, "labels": target["labels"]})
-            with autocast(torch.device("cpu"), precision):
+                targets.append({"boxes": boxes, "labels": target["labels"].to(place)})
+            with autocast(place, precision):
                 loss = sum(model(images, targets).values())
             optimizer.zero_grad()
             loss.backward()
@@ -158,11 +162,13 @@ def train(
 def score(model: torch.nn.Module, index: Index, root: Path, classes: tuple[str, ...]) -> dict[str, float]:
     """COCO's numbers on a split."""
     model.eval()
-    parts = []
+    place, parts = next(model.parameters()).device, []
     with torch.inference_mode():
         for i in range(len(index)):
-            found = model([read_picture(root / index[i].file).float() / 255])[0]
-            boxes, scores, labels = (found[k].numpy() for k in ("boxes", "scores", "labels"))
+            record = index[i]
+            picture = read_picture(root / record.file, (record.height, record.width))
+            found = model([picture.to(place).float() / 255])[0]
+            boxes, scores, labels = (found[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
             kept = labels > 0
             parts.append(Results.of_image(i, boxes[kept], scores[kept], labels[kept] - 1))
     return coco.score(index, Results.concat(parts), classes).stats
@@ -175,6 +181,7 @@ def main() -> None:
     parser.add_argument("--published", action="store_true", help="torchvision's builder on its own backbone")
     parser.add_argument("--fitted", action="store_true", help="the settings of our recipe for torchvision")
     parser.add_argument("--with-val", action="store_true", help="train on train and val")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="of the peer")
     options = parser.parse_args()
     ran = json.loads(Path("reports/train/recipe.json").read_text())
     ours = json.loads(Path("reports/evaluation/metrics.json").read_text())
@@ -186,16 +193,13 @@ def main() -> None:
     recipe, prepared = ran["recipe"], Prepared.load()
     torch.manual_seed(0)
     model = peer(recipe, len(prepared.classes), options.published, options.fitted)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(pick_device(options.device)).to(memory_format=torch.channels_last)
     splits = ("train", "val") if options.with_val else ("train",)
     data = [row for split in splits for row in pictures(prepared.index(split), prepared.root)]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    lr = LEARNING_RATE[recipe["architecture"]] * recipe["batch_size"] / 16
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
-    if options.fitted and recipe["optimizer"]["name"] == "adamw":
-        settings = recipe["optimizer"]  # its rate is this batch size's
-        optimizer = torch.optim.AdamW(parameters, settings["lr"], weight_decay=settings["weight_decay"])
-    steps = train(model, data, optimizer, recipe["batch_size"], seconds)
+    settings = Optimizer(lr=LEARNING_RATE[recipe["architecture"]] * recipe["batch_size"] / 16)
+    if options.fitted:
+        settings = Optimizer(**recipe["optimizer"])  # its rate is this batch size's
+    steps = train(model, data, make_optimizer(model, settings), recipe["batch_size"], seconds)
     theirs = score(model, prepared.index("test"), prepared.root, prepared.classes)
     print(
         f"{ran['model']} on {ran['dataset']}, {seconds:.0f} s of training, {torch.get_num_threads()} threads"
