@@ -9,9 +9,9 @@
 Reads the finished experiment in `reports/` and `data/prepared`: the same pictures, size and batch, and as
 many seconds of training as our pretraining and training took together. The peer is torchvision's detector of
 the same family over the same backbone with its defaults (anchors too), from random weights, on a GPU where
-there is one (or as `--device` says), bf16 autocast where the hardware has it, SGD with the references' rate for
-this batch, flips, a cosine over the budget. With `--fitted` the two sides differ in what is no setting: the
-code, and the crops that pretrain the backbone. Both are scored by COCO's protocol on test.
+there is one (or as `--device` says), bf16 autocast where the hardware has it, SGD with the references' rate
+for this batch, flips, a cosine over the budget. With `--fitted` the two sides differ in what is no setting:
+the code, and the crops that pretrain the backbone. Both are scored by COCO's protocol on test.
 """
 
 import argparse
