@@ -107,7 +107,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     with Progress(steps, state.step, settings.log_every) as progress:
         while True:
             epoch, place = divmod(state.step, steps_per_epoch)
-            last = state.step >= steps
+            last = state.step >= steps or _stale(state, settings)
             asked, due = ranks.largest(interrupts.signal or 0, pace.due(state.step))  # all at the same step
             epoch_ended = place == 0 and state.step > 0
 
@@ -118,9 +118,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
                 buffer.flush()
                 state.validated = state.step
                 _validate(job, average, state, history, row, epoch)
-                last = last or (
-                    settings.early_stop is not None and state.stale >= settings.early_stop.patience
-                )
+                last = last or _stale(state, settings)
 
             # once in a while, at the end, and before leaving: save everything
             if last or asked or due:
@@ -178,6 +176,11 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     if len(job.validator.index):
         summary |= {"best_epoch": state.best_epoch, settings.monitor: state.best}
     return summary
+
+
+def _stale(state: State, settings: Train) -> bool:
+    """Whether val has not risen for so long that the training ends early."""
+    return settings.early_stop is not None and state.stale >= settings.early_stop.patience
 
 
 def _step(

@@ -239,9 +239,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_pictures_names(
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
-def test_early_stop_ends_when_val_no_longer_rises(make_job: Any) -> None:
-    job = make_job(early_stop=EarlyStop(patience=1, min_delta=2.0))
-    assert run(job)["epochs"] == 1
+def test_early_stop_ends_when_val_no_longer_rises(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = EarlyStop(patience=1, min_delta=2.0)
+    summary = run(make_job(early_stop=early))
+    assert summary["epochs"] == 1
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("it had ended"))
+    assert run(make_job(early_stop=early)) == summary, "killed before its detector was written, say"
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recipe: Any) -> None:
