@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -27,6 +28,7 @@ from detection.paths import checkpoint_root
 
 log = logging.getLogger(__name__)
 KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
+SPARED_S = 7 * 86400  # what is not finished is left so long in any case: several may be cut off at once
 COMPLETE, LOCK, TRAINING = "complete", "lock", "training"
 WRITING = ".writing"  # ends the name of a file that is not whole yet
 FRESH = "DETECTION_FRESH"  # set to 1, what was saved before is not used
@@ -159,12 +161,16 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete all but the newest keys; one that another process holds stays.
 
-        Finished and unfinished ones are counted apart: some quick experiments must not cost a long training
-        that was cut off the place that it goes on from.
+        Finished and unfinished ones are counted apart, and an unfinished one is left for a week: some quick
+        experiments, finished or given up, must not cost a long training that was cut off the place that it
+        goes on from, and of many that lost their power together the first that goes on not all but `KEPT`.
         """
-        folders = sorted(self.folder.parent.iterdir(), key=lambda f: f.stat().st_mtime, reverse=True)
+        written = {folder: folder.stat().st_mtime for folder in self.folder.parent.iterdir()}
+        folders, now = sorted(written, key=lambda folder: written[folder], reverse=True), time.time()
         for complete in (True, False):
             for folder in [f for f in folders if (f / COMPLETE).exists() == complete][KEPT:]:
+                if not complete and now - written[folder] < SPARED_S:
+                    continue
                 with (folder / LOCK).open("a") as lock:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -110,6 +110,15 @@ def test_quick_experiments_do_not_prune_a_training_that_was_cut_off(root: Path) 
     assert sum(1 for _ in long.folder.parent.iterdir()) == checkpoint.KEPT + 2  # it, and the one that pruned
 
 
+def test_many_that_were_cut_off_together_all_go_on(root: Path) -> None:
+    names = [f"k{i}" for i in range(checkpoint.KEPT + 3)]
+    for _ in ("until the power failed", "and again"):
+        for name in names:
+            with Checkpoints("train", name).held() as one:
+                one.save("state.pt", {})
+    assert all(Checkpoints("train", name).load("state.pt") == {} for name in names)
+
+
 def test_a_damaged_file_is_named(root: Path) -> None:
     checkpoints = Checkpoints("train", "a")
     with checkpoints.held():
