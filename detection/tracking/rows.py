@@ -86,7 +86,7 @@ def find_row(store: Store, run_id: str | None) -> Any:
     """The row, or the one that was made in its place; None where the store knows neither."""
     from mlflow.exceptions import MlflowException
 
-    if run_id is None:
+    if run_id is None or not RUN_ID.fullmatch(run_id):  # a name, which MLflow may refuse to look up as an id
         return None
     try:
         row = store.client.get_run(run_id)
@@ -95,8 +95,6 @@ def find_row(store: Store, run_id: str | None) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    if not RUN_ID.fullmatch(run_id):
-        return None
     found = store.client.search_runs([store.experiment], f"tags.{STANDS_FOR} = '{run_id}'")
     return found[0] if found else None
 

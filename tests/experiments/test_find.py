@@ -71,6 +71,9 @@ def _is(cached: Path, path: str) -> bool:
 def test_a_slip_names_the_nearest(project: Project) -> None:
     with pytest.raises(DataError, match=r"beter.*did you mean.*better"):
         look("beter")
+    for no_id in ("HEAD~99", "retinanet-my.data-abc1234"):  # MLflow refuses to look for such a row
+        with pytest.raises(DataError, match="no experiment, row or git revision"):
+            look(no_id)
 
 
 def test_a_name_that_two_commits_have(project: Project) -> None:
