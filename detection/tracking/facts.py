@@ -17,11 +17,11 @@ from detection.params import Params
 
 NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")  # what differs between experiments by nature
 PARAMS_YAML = Path("params.yaml")
-FORBIDDEN = re.compile(r"[^\w\-. /]", re.ASCII)
+FORBIDDEN = re.compile(r"[^\w\-. /]")
 
 
 def metric_name(name: str) -> str:
-    """A name in MLflow's alphabet: letters, digits, `_ - . /` and space."""
+    """A name in MLflow's alphabet: letters of any script, digits, `_ - . /` and space."""
     return FORBIDDEN.sub("_", name)
 
 

@@ -18,6 +18,7 @@ from detection.tracking.rows import RUN_JSON, write_run_id
 Rows = Callable[[], list[Any]]
 Train = Callable[[Row], None]
 SCORES = {"test/AP": 0.4, "test/AP_small": float("nan"), "test/AP/a (b)": 0.1}
+SCORES |= {"test/AP/猫": 0.2, "test/AP/犬": 0.3}
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def test_the_first_evaluation_is_adopted(params: Params, trained: str, rows: Row
     assert only.info.status == "FINISHED"
     assert only.data.metrics["test/AP"] == 0.4
     assert only.data.metrics["test/AP/a _b_"] == 0.1
+    assert (only.data.metrics["test/AP/猫"], only.data.metrics["test/AP/犬"]) == (0.2, 0.3)
     assert "test/AP_small" not in only.data.metrics
     assert only.data.params["evaluate.score_threshold"] == "null"
     assert len(only.data.params) == len(params.flat())
