@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.data.archives import SOURCES
-from detection.errors import DetectionError
+from detection.errors import DetectionError, mendable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # `detection … | head`
         sys.stderr.close()
+    except OSError as error:  # above all a path that was given and cannot be written
+        sys.exit(f"error: {mendable(error) or error}")
 
 
 def _run(command: str, arguments: dict[str, Any]) -> str:

@@ -11,6 +11,10 @@
 A message says what is wrong, where (file and key), and the mend. Our own bugs are assertions.
 """
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class DetectionError(Exception):
     """Base of every error that a person can mend; stages and the CLI print it as one line."""
@@ -38,6 +42,16 @@ class DivergedError(DetectionError, ArithmeticError):
 
 class VerificationError(DetectionError, ArithmeticError):
     """A score that the official evaluator, run beside ours, does not confirm."""
+
+
+def mendable(error: BaseException) -> str | None:
+    """What a person is told of an error that they can mend; None of any other."""
+    if isinstance(error, DetectionError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}; free some and give the same command again"
+    return None
 
 
 def reason(error: BaseException) -> str:

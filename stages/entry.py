@@ -1,7 +1,6 @@
 """How every stage starts and ends: log lines on stdout, one line for an error a person can mend."""
 
 import ctypes
-import errno
 import logging
 import os
 import signal
@@ -9,10 +8,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from detection.errors import DetectionError
+from detection.errors import DetectionError, mendable
 
 PR_SET_PDEATHSIG = 1
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def die_with_parent() -> None:
@@ -36,15 +34,12 @@ def run(stage: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         stage()
-    except DetectionError as error:
-        sys.exit(f"error: {error}")
+    except (DetectionError, OSError) as error:
+        if (told := mendable(error)) is None:
+            raise
+        sys.exit(f"error: {told}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(f"error: {error.strerror}{where}; free some and give the same command again")
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -31,9 +31,8 @@ def main() -> None:
 
 def pretrain(params: Params, device: "torch.device") -> None:
     """Make the weights in this process, alone or as one of several, or take those that were made before."""
-    import torch
-
     from detection import ranks
+    from detection.saving import save_weights
     from detection.training import distributed
     from detection.training.checkpoint import content_key
     from detection.training.classify import COLUMNS
@@ -58,7 +57,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
             checkpoints.mark_complete()
         if ranks.leads():
             BACKBONE.parent.mkdir(exist_ok=True)
-            torch.save({"backbone": backbone, "state_dict": result["state_dict"]}, BACKBONE)
+            save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
             Table(reports / "curves.csv", COLUMNS, result["curve"])
             (reports / "metrics.json").write_text(json.dumps(result["metrics"], indent=2))
 

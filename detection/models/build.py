@@ -21,6 +21,7 @@ from detection.params.recipe import (
     RetinaNetRecipe,
     SSDRecipe,
 )
+from detection.saving import save_weights
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -103,17 +104,15 @@ def save_detector(
     """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, …)."""
     import msgspec  # here, as building and training do without it
 
-    torch.save(
-        {
-            "format": FORMAT,
-            "model": model,
-            "recipe": msgspec.to_builtins(asdict(recipe)),
-            "classes": list(classes),
-            "notes": dict(notes or {}),
-            "state_dict": state,
-        },
-        path,
-    )
+    content = {
+        "format": FORMAT,
+        "model": model,
+        "recipe": msgspec.to_builtins(asdict(recipe)),
+        "classes": list(classes),
+        "notes": dict(notes or {}),
+        "state_dict": state,
+    }
+    save_weights(path, content)
 
 
 def check_classes(path: str | Path, loaded: Loaded, wanted: tuple[str, ...]) -> None:

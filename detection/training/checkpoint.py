@@ -25,6 +25,7 @@ from detection import ranks
 from detection.errors import CheckpointError, reason
 from detection.locks import locked
 from detection.paths import checkpoint_root
+from detection.saving import save_weights
 
 log = logging.getLogger(__name__)
 KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
@@ -95,16 +96,13 @@ class Checkpoints:
         """
         temporary = self.folder / f"{name}{WRITING}"
         try:
-            with temporary.open("wb") as file:
-                torch.save(dict(state), file)
-                file.flush()
-                os.fsync(file.fileno())
+            save_weights(temporary, state)
             temporary.replace(self.folder / name)
             _to_disk(self.folder)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(
-                f"{self.folder / name} cannot be written: {reason(error)}; free some disk and give the "
+                f"{self.folder / name} cannot be written: {error.strerror}; free some disk and give the "
                 "same command again, it goes on from the last good checkpoint"
             ) from None
 
@@ -132,7 +130,10 @@ class Checkpoints:
         path = self.folder / TRAINING
         if not path.exists():
             temporary = self.folder / f"{TRAINING}{WRITING}"
-            temporary.write_text(uuid.uuid4().hex, encoding="utf-8")
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(uuid.uuid4().hex)
+                file.flush()
+                os.fsync(file.fileno())  # or a loss of power may leave a name without letters
             temporary.replace(path)
         return path.read_text(encoding="utf-8")
 

@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import nn
 
 from detection import ranks
-from detection.errors import DetectionError
+from detection.errors import DetectionError, mendable
 from detection.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -155,9 +155,9 @@ def _joined(device: torch.device) -> Iterator[None]:
 
 def _record(error: Exception) -> None:
     """Write what the launcher reads of a rank that fails."""
-    known = isinstance(error, DetectionError)
-    text = str(error) if known else "".join(traceback.format_exception(error))
-    extra = {"known": known, "timestamp": str(int(time.time()))}
+    told = mendable(error)
+    text = told or "".join(traceback.format_exception(error))
+    extra = {"known": told is not None, "timestamp": str(int(time.time()))}
     content = {"message": {"message": text, "extraInfo": extra}}
     Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
 

@@ -135,6 +135,12 @@ def test_predict_says_what_is_missing(project: Path) -> None:
     assert "name another folder" in slip(detection(project, "predict", "one.png", "--out", "."))
 
 
+def test_a_file_that_can_be_neither_read_nor_written_costs_a_line(project: Path) -> None:
+    (project / "params.yaml").unlink()
+    (project / "params.yaml").mkdir()
+    assert "Is a directory: 'params.yaml'" in slip(detection(project, "check"))
+
+
 def test_predict_says_that_a_file_is_no_detector(project: Path) -> None:
     picture(project / "one.png")
     said = slip(detection(project, "predict", "one.png", "--weights", "params.yaml"))
