@@ -60,9 +60,9 @@ def fill_row(params: Params, job: "Job", interrupts: "Interrupts") -> None:
     from detection.training.environment import write_environment
     from detection.training.loop import STATE, fit
 
-    saved, training = job.checkpoints.load(STATE), job.checkpoints.training()
+    training = job.checkpoints.training()
     made_in = write_environment(job.reports, training, job.device, job.precision, params.train.determinism)
-    resume = saved["run_id"] if saved else None
+    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if ranks.leads() else None
     with open_row(params, resume=resume, made_in=made_in) if ranks.leads() else NullRow() as row:
         summary = {"monitor": job.settings.monitor, **fit(job, row, interrupts)}
         if ranks.leads():

@@ -136,6 +136,7 @@ def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], li
     clock, pace = time.monotonic() - state.seconds, Pace(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, course.steps)
+    del saved  # as large as the training itself
 
     with Interrupts() as interrupts, Progress(course.steps, state.step, course.log_every) as progress:
         while True:

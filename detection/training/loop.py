@@ -103,6 +103,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     pace = Pace(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, steps)
+    del saved  # as large as the training itself
 
     with Progress(steps, state.step, settings.log_every) as progress:
         while True:
