@@ -9,6 +9,7 @@ from yaml import YAMLError
 
 from detection.errors import ParamsError
 from detection.params import yaml12
+from detection.params.bounds import check_bounds
 from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.merge import Override, merge
 from detection.params.recipe import ARCHITECTURES, Recipe
@@ -98,7 +99,7 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int):
         raise ParamsError(f"{file}: seed must be a whole number, not {raw['seed']!r}")
     recipe, overrides = _merged(model, chosen, dataset, budgets[dataset], file)
-    return Params(
+    params = Params(
         model=model,
         dataset=dataset,
         seed=raw["seed"],
@@ -111,6 +112,8 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
         evaluate=validate(Evaluate, raw["evaluate"], "evaluate", file),
         plots=validate(Plots, raw["plots"], "plots", file),
     )
+    check_bounds(params.flat() | flatten({"plots": asdict(params.plots)}), file)
+    return params
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
 from detection.params import load
+from detection.params.bounds import AT_LEAST, POSITIVE, SHARES
+from detection.params.reading import flatten
 from detection.params.sections import Checks
 
 Edit = tuple[str, Any]
@@ -88,6 +90,12 @@ def edited(tmp_path: Path) -> Any:
         (("budgets.shapes.epoch", 3), "budgets.shapes.epoch: unknown key; did you mean 'epochs'?"),
         (("budgets.shapes", KeyError), "budgets.shapes is missing"),
         (("seed", 1.5), "seed must be a whole number"),
+        (("seed", -1), "seed: must be at least 0, not -1"),
+        (("train.validate_every", 0), "train.validate_every: must be at least 1, not 0"),
+        (("train.early_stop", {"patience": 0}), "train.early_stop.patience: must be at least 1, not 0"),
+        (("train.ema", 2), "train.ema: is a share from 0 to 1, not 2"),
+        (("train.clip_gradients", -1), "train.clip_gradients: must be above 0, not -1"),
+        (("evaluate.batch_size", 0), "evaluate.batch_size: must be at least 1, not 0"),
         (("evaluate", KeyError), "evaluate: this section is needed and missing"),
         (("extra", 1), "there is no section 'extra'"),
     ],
@@ -103,6 +111,13 @@ def test_all_faults_of_a_section_are_told_at_once(edited: Any) -> None:
     with pytest.raises(ParamsError) as raised:
         load(edited(("train.precison", "x"), ("train.monitor", "ap"), ("train.log_every", "x")))
     assert len(str(raised.value).splitlines()) == 3
+
+
+def test_every_bound_is_of_a_key_that_there_is(edited: Any) -> None:
+    early = edited(("train.early_stop", {"patience": 1}))
+    params = load(early)
+    known = params.flat() | flatten({"plots": asdict(params.plots)})
+    assert {*AT_LEAST, *SHARES, *POSITIVE} <= known.keys()
 
 
 def test_yaml_is_read_by_the_rules_of_1_2(tmp_path: Path) -> None:
