@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import reason
+from detection.scratch import Scratch
 from detection.tracking.facts import finite
 from detection.tracking.machine import PREFIX, Machine
 from detection.tracking.row import ClosesItself, Status
@@ -59,7 +60,7 @@ class LiveRow(ClosesItself):
         self._failures = 0 if opened else 1
         self._closing: Status | None = None
         self._wake, self._idle = threading.Event(), threading.Event()
-        self._copies = tempfile.TemporaryDirectory(prefix="detection-row-", ignore_cleanup_errors=True)
+        self._copies = Scratch("detection-row-")
         self._machine = self._watched(opened) if opened else None
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()

@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -30,6 +29,7 @@ from torch import nn
 
 from detection import ranks
 from detection.errors import DetectionError, mendable
+from detection.scratch import Scratch
 from detection.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ def folder(path: Path) -> Iterator[Path]:
     if ranks.leads():
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="detection-rank-", ignore_cleanup_errors=True) as scratch:
+    with Scratch("detection-rank-") as scratch:
         yield Path(scratch)
 
 
@@ -172,7 +172,7 @@ def _launch(devices: int, module: str) -> None:
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
     logging.disable(logging.CRITICAL)  # the launcher's own talk; the ranks have theirs
-    with tempfile.TemporaryDirectory(prefix="detection-ranks-") as logs, _signals(SignalException):
+    with Scratch("detection-ranks-") as logs, _signals(SignalException):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
