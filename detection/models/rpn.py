@@ -124,7 +124,8 @@ class RPN(nn.Module):
         values, best = ranked.topk(min(most, count), dim=1)
         mask = values > -torch.inf
         mask = mask[:, : width_in_use(mask)]
-        return take(boxes, best[:, : mask.shape[1]]) * mask[..., None], mask
+        chosen = take(boxes, best[:, : mask.shape[1]])
+        return torch.where(mask[..., None], chosen, 0.0), mask  # a product would keep what is no number
 
     def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) of a sample of anchors.

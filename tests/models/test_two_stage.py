@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detection.data.batch import Targets
+from detection.data.batch import Sizes, Targets
 from detection.models.build import build_detector, without_weights
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPN, box_loss
@@ -102,6 +102,23 @@ def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, normalise
     else:
         assert losses["rpn_box"] > 0
         assert losses["roi_box"] > 0
+
+
+def test_a_picture_without_one_finite_number_has_no_proposals_and_harms_no_other() -> None:
+    """Boxes that are no numbers fit no level of the pyramid: others' features would move to their places."""
+    detector, images = small().eval(), torch.rand(2, 3, SIDE, SIDE)
+    images[0] = torch.nan
+    maps = detector.features(images)
+    logits, deltas = detector.rpn(maps)
+    sizes = torch.tensor([[SIDE, SIDE]] * 2)
+    proposals, mask = detector.rpn.propose(logits, deltas, detector.rpn.anchors_of(maps, images), maps, sizes)
+    assert mask.any(dim=1).tolist() == [False, True]
+    assert proposals[~mask].abs().sum() == 0
+    nothing, found = detector.detect(images, Sizes(sizes, sizes))
+    (alone,) = detector.detect(images[1:], Sizes(sizes[1:], sizes[1:]))
+    assert len(nothing.scores) == 0
+    assert len(found.scores) == len(alone.scores) > 0
+    torch.testing.assert_close(found.boxes, alone.boxes, atol=1e-3, rtol=0)
 
 
 def test_box_loss_counts_only_positives_whatever_the_others_hold() -> None:
