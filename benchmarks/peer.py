@@ -57,6 +57,8 @@ def peer(recipe: dict[str, Any], classes: int, published: bool, fitted: bool = F
     family = recipe["architecture"]
     size = {"min_size": recipe["image_size"], "max_size": recipe["max_size"] or recipe["image_size"] * 2}
     if fitted:
+        if family not in ("fasterrcnn", "retinanet"):
+            raise SystemExit(f"error: --fitted is for Faster R-CNN and RetinaNet, not for {family}")
         return fitted_peer(recipe, classes, size)
     if family in ("ssd", "ssdlite"):  # their picture size is their architecture's
         size = {}
