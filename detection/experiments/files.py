@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import yaml
@@ -94,7 +95,8 @@ class RowFiles:
         try:
             if path not in {one.path for one in self._store.client.list_artifacts(self._id, parent)}:
                 return None
-            return Path(self._store.client.download_artifacts(self._id, path)).read_bytes()
+            with TemporaryDirectory(prefix="detection-file-") as folder:  # MLflow's own would be left behind
+                return Path(self._store.client.download_artifacts(self._id, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:
             raise DataError(f"{path} of the row {self._id} cannot be read: {error}") from None
 
