@@ -72,8 +72,7 @@ class PyramidRoIAlign(nn.Module):
                 part = self._kernel(level, boxes[own], picture[own], stride)
             rows.append(own)
             parts.append(part)
-        pooled = torch.cat(parts)
-        return torch.empty_like(pooled).index_copy(0, torch.cat(rows), pooled) if len(parts) > 1 else pooled
+        return torch.cat(parts)[torch.cat(rows).argsort()] if len(parts) > 1 else parts[0]
 
     def _kernel(self, level: Tensor, boxes: Tensor, picture: Tensor, stride: int) -> Tensor:
         rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
@@ -132,11 +131,11 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int)
     columns = _interpolation(boxes[:, 0], boxes[:, 2], width, size)  # [R, P, W]
     counts = torch.bincount(picture, minlength=len(maps)).tolist()
     parts = []
-    for one, row in zip(maps, torch.split(rows, counts), strict=True):
+    for one, row, column in zip(maps, torch.split(rows, counts), torch.split(columns, counts), strict=True):
         by_row = one.permute(1, 0, 2).reshape(height, channels * width)
-        parts.append((row.reshape(-1, height) @ by_row).view(-1, size * channels, width))  # [R, P C, W]
-    pooled = torch.cat(parts) @ columns.transpose(1, 2).to(parts[0].dtype)  # [R, P C, P]
-    return pooled.view(-1, size, channels, size).transpose(1, 2)
+        part = (row.reshape(-1, height) @ by_row).view(-1, size * channels, width)
+        parts.append(part @ column.transpose(1, 2).to(part.dtype))  # [of R, P C, P]
+    return torch.cat(parts).view(-1, size, channels, size).transpose(1, 2)
 
 
 def _interpolation(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:
