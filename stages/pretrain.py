@@ -36,6 +36,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
     from detection.training import distributed
     from detection.training.checkpoint import content_key
     from detection.training.classify import COLUMNS
+    from detection.training.determinism import determinism
     from detection.training.history import Table
     from detection.training.pretraining import choose
 
@@ -46,6 +47,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
     key = content_key("pretrain", values, without=None if method == "crops" else "data")
     with (
         distributed.folder(REPORTS) as reports,
+        determinism(params.train.determinism),
         distributed.checkpoints("pretrain", key).held() as checkpoints,
     ):
         result = checkpoints.load(RESULT)

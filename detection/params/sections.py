@@ -150,8 +150,8 @@ class Train:
     determinism: Literal["fast", "seeded", "bitwise"] = "seeded"
     """`seeded`: the same seed gives the same training, up to rounding on a GPU. `bitwise`: with the same kind
     of machine, versions and threads the same weights to the last bit; an operation that cannot do that is
-    refused by name. `fast`: as `seeded`, but a GPU may round to TF32 and try out its convolutions. All
-    of it is about the detector; the backbone is taken as `pretrain` left it."""
+    refused by name. `fast`: as `seeded`, but a GPU may round to TF32 and try out its convolutions. The
+    pretraining keeps to it too."""
     accumulate: int = 1
     """Split each batch into so many forward and backward passes before one optimiser step."""
     clip_gradients: float | None = None

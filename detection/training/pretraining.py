@@ -43,14 +43,15 @@ def choose(params: Params, device: torch.device) -> tuple[dict[str, Any], Make]:
         DataError: A folder of pictures is asked for and not there.
     """
     pretrain = params.pretrain
+    trained = {"precision": params.train.precision, "determinism": params.train.determinism}
     if pretrain.method == "crops":
-        return {"crops": asdict(pretrain.crops)}, partial(_from_crops, params, device)
+        return {"crops": asdict(pretrain.crops), **trained}, partial(_from_crops, params, device)
     if pretrain.method == "imagefolder":
         root = data_root() / pretrain.imagefolder.path
         train = list_folder(root / "train")
         val = list_folder(root / "val", train.classes)
         reads = {"imagefolder": asdict(pretrain.imagefolder), "train": train.digest, "val": val.digest}
-        return reads, partial(_from_folder, params, device, train, val)
+        return reads | trained, partial(_from_folder, params, device, train, val)
     if pretrain.method == "published":
         backbone, architecture = params.recipe.backbone, params.recipe.architecture
         name = str(published(backbone, architecture))

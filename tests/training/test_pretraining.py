@@ -11,11 +11,12 @@ import torchvision
 
 from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
+from detection.params import load
 from detection.params.sections import Crops
 from detection.training import crops as cutting
 from detection.training.checkpoint import Checkpoints
 from detection.training.crops import CropSet, augment, centre, cut_crops
-from detection.training.pretraining import published, published_weights, train_on_crops
+from detection.training.pretraining import choose, published, published_weights, train_on_crops
 
 CROPS = Crops(image_size=32, batch_size=8, epochs=2, background=0.5)
 
@@ -153,3 +154,13 @@ def test_a_classifier_that_was_not_published_is_left_out(monkeypatch: pytest.Mon
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda *_, **__: whole)
     state, _ = published_weights("vgg16", "ssd")
     assert state.keys() == {k for k in shapes if k.startswith("features")}
+
+
+def test_a_finished_pretraining_is_not_taken_for_one_of_another_precision_or_determinism() -> None:
+    given = load()
+    reads = [
+        choose(replace(given, train=replace(given.train, **change)), torch.device("cpu"))[0]
+        for change in ({}, {"precision": "fp32"}, {"determinism": "bitwise"})
+    ]
+    assert reads[0] not in reads[1:]
+    assert reads[1] != reads[2]
