@@ -158,9 +158,10 @@ def test_a_classifier_that_was_not_published_is_left_out(monkeypatch: pytest.Mon
 
 def test_a_finished_pretraining_is_not_taken_for_one_of_another_precision_or_determinism() -> None:
     given = load()
+    changes: list[dict[str, Any]] = [{}, {"precision": "fp32"}, {"determinism": "bitwise"}]
     reads = [
         choose(replace(given, train=replace(given.train, **change)), torch.device("cpu"))[0]
-        for change in ({}, {"precision": "fp32"}, {"determinism": "bitwise"})
+        for change in changes
     ]
     assert reads[0] not in reads[1:]
     assert reads[1] != reads[2]
