@@ -10,10 +10,10 @@ where that is not float32, which takes a CPU that multiplies in bfloat16.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -47,6 +47,12 @@ def compare(name: str, precision: torch.dtype, rounds: int) -> list[list[float]]
     return [[statistics.median(row[side][kind] for row in times) for side in range(2)] for kind in range(2)]
 
 
+def high_water_mark() -> int:
+    """MiB that this process has taken, at most; `getrusage` would count what its parent had before it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
+
+
 def peak(name: str, side: str, threads: int) -> int:
     """MiB that a process of this side alone takes for three steps, at most."""
     command = [sys.executable, "-m", "benchmarks.step", name, "--side", side, "--threads", str(threads)]
@@ -67,7 +73,7 @@ def main() -> None:
         (step,) = steps_of(names[0], torch.float32, options.side)
         for _ in range(3):
             step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(high_water_mark())
         return
     default = pick_precision("auto", torch.device("cpu"))
     precisions = [torch.float32] if default == torch.float32 else [torch.float32, default]

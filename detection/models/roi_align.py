@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align, roi_pool
 
 SAMPLES = 2  # a side of each output cell
-SMALL = 128 * 128  # largest map, in cells, for which the matrix products win on a CPU
+SMALL = {torch.bfloat16: 128 * 128, torch.float32: 64 * 64}
+"""By the precision of matrix products: the largest map, in cells, for which they win on a CPU."""
 OFF_THE_MAP = -99.0  # cells; all samples of a box there are outside
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from this level
 
@@ -62,11 +63,12 @@ class PyramidRoIAlign(nn.Module):
     ) -> Tensor:
         """Pool the boxes of each level, by matrix products where it is small, and put them in order."""
         rows, parts = [], []
+        small = SMALL[torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32]
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             own = torch.where(chosen == i)[0]
             if len(own) == 0 and i:
                 continue  # the first level's part says what shape nothing has
-            if level.shape[2] * level.shape[3] <= SMALL and len(own):
+            if level.shape[2] * level.shape[3] <= small and len(own):
                 part = separable_roi_align(level, boxes[own] / stride, picture[own], self.output_size).float()
             else:
                 part = self._kernel(level, boxes[own], picture[own], stride)

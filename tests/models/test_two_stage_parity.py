@@ -51,7 +51,7 @@ def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roi_head, "sample", first)
     # torchvision's kernel: the matrix products have their own test, and their other rounding flips a ReLU
     # here and there, which in a random network shows in the first layer's gradient
-    monkeypatch.setattr(roi_align, "SMALL", 0)
+    monkeypatch.setattr(roi_align, "SMALL", dict.fromkeys(roi_align.SMALL, 0))
 
 
 class FirstOnes:
