@@ -8,6 +8,8 @@ Letters: B pictures, R proposals of a picture, C channels, P side of the output,
 """
 
 import math
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torchvision.ops import roi_align, roi_pool
 SAMPLES = 2  # a side of each output cell
 SMALL = {torch.bfloat16: 128 * 128, torch.float32: 64 * 64}
 """By the precision of matrix products: the largest map, in cells, for which they win on a CPU."""
+HIGH, BAND = 64, 64  # a map with more rows is multiplied for so many neighbouring boxes at a time
 OFF_THE_MAP = -99.0  # cells; all samples of a box there are outside
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4  # a box of this side is pooled from this level
 
@@ -69,12 +72,15 @@ class PyramidRoIAlign(nn.Module):
             if len(own) == 0 and i:
                 continue  # the first level's part says what shape nothing has
             if level.shape[2] * level.shape[3] <= small and len(own):
+                if level.shape[2] > HIGH:  # neighbours reach the same few rows
+                    own = own[boxes[own, 1].argsort()]
+                    own = own[picture[own].argsort(stable=True)]
                 part = separable_roi_align(level, boxes[own] / stride, picture[own], self.output_size).float()
             else:
                 part = self._kernel(level, boxes[own], picture[own], stride)
             rows.append(own)
             parts.append(part)
-        return torch.cat(parts)[torch.cat(rows).argsort()] if len(parts) > 1 else parts[0]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _kernel(self, level: Tensor, boxes: Tensor, picture: Tensor, stride: int) -> Tensor:
         rois = torch.cat([picture[:, None].to(boxes.dtype), boxes], dim=1)
@@ -122,7 +128,8 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int)
     Args:
         maps: Tensor[B, C, H, W].
         boxes: Tensor[R, 4], `x1, y1, x2, y2` in cells of the map; they are not differentiated.
-        picture: Tensor[R], int64, not falling: which of the B maps a box lies on.
+        picture: Tensor[R], int64, not falling: which of the B maps a box lies on. A picture's boxes are best
+            in the order of their upper sides where the maps are high.
         size: P.
 
     Returns:
@@ -131,13 +138,28 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int)
     channels, height, width = maps.shape[1:]
     rows = _interpolation(boxes[:, 1], boxes[:, 3], height, size)  # [R, P, H]
     columns = _interpolation(boxes[:, 0], boxes[:, 2], width, size)  # [R, P, W]
-    counts = torch.bincount(picture, minlength=len(maps)).tolist()
     parts = []
-    for one, row, column in zip(maps, torch.split(rows, counts), torch.split(columns, counts), strict=True):
-        by_row = one.permute(1, 0, 2).reshape(height, channels * width)
-        part = (row.reshape(-1, height) @ by_row).view(-1, size * channels, width)
-        parts.append(part @ column.transpose(1, 2).to(part.dtype))  # [of R, P C, P]
+    for first, stop, top, bottom in _bands(boxes, picture, len(maps), height):
+        band = maps[picture[first], :, top:bottom].permute(1, 0, 2).reshape(bottom - top, channels * width)
+        row = rows[first:stop, :, top:bottom].reshape(-1, bottom - top)
+        part = (row @ band).view(-1, size * channels, width)
+        parts.append(part @ columns[first:stop].transpose(1, 2).to(part.dtype))  # [of R, P C, P]
     return torch.cat(parts).view(-1, size, channels, size).transpose(1, 2)
+
+
+def _bands(boxes: Tensor, picture: Tensor, pictures: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    """Runs of boxes on one picture, and the rows of its map that they reach: first, stop, top, bottom."""
+    ends = torch.bincount(picture, minlength=pictures).cumsum(0).tolist()
+    for begin, end in pairwise([0, *ends]):
+        if height <= HIGH and end > begin:
+            yield begin, end, 0, height
+            continue
+        for first in range(begin, end, BAND):
+            low, high = boxes[first : first + BAND, 1::2].unbind(1)
+            # a box is taken to be one cell high at least, and a sample reads the cell it is in and the next
+            top = min(max(int(low.min()) - 1, 0), height - 1)
+            bottom = min(max(int(torch.maximum(low + 1, high).max()) + 2, top + 1), height)
+            yield first, min(first + BAND, end), top, bottom
 
 
 def _interpolation(low: Tensor, high: Tensor, cells: int, size: int) -> Tensor:

@@ -26,6 +26,33 @@ def test_the_matrix_products_equal_torchvisions_kernel(seed: int, count: int, sh
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("order", ["any", "from the top"])
+def test_high_maps_are_multiplied_in_bands(order: str) -> None:
+    """Only the rows that some neighbouring boxes reach; boxes above and below the map too."""
+    torch.manual_seed(0)
+    maps = torch.randn(2, 3, 90, 7, dtype=torch.float64, requires_grad=True)
+    corner = torch.rand(300, 2, dtype=torch.float64) * torch.tensor([9, 120]) - torch.tensor([1, 15])
+    boxes = torch.cat([corner, corner + torch.rand(300, 2, dtype=torch.float64) * 12 - 1], dim=1)
+    if order == "from the top":
+        boxes = torch.cat([part[part[:, 1].argsort()] for part in boxes.split(150)])
+    picture = torch.arange(2).repeat_interleave(150)
+    ours = separable_roi_align(maps, boxes, picture, 7)
+    theirs = roi_align(maps, torch.cat([picture[:, None], boxes], dim=1), 7, 1.0, 2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    (a,) = torch.autograd.grad(ours.square().sum(), maps)
+    (b,) = torch.autograd.grad(theirs.square().sum(), maps)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_one_high_level_keeps_the_order_of_the_proposals() -> None:
+    torch.manual_seed(0)
+    level, corner = torch.randn(2, 4, 80, 20), torch.rand(2, 30, 2) * torch.tensor([80, 300])
+    proposals = torch.cat([corner, corner + 20], dim=2)
+    theirs = MultiScaleRoIAlign(["0"], 7, 2)
+    expected = theirs({"0": level}, list(proposals), [(320, 80)] * 2)
+    torch.testing.assert_close(PyramidRoIAlign(7)([level], proposals, 320), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("image", [128, 1024])  # small maps and large ones take different ways
 def test_a_pyramid_equals_torchvisions(image: int) -> None:
     torch.manual_seed(0)
