@@ -220,14 +220,24 @@ def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> None:
+    """And those of a recipe's `on: bccd` do not."""
     folder = project(tmp_path / "work", ENTRY)
-    done = run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", "retinanet")
-    assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    published, ours = (
+        run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", model)
+        for model in ("retinanet_v2", "retinanet")
+    )
+    lines, fitted = (
+        {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+        for done in (published, ours)
+    )
     assert lines["Platelets"] == ["209", "21", "px", "35.4%", "0.43"]
     assert lines["WBC"][3] == "99.5%"
-    assert "136 objects fit no anchor and can only claim a bad one" in done.stdout
-    assert "suggested: models.retinanet.on.bccd.anchor_sizes: [[19, 24, 30], [38, 48, 60]," in done.stdout
+    assert "136 objects fit no anchor and can only claim a bad one" in published.stdout
+    assert (
+        "suggested: models.retinanet_v2.on.bccd.anchor_sizes: [[19, 24, 30], [38, 48, 60],"
+        in published.stdout
+    )
+    assert fitted["Platelets"] == ["209", "21", "px", "99.0%", "0.69"]
 
 
 @pytest.mark.parametrize(("name", "pictures"), [("tiny_coco", "50"), ("voc2007_320", "2,508")])
