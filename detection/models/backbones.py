@@ -38,8 +38,8 @@ class FixedStatistics(nn.modules.batchnorm._NormBase):
 class WideDepthwise(nn.Conv2d):
     """A depthwise convolution that CPUs compute in float32, whatever autocast says.
 
-    With a stride or a kernel larger than 3 its backward pass in bfloat16 takes ten times as long there
-    (oneDNN 3, AVX512-BF16): a third of a step of SSDlite's.
+    With a stride or a kernel larger than 3 its backward pass in bfloat16 is several times as slow there:
+    those layers took half of SSDlite's step (AVX512-BF16).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -53,9 +53,12 @@ class WideDepthwise(nn.Conv2d):
 def widen_depthwise(network: nn.Module) -> None:
     """Make `WideDepthwise` of those depthwise convolutions of a network that are slow otherwise."""
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1:
-            slow = layer.stride[0] > 1 or layer.kernel_size[0] > 3
-            layer.__class__ = WideDepthwise if slow else nn.Conv2d
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.groups == layer.in_channels > 1
+            and (layer.stride[0] > 1 or layer.kernel_size[0] > 3)
+        ):
+            layer.__class__ = WideDepthwise
 
 
 def make_backbone(name: str, freeze_bn: bool | str = False, classes: int = 1000, **options: Any) -> nn.Module:

@@ -127,7 +127,7 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, picture: Tensor, size: int)
 
     Args:
         maps: Tensor[B, C, H, W].
-        boxes: Tensor[R, 4], `x1, y1, x2, y2` in cells of the map; they are not differentiated.
+        boxes: Tensor[R, 4], `x1, y1, x2, y2` in cells of the map, one or more; they are not differentiated.
         picture: Tensor[R], int64, not falling: which of the B maps a box lies on. A picture's boxes are best
             in the order of their upper sides where the maps are high.
         size: P.

@@ -226,6 +226,7 @@ def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> 
         run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", model)
         for model in ("retinanet_v2", "retinanet")
     )
+    assert [published.returncode, ours.returncode] == [0, 0], published.stderr + ours.stderr
     lines, fitted = (
         {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
         for done in (published, ours)
