@@ -1,5 +1,6 @@
 """Running a detector over pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def run(
         for batch in loader.epoch(0):
             with autocast(place, dtype):
                 found = detector.detect(batch.images.to(place, non_blocking=True), batch.sizes)
-            parts += [_pack(row, one, score_threshold) for row, one in zip(batch.rows, found, strict=True)]
+            parts.append(_pack(batch.rows, found, score_threshold))
     detector.train(was_training)
     return Results.concat(parts)
 
@@ -63,8 +64,11 @@ def detect_picture(detector: Detector, recipe: Recipe, picture: Tensor) -> Detec
     return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
 
 
-def _pack(row: int, found: Detections, score_threshold: float | None) -> Results:
-    scores = found.scores.cpu().numpy()
-    kept = scores >= (score_threshold or 0)
-    boxes, labels = found.boxes.cpu().numpy(), found.labels.cpu().numpy()
-    return Results.of_image(row, boxes[kept], scores[kept], labels[kept])
+def _pack(rows: Sequence[int], found: Sequence[Detections], score_threshold: float | None) -> Results:
+    """A batch's detections on the host: three copies that wait for the device, not three a picture."""
+    boxes, scores, labels = (
+        torch.cat([getattr(one, part) for one in found]).cpu() for part in ("boxes", "scores", "labels")
+    )
+    images = np.repeat(rows, [len(one.scores) for one in found])
+    results = Results.pack(images, boxes, scores, labels)
+    return results if score_threshold is None else results.select(results.scores >= score_threshold)
