@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 PER_BOX = ("boxes", "labels", "difficult", "crowd", "areas")
 """The arrays of an index that have a row a box."""
 
+LONGEST = 18
+"""Digits of a number that surely fits 64 bits; cameras that name pictures by the time write more."""
+
 
 class Record(NamedTuple):
     """One picture's row of the index; the arrays are views."""
@@ -84,11 +87,10 @@ class Index:
 
     def image_ids(self) -> NDArray[np.int64]:
         """[N] whole numbers for COCO files: the dataset's own ids where all are numbers, else 1, 2, …."""
-        numbers = [name.decode() for name in self.ids]
-        if all(name.isascii() and name.isdigit() for name in numbers) and len(set(map(int, numbers))) == len(
-            self
-        ):
-            return np.array([int(name) for name in numbers], dtype=np.int64)
+        names = [name.decode() for name in self.ids]
+        numbers = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= LONGEST]
+        if len(set(numbers)) == len(self):
+            return np.array(numbers, dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
 
     def owners(self) -> NDArray[np.int64]:

@@ -74,6 +74,7 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         (["139", "000285", "632"], [139, 285, 632]),  # all numbers: the dataset's own
         (["2008_000001", "139"], [1, 2]),
         (["7", "007"], [1, 2]),  # two ids that are the same number
+        (["20231105123045123456", "139"], [1, 2]),  # more than 64 bits
         (["²", "3"], [1, 2]),  # a digit to Unicode, no number
         ([], []),
     ],
