@@ -4,6 +4,7 @@ The one place where VOC's 1-based inclusive corners become 0-based half-open box
 `xmin - 1, ymin - 1, xmax, ymax`.
 """
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from detection.params.names import did_you_mean
 
 FARTHEST = 1e9
 """A coordinate beyond this many pixels is no coordinate; NaN is not below it either."""
+
+FLAGS = re.compile(r"(\s+-?\d+)+$")
 
 
 @dataclass(slots=True)
@@ -93,7 +96,7 @@ def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Faults
 
 
 def _listed(folder: VocFolder, name: str, digest: Digest, faults: Faults) -> Iterator[str]:
-    """The ids of a split list. Lists of one class have a flag behind each id, which is not looked at."""
+    """The ids of a split list."""
     path = folder.list_file(name)
     where = path.relative_to(folder.root).as_posix()
     try:
@@ -106,10 +109,10 @@ def _listed(folder: VocFolder, name: str, digest: Digest, faults: Faults) -> Ite
         ) from None
     digest.text(where, content)
     seen = set()
-    for line in content.decode(errors="replace").splitlines():
+    for line in content.decode("utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
-        image_id = line.split()[0]
+        image_id = _id_on(line.strip(), folder)
         if not is_inside(image_id):
             faults.add("unsafe_name", where, f"{image_id!r} leads out of the dataset's folder")
         elif image_id in seen:
@@ -117,6 +120,14 @@ def _listed(folder: VocFolder, name: str, digest: Digest, faults: Faults) -> Ite
         else:
             seen.add(image_id)
             yield image_id
+
+
+def _id_on(line: str, folder: VocFolder) -> str:
+    """The id on a line, which may have spaces. Lists of one class have a flag behind it: it is left away."""
+    bare = FLAGS.sub("", line)
+    if bare != line and (folder.root / folder.annotations / f"{line}.xml").is_file():
+        return line
+    return bare
 
 
 class _Pictures:

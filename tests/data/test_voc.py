@@ -97,6 +97,15 @@ def test_lists_of_several_folders_are_joined_without_repeats(voc_tree: Tree) -> 
     assert index.labels.tolist() == [1, 0, 0]
 
 
+@pytest.mark.parametrize("head", ["", "\N{BYTE ORDER MARK}"])
+def test_a_list_has_spaces_flags_and_what_windows_writes(voc_tree: Tree, head: str) -> None:
+    body = SIZE + obj(1, 2, 11, 12)
+    root = voc_tree(dict.fromkeys(["a", "my cat", "my cat 2", "my dog"], body))
+    lines = ["a  1", "my cat", "my cat 2", "my dog -1", "", "  "]
+    (root / "ImageSets/Main/train.txt").write_bytes((head + "\r\n".join(lines)).encode())
+    assert train().ids.tolist() == [b"a", b"my cat", b"my cat 2", b"my dog"]
+
+
 def test_a_picture_of_another_ending_is_found(voc_tree: Tree) -> None:
     root = voc_tree({"a": obj(1, 1, 9, 9)})
     (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/a.jpeg")
