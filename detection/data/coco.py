@@ -120,6 +120,8 @@ def _file(folder: str, name: str) -> str:
 def _encoded(names: list[str]) -> NDArray[np.bytes_]:
     """All names to UTF-8 in one go."""
     parts = "\0".join(names).encode().split(b"\0") if names else []
+    if len(parts) != len(names):  # a name with a NUL in it, which `_usable_images` refuses
+        parts = [name.replace("\0", "").encode() for name in names]
     return np.array(parts, dtype=np.bytes_)
 
 

@@ -3,6 +3,7 @@
 Typed structs let msgspec skip what is not asked for: polygons, which are most of the file, are never built.
 """
 
+import codecs
 import gc
 import mmap
 from collections.abc import Iterator, Sequence
@@ -51,8 +52,8 @@ class Annotation(msgspec.Struct, gc=False):
     bbox: Box
     area: float | None = -1.0
     """-1 or null: not given."""
-    iscrowd: Literal[0, 1] = 0
-    ignore: Literal[0, 1] = 0
+    iscrowd: Literal[0, 1] | bool = 0
+    ignore: Literal[0, 1] | bool = 0
 
 
 class Category(msgspec.Struct):
@@ -92,7 +93,9 @@ def load(path: Path, where: str, faults: Faults) -> Instances:
     with open(path, "rb") as file, _collector_off():
         if not path.stat().st_size:
             raise DataError(f"{path}: not a COCO instances file: it is empty")
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        marked = mapped[: len(codecs.BOM_UTF8)] == codecs.BOM_UTF8  # as Windows' own programs write it
+        content = memoryview(mapped)[len(codecs.BOM_UTF8) if marked else 0 :]
         try:
             return msgspec.json.decode(content, type=Instances)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -173,8 +176,8 @@ class Columns:
                 if name == "bbox":
                     for side in range(4):
                         column[start:stop, side] = rows[f"bbox{side}"]
-                else:
-                    column[start:stop] = rows[name]
+                else:  # a flag's last bit: MessagePack writes 0 and 1 as such, false and true as c2 and c3
+                    column[start:stop] = rows[name] & 1 if name in FLAGS else rows[name]
         return cls(**columns)
 
 

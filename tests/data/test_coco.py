@@ -1,3 +1,4 @@
+import codecs
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from detection.data.read import Raw, read
 from detection.errors import DataError
 from detection.params import CocoDataset
 from detection.params.datasets import CocoSplit
+from detection.params.sections import Checks
 
 Write = Callable[..., None]
 
@@ -49,11 +51,12 @@ def write(data_root: Path) -> Write:
     return files
 
 
-def read_it(**values: object) -> Raw:
+def read_it(checks: Checks | None = None, **values: object) -> Raw:
     parts = {
         split: (CocoSplit(images="pictures", annotations=f"{split}.json"),) for split in ("train", "test")
     }
-    return read("mine", CocoDataset(format="coco", path="coco", **{**parts, **values}))  # type: ignore[arg-type]
+    entry = CocoDataset(format="coco", path="coco", **{**parts, **values})  # type: ignore[arg-type]
+    return read("mine", entry, checks)
 
 
 def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> None:
@@ -95,6 +98,21 @@ def test_a_broken_file_is_named(write: Write, change: dict[str, Any], message: s
     with pytest.raises(DataError, match=message) as caught:
         read_it()
     assert "\n" not in str(caught.value)
+
+
+def test_flags_as_words_behind_a_byte_order_mark(write: Write) -> None:
+    objects = [annotation(7, 3, [1, 2, 3 + i, 4], iscrowd=i == 1, ignore=i == 2) for i in range(3)]
+    write(codecs.BOM_UTF8 + json.dumps(GOOD | {"annotations": objects}).encode())
+    index = read_it().splits["train"]
+    assert index.crowd.tolist() == [False, True, False]
+    assert index.difficult.tolist() == [False, False, True]
+    assert index.boxes[:, 2].tolist() == [4, 5, 6]
+
+
+def test_a_name_that_is_none_moves_no_other(write: Write) -> None:
+    write(GOOD | {"images": [image(8, "a\0b.jpg"), image(7), image(2)]})
+    index = read_it(checks=Checks(unsafe_name="drop")).splits["train"]
+    assert index.files.tolist() == [b"pictures/7.jpg", b"pictures/2.jpg"]
 
 
 def test_no_json_at_all(write: Write) -> None:
