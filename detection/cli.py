@@ -132,7 +132,10 @@ def _add_score(score: argparse.ArgumentParser) -> None:
 
 
 def _score(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"a score is between 0 and 1, not {text}")
     return value

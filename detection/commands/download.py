@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from detection.data.archives import SOURCES, Archive
 from detection.data.download import Report, check_room, fetch, unpack
@@ -28,9 +29,12 @@ def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> 
         keep: Keep the archives once they are unpacked.
 
     Raises:
-        DataError: No place has an archive, the disk is too small, or an archive is not what it should be.
+        DataError: A mirror is no URL, no place has an archive, the disk is too small, or an archive is not
+            what it should be.
     """
     source = SOURCES[name]
+    for place in mirror or []:
+        _check_url(place)
     folder, kept = data_root() / source.folder, data_root() / "archives"
     try:
         kept.mkdir(parents=True, exist_ok=True)
@@ -56,6 +60,18 @@ def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> 
             if not keep:
                 archive.unlink()
     return f"{name} is there: {folder.resolve()}\nnext: dvc exp run -S dataset={name}"
+
+
+def _check_url(place: str) -> None:
+    try:
+        known = place.isascii() and urlsplit(place).scheme in ("http", "https", "ftp", "file")
+    except ValueError:
+        known = False
+    if not known:
+        raise DataError(
+            f"--mirror {place}: this is no URL; give one such as http://server/folder, or file:///folder "
+            "for a folder of this machine"
+        )
 
 
 def _unpacked(archive: Archive, folder: Path, done: Path) -> bool:

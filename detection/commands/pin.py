@@ -32,6 +32,10 @@ def _with_digest(text: str, name: str, digest: str) -> str:
     """Put the digest in its place and change no other character: a YAML writer would break lines anew."""
     entry = _value(_value(YAML().compose(text), "datasets"), name)
     old = _value(entry, "digest")
+    if old is not None and old.value == "":  # its marks are those of what comes next
+        key = next(name for name, _ in entry.value if name.value == "digest")
+        colon = text.index(":", key.end_mark.index) + 1
+        return f"{text[:colon]} {digest}{text[colon:]}"
     if old is not None:
         return text[: old.start_mark.index] + digest + text[old.end_mark.index :]
     first = entry.value[0][0].start_mark

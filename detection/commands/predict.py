@@ -87,7 +87,8 @@ def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[s
     picture = read_picture(file)
     boxes, scores, labels = at_least(detect_picture(loaded.detector, loaded.recipe, picture), threshold)
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    draw_boxes(image, boxes, labels, loaded.classes, scores).save(out / file.name)
+    name = file.name if file.suffix.lower() in SUFFIXES else f"{file.name}.png"  # its ending says no format
+    draw_boxes(image, boxes, labels, loaded.classes, scores).save(out / name)
     return {
         "file": str(file),
         "width": image.width,

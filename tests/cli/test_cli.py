@@ -101,7 +101,7 @@ def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
 def test_predict_keeps_what_scores_above_the_threshold(project: Path, weights: Path) -> None:
     from detection.commands.predict import predict
 
-    file = picture(project / "one.png")
+    file = picture(project / "one.png").rename(project / "one")  # as a browser saves some
     every, some = project / "every", project / "some"
     predict(file, weights, every, 0.0, "cpu")
     (all_of_it,) = json.loads((every / "detections.json").read_text())
@@ -111,6 +111,7 @@ def test_predict_keeps_what_scores_above_the_threshold(project: Path, weights: P
     (part,) = json.loads((some / "detections.json").read_text())
     assert [one["score"] for one in part["detections"]] == [score for score in scores if score >= middle]
     assert 0 < len(part["detections"]) < len(scores)
+    assert (some / "one.png").is_file()
 
 
 def test_predict_tells_of_broken_pictures_and_does_the_others(project: Path, weights: Path) -> None:
@@ -147,10 +148,11 @@ def test_predict_says_that_a_file_is_no_detector(project: Path) -> None:
     assert "params.yaml is not a detector's file" in said
 
 
-def test_a_score_is_between_0_and_1(project: Path) -> None:
-    done = detection(project, "predict", "one.png", "--threshold", "50")
+@pytest.mark.parametrize("threshold", ["50", "half", "nan"])
+def test_a_score_is_between_0_and_1(project: Path, threshold: str) -> None:
+    done = detection(project, "predict", "one.png", "--threshold", threshold)
     assert done.returncode == 2
-    assert "a score is between 0 and 1, not 50" in done.stderr
+    assert f"a score is between 0 and 1, not {threshold}" in done.stderr
 
 
 def test_check_says_what_the_recipe_became(project: Path) -> None:
@@ -215,6 +217,21 @@ def test_pin_of_an_entry_in_block_style(project: Path) -> None:
     digest = detection(project, "pin", "shapes").stdout.split()[-1]
     assert f"  shapes:\n    digest: {digest}\n    format: shapes  # drawn\n" in file.read_text()
     assert "pinned already" in detection(project, "pin", "shapes").stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{a: {digest: , path: x}}", "{a: {digest: 1f , path: x}}"),
+        ("a:\n  digest:  # none yet\n  path: x\n", "a:\n  digest: 1f  # none yet\n  path: x\n"),
+        ("a:\n  path: x\n  digest:", "a:\n  path: x\n  digest: 1f"),
+    ],
+)
+def test_pin_fills_an_empty_value(old: str, new: str) -> None:
+    from detection.commands.pin import _with_digest
+
+    head = "datasets: " if old.startswith("{") else "datasets:\n  "
+    assert _with_digest(head + old.replace("\n", "\n  "), "a", "1f") == head + new.replace("\n", "\n  ")
 
 
 def test_pin_knows_the_nearest_name(project: Path) -> None:

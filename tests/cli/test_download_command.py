@@ -98,3 +98,11 @@ def test_a_note_that_is_torn_and_a_folder_that_cannot_be_made(
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "file/raw"))
     with pytest.raises(DataError, match=r"file/raw/archives cannot be made: .*; set DATA_ROOT"):
         download("voc2007", [mirror])
+
+
+@pytest.mark.parametrize(
+    "place", ["/mnt/archives", "example.com/voc", "http://[::1/voc", "http://bücher/voc"]
+)
+def test_a_mirror_that_is_no_url_costs_a_line(place: str) -> None:
+    with pytest.raises(DataError, match=r"^--mirror .*: this is no URL; give one such as"):
+        download("voc2007", [place])
