@@ -18,16 +18,24 @@ from detection.params import Params
 NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")  # what differs between experiments by nature
 PARAMS_YAML = Path("params.yaml")
 FORBIDDEN = re.compile(r"[^\w\-. /]")
+LONGEST = 200  # letters of a name; MLflow takes 250
 
 
 def metric_name(name: str) -> str:
-    """A name in MLflow's alphabet: letters of any script, digits, `_ - . /` and space."""
-    return FORBIDDEN.sub("_", name)
+    """A name that MLflow takes: letters of any script, digits, `_ - . /` and space, and a path as it is."""
+    parts = ("_" if part in ("", ".", "..") else part for part in FORBIDDEN.sub("_", name).split("/"))
+    return "/".join(parts)[:LONGEST]
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """The values that can be drawn, under names that MLflow takes."""
-    return {metric_name(name): float(value) for name, value in values.items() if math.isfinite(value)}
+    """The values that can be drawn, each under a name of its own: `C#` and `C+` are `C_` and `C__`."""
+    named: dict[str, float] = {}
+    for name, value in values.items():
+        key = metric_name(name)
+        while key in named:
+            key += "_"
+        named[key] = float(value)
+    return {name: value for name, value in named.items() if math.isfinite(value)}
 
 
 def experiment_name() -> str:

@@ -65,8 +65,14 @@ def tracking_uri() -> str:
 
 
 def lock_path() -> Path:
-    """This repository's tracking lock, held while the store is made and while a row is chosen."""
-    return dvc_root() / "mlflow.db.lock"
+    """The lock held while the store is made and while a row is chosen.
+
+    Beside a SQLite file, which several repositories may share; of a server each repository has its own.
+    """
+    uri = tracking_uri()
+    return (
+        Path(f"{uri.removeprefix(SQLITE)}.lock") if uri.startswith(SQLITE) else dvc_root() / "mlflow.db.lock"
+    )
 
 
 def connect() -> Store:
