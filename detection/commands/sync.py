@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from detection import params
 from detection.errors import DataError
+from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
 from detection.params.names import did_you_mean
 from detection.tracking.sync import Synced, sync_workspace
@@ -23,8 +24,8 @@ def sync(experiments: list[str]) -> str:
     """Sync the workspace, or the experiments that are named; returns a line a row.
 
     Args:
-        experiments: Names, or anything else that DVC takes as a revision. Their files come from git and from
-            DVC's cache into a folder that is thrown away; the workspace stays as it is.
+        experiments: `workspace`, names, or anything else that DVC takes as a revision. Their files come from
+            git and from DVC's cache into a folder that is thrown away; the workspace stays as it is.
 
     Raises:
         DataError: There is no such experiment, or no finished training of it.
@@ -34,7 +35,7 @@ def sync(experiments: list[str]) -> str:
         return _told(sync_workspace(params.load()))
     lines = []
     for name in experiments:
-        with _fetched(name):
+        with nullcontext() if name == WORKSPACE else _fetched(name):
             lines.append(f"{name}: {_told(sync_workspace(params.load()))}")
     return "\n".join(lines)
 
@@ -74,7 +75,7 @@ def _fetched(name: str) -> Iterator[None]:
 
 def _paths(pipeline: dict[str, Any]) -> list[str]:
     """What those stages read and leave that have to do with the row."""
-    stages = [pipeline["stages"][stage] for stage in STAGES]
+    stages = [(pipeline.get("stages") or {}).get(stage) or {} for stage in STAGES]
     listed = [one for stage in stages for kind in ("deps", "outs", "metrics") for one in stage.get(kind, [])]
     return sorted({one if isinstance(one, str) else next(iter(one)) for one in listed})
 

@@ -72,8 +72,9 @@ def read(experiment: Experiment, folder: Path) -> Content:
         folder: Empty; a copy of its files goes there, so that they are read as those of a workspace are.
 
     Raises:
-        DataError: It was not evaluated, or its files are not on this machine.
+        DataError: It was not evaluated, or trained again since, or its files are not on this machine.
     """
+    experiment.check_scored()
     for path in (*SCORED, *TOLD, *CURVES):
         content = experiment.files.read(path)
         if content is None and path in SCORED:

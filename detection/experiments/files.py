@@ -12,6 +12,7 @@ from detection.errors import DataError
 from detection.params import yaml12
 from detection.tracking.store import Store
 
+DETECTOR = "models/detector.pt"
 ROW_FOLDERS = {
     "reports/evaluation/": "evaluation/",
     "reports/train/": "train/",
@@ -127,9 +128,29 @@ def code(lock: bytes | None) -> dict[str, str]:
     return {one["path"]: one["md5"] for one in deps if one["path"].startswith(("detection/", "stages/"))}
 
 
+def is_scored(lock: bytes | None) -> bool:
+    """Whether the scores beside a detector are its own: `dvc repro train` leaves those of another one."""
+    made = dict(outs(lock)).get(DETECTOR)
+    deps = _by_name(lock).get("evaluate", {}).get("deps", [])
+    return made is None or all(one.get("md5") == made for one in deps if one["path"] == DETECTOR)
+
+
+def _by_name(lock: bytes | None) -> dict[str, dict[str, Any]]:
+    return dict((_parsed("dvc.lock", lock) or {}).get("stages", {}))
+
+
+def _parsed(path: str, content: bytes | None) -> Any:
+    try:
+        return yaml.load(content, yaml12.Loader) if content else None
+    except yaml.YAMLError as error:
+        what = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} is not valid YAML ({what}); look for marks of a merge, and mend it"
+        ) from None
+
+
 def _stages(lock: bytes | None) -> list[dict[str, Any]]:
-    content = yaml.load(lock, yaml12.Loader) if lock else None
-    return list((content or {}).get("stages", {}).values())
+    return list(_by_name(lock).values())
 
 
 def read_json(files: Files, path: str) -> dict[str, Any]:
@@ -141,6 +162,5 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
 
 def read_params(files: Files) -> dict[str, Any]:
     """The sections of its `params.yaml`; empty where it has none."""
-    content = files.read("params.yaml")
-    sections: dict[str, Any] = yaml12.read(content.decode()) if content else {}
+    sections: dict[str, Any] = _parsed("params.yaml", files.read("params.yaml")) or {}
     return sections

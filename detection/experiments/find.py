@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.files import Files, Revision, RowFiles, Workspace, read_json
+from detection.experiments.files import Files, Revision, RowFiles, Workspace, is_scored, read_json
 from detection.experiments.repository import RUN_JSONS, Named, Repository
 from detection.experiments.rows import ids, open_store, row_of
 from detection.params.names import did_you_mean
@@ -31,6 +31,18 @@ class Experiment:
         """The row it is tracked in: the evaluation's, else the training's."""
         ids = (read_json(self.files, path).get("run_id") for path in RUN_JSONS)
         return next((str(one) for one in ids if one), None)
+
+    def check_scored(self) -> None:
+        """Refuse a detector beside the scores of another one.
+
+        Raises:
+            DataError: It was trained again after it was evaluated.
+        """
+        of_row = isinstance(self.files, RowFiles)  # its dvc.lock is of before the evaluation's end
+        if not of_row and not is_scored(self.files.read("dvc.lock")):
+            raise DataError(
+                f"{self.name}: the detector was trained again after it was evaluated; `dvc repro` scores it"
+            )
 
 
 def find(name: str, repository: Repository) -> Experiment:
@@ -86,6 +98,6 @@ def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
 
 
 def commits_of(row: Any, repository: Repository) -> Iterator[str]:
-    """Commits of branches and tags whose scores a row holds, the newest first."""
+    """Commits of HEAD, branches and tags whose scores a row holds, the newest first."""
     for run_id in sorted(ids(row)):
         yield from repository.commits_of(run_id)

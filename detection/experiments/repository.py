@@ -90,12 +90,13 @@ class Repository:
 
     def show(self, rev: str, path: str) -> bytes | None:
         """A file of a commit that git keeps; None where it keeps none."""
-        done = self._git("show", f"{rev}:{path}")
+        done = self._git("show", f"{rev}:./{path}")  # git's root may be a folder above
         return done.stdout.encode() if done.returncode == 0 else None
 
     def commits_of(self, run_id: str) -> Iterator[str]:
-        """Commits of branches and tags whose scores a row holds, the newest first."""
-        words = ("log", "--branches", "--tags", "--format=%H", f"-S{run_id}", "--", *RUN_JSONS)
+        """Commits of HEAD, branches and tags whose scores a row holds, the newest first."""
+        places = ("--branches", "--tags", "--remotes", *(["HEAD"] if self.head() else []))
+        words = ("log", *places, "--format=%H", f"-S{run_id}", "--", *RUN_JSONS)
         for rev in self.git(*words).split():
             if run_id in self.run_ids(rev)[:1]:
                 yield rev

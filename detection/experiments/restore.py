@@ -12,6 +12,8 @@ from detection.params import yaml12
 from detection.params.reading import flatten
 from detection.tracking.facts import NOT_CODE, as_text
 
+KEPT = "refs/exps/apply/stash"
+"""Where DVC keeps what the workspace was before it brings an experiment back."""
 MANY = 12
 """So many changed params are still readable on a command line."""
 
@@ -57,6 +59,8 @@ def _apply(named: Named, repository: Repository) -> str:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
+    params = repository.root / "params.yaml"
+    edited = params.read_bytes() if repository.changed("params.yaml") else None
     try:
         with Repo(str(repository.root)) as repo:
             repo.experiments.apply(named.rev)
@@ -66,6 +70,11 @@ def _apply(named: Named, repository: Repository) -> str:
     head = repository.head()
     if named.baseline != head:
         lines.append(f"It started from the commit {named.baseline[:7]}: the code is of that commit too.")
+    if edited is not None and edited != params.read_bytes():
+        lines.append(
+            "params.yaml had changes that were not committed; to see it as it was, until the next apply:\n"
+            f"  git show {KEPT}:./params.yaml"
+        )
     lines.append("To go back: git checkout . && dvc checkout")
     return "\n".join(lines)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import DataError, TrackingError
-from detection.experiments.files import outs, read_json
+from detection.experiments.files import DETECTOR, outs, read_json
 from detection.experiments.find import Experiment
 from detection.experiments.rows import open_store
 from detection.tracking.rows import find_row
 from detection.tracking.store import Store
 
-DETECTOR, CARD = "models/detector.pt", "reports/model_card.md"
+CARD = "reports/model_card.md"
 METRICS, DATASET = "reports/evaluation/metrics.json", "reports/dataset/card.json"
 RECIPE = "reports/train/recipe.json"
 FOLDER = "registered"
@@ -84,6 +84,7 @@ def gather(experiment: Experiment) -> Candidate:
         raise DataError(
             f"{experiment.name} has no detector that was evaluated; dvc exp run trains and scores one"
         )
+    experiment.check_scored()
     run_id = experiment.run_id()
     if run_id is None:
         raise TrackingError(f"{experiment.name} has no row in MLflow; `detection sync` makes it")

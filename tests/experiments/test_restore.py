@@ -77,3 +77,12 @@ def test_a_row_in_a_commit(project: Project) -> None:
 def test_a_row_that_is_not_there(project: Project) -> None:
     with pytest.raises(DataError, match="there is no row and no experiment 'nobody'"):
         restore("nobody", Repository())
+
+
+def test_params_that_were_not_committed_can_still_be_read(project: Project) -> None:
+    params = Path("params.yaml")
+    params.write_text(edited := params.read_text() + "# my own\n")
+    said = restore("plain", Repository())
+    assert params.read_text() != edited
+    (line,) = [line for line in said.splitlines() if line.startswith("  git show ")]
+    assert project.run(*line.split()).stdout == edited
