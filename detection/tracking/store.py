@@ -75,6 +75,12 @@ def lock_path() -> Path:
     )
 
 
+def artifact_home(uri: str) -> Path:
+    """Where the rows' files go: beside a SQLite file, which may outlive the repository that made it."""
+    home = Path(uri.removeprefix(SQLITE)).parent if uri.startswith(SQLITE) else dvc_root()
+    return (home / "mlartifacts").resolve()
+
+
 def connect() -> Store:
     """Open the store, making database and experiment where they are missing.
 
@@ -97,7 +103,7 @@ def connect() -> Store:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # Absolute, or files would go to the working directory; a server knows its own place.
-            here = None if uri.startswith("http") else (dvc_root() / "mlartifacts").resolve().as_uri()
+            here = None if uri.startswith("http") else artifact_home(uri).as_uri()
             return Store(client, client.create_experiment(name, artifact_location=here), uri)
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
