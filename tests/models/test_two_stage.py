@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detection import nms
 from detection.data.batch import Sizes, Targets
 from detection.models.build import build_detector, without_weights
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPN, box_loss
-from detection.nms import grouped_nms
 from detection.params import FasterRCNNRecipe, load
 
 SIDE = 64
@@ -137,13 +137,15 @@ def test_box_loss_counts_only_positives_whatever_the_others_hold() -> None:
     assert float(per_picture.detach()) == pytest.approx(4 * 2.5 / 1 / 2)
 
 
+@pytest.mark.parametrize("grouped_nms", [nms._group_by_group, nms._on_tiles])  # a CPU's, and a GPU's
 @pytest.mark.parametrize("seed", range(5))
-def test_grouped_nms_is_torchvisions_group_by_group(seed: int) -> None:
+def test_grouped_nms_is_torchvisions_group_by_group(seed: int, grouped_nms: Any) -> None:
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(300, 2, generator=generator) * 50
     boxes = torch.cat([corner, corner + 1 + torch.rand(300, 2, generator=generator) * 40], dim=1)
     scores, group = torch.rand(300, generator=generator), torch.randint(0, 7, (300,), generator=generator)
     valid = torch.rand(300, generator=generator) > 0.2
+    boxes[~valid] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])  # must move no other box
     kept = grouped_nms(boxes, scores, group, 9, valid, 0.5)
     rows = valid.nonzero()[:, 0]
     expected = torch.zeros(300, dtype=torch.bool)
