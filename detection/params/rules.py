@@ -1,6 +1,7 @@
 """Rules between a recipe's fields that types cannot say."""
 
 from collections.abc import Callable
+from typing import Any
 
 from detection.errors import ParamsError
 from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
@@ -26,6 +27,15 @@ SHARES = (  # from 0 to 1
     *("score_threshold", "nms_threshold", "fg_iou", "bg_iou"),
     *("rpn_nms_threshold", "rpn_score_threshold", "rpn_fg_iou", "rpn_bg_iou", "rpn_positive_fraction"),
     *("roi_fg_iou", "roi_bg_iou", "roi_positive_fraction"),
+)
+POSITIVE = (  # numbers, or lists of them, above 0
+    *("anchor_sizes", "aspect_ratios", "anchor_strides", "scales", "steps", "image_std"),
+    *("center_sampling_radius", "optimizer.lr", "schedule.gamma"),
+)
+NOT_NEGATIVE = (
+    *("optimizer.weight_decay", "optimizer.norm_weight_decay", "optimizer.bias_weight_decay"),
+    *("optimizer.bias_lr_factor", "optimizer.backbone_lr_factor", "rpn_beta", "roi_beta"),
+    *("schedule.final", "schedule.warmup_factor"),
 )
 FPN_BACKBONES, C4_BACKBONES = RESNETS + MOBILENETS, (*RESNETS, "vgg16")
 
@@ -55,6 +65,8 @@ def check_recipe(recipe: Recipe, key: str, file: str) -> None:
         refuse("max_size", f"is below image_size ({recipe.max_size} < {recipe.image_size})")
     last = 0.0
     for phase in recipe.schedule.phases:
+        if phase.lr_factor < 0:
+            refuse("schedule.phases", f"lr_factor must not be negative ({phase.lr_factor})")
         if phase.until <= last:
             refuse("schedule.phases", f"each must end after the one before ({phase.until} <= {last})")
         last = phase.until
@@ -80,6 +92,17 @@ def _check_ranges(recipe: Recipe, refuse: Refuse) -> None:
         share = getattr(recipe, field, 0.0)
         if not 0 <= share <= 1:
             refuse(field, f"is a share from 0 to 1, not {share}")
+    for fields, possible, why in (
+        (POSITIVE, lambda number: number > 0, "must be above 0"),
+        (NOT_NEGATIVE, lambda number: number >= 0, "must not be negative"),
+    ):
+        for field in fields:
+            if any(not possible(number) for number in _numbers(recipe, field)):
+                refuse(field, why)
+    if not 0 <= recipe.optimizer.momentum < 1:
+        refuse("optimizer.momentum", f"is from 0 to below 1, not {recipe.optimizer.momentum}")
+    if recipe.optimizer.nesterov and (recipe.optimizer.name != "sgd" or not recipe.optimizer.momentum):
+        refuse("optimizer.nesterov", "is SGD's, with a momentum above 0")
     for part in ("", "rpn_", "roi_"):
         low, high = getattr(recipe, f"{part}bg_iou", 0), getattr(recipe, f"{part}fg_iou", 1)
         if low > high:
@@ -92,7 +115,25 @@ def _check_ranges(recipe: Recipe, refuse: Refuse) -> None:
         refuse("fpn_levels", f"are neighbours, rising, of {recipe.backbone}'s {lowest} to 5")
 
 
+def _numbers(recipe: Recipe, field: str) -> list[float]:
+    """The numbers of a field, however deep its lists; none of a field that is null or not there."""
+    value: Any = recipe
+    for name in field.split("."):
+        value = getattr(value, name, None)
+    numbers = [value]
+    while any(isinstance(one, tuple) for one in numbers):
+        numbers = [n for one in numbers for n in (one if isinstance(one, tuple) else (one,))]
+    return [number for number in numbers if number is not None]
+
+
+def _check_anchors(recipe: FasterRCNNRecipe | RetinaNetRecipe, refuse: Refuse) -> None:
+    for field in ("anchor_sizes", "aspect_ratios"):
+        if not _numbers(recipe, field):
+            refuse(field, "are empty: there would be no anchor at all")
+
+
 def _check_retinanet(recipe: RetinaNetRecipe, refuse: Refuse) -> None:
+    _check_anchors(recipe, refuse)
     levels = len(recipe.fpn_levels) + (2 if recipe.pyramid == "fpn" else 1)
     for field in ("anchor_sizes", "anchor_strides"):
         given = getattr(recipe, field)
@@ -152,6 +193,7 @@ def _check_vgg_maps(recipe: SSDRecipe, refuse: Refuse) -> None:
 
 def _check_two_stage(recipe: FasterRCNNRecipe, refuse: Refuse) -> None:
     """What a pyramid, one map, the pooling and the heads ask of one another."""
+    _check_anchors(recipe, refuse)
     fpn = recipe.features == "fpn"
     possible = FPN_BACKBONES if fpn else C4_BACKBONES
     if recipe.backbone not in possible:
@@ -175,6 +217,3 @@ def _check_two_stage(recipe: FasterRCNNRecipe, refuse: Refuse) -> None:
         refuse("roi_head", "layer4 is what features: c4 leaves of a ResNet; set fc or conv_fc")
     if recipe.roi_head == "layer4" and recipe.pool_size < 2:
         refuse("pool_size", "layer4 halves it: at least 2")
-    for field in ("rpn_beta", "roi_beta"):
-        if getattr(recipe, field) < 0:
-            refuse(field, "must not be negative")
