@@ -69,14 +69,18 @@ def _network(recipe: Recipe) -> nn.Module:
 def without_weights(recipe: Recipe) -> Recipe:
     """The recipe for a backbone that starts from random weights.
 
-    Frozen random layers cannot learn: all layers are trained and BatchNorm is live, and the log says so.
+    Frozen random layers cannot learn: all layers are trained in every phase and BatchNorm is live, and the
+    log says so.
     """
     layers = 6 if recipe.backbone.startswith("mobilenet") else 5
-    if recipe.freeze_bn or recipe.trainable_layers < layers:
+    waits = any(phase.freeze_backbone for phase in recipe.schedule.phases)
+    if recipe.freeze_bn or recipe.trainable_layers < layers or waits:
         log.info(
             "backbone %s: no weights, so all its layers are trained and BatchNorm is live", recipe.backbone
         )
-    return replace(recipe, freeze_bn=False, trainable_layers=layers)
+    phases = tuple(replace(phase, freeze_backbone=False) for phase in recipe.schedule.phases)
+    schedule = replace(recipe.schedule, phases=phases)
+    return replace(recipe, freeze_bn=False, trainable_layers=layers, schedule=schedule)
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,6 +166,14 @@ def test_backbone_weights_are_loaded_strictly(backbone: str) -> None:
         build_detector(recipe, CLASSES, state | {"strange": first})
 
 
+def test_without_weights_no_phase_keeps_the_backbone_as_it_is() -> None:
+    recipe = load(model="fasterrcnn_resnet50_c4", dataset="voc2007").recipe
+    assert [phase.freeze_backbone for phase in recipe.schedule.phases] == [True, False]
+    trained = without_weights(recipe)
+    assert [phase.freeze_backbone for phase in trained.schedule.phases] == [False, False]
+    assert [phase.until for phase in trained.schedule.phases] == [50, 100]
+
+
 def test_what_is_no_detector_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(CheckpointError, match="not there"):
