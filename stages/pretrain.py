@@ -25,7 +25,8 @@ def main() -> None:
 
     device = pick_device(params.train.device)
     many = params.pretrain.method == "imagefolder"  # the others take minutes
-    devices = pick_devices(params.train.devices, device) if many else 1
+    batch_size = params.pretrain.imagefolder.batch_size
+    devices = pick_devices(params.train.devices, device, batch_size) if many else 1
     distributed.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     from detection.training import distributed
 
     device = pick_device(params.train.device)
-    devices = pick_devices(params.train.devices, device)
+    devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
     distributed.run(devices, "stages.train", device, partial(train, params, device))
 
 

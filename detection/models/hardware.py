@@ -20,15 +20,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_devices(count: int | str, device: torch.device) -> int:
-    """How many devices train together: `auto` is all GPUs, or one CPU.
+def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int:
+    """How many devices train together: `auto` is all GPUs that can share a batch equally, or one CPU.
 
     Raises:
         ParamsError: More GPUs are asked for than there are.
     """
     there = torch.cuda.device_count() if device.type == "cuda" else None
     if isinstance(count, str):
-        return there or 1
+        return max(n for n in range(1, (there or 1) + 1) if batch_size % n == 0)
     if count < 1 or count > (there or count):
         raise ParamsError(
             f"params.yaml: train.devices: {count} is not possible here; there are {there or 'only CPUs'}"

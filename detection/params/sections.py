@@ -135,7 +135,8 @@ class Train:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
     devices: int | Literal["auto"] = "auto"
-    """How many of them share each batch, one process each; `auto`: all GPUs, or one CPU."""
+    """How many of them share each batch, one process each; `auto`: as many GPUs as share it equally, or one
+    CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 autocast where the hardware multiplies in bf16."""
     channels_last: bool = True
@@ -153,7 +154,8 @@ class Train:
     refused by name. `fast`: as `seeded`, but a GPU may round to TF32 and try out its convolutions. The
     pretraining keeps to it too."""
     accumulate: int = 1
-    """Split each batch into so many forward and backward passes before one optimiser step."""
+    """Split each batch into so many forward and backward passes before one optimiser step. What a loss is
+    divided by, where it is counted over a batch (positives, samples), is then counted over each part."""
     clip_gradients: float | None = None
     """Largest norm of the gradient; null: no clipping."""
     ema: float | None = None

@@ -33,7 +33,7 @@ from detection.scratch import Scratch
 from detection.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
-# Running statistics are synced or frozen, and anchors that are cached as buffers have the size of a share.
+# Running statistics are synced, frozen or a rank's own, and each rank's meters count its own share.
 DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 BUFFERS = (
     "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"

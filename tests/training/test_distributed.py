@@ -255,12 +255,15 @@ def test_several_gpus_join_live_statistics_and_leave_fixed_ones_alone() -> None:
     assert norm.running_mean.tolist() == [0, 0]
 
 
-def test_how_many_devices() -> None:
+def test_how_many_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert pick_devices("auto", cpu) == 1
-    assert pick_devices(3, cpu) == 3
+    assert pick_devices("auto", cpu, 8) == 1
+    assert pick_devices(3, cpu, 8) == 3
     with pytest.raises(ParamsError, match=r"train\.devices: 0 is not possible here; there are only CPUs"):
-        pick_devices(0, cpu)
+        pick_devices(0, cpu, 8)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    asked = [pick_devices("auto", torch.device("cuda"), batch) for batch in (16, 4, 6, 1)]
+    assert asked == [8, 4, 6, 1], "as many as share the batch equally"
 
 
 class Failure:
