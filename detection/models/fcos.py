@@ -21,7 +21,6 @@ from detection.models.towers import Head, class_output, group_norm, output, over
 from detection.params.recipe import FCOSRecipe
 
 DEPTH = 4  # blocks of a tower
-FINEST = 8  # side of the finest level's squares in pixels; each level has the double of the one before
 
 
 def tower(channels: int) -> nn.Sequential:
@@ -73,8 +72,9 @@ class FCOS(BackboneDetector):
     def __init__(self, recipe: FCOSRecipe, classes: int, backbone: nn.Module) -> None:
         super().__init__(backbone, recipe.image_mean, recipe.image_std)
         self.recipe = recipe
-        levels = len(recipe.fpn_levels) + 2
-        self.anchors = AnchorGrid([(FINEST * 2**level,) for level in range(levels)], (1.0,))
+        first = recipe.fpn_levels[0]
+        levels = range(first, first + len(recipe.fpn_levels) + 2)
+        self.anchors = AnchorGrid([(2**level,) for level in levels], (1.0,))  # as wide as the strides
         self.head = Head(ClassTower(recipe.fpn_channels, classes), BoxTower(recipe.fpn_channels))
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:

@@ -56,6 +56,15 @@ def test_the_257_pixel_pyramid() -> None:
     assert outputs["cls_logits"].shape == (1, 4_452, 3)
 
 
+def test_the_squares_of_fcos_are_as_wide_as_the_strides() -> None:
+    detector: Any = small("fcos", fpn_levels=(2, 3, 4, 5))
+    sides = (16, 8, 4, 2, 1, 1)
+    squares = detector.anchors([(side, side) for side in sides], (SIDE, SIDE))
+    widths = squares[:, 2] - squares[:, 0]
+    assert widths.unique_consecutive().tolist() == [4, 8, 16, 32, 64, 128]
+    assert float(squares[1, 0] - squares[0, 0]) == 4
+
+
 def test_upsampling_doubles_less_one_and_keeps_the_corners() -> None:
     pyramid = AlignedPyramid([1, 1, 1], 1)
     for layer in pyramid.lateral:
