@@ -11,7 +11,10 @@ from torchvision.ops import FrozenBatchNorm2d
 from detection.params.recipe import Optimizer, Phase, Schedule
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
-PRETRAINED = ("backbone.body.", "backbone.features.")  # under a pyramid, and in SSD
+PRETRAINED = (  # under a pyramid, and in SSD, whose VGG16 has its conv5 behind the first map
+    *("backbone.body.", "backbone.features."),
+    *(f"backbone.extra.0.{layer}." for layer in (1, 3, 5)),
+)
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:

@@ -62,7 +62,11 @@ def test_the_pretrained_part_of_a_detector_is_found(model: str) -> None:
     detector = build_detector(without_weights(load(model=model).recipe), 3, None)
     rates = settings_of(detector, Optimizer(lr=1.0, backbone_lr_factor=0.1))
     assert {lr for lr, _ in rates.values()} == {1.0, 0.1}
-    assert all(name.startswith("backbone.") for name, (lr, _) in rates.items() if lr == 0.1)
+    pretrained = [name for name, (lr, _) in rates.items() if lr == 0.1]
+    assert all(name.startswith("backbone.") for name in pretrained)
+    if model == "ssd300":  # VGG16's thirteen layers, conv5 too, and not the new fc6 and fc7
+        assert len([name for name in pretrained if name.endswith(".weight")]) == 13
+        assert "backbone.extra.0.7.1.weight" not in pretrained
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
