@@ -9,16 +9,18 @@ import torch
 from detection import ranks
 from detection.data.loader import Loader, Pictures, loader_workers
 from detection.data.prepared import Prepared
+from detection.errors import ParamsError
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
 from detection.models.hardware import pick_precision
-from detection.params import Params
+from detection.params import Params, Recipe
 from detection.training import distributed
 from detection.training.checkpoint import content_key
-from detection.training.loop import Job
+from detection.training.loop import Job, split
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
+ONE_CELL = 512  # pixels, up to which SSDlite's last map is a single cell
 
 
 def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path) -> Job:
@@ -33,7 +35,7 @@ def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.d
 
     Raises:
         CheckpointError: The backbone's weights do not fit.
-        ParamsError: The batch cannot be shared by so many devices.
+        ParamsError: The batch cannot be shared by so many devices, or split into such small parts.
     """
     settings = params.train
     precision = pick_precision(settings.precision, device)
@@ -48,6 +50,8 @@ def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.d
     index, cache = prepared.index("train"), settings.cache_mb // ranks.count()
     pictures = Pictures(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache)
     loader = Loader(pictures, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
+    if device.type == "cpu" or ranks.count() == 1:  # several GPUs join their statistics
+        check_parts(recipe, min(len(index), recipe.batch_size) // ranks.count(), settings.accumulate)
     validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
     where = device.type if ranks.count() == 1 else f"{ranks.count()} x {device.type}"
@@ -65,3 +69,25 @@ def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.d
         reports=reports,
         checkpoints=distributed.checkpoints("train", key),
     )
+
+
+def check_parts(recipe: Recipe, pictures: int, accumulate: int) -> None:
+    """Refuse an SSDlite that would see a single picture at a time.
+
+    BatchNorm under its last map, one cell, would have one number of each channel, which has no variance.
+
+    Args:
+        recipe: Of any architecture.
+        pictures: Of a batch, in this process.
+        accumulate: Parts that they are split into.
+
+    Raises:
+        ParamsError: A part is one picture.
+    """
+    if recipe.architecture != "ssdlite" or recipe.image_size > ONE_CELL:
+        return
+    if any(part.stop - part.start == 1 for part in split(pictures, accumulate)):
+        raise ParamsError(
+            "params.yaml: train.accumulate: SSDlite cannot train on one picture at a time, as BatchNorm "
+            "needs two numbers of a channel; raise batch_size, or lower train.accumulate or train.devices"
+        )

@@ -191,11 +191,8 @@ def _step(
 
     `batch` is this rank's share of the batch, the losses are those of the whole one.
     """
-    parts = job.settings.accumulate
-    size = -(-len(batch.rows) // parts)
     sums: dict[str, Tensor] = {}
-    for first in range(0, len(batch.rows), size):
-        part = slice(first, first + size)
+    for part in split(len(batch.rows), job.settings.accumulate):
         share = len(batch.rows[part]) / len(batch.rows)
         images = batch.images[part].to(job.device, non_blocking=True)
         if job.settings.channels_last:
@@ -212,6 +209,12 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     terms = ranks.mean(torch.stack(list(sums.values())))
     return terms.sum(), dict(zip(sums, terms, strict=True))
+
+
+def split(pictures: int, parts: int) -> list[slice]:
+    """A batch in so many parts or fewer, of one size but for the last."""
+    size = -(-pictures // parts)
+    return [slice(first, min(first + size, pictures)) for first in range(0, pictures, size)]
 
 
 def _stream(loader: Loader, step: int, steps_per_epoch: int) -> Iterator[Batch]:

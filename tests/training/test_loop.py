@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from detection.errors import DivergedError
+from detection.errors import DivergedError, ParamsError
 from detection.models.build import without_weights
 from detection.params import load
 from detection.params.recipe import Phase
 from detection.params.sections import EarlyStop
 from detection.tracking.row import NullRow
 from detection.training import loop, pace
+from detection.training.assembly import check_parts
 from detection.training.interrupts import Interrupts
 from detection.training.loop import Job, fit
 from detection.training.validation import Validator
@@ -257,6 +258,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recip
         assert torch.isfinite(total)
     for (name, a), b in zip(whole.detector.named_parameters(), parts.detector.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_an_ssdlite_is_not_trained_on_one_picture_at_a_time() -> None:
+    ssdlite = load(model="ssdlite320").recipe
+    for pictures, accumulate in ((2, 1), (4, 2), (6, 3)):
+        check_parts(ssdlite, pictures, accumulate)
+    for pictures, accumulate in ((1, 1), (4, 4), (5, 3)):  # five are two, two and one
+        with pytest.raises(ParamsError, match="SSDlite cannot train on one picture at a time"):
+            check_parts(ssdlite, pictures, accumulate)
+    check_parts(load(model="ssd300").recipe, 1, 1)
 
 
 def test_clipping_limits_the_gradient(make_job: Any) -> None:
