@@ -48,6 +48,11 @@ def mendable(error: BaseException) -> str | None:
     """What a person is told of an error that they can mend; None of any other."""
     if isinstance(error, DetectionError):
         return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        return (
+            "the GPU's memory is full: raise train.accumulate, which splits each batch, or lower the "
+            "recipe's batch_size or image_size (evaluate.batch_size where a detector is scored)"
+        )
     if isinstance(error, OSError) and error.errno in FULL:
         where = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{where}; free some and give the same command again"

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from detection.errors import DetectionError, mendable
+from detection.errors import mendable
 
 PR_SET_PDEATHSIG = 1
 
@@ -24,7 +24,7 @@ def die_with_parent() -> None:
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for a `DetectionError`.
+    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for what can be mended.
 
     SIGTERM is an exit as any other: what is open is closed. (A training answers with `Interrupts`.)
     """
@@ -34,7 +34,7 @@ def run(stage: Callable[[], None]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         stage()
-    except (DetectionError, OSError) as error:
+    except Exception as error:
         if (told := mendable(error)) is None:
             raise
         sys.exit(f"error: {told}")

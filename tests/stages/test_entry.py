@@ -33,6 +33,16 @@ def test_being_stopped_closes_what_is_open_and_leaves_no_traceback(number: signa
     assert (process.returncode, out, err) == (code, "closed\n", "")
 
 
+def test_a_full_gpu_is_one_line_with_its_mend() -> None:
+    process = start(
+        "import torch\ndef stage(): raise torch.OutOfMemoryError('CUDA out of memory. Tried to …')\n"
+    )
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.startswith("error: the GPU's memory is full: raise train.accumulate")
+    assert err.count("\n") == 1
+
+
 def test_a_full_disk_is_one_line_with_its_mend() -> None:
     process = start("def stage():\n  with open('/dev/full', 'w') as file: file.write('x')\n")
     _, err = process.communicate(timeout=30)
