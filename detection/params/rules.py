@@ -92,13 +92,12 @@ def _check_ranges(recipe: Recipe, refuse: Refuse) -> None:
         share = getattr(recipe, field, 0.0)
         if not 0 <= share <= 1:
             refuse(field, f"is a share from 0 to 1, not {share}")
-    for fields, possible, why in (
-        (POSITIVE, lambda number: number > 0, "must be above 0"),
-        (NOT_NEGATIVE, lambda number: number >= 0, "must not be negative"),
-    ):
-        for field in fields:
-            if any(not possible(number) for number in _numbers(recipe, field)):
-                refuse(field, why)
+    for field in POSITIVE:
+        if not all(number > 0 for number in _numbers(recipe, field)):
+            refuse(field, "must be above 0")
+    for field in NOT_NEGATIVE:
+        if not all(number >= 0 for number in _numbers(recipe, field)):
+            refuse(field, "must not be negative")
     if not 0 <= recipe.optimizer.momentum < 1:
         refuse("optimizer.momentum", f"is from 0 to below 1, not {recipe.optimizer.momentum}")
     if recipe.optimizer.nesterov and (recipe.optimizer.name != "sgd" or not recipe.optimizer.momentum):
