@@ -1,5 +1,6 @@
 """Read `params.yaml`, check all of it, and return what the chosen model and dataset come to."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from detection.params.rules import check_recipe
 from detection.params.sections import Evaluate, Plots, Prepare, Pretrain, Train
 from detection.params.validate import pick, validate
 
+NAME = re.compile(r"[\w-]+")
 SECTIONS = (
     "model",
     "dataset",
@@ -136,6 +138,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 def _entries(raw: Mapping[str, Any], section: str, file: str) -> list[tuple[str, Any]]:
     if not isinstance(raw[section], Mapping):
         raise ParamsError(f"{file}: {section} must be a mapping of names")
+    for name in raw[section]:  # DVC takes a dot for a step down, and marks have meanings in its templates
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            raise ParamsError(f"{file}: {section}: a name is of letters, digits, _ and -, not {name!r}")
     return list(raw[section].items())
 
 

@@ -56,6 +56,7 @@ def edited(tmp_path: Path) -> Any:
             ("models.retinanet.on.shapes.backbone", "resnet18"),
             "on.shapes.backbone: a recipe has one backbone",
         ),
+        (("datasets.my data", {}), "datasets: a name is of letters, digits, _ and -, not 'my data'"),
         (("models.retinanet.on.shape", {}), "models.retinanet.on.shape: there is no dataset 'shape'"),
         (("models.ssd300.resize", "keep"), "set resize: stretch"),
         (("models.ssd300.image_size", 512), "do not fit 512 pixels: these steps are for another image_size"),
@@ -227,3 +228,10 @@ def test_dvc_changes_no_line_but_the_one_it_is_told_to(tmp_path: Path) -> None:
     assert copy.read_text() == Path("params.yaml").read_text().replace(
         f"model: {load().model}\n", "model: retinanet\n", 1
     )
+
+
+@pytest.mark.parametrize("name", ["v1.0", "a/b", "${x}", 2007])
+def test_a_name_that_dvc_would_read_otherwise_is_refused(edited: Any, name: object) -> None:
+    """`datasets.v1.0` is a key 0 in v1 to DVC: no stage would run, or none again after a change."""
+    with pytest.raises(ParamsError, match="budgets: a name is of letters, digits, _ and -"):
+        load(edited(("budgets", {name: {}})))
