@@ -83,10 +83,7 @@ def finish(
     while True:
         found = candidates(count)
         labels = torch.zeros_like(found.labels) if class_agnostic else found.labels
-        group = labels + classes * torch.arange(len(labels), device=labels.device)[:, None]
-        boxes, scores, real = found.boxes.flatten(0, 1), found.scores.flatten(), found.scores >= 0
-        keep = grouped_nms(boxes, scores, group.flatten(), classes * len(labels), real.flatten(), threshold)
-        keep = keep.view_as(real)
+        keep = grouped_nms(found.boxes, found.scores, labels, classes, found.scores >= 0, threshold)
         keep &= keep.cumsum(1) <= limit
         kept = keep.sum(1)
         counts, lacking = torch.stack([kept, found.more & (kept < limit)]).tolist()

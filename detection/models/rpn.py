@@ -109,19 +109,10 @@ class RPN(nn.Module):
         boxes = clip(decode(take(deltas, index), anchors[index]), inside)
         sides = boxes[..., 2:] - boxes[..., :2]
         valid = (sides >= recipe.rpn_min_size).all(dim=2) & (scores.sigmoid() >= recipe.rpn_score_threshold)
-        batch, count = scores.shape
-        group = level + torch.arange(batch, device=level.device)[:, None] * len(maps)  # [B, K]
-        kept = grouped_nms(
-            boxes.flatten(0, 1),
-            scores.flatten(),
-            group.flatten(),
-            batch * len(maps),
-            valid.flatten(),
-            recipe.rpn_nms_threshold,
-        )
+        kept = grouped_nms(boxes, scores, level, len(maps), valid, recipe.rpn_nms_threshold)
         most = recipe.rpn_post_nms_train if self.training else recipe.rpn_post_nms_test
-        ranked = scores.masked_fill(~kept.view(batch, count), -torch.inf)
-        values, best = ranked.topk(min(most, count), dim=1)
+        ranked = scores.masked_fill(~kept, -torch.inf)
+        values, best = ranked.topk(min(most, scores.shape[1]), dim=1)
         mask = values > -torch.inf
         mask = mask[:, : width_in_use(mask)]
         chosen = take(boxes, best[:, : mask.shape[1]])

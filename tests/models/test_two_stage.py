@@ -137,20 +137,26 @@ def test_box_loss_counts_only_positives_whatever_the_others_hold() -> None:
     assert float(per_picture.detach()) == pytest.approx(4 * 2.5 / 1 / 2)
 
 
+@pytest.mark.parametrize("most", [1, 250, 2**15])  # boxes of a call: a picture, two, all
 @pytest.mark.parametrize("grouped_nms", [nms._group_by_group, nms._on_tiles])  # a CPU's, and a GPU's
-@pytest.mark.parametrize("seed", range(5))
-def test_grouped_nms_is_torchvisions_group_by_group(seed: int, grouped_nms: Any) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(300, 2, generator=generator) * 50
-    boxes = torch.cat([corner, corner + 1 + torch.rand(300, 2, generator=generator) * 40], dim=1)
-    scores, group = torch.rand(300, generator=generator), torch.randint(0, 7, (300,), generator=generator)
-    valid = torch.rand(300, generator=generator) > 0.2
+def test_grouped_nms_is_torchvisions_group_by_group(
+    most: int, grouped_nms: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nms, "MOST", most)
+    generator = torch.Generator().manual_seed(most)
+    corner = torch.rand(5, 100, 2, generator=generator) * 50
+    boxes = torch.cat([corner, corner + 1 + torch.rand(5, 100, 2, generator=generator) * 40], dim=2)
+    scores = torch.rand(5, 100, generator=generator)
+    group = torch.randint(0, 3, (5, 100), generator=generator)
+    valid = torch.rand(5, 100, generator=generator) > 0.2
     boxes[~valid] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])  # must move no other box
-    kept = grouped_nms(boxes, scores, group, 9, valid, 0.5)
-    rows = valid.nonzero()[:, 0]
-    expected = torch.zeros(300, dtype=torch.bool)
-    expected[rows[batched_nms(boxes[rows], scores[rows], group[rows], 0.5)]] = True
-    assert torch.equal(kept, expected)
+    kept = grouped_nms(boxes, scores, group, 4, valid, 0.5)
+    for picture in range(5):
+        rows = valid[picture].nonzero()[:, 0]
+        one = boxes[picture, rows], scores[picture, rows], group[picture, rows]
+        expected = torch.zeros(100, dtype=torch.bool)
+        expected[rows[batched_nms(*one, 0.5)]] = True
+        assert torch.equal(kept[picture], expected)
 
 
 def test_core_is_exported_with_a_batch_of_any_size() -> None:
