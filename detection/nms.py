@@ -55,7 +55,7 @@ def _on_tiles(
 ) -> Tensor:
     """For a GPU: some pictures in one go, each group on a tile of the plane for itself."""
     several = max(1, MOST // max(scores.shape[1], 1))
-    parts = zip(*(rows.split(several) for rows in (boxes, scores, group, valid)), strict=True)
+    parts = zip(*(torch.split(rows, several) for rows in (boxes, scores, group, valid)), strict=True)
     return torch.cat([_on_one_plane(b, s, g, groups, v, threshold) for b, s, g, v in parts])
 
 
