@@ -190,6 +190,9 @@ def main() -> None:
         json.loads(Path(f"reports/{stage}/metrics.json").read_text()).get("seconds", 0)
         for stage in ("pretrain", "train")
     )
+    scored = Path("reports/evaluation/metrics.json")
+    under_way = not Path("reports/train/metrics.json").exists()  # the scores there are of another detector
+    stale = scored.stat().st_mtime_ns if under_way and scored.exists() else None
     recipe, prepared = ran["recipe"], Prepared.load()
     torch.manual_seed(0)
     model = peer(recipe, len(prepared.classes), options.published, options.fitted)
@@ -201,8 +204,7 @@ def main() -> None:
         settings = Optimizer(**recipe["optimizer"])  # its rate is this batch size's
     steps = train(model, data, make_optimizer(model, settings), recipe["batch_size"], seconds)
     theirs = score(model, prepared.index("test"), prepared.root, prepared.classes)
-    scored = Path("reports/evaluation/metrics.json")
-    while not scored.exists():  # with --minutes, ours may still be under way beside it
+    while not scored.exists() or scored.stat().st_mtime_ns == stale:
         time.sleep(5)
     ours = json.loads(scored.read_text())
     print(

@@ -141,7 +141,7 @@ def _by_name(lock: bytes | None) -> dict[str, dict[str, Any]]:
 
 def _parsed(path: str, content: bytes | None) -> Any:
     try:
-        return yaml.load(content, yaml12.Loader) if content else None
+        return yaml12.read(content.decode()) if content else None
     except yaml.YAMLError as error:
         what = str(error).splitlines()[0]
         raise DataError(

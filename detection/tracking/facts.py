@@ -23,8 +23,8 @@ LONGEST = 200  # letters of a name; MLflow takes 250
 
 def metric_name(name: str) -> str:
     """A name that MLflow takes: letters of any script, digits, `_ - . /` and space, and a path as it is."""
-    parts = ("_" if part in ("", ".", "..") else part for part in FORBIDDEN.sub("_", name).split("/"))
-    return "/".join(parts)[:LONGEST]
+    parts = FORBIDDEN.sub("_", name)[:LONGEST].split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -48,6 +48,8 @@ def test_detections_belong_to_their_pictures_whatever_the_batch(tmp_path: Path) 
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).eval()
     by_batch = [run(detector, index, tmp_path, recipe, batch_size=b, device="cpu") for b in (1, 2, 5)]
+    first, second = (by_batch[0].select(by_batch[0].images == picture).scores[:20] for picture in (0, 1))
+    assert np.abs(first - second).max() > 1e-3, "pictures that cannot be confused"
     for found in by_batch:
         assert set(found.images.tolist()) == set(range(5))
         for picture in range(5):
