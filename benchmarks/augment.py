@@ -43,9 +43,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detection import params
-from detection.data import colours
 from detection.data.index import Index, Record, pack
-from detection.data.loader import Loader, Pictures
+from detection.data.loading import color_jitter
+from detection.data.loading.loader import Loader, Pictures
 from detection.params.recipe import Recipe
 
 SIDE = 300
@@ -237,11 +237,11 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
 
     def with_stock_hue(sample: Callable[[int], Any]) -> Callable[[int], Any]:
         def call(row: int) -> Any:
-            own, colours.turn_hue = colours.turn_hue, stock
+            own, color_jitter.turn_hue = color_jitter.turn_hue, stock
             try:
                 return sample(row)
             finally:
-                colours.turn_hue = own
+                color_jitter.turn_hue = own
 
         return call
 

@@ -23,8 +23,9 @@ import numpy as np
 
 from benchmarks.evaluate import CLASSES, PICTURES, draw
 from detection.data.index import Index
-from detection.evaluation import coco, per_class, voc
-from detection.evaluation.results import Results
+from detection.evaluation.analysis import per_class
+from detection.evaluation.protocol import coco_metrics, voc_metrics
+from detection.evaluation.protocol.results import Results
 from detection.params import load
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,10 @@ def make_repository(folder: Path) -> None:
     )
     for step, kept in enumerate((np.arange(len(found)), np.flatnonzero(np.arange(len(found)) % 20))):
         results = found.select(kept)
-        by_coco, by_voc = coco.score(index, results, classes), voc.score(index, results, classes)
+        by_coco, by_voc = (
+            coco_metrics.score(index, results, classes),
+            voc_metrics.score(index, results, classes),
+        )
         _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
         _write(folder / "reports/evaluation/detections.json", results.to_coco(index))
         table = per_class.table(index, classes, by_coco, by_voc)

@@ -94,38 +94,42 @@ def draw(folder: Path, scale: int) -> None:
 
 def ours(truth: Path, found: Path) -> tuple[list[float], float]:
     """The twelve numbers, and the CPU time when the files were read."""
-    from detection.evaluation import coco, coco_files
-    from detection.evaluation.matching import match
+    from detection.evaluation import external_coco
+    from detection.evaluation.protocol import coco_metrics
+    from detection.evaluation.protocol.matching import match
 
-    given = coco_files.read(truth, found)
+    given = external_coco.read(truth, found)
     loaded = time.process_time()
     overlaps = given.overlaps()
-    return list(coco.score_matches(overlaps, match(overlaps)).stats.values()), loaded
+    return list(coco_metrics.score_matches(overlaps, match(overlaps)).stats.values()), loaded
 
 
 def ours_with_analysis(truth: Path, found: Path) -> tuple[list[float], float]:
     """The same and the whole error analysis."""
-    from detection.evaluation import analysis, coco, coco_files
-    from detection.evaluation.matching import match
+    from detection.evaluation import external_coco
+    from detection.evaluation.analysis import tables
+    from detection.evaluation.protocol import coco_metrics
+    from detection.evaluation.protocol.matching import match
 
-    given = coco_files.read(truth, found)
+    given = external_coco.read(truth, found)
     loaded = time.process_time()
     overlaps = given.overlaps()
     matches = match(overlaps)
-    score = coco.score_matches(overlaps, matches)
-    analysis.tables(overlaps, matches, given.classes, given.pictures)
+    score = coco_metrics.score_matches(overlaps, matches)
+    tables.tables(overlaps, matches, given.classes, given.pictures)
     return list(score.stats.values()), loaded
 
 
 def ours_compared(truth: Path, found: Path) -> tuple[list[float], float]:
     """The paired bootstrap of AP50: difference, interval, share of rounds in which the second is better."""
-    from detection.evaluation import bootstrap, coco_files
-    from detection.evaluation.coco import AT_50
-    from detection.evaluation.matching import match
-    from detection.evaluation.overlaps import Overlaps
-    from detection.evaluation.resampling import Sample
+    from detection.evaluation import external_coco
+    from detection.evaluation.analysis import bootstrap
+    from detection.evaluation.analysis.bootstrap_ap import Sample
+    from detection.evaluation.protocol.coco_metrics import AT_50
+    from detection.evaluation.protocol.matching import match
+    from detection.evaluation.protocol.overlaps import Overlaps
 
-    given = coco_files.read(truth, found)
+    given = external_coco.read(truth, found)
     noise = np.random.default_rng(1).normal(0, 0.1, len(given.found.scores))
     second = dataclasses.replace(given.found, scores=given.found.scores + noise)
     loaded = time.process_time()

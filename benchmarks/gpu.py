@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sides import CASES, Case, Step, build, make_batch, our_step, their_step
-from detection import nms as our_nms
-from detection.data.batch import Targets
-from detection.models.hardware import autocast
-from detection.models.protocol import Detector
+from detection.data.loading.batch import Targets
+from detection.device import autocast
+from detection.models.detector import Detector
+from detection.ops import nms as our_nms
 
 CLASSES = 90
 BOUND = 790e12  # FLOP/s

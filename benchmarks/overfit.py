@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
-from detection.data.loader import Loader, Pictures
-from detection.data.read import Raw, read
-from detection.evaluation import coco
-from detection.evaluation.inference import run
+from detection.data.loading.loader import Loader, Pictures
+from detection.data.sources.dataset import Raw, read
+from detection.device import autocast, pick_precision
+from detection.evaluation.protocol import coco_metrics
+from detection.inference import run
 from detection.models.build import build_detector, without_weights
-from detection.models.hardware import autocast, pick_precision
 from detection.params import Optimizer, Recipe, ShapesDataset, load
-from detection.params.reading import read_yaml
-from detection.training.optimisation import make_optimizer, set_learning_rate
+from detection.params.load import read_yaml
+from detection.training.optim import make_optimizer, set_learning_rate
 
 CPU = torch.device("cpu")
 PICTURES, SIDE = 8, 128
@@ -80,7 +80,7 @@ def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
         optimizer.zero_grad(set_to_none=True)
         if step % EVERY == 0:
             results = run(detector, index, data.root, recipe, batch_size=PICTURES, device="cpu")
-            score = coco.score(index, results, data.classes).stats["AP50"]
+            score = coco_metrics.score(index, results, data.classes).stats["AP50"]
             if score > best:
                 best, best_step = score, step
             if best >= ENOUGH or step >= limit:

@@ -27,10 +27,10 @@ from PIL import Image
 
 from benchmarks.evaluate import draw
 from detection.data.index import Index
-from detection.data.listing import listing_hash, sizes
-from detection.evaluation import analysis, coco_files
-from detection.evaluation.assessment import assess
-from detection.evaluation.results import Results
+from detection.data.sources.digest import listing_hash, sizes
+from detection.evaluation import external_coco
+from detection.evaluation.protocol.results import Results
+from detection.inference import assess
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640
@@ -49,7 +49,7 @@ TIMES = """(() => {
 def prepare(folder: Path) -> None:
     """Write what the stages before `plots` leave."""
     draw(folder, 1)
-    given = coco_files.read(folder / "truth.json", folder / "found.json", skip_unknown=False)
+    given = external_coco.read(folder / "truth.json", folder / "found.json", skip_unknown=False)
     truth, found = given.truth, given.found
     order = np.argsort(truth.images, kind="stable")
     count = len(given.pictures)
@@ -96,7 +96,7 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
 def _write_evaluation(folder: Path, index: Index, results: Results, classes: tuple[str, ...]) -> None:
     tables = assess(index, results, classes, rounds=ROUNDS).tables
     detections = msgspec.json.encode(results.to_coco(index))
-    analysis.write(folder, {**tables, "detections.json": detections})
+    tables.write(folder, {**tables, "detections.json": detections})
 
 
 def plot(folder: Path) -> float:

@@ -33,13 +33,13 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import feature_pyramid_network
 
 from detection.data.index import Index
-from detection.data.pictures import read_picture
+from detection.data.loading.image_io import read_picture
 from detection.data.prepared import Prepared
-from detection.evaluation import coco
-from detection.evaluation.results import Results
-from detection.models.hardware import autocast, pick_device, pick_precision
+from detection.device import autocast, pick_device, pick_precision
+from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol.results import Results
 from detection.params.recipe import Optimizer
-from detection.training.optimisation import make_optimizer
+from detection.training.optim import make_optimizer
 
 LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01, "fcos": 0.01, "ssd": 0.001, "ssdlite": 0.0125}
 """Of the references, at batch 16."""
@@ -173,7 +173,7 @@ def score(model: torch.nn.Module, index: Index, root: Path, classes: tuple[str, 
             boxes, scores, labels = (found[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
             kept = labels > 0
             parts.append(Results.of_image(i, boxes[kept], scores[kept], labels[kept] - 1))
-    return coco.score(index, Results.concat(parts), classes).stats
+    return coco_metrics.score(index, Results.concat(parts), classes).stats
 
 
 def main() -> None:

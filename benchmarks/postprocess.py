@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sides import CASES, build, timed
-from detection.models.protocol import Detections, Sizes
+from detection.models.detector import Detections, Sizes
 from detection.models.ssd import SSD
 
 BATCH, SIDE, CLASSES = 8, 300, 90

@@ -24,12 +24,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detection.data import coco, voc
-from detection.data.faults import Faults
-from detection.data.headers import read_headers
-from detection.data.listing import Digest
+from detection.data.sources import coco, voc
+from detection.data.sources.digest import Digest
+from detection.data.sources.image_headers import read_headers
+from detection.data.sources.problems import Faults
 from detection.params.datasets import CocoDataset, CocoSplit, VocDataset
-from detection.params.sections import Checks
+from detection.params.stages import Checks
 
 PICTURES, BOXES = 118_287, 860_001
 PAGE = "http://images.cocodataset.org/train2017"

@@ -14,10 +14,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from detection.data.batch import Targets
+from detection.data.loading.batch import Targets
+from detection.device import autocast
 from detection.models.build import build_detector
-from detection.models.hardware import autocast
-from detection.models.protocol import Detector
+from detection.models.detector import Detector
 from detection.params.recipe import (
     FasterRCNNRecipe,
     FCOSRecipe,
@@ -26,7 +26,7 @@ from detection.params.recipe import (
     RetinaNetRecipe,
     SSDRecipe,
 )
-from detection.training.optimisation import make_optimizer
+from detection.training.optim import make_optimizer
 
 OBJECTS = 8  # of a picture
 SMALL_STEP = Optimizer(lr=1e-6)  # both sides stay what they were

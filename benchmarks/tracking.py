@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.servers import Server
 from detection.tracking.live import METRICS_PER_CALL, LiveRow, Opened, log_points
-from detection.tracking.row import NullRow, Row
+from detection.tracking.run import NullRow, Row
 from detection.tracking.store import connect
 from detection.training.history import History, now_ms
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from detection.data.archives import SOURCES
+from detection.data.download.archives import SOURCES
 from detection.errors import DetectionError, mendable
 
 

@@ -17,11 +17,12 @@ def main() -> None:
     chosen = params.load()
     import msgspec
 
+    from detection import inference, profiling
     from detection.data.prepared import Prepared
-    from detection.evaluation import analysis, inference, speed
-    from detection.evaluation.assessment import assess
+    from detection.evaluation.analysis import tables
+    from detection.inference import assess
     from detection.models.build import check_classes, load_detector
-    from detection.tracking.evaluation import log_evaluation
+    from detection.tracking.stages import log_evaluation
 
     prepared = Prepared.load()
     prepared.check_unchanged("test")
@@ -39,13 +40,13 @@ def main() -> None:
         score_threshold=chosen.evaluate.score_threshold,
     )
     found = assess(index, results, loaded.classes, verify=chosen.evaluate.verify)
-    figures = speed.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
+    figures = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
     detections = msgspec.json.encode(results.to_coco(index))
-    analysis.write(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
+    tables.write(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
 
     for name in SAID:
         log.info("test %-14s %.4f", name, found.stats[name])
-    metrics = found.row() | speed.flat(figures)
+    metrics = found.row() | profiling.flat(figures)
     log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
 
 

@@ -3,10 +3,10 @@
 import logging
 
 from detection import params
-from detection.data import card, export
-from detection.data.read import read
-from detection.data.trust import doubts
-from detection.reporting import dataset as figures
+from detection.data import prepared, statistics
+from detection.data.sources.dataset import read
+from detection.doctor.sample_size import doubts
+from detection.report.charts import dataset_figures as figures
 from stages.entry import run
 
 log = logging.getLogger("prepare")
@@ -16,8 +16,8 @@ def main() -> None:
     """Run the stage."""
     asked = params.load()
     raw = read(asked.dataset, asked.data, asked.prepare.checks)
-    export.save(raw, asked.data)
-    card.save(card.describe(raw, asked.data))
+    prepared.save(raw, asked.data)
+    statistics.save(statistics.describe(raw, asked.data))
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
     log.info("%s: pictures: %s; classes: %d", raw.name, counts, len(raw.classes))

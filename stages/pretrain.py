@@ -20,26 +20,26 @@ RESULT = "backbone.pt"
 def main() -> None:
     """Reads data/prepared or DATA_ROOT/imagenet; leaves models/backbone.pt and reports/pretrain."""
     params = load()
-    from detection.models.hardware import pick_device, pick_devices
-    from detection.training import distributed
+    from detection.device import pick_device, pick_devices
+    from detection.training import launch
 
     device = pick_device(params.train.device)
     many = params.pretrain.method == "imagefolder"  # the others take minutes
     batch_size = params.pretrain.imagefolder.batch_size
     devices = pick_devices(params.train.devices, device, batch_size) if many else 1
-    distributed.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
+    launch.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
 
 
 def pretrain(params: Params, device: "torch.device") -> None:
     """Make the weights in this process, alone or as one of several, or take those that were made before."""
-    from detection import ranks
-    from detection.saving import save_weights
-    from detection.training import distributed
+    from detection import distributed
+    from detection.files import save_weights
+    from detection.training import launch
     from detection.training.checkpoint import content_key
-    from detection.training.classify import COLUMNS
-    from detection.training.determinism import determinism
+    from detection.training.environment import determinism
     from detection.training.history import Table
-    from detection.training.pretraining import choose
+    from detection.training.pretrain.classifier import COLUMNS
+    from detection.training.pretrain.methods import choose
 
     backbone = params.recipe.backbone
     method = params.pretrain.method
@@ -47,9 +47,9 @@ def pretrain(params: Params, device: "torch.device") -> None:
     values = {"method": method, "backbone": backbone, "seed": params.seed, **reads}
     key = content_key("pretrain", values, without=None if method == "crops" else "data")
     with (
-        distributed.folder(REPORTS) as reports,
+        launch.folder(REPORTS) as reports,
         determinism(params.train.determinism),
-        distributed.checkpoints("pretrain", key).held() as checkpoints,
+        launch.checkpoints("pretrain", key).held() as checkpoints,
     ):
         result = checkpoints.load(RESULT)
         if result:
@@ -58,7 +58,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
             result = make(checkpoints, reports / "curves.csv")
             checkpoints.save(RESULT, result)
             checkpoints.mark_complete()
-        if ranks.leads():
+        if distributed.leads():
             BACKBONE.parent.mkdir(exist_ok=True)
             save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
             Table(reports / "curves.csv", COLUMNS, result["curve"])

@@ -12,8 +12,8 @@ from stages.entry import run
 if TYPE_CHECKING:
     import torch
 
-    from detection.training.interrupts import Interrupts
     from detection.training.loop import Job
+    from detection.training.signals import Interrupts
 
 REPORTS = Path("reports/train")
 BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
@@ -22,26 +22,26 @@ BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
 def main() -> None:
     """Reads data/prepared and models/backbone.pt; leaves models/detector.pt and reports/train."""
     params = load()
-    from detection.models.hardware import pick_device, pick_devices
-    from detection.training import distributed
+    from detection.device import pick_device, pick_devices
+    from detection.training import launch
 
     device = pick_device(params.train.device)
     devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
-    distributed.run(devices, "stages.train", device, partial(train, params, device))
+    launch.run(devices, "stages.train", device, partial(train, params, device))
 
 
 def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several that share each batch."""
     from detection.data.prepared import Prepared
-    from detection.training import distributed
-    from detection.training.assembly import assemble
-    from detection.training.determinism import determinism
-    from detection.training.interrupts import Interrupts
+    from detection.training import launch
+    from detection.training.environment import determinism
+    from detection.training.setup import assemble
+    from detection.training.signals import Interrupts
 
     prepared = Prepared.load("data/prepared")
     prepared.check_unchanged("train")
     prepared.check_unchanged("val")
-    with distributed.folder(REPORTS) as reports, determinism(params.train.determinism):
+    with launch.folder(REPORTS) as reports, determinism(params.train.determinism):
         job = assemble(params, prepared, BACKBONE, device, reports)
         made_of = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
         made_of |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
@@ -53,19 +53,19 @@ def train(params: Params, device: "torch.device") -> None:
 
 def fill_row(params: Params, job: "Job", interrupts: "Interrupts") -> None:
     """Open the row, train into it, and leave the detector."""
-    from detection import ranks
+    from detection import distributed
     from detection.models.build import save_detector
     from detection.tracking.opening import log_training_artifacts, open_row
-    from detection.tracking.row import NullRow
+    from detection.tracking.run import NullRow
     from detection.training.environment import write_environment
     from detection.training.loop import STATE, fit
 
     training = job.checkpoints.training()
     made_in = write_environment(job.reports, training, job.device, job.precision, params.train.determinism)
-    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if ranks.leads() else None
-    with open_row(params, resume=resume, made_in=made_in) if ranks.leads() else NullRow() as row:
+    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if distributed.leads() else None
+    with open_row(params, resume=resume, made_in=made_in) if distributed.leads() else NullRow() as row:
         summary = {"monitor": job.settings.monitor, **fit(job, row, interrupts)}
-        if ranks.leads():
+        if distributed.leads():
             (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))
             DETECTOR.parent.mkdir(exist_ok=True)
             recipe, classes = job.recipe, job.validator.classes

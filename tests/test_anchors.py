@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detection.anchors import AnchorGrid, DefaultBoxes, Size
+from detection.ops.anchors import AnchorGrid, DefaultBoxes, Size
 
 RATIOS = (0.5, 1.0, 2.0)
 FASTER = [(32,), (64,), (128,), (256,), (512,)]

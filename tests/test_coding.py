@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
-from detection.coding import UNIT, Weights, decode, decode_edges, encode, encode_edges
+from detection.ops.box_coder import UNIT, Weights, decode, decode_edges, encode, encode_edges
 
 WEIGHTS: list[Weights] = [UNIT, (10.0, 10.0, 5.0, 5.0)]
 

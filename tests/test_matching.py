@@ -9,9 +9,9 @@ from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
-from detection import matching
-from detection.anchors import AnchorGrid
-from detection.matching import BACKGROUND, BETWEEN, batched_iou, match, match_centers, sample
+from detection.ops import matcher
+from detection.ops.anchors import AnchorGrid
+from detection.ops.matcher import BACKGROUND, BETWEEN, batched_iou, match, match_centers, sample
 
 SIDE = 64
 
@@ -86,7 +86,7 @@ def test_in_parts_or_at_once_is_the_same(given_problem: tuple[Tensor, Tensor, Te
     with pytest.MonkeyPatch.context() as patch:
         found = []
         for size in (1, 3 * len(anchors), 2**20):
-            patch.setitem(matching.AT_ONCE, "cpu", size)
+            patch.setitem(matcher.AT_ONCE, "cpu", size)
             found.append(match(truth, mask, anchors, 0.5, 0.4, best))  # type: ignore[arg-type]
             found.append(match_centers(truth, mask, anchors, [384, 48], 1.5))
     assert all(torch.equal(found[0], other) for other in found[2::2])

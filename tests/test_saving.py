@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.saving import save_weights
+from detection.files import save_weights
 
 
 def test_a_disk_that_is_full_is_an_error_of_the_system_that_names_the_file(tmp_path: Path) -> None:

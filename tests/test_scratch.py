@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.scratch import Scratch
+from detection.files import Scratch
 
 LIVES = """
 import time

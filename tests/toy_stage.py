@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from detection import params
-from detection.data import card, export
+from detection.data import prepared, statistics
 from detection.data.index import Index
-from detection.data.read import read
-from detection.evaluation import coco, per_class, voc
-from detection.evaluation.results import Results
+from detection.data.sources.dataset import read
+from detection.evaluation.analysis import per_class
+from detection.evaluation.protocol import coco_metrics, voc_metrics
+from detection.evaluation.protocol.results import Results
 
 GOOD = "retinanet_resnet18"
 
@@ -23,8 +24,8 @@ GOOD = "retinanet_resnet18"
 def main() -> None:
     chosen = params.load()
     raw = read(chosen.dataset, chosen.data, chosen.prepare.checks)
-    export.save(raw, chosen.data)
-    card.save(card.describe(raw, chosen.data))
+    prepared.save(raw, chosen.data)
+    statistics.save(statistics.describe(raw, chosen.data))
     for folder in ("reports/train", "reports/evaluation", "models"):
         Path(folder).mkdir(parents=True, exist_ok=True)
     made_of = {"model": chosen.model, "dataset": chosen.dataset, "seed": chosen.seed}
@@ -37,7 +38,7 @@ def main() -> None:
     Path("reports/train/metrics.csv").write_text("epoch,step,time,AP,AP50\n1,20,1,0.2,0.4\n2,40,2,0.3,0.5\n")
     index, names = raw.splits["test"], raw.classes
     found = detections(index, 0.02 if chosen.model == GOOD else 0.18, chosen.seed)
-    by_coco, by_voc = coco.score(index, found, names), voc.score(index, found, names)
+    by_coco, by_voc = coco_metrics.score(index, found, names), voc_metrics.score(index, found, names)
     stats = {**by_coco.stats, **by_voc.stats}
     write("reports/evaluation/metrics.json", {k: v if v == v else None for k, v in stats.items()})
     write("reports/evaluation/detections.json", found.to_coco(index))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, get_args
 
 from detection import params
 from detection.errors import DataError, ParamsError
-from detection.params.names import did_you_mean
 from detection.params.recipe import Augmentation, Recipe
 from detection.params.rules import check_recipe
+from detection.text import did_you_mean
 
 if TYPE_CHECKING:
-    from detection.data.loader import Pictures
-    from detection.reporting.sheet import Tile
+    from detection.data.loading.loader import Pictures
+    from detection.report.images.contact_sheet import Tile
 
 COLUMNS = 4
 
@@ -36,12 +36,12 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     if count < 1:
         raise ParamsError(f"--count {count}: a sheet has at least one picture")
 
-    from detection.data.read import read
+    from detection.data.sources.dataset import read
 
     raw = read(dataset, chosen.data, chosen.prepare.checks)  # before torch is imported, which takes seconds
 
-    from detection.data.loader import Order, Pictures
-    from detection.reporting.sheet import sheet
+    from detection.data.loading.loader import Order, Pictures
+    from detection.report.images.contact_sheet import sheet
 
     pictures = Pictures(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
     order = Order(len(pictures), 1, chosen.seed)
@@ -75,7 +75,7 @@ def _tile(pictures: "Pictures", key: tuple[int, int]) -> "Tile":
     """A sample with its file's name, and the size that the detector gets it in."""
     from PIL.Image import fromarray
 
-    from detection.reporting.sheet import Tile
+    from detection.report.images.contact_sheet import Tile
 
     sample = pictures[key]
     image = fromarray(sample.picture.permute(1, 2, 0).contiguous().numpy())

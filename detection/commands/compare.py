@@ -27,8 +27,8 @@ def compare(experiments: list[str], out: Path, rounds: int) -> str:
     if rounds < 100:
         raise DataError(f"--rounds {rounds}: an interval needs 100 rounds or more")
 
-    from detection.comparison import page, text, verdict
-    from detection.comparison.content import check_same_test, read
+    from detection.experiments import compare_page, compare_text, verdict
+    from detection.experiments.compare_content import check_same_test, read
     from detection.experiments.find import find
     from detection.experiments.repository import Repository
 
@@ -42,5 +42,5 @@ def compare(experiments: list[str], out: Path, rounds: int) -> str:
             contents.append(read(one, place))
     check_same_test(contents)
     verdicts = verdict.judge(contents, rounds)
-    page.write(out, contents, verdicts)
-    return f"{text.write(contents, verdicts)}\n\nthe same with curves: {out}"
+    compare_page.write(out, contents, verdicts)
+    return f"{compare_text.write(contents, verdicts)}\n\nthe same with curves: {out}"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from detection import params
-from detection.commands import findings
-from detection.data.faults import KINDS
-from detection.data.read import Raw, examine
-from detection.data.trust import doubts, margin
+from detection.data.sources.dataset import Raw, examine
+from detection.data.sources.problems import KINDS
+from detection.doctor import findings
+from detection.doctor.sample_size import doubts, margin
 from detection.errors import DataError
 from detection.params.datasets import Dataset
 

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from detection.data.archives import SOURCES, Archive
-from detection.data.download import Report, check_room, fetch, unpack
+from detection.data.download.archives import SOURCES, Archive
+from detection.data.download.fetch import Report, check_room, fetch, unpack
 from detection.errors import DataError
-from detection.locks import locked
-from detection.paths import data_root
+from detection.files import data_root, locked
 
 log = logging.getLogger(__name__)
 UNPACKED = 1.05  # the content takes about as much room as the archive, which is deleted afterwards

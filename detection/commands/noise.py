@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from detection import params
 from detection.errors import DataError
-from detection.experiments import noise as seeds_of
+from detection.experiments import seeds as seeds_of
 from detection.experiments.repository import Repository
-from detection.experiments.spread import LEVEL, c4, spread
+from detection.experiments.seed_variance import LEVEL, c4, spread
 
 SCORES = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 NOTES = """\

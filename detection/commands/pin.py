@@ -7,7 +7,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from detection import params
-from detection.data.read import read
+from detection.data.sources.dataset import read
 
 
 def pin(name: str, file: Path = Path("params.yaml")) -> str:

@@ -37,8 +37,8 @@ def predict(source: Path, weights: Path, out: Path, threshold: float, device: st
     if not weights.is_file():  # before torch is imported, which takes seconds
         raise CheckpointError(f"{weights} is not there; train a detector first: dvc repro")
 
+    from detection.device import pick_device
     from detection.models.build import load_detector
-    from detection.models.hardware import pick_device
 
     loaded = load_detector(weights, pick_device(device))
     out.mkdir(parents=True, exist_ok=True)
@@ -79,10 +79,9 @@ def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[s
     """Detect on one picture, draw it, and return its entry of the JSON."""
     from PIL import Image
 
-    from detection.data.pictures import read_picture
-    from detection.evaluation.entries import at_least, entries
-    from detection.evaluation.inference import detect_picture
-    from detection.reporting.drawing import draw_boxes
+    from detection.data.loading.image_io import read_picture
+    from detection.inference import at_least, detect_picture, entries
+    from detection.report.images.boxes_on_image import draw_boxes
 
     picture = read_picture(file)
     boxes, scores, labels = at_least(detect_picture(loaded.detector, loaded.recipe, picture), threshold)

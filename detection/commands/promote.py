@@ -17,6 +17,6 @@ def promote(experiment: str, alias: str, name: str | None) -> str:
         TrackingError: It has no row, or MLflow refuses.
     """
     found = find(experiment, Repository())
-    from detection.registry.promote import promote as register
+    from detection.experiments.registry import promote as register
 
     return register(found, name, alias)

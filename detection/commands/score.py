@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from detection.errors import DetectionError
 
 if TYPE_CHECKING:
-    from detection.evaluation.given import Given
-    from detection.evaluation.overlaps import Overlaps
+    from detection.evaluation.external import Given
+    from detection.evaluation.protocol.overlaps import Overlaps
 
 
 def score(
@@ -49,25 +49,26 @@ def score(
         DetectionError: Something is missing, broken or of no meaning.
     """
     _check(format, ground_truth, devkit, year, image_set, verify)
-    from detection.evaluation import coco, coco_files, official, voc, voc_files
-    from detection.evaluation.analysis import jsonable
-    from detection.evaluation.matching import match
+    from detection.evaluation import external_coco, external_voc
+    from detection.evaluation.analysis.tables import jsonable
+    from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
+    from detection.evaluation.protocol.matching import match
 
     if format == "coco":
         assert ground_truth is not None
-        given = coco_files.read(ground_truth, detections, skip_unknown=skip_unknown)
+        given = external_coco.read(ground_truth, detections, skip_unknown=skip_unknown)
     else:
         assert devkit is not None
-        given = voc_files.read(devkit, str(year), str(image_set), detections, skip_unknown=skip_unknown)
+        given = external_voc.read(devkit, str(year), str(image_set), detections, skip_unknown=skip_unknown)
     overlaps = given.overlaps()
     if format == "coco":
-        by_coco = coco.score_matches(overlaps, match(overlaps))
+        by_coco = coco_metrics.score_matches(overlaps, match(overlaps))
         if verify:
-            official.verify(overlaps, by_coco)
+            oracle.verify(overlaps, by_coco)
         protocol = f"COCO bbox, {len(given.pictures)} pictures"
         content: dict[str, Any] = {"protocol": protocol, "stats": by_coco.stats}
     else:
-        by_voc = voc.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
+        by_voc = voc_metrics.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
         content = _voc(by_voc, given.classes, f"VOC{year} {image_set}", overlap, ties)
     if report:
         _report(report, given, overlaps, content)
@@ -95,22 +96,23 @@ def _check(
 
 def _report(folder: Path, given: "Given", overlaps: "Overlaps", content: dict[str, Any]) -> None:
     """Write the whole analysis; it rests on COCO's matching, whatever the format."""
-    from detection.evaluation import analysis, bootstrap, coco, curves
-    from detection.evaluation.matching import match
-    from detection.evaluation.resampling import Sample
+    from detection.evaluation.analysis import bootstrap, curves, tables
+    from detection.evaluation.analysis.bootstrap_ap import Sample
+    from detection.evaluation.protocol import coco_metrics
+    from detection.evaluation.protocol.matching import match
 
     matches = match(overlaps)
-    by_coco = coco.score_matches(overlaps, matches)
+    by_coco = coco_metrics.score_matches(overlaps, matches)
     spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(given.pictures)))
-    tables = {
-        **analysis.tables(overlaps, matches, given.classes, given.pictures, given.sizes),
+    files = {
+        **tables.tables(overlaps, matches, given.classes, given.pictures, given.sizes),
         "scores.json": content,
         "intervals.json": spread.to_json(given.classes),
         "per_class.csv": curves.per_class(by_coco, given.classes),
         "pr_curves.csv": curves.table(by_coco, given.classes),
     }
     try:
-        analysis.write(folder, tables)
+        tables.write(folder, files)
     except OSError as error:
         raise DetectionError(f"--report {folder} cannot be written: {error.strerror}") from None
 

@@ -13,7 +13,7 @@ from detection import params
 from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
-from detection.params.names import did_you_mean
+from detection.text import did_you_mean
 from detection.tracking.sync import Synced, sync_workspace
 
 BESIDE = ("dvc.yaml", "dvc.lock", "params.yaml")

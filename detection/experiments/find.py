@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.files import Files, Revision, RowFiles, Workspace, is_scored, read_json
+from detection.experiments.contents import Files, Revision, RowFiles, Workspace, is_scored, read_json
 from detection.experiments.repository import RUN_JSONS, Named, Repository
-from detection.experiments.rows import ids, open_store, row_of
-from detection.params.names import did_you_mean
+from detection.experiments.runs import ids, open_store, row_of
+from detection.text import did_you_mean
 
 WORKSPACE = "workspace"
 SHORT = 8

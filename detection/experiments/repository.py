@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detection.errors import DataError
-from detection.paths import dvc_root
+from detection.files import dvc_root
 
 RUN_JSONS = ("reports/evaluation/run.json", "reports/train/run.json")
 """The files that name the row of an experiment; the evaluation's row may be a fork of the training's."""

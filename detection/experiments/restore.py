@@ -4,13 +4,13 @@ import shlex
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.files import RowFiles, read_params
+from detection.experiments.contents import RowFiles, read_params
 from detection.experiments.find import commits_of, experiments_of
 from detection.experiments.repository import Named, Repository
-from detection.experiments.rows import open_store, row_of
-from detection.params import yaml12
-from detection.params.reading import flatten
-from detection.tracking.facts import NOT_CODE, as_text
+from detection.experiments.runs import open_store, row_of
+from detection.params import schema
+from detection.params.load import flatten
+from detection.pipeline import NOT_CODE, as_text
 
 KEPT = "refs/exps/apply/stash"
 """Where DVC keeps what the workspace was before it brings an experiment back."""
@@ -111,7 +111,7 @@ def _params_at(repository: Repository, rev: str | None) -> dict[str, Any]:
     if rev is None or repository.commit(rev) is None:
         return {}
     content = repository.show(rev, "params.yaml")
-    return flatten(yaml12.read(content.decode())) if content else {}
+    return flatten(schema.read(content.decode())) if content else {}
 
 
 def _run(changes: dict[str, Any]) -> str:

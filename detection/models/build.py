@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from detection.errors import CheckpointError
+from detection.files import save_weights
 from detection.models import faster_rcnn, fcos, retinanet, ssd
 from detection.models.backbones import first_difference, load_features, make_backbone
-from detection.models.protocol import Detector
+from detection.models.detector import Detector
 from detection.params.recipe import (
     ARCHITECTURES,
     FasterRCNNRecipe,
@@ -21,7 +22,6 @@ from detection.params.recipe import (
     RetinaNetRecipe,
     SSDRecipe,
 )
-from detection.saving import save_weights
 
 log = logging.getLogger(__name__)
 FORMAT = 1

@@ -6,13 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
-from detection.data.batch import Targets
+from detection.data.loading.batch import Targets
 from detection.models.backbones import fpn, one_map
-from detection.models.base import BackboneDetector, with_a_row
-from detection.models.protocol import Detections, Sizes
-from detection.models.roi_align import PyramidRoIAlign, RoIPool
+from detection.models.detector import BackboneDetector, Detections, Sizes, with_a_row
 from detection.models.roi_head import RoIHead
 from detection.models.rpn import RPN
+from detection.ops.roi_align import PyramidRoIAlign, RoIPool
 from detection.params.recipe import FasterRCNNRecipe
 
 VGG_HIDDEN, VGG_POOLED = 4096, 7  # of VGG16's fc6 and fc7

@@ -7,17 +7,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection import ranks
-from detection.anchors import AnchorGrid
-from detection.coding import decode_edges, encode_edges
-from detection.matching import match_centers
-from detection.models.base import BackboneDetector, map_sizes, matched_boxes, matched_labels, with_a_row
-from detection.models.candidates import from_levels
-from detection.models.losses import focal_loss, giou_loss, masked_sum
-from detection.models.necks import pyramid
-from detection.models.postprocess import finish
-from detection.models.protocol import Detections, Sizes, Targets
-from detection.models.towers import Head, class_output, group_norm, output, over_levels, small_weights
+from detection import distributed
+from detection.models.detector import (
+    BackboneDetector,
+    Detections,
+    Sizes,
+    Targets,
+    map_sizes,
+    matched_boxes,
+    matched_labels,
+    with_a_row,
+)
+from detection.models.fpn import pyramid
+from detection.models.heads import Head, class_output, group_norm, output, over_levels, small_weights
+from detection.models.postprocess import finish, from_levels
+from detection.ops.anchors import AnchorGrid
+from detection.ops.box_coder import decode_edges, encode_edges
+from detection.ops.losses import focal_loss, giou_loss, masked_sum
+from detection.ops.matcher import match_centers
 from detection.params.recipe import FCOSRecipe
 
 DEPTH = 4  # blocks of a tower
@@ -89,7 +96,7 @@ class FCOS(BackboneDetector):
         overlap = giou_loss(decode_edges(edges, anchors), boxes)
         wanted = _centerness(encode_edges(boxes, anchors))
         centered = F.binary_cross_entropy_with_logits(centerness[..., 0], wanted, reduction="none")
-        count = ranks.normaliser(positive.sum())
+        count = distributed.normaliser(positive.sum())
         return {
             "class": class_loss.sum() / count,
             "box": masked_sum(overlap, positive) / count,

@@ -1,6 +1,12 @@
 """From scored boxes to detections: non-maximum suppression over the batch, and the way back to the files.
 
 Letters: B pictures in a batch, N candidates of one picture, A anchors, K classes.
+
+Picking rows of a padded batch.
+
+Candidates of a detector with a pyramid: the best of each level, decoded only as far as they are looked at.
+
+Letters: B pictures in a batch, A anchors of all levels, K classes, N candidates of one picture.
 """
 
 from collections.abc import Callable
@@ -9,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.models.protocol import Detections, Sizes
-from detection.nms import grouped_nms
+from detection.models.detector import Detections, Sizes
+from detection.ops.nms import grouped_nms
 
 FIRST_TRY = 4  # candidates looked at, as a multiple of the detections wanted
 MORE = 8  # times as many where they did not suffice
@@ -104,3 +110,62 @@ def _to_original(boxes: Tensor, sizes: Sizes) -> Tensor:
         for size in (sizes.inside, sizes.original)
     )  # [B, 1, 4]: x, y, x, y
     return torch.minimum((boxes * (original / inside)).clamp(min=0), original)
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, S, ...] of `rows` [B, N, ...] at `index` [B, S]: of each picture its own."""
+    wide = index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:])
+    return rows.gather(1, wide)
+
+
+def width_in_use(mask: Tensor) -> int:
+    """How many columns of a mask [B, N], whose true ones come first, are worth computing with.
+
+    On a CPU, those that some picture uses. Elsewhere all: to know better is to wait for the device.
+    """
+    return int(mask.sum(dim=1).max()) if mask.device.type == "cpu" else mask.shape[1]
+
+
+Decode = Callable[[Tensor, Tensor], Tensor]
+"""Boxes [B, N, 4] of outputs [B, N, 4] at anchors [B, N, 4]."""
+
+
+def from_levels(
+    scores: Tensor,
+    outputs: Tensor,
+    anchors: Tensor,
+    counts: list[int],
+    decode: Decode,
+    sizes: Sizes,
+    per_level: int,
+    threshold: float,
+) -> Callable[[int], Candidates]:
+    """For `postprocess.finish`.
+
+    Args:
+        scores: Tensor[B, A, K], 0 to 1.
+        outputs: Tensor[B, A, 4], what `decode` takes.
+        anchors: Tensor[A, 4].
+        counts: Anchors of each level.
+        decode: From outputs and anchors to boxes.
+        sizes: Of the pictures.
+        per_level: Most candidates of a level.
+        threshold: Scores must be above it.
+    """
+    parts, first = [], 0
+    for level in torch.split(scores, counts, 1):
+        values, rows, labels = best_pairs(level, min(per_level, level[0].numel()))
+        parts.append((values, rows + first, labels))
+        first += level.shape[1]
+    values, rows, labels = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))
+    values, order = torch.where(values > threshold, values, -1.0).sort(dim=1, descending=True, stable=True)
+    rows, labels = rows.gather(1, order), labels.gather(1, order)
+
+    def best(count: int) -> Candidates:
+        part = rows[:, :count]
+        picked = outputs.gather(1, part[..., None].expand(-1, -1, 4))
+        boxes = clip(decode(picked, anchors[part]), sizes.inside)
+        more = (values[:, count:] >= 0).any(1)
+        return Candidates(boxes, values[:, :count], labels[:, :count], more)
+
+    return best

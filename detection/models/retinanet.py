@@ -7,17 +7,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from detection import ranks
-from detection.anchors import AnchorGrid
-from detection.coding import UNIT, decode
-from detection.matching import BETWEEN, match
-from detection.models.base import BackboneDetector, map_sizes, matched_boxes, matched_labels, with_a_row
-from detection.models.candidates import from_levels
-from detection.models.losses import box_loss, focal_loss, masked_sum
-from detection.models.necks import pyramid
-from detection.models.postprocess import finish
-from detection.models.protocol import Detections, Sizes, Targets
-from detection.models.towers import Head, blocks, class_output, group_norm, output, over_levels
+from detection import distributed
+from detection.models.detector import (
+    BackboneDetector,
+    Detections,
+    Sizes,
+    Targets,
+    map_sizes,
+    matched_boxes,
+    matched_labels,
+    with_a_row,
+)
+from detection.models.fpn import pyramid
+from detection.models.heads import Head, blocks, class_output, group_norm, output, over_levels
+from detection.models.postprocess import finish, from_levels
+from detection.ops.anchors import AnchorGrid
+from detection.ops.box_coder import UNIT, decode
+from detection.ops.losses import box_loss, focal_loss, masked_sum
+from detection.ops.matcher import BETWEEN, match
 from detection.params.recipe import RetinaNetRecipe
 
 
@@ -90,7 +97,7 @@ class RetinaNet(BackboneDetector):
         count = positive.sum(1)  # [B]
         sums = {"class": class_loss.sum(1), "box": masked_sum(deltas_loss, positive, 1)}
         if recipe.loss_normaliser == "batch":
-            return {name: value.sum() / ranks.normaliser(count.sum()) for name, value in sums.items()}
+            return {name: value.sum() / distributed.normaliser(count.sum()) for name, value in sums.items()}
         return {name: (value / count.clamp(min=1)).mean() for name, value in sums.items()}
 
     def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detection import ranks
-from detection.coding import Weights, decode, encode
-from detection.data.batch import Sizes, Targets
-from detection.matching import BACKGROUND, match, sample
-from detection.models.confusion import Confusion
-from detection.models.gather import take, width_in_use
-from detection.models.postprocess import Candidates, best_pairs, clip, finish
-from detection.models.protocol import Detections
+from detection import distributed
+from detection.data.loading.batch import Sizes, Targets
+from detection.models.detector import Detections
+from detection.models.postprocess import Candidates, best_pairs, clip, finish, take, width_in_use
 from detection.models.rpn import box_loss
+from detection.models.train_meters import Confusion
+from detection.ops.box_coder import Weights, decode, encode
+from detection.ops.matcher import BACKGROUND, match, sample
 from detection.params.recipe import FasterRCNNRecipe
 
 WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over the deltas' standard deviations
@@ -87,7 +86,7 @@ class RoIHead(nn.Module):
         of_class = deltas.gather(2, own)[:, :, 0]  # [B, S, 4]
         positive = (labels > 0) & valid
         return {
-            "roi_class": (each * valid).sum() / ranks.normaliser(valid.sum()),
+            "roi_class": (each * valid).sum() / distributed.normaliser(valid.sum()),
             "roi_box": box_loss(of_class, wanted, positive, valid, recipe.roi_beta, recipe.roi_normaliser),
         }
 

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
-from detection import ranks
-from detection.anchors import AnchorGrid
-from detection.coding import decode, encode
-from detection.data.batch import Targets
-from detection.matching import BACKGROUND, match, sample
-from detection.models.base import flatten_places, map_sizes
-from detection.models.confusion import Confusion
-from detection.models.gather import take, width_in_use
-from detection.models.postprocess import clip
-from detection.nms import grouped_nms
+from detection import distributed
+from detection.data.loading.batch import Targets
+from detection.models.detector import flatten_places, map_sizes
+from detection.models.postprocess import clip, take, width_in_use
+from detection.models.train_meters import Confusion
+from detection.ops.anchors import AnchorGrid
+from detection.ops.box_coder import decode, encode
+from detection.ops.matcher import BACKGROUND, match, sample
+from detection.ops.nms import grouped_nms
 from detection.params.recipe import FasterRCNNRecipe
 
 
@@ -146,7 +145,7 @@ class RPN(nn.Module):
         wanted = encode(objects, anchors[index])
         found = take(deltas, index)
         return {
-            "rpn_objectness": (each * valid).sum() / ranks.normaliser(valid.sum()),
+            "rpn_objectness": (each * valid).sum() / distributed.normaliser(valid.sum()),
             "rpn_box": box_loss(found, wanted, positive, valid, recipe.rpn_beta, recipe.rpn_normaliser),
         }
 
@@ -186,4 +185,4 @@ def box_loss(
     each = F.smooth_l1_loss(deltas, wanted, beta=beta, reduction="none").sum(dim=2) * positive  # [B, S]
     if normaliser == "positives":
         return (each.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
-    return each.sum() / ranks.normaliser(sampled.sum())
+    return each.sum() / distributed.normaliser(sampled.sum())

@@ -11,23 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from detection import ranks
-from detection.anchors import DefaultBoxes
-from detection.coding import Weights, decode
-from detection.matching import match
-from detection.models.base import (
+from detection import distributed
+from detection.models.detector import (
     BackboneDetector,
+    Detections,
+    Sizes,
+    Targets,
     flatten_places,
     map_sizes,
     matched_boxes,
     matched_labels,
     with_a_row,
 )
-from detection.models.losses import box_loss, masked_sum
+from detection.models.heads import Head, small_weights
 from detection.models.postprocess import Candidates, best_pairs, clip, finish
-from detection.models.protocol import Detections, Sizes, Targets
 from detection.models.ssd_backbones import MobileNetMaps, VGGMaps, xavier
-from detection.models.towers import Head, small_weights
+from detection.ops.anchors import DefaultBoxes
+from detection.ops.box_coder import Weights, decode
+from detection.ops.losses import box_loss, masked_sum
+from detection.ops.matcher import match
 from detection.params.recipe import SSDRecipe
 
 LITE_NORM = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)  # MobileNetV3's own, in backbone and heads
@@ -90,7 +92,7 @@ class SSD(BackboneDetector):
         negatives_each = (1 - recipe.positive_fraction) / recipe.positive_fraction
         place = torch.arange(hardest.shape[1], device=hardest.device)
         hard = (place < negatives_each * count) & (hardest >= 0)
-        total = ranks.normaliser(count.sum())
+        total = distributed.normaliser(count.sum())
         return {
             "class": (masked_sum(entropy, positive) + masked_sum(hardest, hard)) / total,
             "box": masked_sum(far, positive) / total,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from detection.models.towers import small_weights
+from detection.models.heads import small_weights
 
 Norm = Callable[..., nn.Module]
 

@@ -19,10 +19,10 @@ from detection.params.recipe import (
     Schedule,
     SSDRecipe,
 )
-from detection.params.sections import Evaluate, Plots, Pretrain, Train
+from detection.params.stages import Evaluate, Plots, Pretrain, Train
 
 if TYPE_CHECKING:
-    from detection.params.reading import Params, load
+    from detection.params.load import Params, load
 
 __all__ = [
     "CocoDataset",
@@ -49,6 +49,6 @@ def __getattr__(name: str) -> Any:
     """`Params` and `load`, from where YAML is read."""
     if name not in ("Params", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from detection.params import reading
+    from detection.params import load
 
-    return getattr(reading, name)
+    return getattr(load, name)

@@ -1,7 +1,7 @@
 """A recipe: everything that makes one published system, at its published scale.
 
 A recipe is complete. What a smaller dataset needs otherwise stands in its `on:` entry for that dataset;
-how much training a dataset gets stands in `budgets:` (see `detection.params.merge`).
+how much training a dataset gets stands in `budgets:` (see `detection.params.load`).
 """
 
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ class RecipeBase:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation per RGB channel of pixels in 0..1."""
     augmentation: Augmentation = "flip"
-    """What training does to pictures; `detection.data.augment` has the table."""
+    """What training does to pictures; `detection.data.loading.augment` has the table."""
     train_difficult: bool = False
     """Train on objects that VOC marks difficult."""
 

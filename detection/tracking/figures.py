@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detection.errors import TrackingError, reason
 from detection.params import Params
-from detection.tracking.rows import find_row, read_run_id
+from detection.tracking.client import find_row, read_run_id
 from detection.tracking.store import connect, import_mlflow, switched_off, tracking_uri
 from detection.tracking.sync import log_figures_to, sync_row
 

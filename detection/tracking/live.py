@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import reason
-from detection.scratch import Scratch
-from detection.tracking.facts import finite
-from detection.tracking.machine import PREFIX, Machine
-from detection.tracking.row import ClosesItself, Status
+from detection.files import Scratch
+from detection.pipeline import finite
+from detection.tracking.run import ClosesItself, Status
 from detection.tracking.store import Store, tracking_uri
+from detection.tracking.system_metrics import PREFIX, Machine
 
 log = logging.getLogger(__name__)
 

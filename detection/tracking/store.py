@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 
 from detection.errors import TrackingError
-from detection.locks import locked
-from detection.paths import dvc_root
+from detection.files import dvc_root, locked
 
 log = logging.getLogger(__name__)
 

@@ -4,19 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detection import pipeline
 from detection.errors import DataError, TrackingError, reason
 from detection.params import Params
-from detection.tracking import facts
-from detection.tracking.evaluation import (
-    EVALUATION_JSON,
-    REPORTS,
-    adopt_or_fork,
-    bring_training,
-    fill,
-    recorded_scores,
-)
-from detection.tracking.replay import TRAIN, gaps, recorded_environment, replay
-from detection.tracking.rows import (
+from detection.tracking.client import (
     RUN_JSON,
     STANDS_FOR,
     TRAINING,
@@ -27,6 +18,15 @@ from detection.tracking.rows import (
     new_row,
     read_run_id,
     reopen,
+)
+from detection.tracking.replay import TRAIN, gaps, recorded_environment, replay
+from detection.tracking.stages import (
+    EVALUATION_JSON,
+    REPORTS,
+    adopt_or_fork,
+    bring_training,
+    fill,
+    recorded_scores,
 )
 from detection.tracking.store import Store, connect, import_mlflow, switched_off, tracking_uri
 
@@ -91,13 +91,13 @@ def _training(store: Store, params: Params) -> Synced:
     if row is not None and _finished(row):
         return Synced(row.info.run_id, _points(store, row.info.run_id), False)
     if row is None:
-        tags = facts.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
+        tags = pipeline.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
         run_id = new_row(store, params, "train", tags)
     else:
         run_id = str(row.info.run_id)
         reopen(store, run_id, experiment_tags(row.data.tags))
     points = bring_training(store, run_id, params, gaps(store, run_id))
-    store.client.log_artifact(run_id, str(facts.PARAMS_YAML))
+    store.client.log_artifact(run_id, str(pipeline.PARAMS_YAML))
     store.client.set_terminated(run_id, "FINISHED")
     return Synced(run_id, points, False)
 
@@ -127,4 +127,4 @@ def _finished(row: Any) -> bool:
 
 
 def _has(row: Any, scores: dict[str, float]) -> bool:
-    return all(row.data.metrics.get(name) == value for name, value in facts.finite(scores).items())
+    return all(row.data.metrics.get(name) == value for name, value in pipeline.finite(scores).items())

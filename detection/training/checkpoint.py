@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from ruamel.yaml import YAML
 
-from detection import ranks
+from detection import distributed
 from detection.errors import CheckpointError, reason
-from detection.locks import locked
-from detection.paths import checkpoint_root
-from detection.saving import save_weights
+from detection.files import checkpoint_root, locked, save_weights
 
 log = logging.getLogger(__name__)
 KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
@@ -85,7 +83,7 @@ class Checkpoints:
             self._tidy()
             with self._alone():
                 self._prune()
-            ranks.wait()
+            distributed.wait()
             yield self
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:

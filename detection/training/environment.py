@@ -1,16 +1,22 @@
-"""What a training was run with: versions, device, driver, threads, and the code beside its commit."""
+"""What a training was run with: versions, device, driver, threads, and the code beside its commit.
+
+How far a training repeats itself: `train.determinism`.
+"""
 
 import json
 import os
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from detection import ranks
-from detection.tracking.facts import commit, said
+from detection import distributed
+from detection.errors import ParamsError
+from detection.pipeline import commit, said
 
 NO_DIFF = "# no uncommitted change, or no git to see one\n"  # DVC warns of an output that is empty
 PACKAGES = ("detection-pipeline", "torch", "torchvision", "numpy", "mlflow", "dvc")
@@ -34,7 +40,7 @@ def write_environment(
     described = {
         "training": training,
         "device": _device(device),
-        "devices": str(ranks.count()),
+        "devices": str(distributed.count()),
         "threads": str(torch.get_num_threads()),
         "precision": str(precision).removeprefix("torch."),
         "determinism": determinism,
@@ -90,3 +96,41 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+REFUSED = re.compile(
+    r"(\S+) does not have a deterministic implementation|(Deterministic behavior was enabled)"
+)
+
+
+@contextmanager
+def determinism(mode: str) -> Iterator[None]:
+    """Train `fast`, `seeded` or `bitwise` from here on; open it before the GPU is used.
+
+    In `bitwise` PyTorch also fills fresh memory, so that an operation that reads what it has not written
+    (oneDNN has one) gives the same each time: a NaN, which stops the training.
+
+    Raises:
+        ParamsError: An operation of a bitwise training has no deterministic implementation; names it.
+    """
+    fast, bitwise = mode == "fast", mode == "bitwise"
+    torch.backends.cudnn.benchmark = fast
+    torch.set_float32_matmul_precision("high" if fast else "highest")
+    torch.backends.cudnn.allow_tf32 = fast
+    if bitwise:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it once
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(bitwise)
+    try:
+        yield
+    except RuntimeError as error:
+        refused = REFUSED.search(str(error)) if bitwise else None
+        if refused is None:
+            raise
+        operation = refused[1] or str(error).splitlines()[0]
+        raise ParamsError(
+            f"params.yaml: train.determinism: bitwise is not possible here: {operation} has no deterministic "
+            "implementation on this device. Set seeded, or another model"
+        ) from None
+    finally:
+        torch.use_deterministic_algorithms(before)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detection import ranks
+from detection import distributed
 from detection.data.index import Index
 from detection.errors import DivergedError
-from detection.tracking.row import Row, metric_of
+from detection.tracking.run import Row, metric_of
 
 
 class Table:
@@ -154,7 +154,7 @@ class LossBuffer:
         bad = next((i for i, v in enumerate(values) if not all(map(math.isfinite, v))), None)
         self.history.add_losses(rows if bad is None else rows[:bad])
         if bad is not None:
-            pictures = [i for share in ranks.gather(self._pictures[bad]) for i in share]
+            pictures = [i for share in distributed.gather(self._pictures[bad]) for i in share]
             files = ", ".join(self.index[i].file for i in pictures)
             terms = ", ".join(f"{name} {rows[bad][name]:g}" for name in self._names)
             raise DivergedError(

@@ -13,28 +13,22 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from detection import ranks
-from detection.data.batch import Batch
-from detection.data.loader import Loader
-from detection.models.confusion import meters, rates
-from detection.models.hardware import autocast
-from detection.models.protocol import Detector
+from detection import distributed
+from detection.data.loading.batch import Batch
+from detection.data.loading.loader import Loader
+from detection.device import autocast
+from detection.models.detector import Detector
+from detection.models.train_meters import meters, rates
 from detection.params.recipe import Recipe
-from detection.params.sections import Train
-from detection.tracking.row import Row
-from detection.training import distributed
+from detection.params.stages import Train
+from detection.tracking.run import Row
+from detection.training import launch
 from detection.training.checkpoint import Checkpoints
 from detection.training.history import History, LossBuffer, now_ms
-from detection.training.interrupts import Interrupts
-from detection.training.optimisation import (
-    learning_rate_factor,
-    make_optimizer,
-    phase_at,
-    set_learning_rate,
-)
-from detection.training.pace import Pace
+from detection.training.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
 from detection.training.progress import Progress
-from detection.training.state import State, restore, snapshot
+from detection.training.signals import Interrupts
+from detection.training.state import Pace, State, restore, snapshot
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -86,7 +80,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     """
     settings = job.settings
     steps, steps_per_epoch = job.length()
-    network = distributed.wrap(job.detector, job.device)
+    network = launch.wrap(job.detector, job.device)
     optimizer = make_optimizer(job.detector, job.recipe.optimizer)
     average = _average(job)
     saved = job.checkpoints.load(STATE)
@@ -109,7 +103,9 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
         while True:
             epoch, place = divmod(state.step, steps_per_epoch)
             last = state.step >= steps or _stale(state, settings)
-            asked, due = ranks.largest(interrupts.signal or 0, pace.due(state.step))  # all at the same step
+            asked, due = distributed.largest(
+                interrupts.signal or 0, pace.due(state.step)
+            )  # all at the same step
             epoch_ended = place == 0 and state.step > 0
 
             # once in a while: score val, keep the best weights, show some pictures; read the meters
@@ -207,7 +203,7 @@ def _step(
         nn.utils.clip_grad_norm_(job.detector.parameters(), job.settings.clip_gradients)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    terms = ranks.mean(torch.stack(list(sums.values())))
+    terms = distributed.mean(torch.stack(list(sums.values())))
     return terms.sum(), dict(zip(sums, terms, strict=True))
 
 
@@ -248,7 +244,7 @@ def _validate(
             history.add_metrics(epoch, state.step, of_training)
         return
     detector = _validated(job, average)
-    distributed.agree(detector)
+    launch.agree(detector)
     scores, results = job.validator.score(detector)
     history.add_metrics(epoch, state.step, scores | of_training)
     monitor, settings = job.settings.monitor, job.settings
@@ -261,7 +257,7 @@ def _validate(
     log.info(
         "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
     )
-    if settings.samples_every and epoch % settings.samples_every == 0 and ranks.leads():
+    if settings.samples_every and epoch % settings.samples_every == 0 and distributed.leads():
         picture = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
         row.artifact(job.validator.draw(results, settings.samples, picture), SAMPLES)
 
@@ -279,7 +275,7 @@ def _keep_samples(job: Job) -> None:
     """Bring the pictures of all lives of the training to its reports: DVC deletes those at each start."""
     drawn, kept = job.checkpoints.folder / SAMPLES, job.reports / SAMPLES
     kept.mkdir(exist_ok=True)
-    if not ranks.leads():
+    if not distributed.leads():
         return
     for picture in drawn.glob("*.png"):
         shutil.copyfile(picture, kept / picture.name)
@@ -305,5 +301,5 @@ def _choose(job: Job, average: AveragedModel | None, state: State) -> None:
 
 def _best(job: Job, state: State) -> dict[str, Any] | None:
     """The weights of the best validation; None before the first, and where there is no val."""
-    ranks.wait()  # until rank 0 has written them
+    distributed.wait()  # until rank 0 has written them
     return job.checkpoints.load(BEST.format(epoch=state.best_epoch)) if state.validated else None

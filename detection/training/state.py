@@ -1,6 +1,11 @@
-"""What a training is made of at one moment, into a checkpoint and back."""
+"""What a training is made of at one moment, into a checkpoint and back.
 
-from collections.abc import Mapping
+When to save: seldom enough to cost next to nothing, often enough that a hard kill costs little.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from detection import ranks
+from detection import distributed
 
 
 @dataclass(slots=True)
@@ -38,8 +43,8 @@ def snapshot(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.state_dict() if average is not None else None,
-        "random": ranks.gather(torch.get_rng_state()),
-        "random_cuda": ranks.gather(torch.cuda.get_rng_state()) if torch.cuda.is_available() else [],
+        "random": distributed.gather(torch.get_rng_state()),
+        "random_cuda": distributed.gather(torch.cuda.get_rng_state()) if torch.cuda.is_available() else [],
         **more,
     }
 
@@ -53,11 +58,40 @@ def restore(
     if average is not None:
         average.load_state_dict(saved["average"])
     for generators, put in ((saved["random"], torch.set_rng_state), (saved["random_cuda"], _set_cuda)):
-        if len(generators) == ranks.count():  # else it was saved by another number of devices
-            put(generators[ranks.rank()])
+        if len(generators) == distributed.count():  # else it was saved by another number of devices
+            put(generators[distributed.rank()])
     return State(**saved["state"])
 
 
 def _set_cuda(generator: Tensor) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(generator)
+
+
+PAUSE_S = 30.0
+PAUSES = 50  # a pause lasts at least so many times as long as the saving before it: at most 2 % of the time
+
+
+class Pace:
+    """The checkpoints of one life of a training, from its start to its end or to the moment it is killed.
+
+    The first is due after the first step: a training that is killed soon after each start still gets on.
+
+    Args:
+        step: Where this life begins.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._step, self._next = step, 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for the next checkpoint."""
+        return step > self._step and time.monotonic() >= self._next
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Time the saving of a checkpoint; it sets when the next one is due."""
+        started = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self._step, self._next = step, ended + max(PAUSE_S, PAUSES * (ended - started))

@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from detection import ranks
-from detection.data.decode import decode
+from detection import distributed
 from detection.data.index import Index
-from detection.evaluation import coco, voc
-from detection.evaluation.inference import run
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Overlaps
-from detection.evaluation.results import Results
-from detection.models.protocol import Detector
+from detection.data.loading.image_io import decode
+from detection.evaluation.protocol import coco_metrics, voc_metrics
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.results import Results
+from detection.inference import run
+from detection.models.detector import Detector
 from detection.params.recipe import Recipe
-from detection.reporting.drawing import draw_boxes
+from detection.report.images.boxes_on_image import draw_boxes
 
 SHOWN_SCORE = 0.3  # of sample predictions; a young detector is rarely surer
 
@@ -43,7 +43,7 @@ class Validator:
 
         Each rank detects on its share of the pictures; all score the whole.
         """
-        mine = np.arange(ranks.rank(), len(self.index), ranks.count())
+        mine = np.arange(distributed.rank(), len(self.index), distributed.count())
         found = run(
             detector,
             self.index.select(mine),
@@ -53,10 +53,10 @@ class Validator:
             device=next(detector.parameters()).device.type,
             precision=self.precision,
         )
-        results = Results.concat(ranks.gather(replace(found, images=mine[found.images])))
+        results = Results.concat(distributed.gather(replace(found, images=mine[found.images])))
         overlaps = Overlaps.of_index(self.index, results, len(self.classes))
-        by_coco = coco.score_matches(overlaps, match(overlaps))
-        return {**by_coco.stats, **voc.score_overlaps(overlaps).stats}, results
+        by_coco = coco_metrics.score_matches(overlaps, match(overlaps))
+        return {**by_coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, results
 
     def draw(self, results: Results, count: int, path: Path) -> Path:
         """Write the first pictures of the split, ground truth on the left, detections on the right."""

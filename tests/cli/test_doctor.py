@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from ruamel.yaml import YAML
 
-from detection.params.sections import Checks
+from detection.params.stages import Checks
 
 ROOT = Path(__file__).resolve().parents[2]
 CAT = "<object><name>cat</name><bndbox>{}</bndbox></object>"

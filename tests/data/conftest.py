@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.read import Raw, read
+from detection.data.sources.dataset import Raw, read
 from detection.params import ShapesDataset
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.data.augment import OVERLAPS, SHORT_SIDES, draw_geometry, kept
-from detection.data.geometry import Geometry
 from detection.data.index import Record, pack
-from detection.data.loader import Pictures
+from detection.data.loading.augment import OVERLAPS, SHORT_SIDES, draw_geometry, kept
+from detection.data.loading.geometry import Geometry
+from detection.data.loading.loader import Pictures
 from detection.params import Recipe, load
 from detection.params.recipe import Augmentation
 
@@ -78,8 +78,8 @@ def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) 
     Colours stay as drawn, so that they can be found; the next test holds that changing them moves nothing.
     """
     folder, index, colours = drawn
-    monkeypatch.setattr("detection.data.loader.change_colours", lambda policy, rng, picture: picture)
-    monkeypatch.setattr("detection.data.loader.GREY", (15, 15, 15))
+    monkeypatch.setattr("detection.data.loading.loader.change_colours", lambda policy, rng, picture: picture)
+    monkeypatch.setattr("detection.data.loading.loader.GREY", (15, 15, 15))
     shapes: tuple[Any, ...] = ("keep",) if policy == "multiscale" else ("keep", "stretch")
     sets = [Pictures(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]
     for pictures in sets:

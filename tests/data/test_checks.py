@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.data import holdout
-from detection.data.checks import check_boxes, check_pictures
-from detection.data.faults import KINDS, Faults
-from detection.data.headers import Header
 from detection.data.index import Index, Record, join, pack
-from detection.data.instances import Annotation, Columns
-from detection.data.layout import is_inside
-from detection.data.read import read
+from detection.data.sources import holdout
+from detection.data.sources.checks import check_boxes, check_pictures
+from detection.data.sources.coco_json import Annotation, Columns
+from detection.data.sources.dataset import read
+from detection.data.sources.image_headers import Header
+from detection.data.sources.problems import KINDS, Faults
+from detection.data.sources.voc_layout import is_inside
 from detection.errors import DataError
 from detection.params import VocDataset
-from detection.params.sections import Checks
+from detection.params.stages import Checks
 
 Tree = Callable[..., Path]
 CLASSES = ("cat", "dog")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.read import Raw, read
+from detection.data.sources.dataset import Raw, read
 from detection.errors import DataError
 from detection.params import CocoDataset
 from detection.params.datasets import CocoSplit
-from detection.params.sections import Checks
+from detection.params.stages import Checks
 
 Write = Callable[..., None]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.colours import change_colours, turn_hue
+from detection.data.loading.color_jitter import change_colours, turn_hue
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.05, 0.0, 0.013, 0.05, 0.3, 0.5])

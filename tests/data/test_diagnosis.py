@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from detection.boxes import iou
-from detection.data.diagnosis import SAME, balance, overlapping
 from detection.data.index import Index, Record, pack
+from detection.doctor.labels import SAME, balance, overlapping
+from detection.ops.boxes import iou
 
 
 def picture(name: str, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike = False) -> Record:

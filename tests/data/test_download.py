@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.data import download as downloading
-from detection.data.archives import SOURCES, Archive
-from detection.data.download import check_room, fetch, unpack
+from detection.data.download import fetch as downloading
+from detection.data.download.archives import SOURCES, Archive
+from detection.data.download.fetch import check_room, fetch, unpack
 from detection.errors import DataError
 from detection.params import load
 from detection.params.datasets import CocoDataset, VocDataset

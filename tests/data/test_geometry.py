@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.data.geometry import Geometry, result_size
+from detection.data.loading.geometry import Geometry, result_size
 
 SIZES = st.integers(20, 90)
 

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionImageFolder
 
-from detection.data.imagefolder import FolderPictures, jitter, list_folder, middle, random_window
 from detection.errors import DataError
-from detection.params.sections import ImageFolder
+from detection.params.stages import ImageFolder
+from detection.training.pretrain.imagefolder import FolderPictures, jitter, list_folder, middle, random_window
 
 SETTINGS = ImageFolder(image_size=32, eval_resize=32)
 

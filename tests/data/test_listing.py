@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.data import holdout
-from detection.data.listing import Digest
-from detection.data.read import Raw, read
+from detection.data.sources import holdout
+from detection.data.sources.dataset import Raw, read
+from detection.data.sources.digest import Digest
 from detection.errors import DataError
 from detection.params import VocDataset
 

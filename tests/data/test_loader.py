@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from detection.data.cache import PictureCache
 from detection.data.index import Index, Record, pack
-from detection.data.loader import Loader, Order, Pictures, aspect_groups, loader_workers
-from detection.data.pictures import read_picture
+from detection.data.loading.image_cache import PictureCache
+from detection.data.loading.image_io import read_picture
+from detection.data.loading.loader import Loader, Order, Pictures, aspect_groups, loader_workers
 from detection.errors import DataError
 from detection.params import Recipe, load
 
@@ -177,7 +177,7 @@ def test_a_cache_changes_nothing_but_who_decodes(
     assert cache.held.all()  # by the loader's processes, in memory that this one sees
 
     decoded: list[Path] = []
-    monkeypatch.setattr("detection.data.loader.read_picture", lambda path: decoded.append(path))
+    monkeypatch.setattr("detection.data.loading.loader.read_picture", lambda path: decoded.append(path))
     if megabytes == 1:
         everything(cached, 9)
         assert decoded == []

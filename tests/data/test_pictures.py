@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.data.headers import read_headers
-from detection.data.pictures import read_picture
+from detection.data.loading.image_io import read_picture
+from detection.data.sources.image_headers import read_headers
 from detection.errors import DataError
 
 PIXELS = np.zeros((40, 60, 3), dtype=np.uint8)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data import card, export
+from detection.data import statistics
 from detection.data.index import Record, pack
-from detection.data.prepared import Prepared
-from detection.data.read import read
+from detection.data.prepared import Prepared, save, save_coco
+from detection.data.sources.dataset import read
 from detection.errors import DataError
 from detection.params import ShapesDataset, VocDataset
 
@@ -25,7 +25,7 @@ OBJECT = (
 
 def test_what_is_saved_is_loaded(data_root: Path, tmp_path: Path) -> None:
     raw = read("small", SMALL)
-    export.save(raw, SMALL, tmp_path / "prepared")
+    save(raw, SMALL, tmp_path / "prepared")
     prepared = Prepared.load(tmp_path / "prepared")
     assert prepared.classes == raw.classes
     assert prepared.digest == raw.digest
@@ -39,7 +39,7 @@ def test_what_is_saved_is_loaded(data_root: Path, tmp_path: Path) -> None:
 
 
 def test_shapes_that_are_gone_are_drawn_again(data_root: Path, tmp_path: Path) -> None:
-    export.save(read("small", SMALL), SMALL, tmp_path / "prepared")
+    save(read("small", SMALL), SMALL, tmp_path / "prepared")
     shutil.rmtree(data_root)
     prepared = Prepared.load(tmp_path / "prepared")
     prepared.check_unchanged("train")
@@ -51,7 +51,7 @@ def test_drift_is_refused_in_the_split_it_happened(voc_tree: Tree, tmp_path: Pat
     (root / "ImageSets/Main/train.txt").write_text("a\n")
     (root / "ImageSets/Main/test.txt").write_text("b\n")
     dataset = VocDataset(format="voc", path="voc", train=("train",), test=("test",))
-    export.save(read("mine", dataset), dataset, tmp_path)
+    save(read("mine", dataset), dataset, tmp_path)
     prepared = Prepared.load(tmp_path)
     Image.new("RGB", (500, 400)).save(root / "JPEGImages/b.jpg")
     prepared.check_unchanged("train")
@@ -91,7 +91,7 @@ def test_coco_export(tmp_path: Path) -> None:
     index = pack(
         [record("x", []), record("y", boxes, difficult=[False, True, False], crowd=[False, False, True])]
     )
-    export.save_coco(index, ("cat", "dog"), tmp_path / "coco.json")
+    save_coco(index, ("cat", "dog"), tmp_path / "coco.json")
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert [image["id"] for image in coco["images"]] == index.image_ids().tolist()
     assert coco["images"][1] == {"id": 2, "file_name": "y.jpg", "height": 100, "width": 200}
@@ -113,7 +113,7 @@ def test_pycocotools_takes_the_export(
     from pycocotools.coco import COCO
 
     raw = read("small", SMALL)
-    export.save_coco(raw.splits["test"], raw.classes, tmp_path / "coco.json")
+    save_coco(raw.splits["test"], raw.classes, tmp_path / "coco.json")
     coco = COCO(tmp_path / "coco.json")
     capsys.readouterr()
     assert sorted(coco.getImgIds()) == raw.splits["test"].image_ids().tolist()
@@ -125,7 +125,7 @@ def test_card_of_a_known_split() -> None:
     index = pack(
         [record("a", boxes, difficult=[True, False, False]), record("b", []), record("c", [[9, 9, 29, 19]])]
     )
-    found = card.describe_split(index, ("cat", "dog"))
+    found = statistics.describe_split(index, ("cat", "dog"))
     assert (found["pictures"], found["objects"], found["empty_pictures"]) == (3, 4, 1)
     assert found["objects_by_class"] == {"cat": 3, "dog": 1}
     assert found["overlapping"] == 0.5
@@ -137,7 +137,7 @@ def test_card_of_a_known_split() -> None:
 
 
 def test_card_of_an_empty_split_has_no_shares() -> None:
-    found = card.describe_split(pack([]), ("cat",))
+    found = statistics.describe_split(pack([]), ("cat",))
     assert (found["pictures"], found["objects"], found["objects_by_class"]) == (0, 0, {"cat": 0})
     assert found["overlapping"] is None
     assert found["box_side_share"] is None
@@ -146,7 +146,7 @@ def test_card_of_an_empty_split_has_no_shares() -> None:
 def test_card_files(data_root: Path, tmp_path: Path) -> None:
     entry = replace(SMALL, licence="mine")
     raw = read("small", entry)
-    card.save(card.describe(raw, entry), tmp_path)
+    statistics.save(statistics.describe(raw, entry), tmp_path)
     saved = json.loads((tmp_path / "card.json").read_text())
     assert (saved["name"], saved["licence"], saved["digest"]) == ("small", "mine", raw.digest)
     lines = [line.split(",") for line in (tmp_path / "classes.csv").read_text().splitlines()]

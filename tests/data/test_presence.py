@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.data.presence import check_present
+from detection.data.sources.preflight import check_present
 from detection.errors import DataError
 from detection.params import CocoDataset, VocDataset, load
 from detection.params.datasets import CocoSplit, Dataset

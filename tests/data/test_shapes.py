@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data import paint, scenes, shapes
-from detection.data.card import at_border, describe, overlapping, side_shares
-from detection.data.read import Raw, read
+from detection.data.shapes import compose, generator, render
+from detection.data.sources.dataset import Raw, read
+from detection.data.statistics import at_border, describe, overlapping, side_shares
 from detection.errors import DataError
 from detection.params import ShapesDataset
 
@@ -71,20 +71,20 @@ def test_flags_and_boxes_are_those_of_the_files(default_shapes: Raw) -> None:
 def test_each_class_has_its_hues_and_shares_them() -> None:
     rng = np.random.default_rng(0)
     hues = {}
-    for name in paint.CLASSES:
-        colours = np.array([paint.object_colour(name, rng) for _ in range(400)], dtype=np.uint8)
+    for name in render.CLASSES:
+        colours = np.array([render.object_colour(name, rng) for _ in range(400)], dtype=np.uint8)
         hues[name] = np.asarray(Image.fromarray(colours[None]).convert("HSV"))[0, :, 0] * (360.0 / 256)
-        away = (hues[name] - paint.HUE_CENTRES[name] + 180) % 360 - 180
-        assert np.abs(away).max() < paint.HUE_REACH + 5
-        assert np.abs(away).max() > paint.HUE_REACH - 10
-    for name, other in zip(paint.CLASSES, (*paint.CLASSES[1:], paint.CLASSES[0]), strict=True):
-        away = (hues[name] - paint.HUE_CENTRES[other] + 180) % 360 - 180
-        assert 0.2 < (np.abs(away) < paint.HUE_REACH).mean() < 0.6
+        away = (hues[name] - render.HUE_CENTRES[name] + 180) % 360 - 180
+        assert np.abs(away).max() < render.HUE_REACH + 5
+        assert np.abs(away).max() > render.HUE_REACH - 10
+    for name, other in zip(render.CLASSES, (*render.CLASSES[1:], render.CLASSES[0]), strict=True):
+        away = (hues[name] - render.HUE_CENTRES[other] + 180) % 360 - 180
+        assert 0.2 < (np.abs(away) < render.HUE_REACH).mean() < 0.6
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_box_is_the_silhouette_and_nobody_is_hidden_wholly(seed: int) -> None:
-    picture, things = scenes.compose(96, np.random.default_rng(seed))
+    picture, things = compose.compose(96, np.random.default_rng(seed))
     assert picture.size == (96, 96)
     assert 1 <= len(things) <= 6
     for thing in things:
@@ -92,46 +92,46 @@ def test_a_box_is_the_silhouette_and_nobody_is_hidden_wholly(seed: int) -> None:
         assert thing.inside[y1:y2, x1:x2].sum() == thing.inside.sum()
         for edge in (thing.inside[y1], thing.inside[y2 - 1], thing.inside[:, x1], thing.inside[:, x2 - 1]):
             assert edge.any()
-        assert thing.visible_share() >= scenes.LEAST_VISIBLE
-        assert thing.difficult == (thing.faint or thing.visible_share() < scenes.DIFFICULT_VISIBLE)
+        assert thing.visible_share() >= compose.LEAST_VISIBLE
+        assert thing.difficult == (thing.faint or thing.visible_share() < compose.DIFFICULT_VISIBLE)
 
 
-@pytest.mark.parametrize("shape", paint.CLASSES)
+@pytest.mark.parametrize("shape", render.CLASSES)
 @pytest.mark.parametrize("side", [16, 77])
 def test_a_silhouette_is_as_large_as_asked(shape: str, side: int) -> None:
     for seed in range(10):
-        mask = paint.silhouette(shape, side, np.random.default_rng(seed))
+        mask = render.silhouette(shape, side, np.random.default_rng(seed))
         box = mask.point([0] * 128 + [255] * 128).getbbox()
         assert box is not None
         assert abs(max(box[2] - box[0], box[3] - box[1]) - side) <= (3 if shape == "star" else 2)
 
 
 def test_two_generations_are_equal_byte_for_byte(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = shapes.ensure(SMALL)
+    first = generator.ensure(SMALL)
     files = tree(first)
     assert len(files) == 11 * 2 + 3 + 1
     monkeypatch.setenv("DATA_ROOT", str(data_root / "again"))
-    second = shapes.ensure(SMALL)
+    second = generator.ensure(SMALL)
     assert second != first
     assert tree(second) == files
 
 
 def test_a_picture_does_not_depend_on_how_many_there_are(data_root: Path) -> None:
-    few, more = shapes.ensure(SMALL), shapes.ensure(replace(SMALL, train=8))
+    few, more = generator.ensure(SMALL), generator.ensure(replace(SMALL, train=8))
     assert few != more
     pictures = [(root / "JPEGImages/000006.jpg").read_bytes() for root in (few, more)]
     assert pictures[0] == pictures[1]
-    other = shapes.ensure(replace(SMALL, seed=1))
+    other = generator.ensure(replace(SMALL, seed=1))
     assert (other / "JPEGImages/000006.jpg").read_bytes() != pictures[0]
 
 
 def test_settings_that_change_no_picture_share_the_folder(data_root: Path) -> None:
-    assert shapes.ensure(SMALL) == shapes.ensure(replace(SMALL, licence="MIT", digest="0" * 32))
+    assert generator.ensure(SMALL) == generator.ensure(replace(SMALL, licence="MIT", digest="0" * 32))
 
 
 def test_first_users_at_once_get_one_whole_tree(data_root: Path) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
-        roots = {future.result() for future in [pool.submit(shapes.ensure, SMALL) for _ in range(4)]}
+        roots = {future.result() for future in [pool.submit(generator.ensure, SMALL) for _ in range(4)]}
     (root,) = roots
     assert len(list((root / "JPEGImages").iterdir())) == 11
     assert not list(root.parent.glob(".*.partial"))
@@ -140,7 +140,7 @@ def test_first_users_at_once_get_one_whole_tree(data_root: Path) -> None:
 def test_a_torn_generation_is_not_taken_for_a_whole_one(
     data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = shapes.compose, []
+    real, calls = generator.compose, []
 
     def dies(size: int, rng: np.random.Generator) -> tuple:
         calls.append(size)
@@ -148,15 +148,15 @@ def test_a_torn_generation_is_not_taken_for_a_whole_one(
             raise KeyboardInterrupt
         return real(size, rng)
 
-    monkeypatch.setattr(shapes, "compose", dies)
+    monkeypatch.setattr(generator, "compose", dies)
     with pytest.raises(KeyboardInterrupt):
-        shapes.ensure(SMALL)
-    assert not (data_root / shapes.folder(SMALL)).exists()
-    assert len(list((shapes.ensure(SMALL) / "JPEGImages").iterdir())) == 11
+        generator.ensure(SMALL)
+    assert not (data_root / generator.folder(SMALL)).exists()
+    assert len(list((generator.ensure(SMALL) / "JPEGImages").iterdir())) == 11
 
 
 def test_a_damaged_tree_names_the_mend(data_root: Path) -> None:
-    root = shapes.ensure(SMALL)
+    root = generator.ensure(SMALL)
     (root / "JPEGImages/000002.jpg").unlink()
     with pytest.raises(DataError, match=rf"or delete {root}: it is drawn again"):
         read("shapes", SMALL)
@@ -165,5 +165,5 @@ def test_a_damaged_tree_names_the_mend(data_root: Path) -> None:
 @pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("train", 0), ("test", -1), ("seed", -3)])
 def test_what_cannot_be_drawn_is_refused(data_root: Path, key: str, value: int) -> None:
     with pytest.raises(DataError, match=f"{key} must be at least"):
-        shapes.ensure(replace(SMALL, **{key: value}))  # type: ignore[arg-type]
+        generator.ensure(replace(SMALL, **{key: value}))  # type: ignore[arg-type]
     assert not list(data_root.iterdir())

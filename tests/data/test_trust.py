@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detection.data.index import Index, Record, pack
-from detection.data.trust import UNSURE, doubts, margin
+from detection.doctor.sample_size import UNSURE, doubts, margin
 from detection.params import ShapesDataset, VocDataset
 
 CLASSES = ("cat", "dog", "cow")

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detection.data.index import Index
-from detection.data.read import Raw, read
+from detection.data.sources.dataset import Raw, read
 from detection.errors import DataError
 from detection.params import VocDataset
 

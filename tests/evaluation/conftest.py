@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from detection.data.index import Index, Record, pack
-from detection.evaluation.results import Results
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from detection.evaluation.overlaps import Found, Truth
+from detection.evaluation.protocol.overlaps import Found, Truth
 
 PICTURES, CLASSES = 6, 5
 """The last class never occurs, the one before has no objects."""

@@ -10,11 +10,12 @@ import pytest
 from scenes import CLASSES, scene
 
 from detection.data.index import Index
-from detection.evaluation import analysis, coco, error_types, operating
-from detection.evaluation.error_types import KINDS, Strangers, Verdicts
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Overlaps
-from detection.evaluation.results import Results
+from detection.evaluation.analysis import error_types, tables, thresholds
+from detection.evaluation.analysis.error_types import KINDS, Strangers, Verdicts
+from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 
@@ -79,7 +80,7 @@ def test_sums_hold(seed: int) -> None:
     verdicts = Verdicts.of(overlaps, matches)
     strangers = Strangers.of(overlaps, verdicts)
     errors = error_types.analyse(overlaps, verdicts, strangers)
-    stats = coco.score_matches(overlaps, matches).stats
+    stats = coco_metrics.score_matches(overlaps, matches).stats
     assert errors.ap50 == pytest.approx(stats["AP50"], abs=1e-12, nan_ok=True)
     counts = errors.counts
     assert sum(counts[kind] for kind in KINDS) == counts["false_positives"]
@@ -91,8 +92,8 @@ def test_sums_hold(seed: int) -> None:
         unfound = verdicts.counted & ~verdicts.found
         assert everything.ap50(without=verdicts.wrong, forgiven=unfound) == pytest.approx(1)
 
-    for threshold in (0.0, 0.5, operating.sweeps(overlaps, verdicts)[0].best.score):
-        matrix = operating.confusion(overlaps, verdicts, strangers, threshold)
+    for threshold in (0.0, 0.5, thresholds.sweeps(overlaps, verdicts)[0].best.score):
+        matrix = thresholds.confusion(overlaps, verdicts, strangers, threshold)
         kept = overlaps.found.scores >= threshold
         objects = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=CLASSES)
         said = np.bincount(overlaps.found.labels[kept & (verdicts.right | verdicts.wrong)], minlength=CLASSES)
@@ -131,18 +132,18 @@ def test_mended_detections_move_to_the_class_of_their_object(seed: int) -> None:
 
 
 def test_confusion_by_hand(make_index: MakeIndex) -> None:
-    matrix = operating.confusion(*built(make_index), 0.5)
+    matrix = thresholds.confusion(*built(make_index), 0.5)
     # what there is: class 0, class 1, nothing; what was said: class 0, class 1, nothing
     assert matrix.tolist() == [[1, 0, 1], [1, 0, 2], [3, 0, 0]]
-    assert operating.confusion(*built(make_index), 0.9).tolist() == [[1, 0, 1], [0, 0, 3], [0, 0, 0]]
+    assert thresholds.confusion(*built(make_index), 0.9).tolist() == [[1, 0, 1], [0, 0, 3], [0, 0, 0]]
 
 
 def test_best_f1_by_hand(make_index: MakeIndex) -> None:
     overlaps, verdicts, _ = built(make_index)
-    best = operating.sweeps(overlaps, verdicts)[0].best
+    best = thresholds.sweeps(overlaps, verdicts)[0].best
     assert best.score == pytest.approx(0.95)  # 1 of 1 is right, 1 of 5 found; every other detection is wrong
     assert (best.precision, best.recall, best.f1) == pytest.approx((1, 1 / 5, 2 / 6))
-    sweep = operating.sweeps(overlaps, verdicts)[1][1]
+    sweep = thresholds.sweeps(overlaps, verdicts)[1][1]
     assert sweep.recall[0] == sweep.precision[0] == 0
     assert np.isnan(sweep.precision[50])  # no detection of class 1 is left at 0.5
 
@@ -151,7 +152,7 @@ def test_best_f1_by_hand(make_index: MakeIndex) -> None:
 def test_best_f1_is_the_best_of_all(seed: int) -> None:
     overlaps = Overlaps.of(*scene(seed), CLASSES)
     verdicts = Verdicts.of(overlaps, match(overlaps))
-    best = operating.sweeps(overlaps, verdicts)[0].best
+    best = thresholds.sweeps(overlaps, verdicts)[0].best
     some, objects = verdicts.right | verdicts.wrong, verdicts.counted.sum()
     tried = {
         score: 2
@@ -165,7 +166,7 @@ def test_best_f1_is_the_best_of_all(seed: int) -> None:
 
 def test_calibration_by_hand(make_index: MakeIndex) -> None:
     overlaps, verdicts, _ = built(make_index)
-    calibration = operating.calibrate(overlaps, verdicts)
+    calibration = thresholds.calibrate(overlaps, verdicts)
     assert calibration.detections.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1]
     assert calibration.precision[4:].tolist() == [0, 0, 0, 0, 0, 1]
     assert calibration.error == pytest.approx((0.45 + 0.55 + 0.65 + 0.75 + 0.85 + 0.05) / 6, abs=1e-6)
@@ -173,7 +174,7 @@ def test_calibration_by_hand(make_index: MakeIndex) -> None:
 
 def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
     overlaps = Overlaps.of_index(make_index(([], [])), Results.concat([]), 2)
-    analysis.write(tmp_path, analysis.tables(overlaps, match(overlaps), "ab", ["one"]))
+    tables.write(tmp_path, tables.tables(overlaps, match(overlaps), "ab", ["one"]))
     written = json.loads((tmp_path / "analysis.json").read_text())
     assert written["AP50"] is None
     assert written["errors"]["missed"]["count"] == 0
@@ -181,7 +182,7 @@ def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
 
 def test_files(make_index: MakeIndex, tmp_path: Path) -> None:
     overlaps, _, _ = built(make_index)
-    analysis.write(tmp_path / "new", analysis.tables(overlaps, match(overlaps), ["cat", "dog"], ["one"]))
+    tables.write(tmp_path / "new", tables.tables(overlaps, match(overlaps), ["cat", "dog"], ["one"]))
     table = pd.read_csv(tmp_path / "new/errors_per_class.csv", index_col="class")
     assert table.loc["cat"].tolist() == [2, 1, 1, 1, 1, 1, 0, 0]
     assert table.loc["dog"].tolist() == [3, 0, 0, 0, 0, 0, 1, 2]

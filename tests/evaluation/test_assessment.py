@@ -9,11 +9,11 @@ from ruamel.yaml import YAML
 
 from detection.data.index import Index
 from detection.errors import VerificationError
-from detection.evaluation.assessment import assess
-from detection.evaluation.coco import CocoScore, score_matches
-from detection.evaluation.matching import Matches
-from detection.evaluation.overlaps import Overlaps
-from detection.evaluation.results import Results
+from detection.evaluation.protocol.coco_metrics import CocoScore, score_matches
+from detection.evaluation.protocol.matching import Matches
+from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.results import Results
+from detection.inference import assess
 
 ROOT = Path(__file__).parents[2]
 BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
@@ -39,7 +39,7 @@ def test_a_difference_from_pycocotools_stops(
         score = score_matches(overlaps, matches)
         return replace(score, stats=score.stats | {"AP50": 0.25})
 
-    monkeypatch.setattr("detection.evaluation.coco.score_matches", wrong)
+    monkeypatch.setattr("detection.evaluation.protocol.coco_metrics.score_matches", wrong)
     index = make_index((BOXES, [0, 1]))
     with pytest.raises(VerificationError, match=r"AP50 is 0\.25 and pycocotools says"):
         assess(index, Results.of_image(0, BOXES, [0.9, 0.8], [0, 1]), ["cat", "dog"], verify=True, rounds=5)

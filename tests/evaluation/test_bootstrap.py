@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from scenes import CLASSES, PICTURES, crowded, scene
 
 from detection.errors import DetectionError
-from detection.evaluation import bootstrap, coco, resampling
-from detection.evaluation.coco import AT_50
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Found, Overlaps, Truth
-from detection.evaluation.resampling import Sample, average_precision
+from detection.evaluation.analysis import bootstrap, bootstrap_ap
+from detection.evaluation.analysis.bootstrap_ap import Sample, average_precision
+from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol.coco_metrics import AT_50
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
 
 Side = TypeVar("Side", Truth, Found)
 
 
-def sampled(truth: Truth, found: Found, thresholds: tuple[int, ...] = resampling.EVERY) -> Sample:
+def sampled(truth: Truth, found: Found, thresholds: tuple[int, ...] = bootstrap_ap.EVERY) -> Sample:
     pairs = Overlaps.of(truth, found, CLASSES)
     return Sample.of(pairs, match(pairs), pictures=PICTURES, thresholds=thresholds)
 
@@ -27,7 +28,7 @@ def sampled(truth: Truth, found: Found, thresholds: tuple[int, ...] = resampling
 def by_coco(truth: Truth, found: Found) -> NDArray[np.float64]:
     """[thresholds, classes] AP as the evaluator has it."""
     pairs = Overlaps.of(truth, found, CLASSES)
-    precision = coco.score_matches(pairs, match(pairs)).precision
+    precision = coco_metrics.score_matches(pairs, match(pairs)).precision
     return np.ascontiguousarray(precision.transpose(0, 2, 1)).mean(axis=2)
 
 
@@ -75,7 +76,7 @@ def test_one_threshold_and_small_blocks_change_nothing(monkeypatch: pytest.Monke
     assert np.array_equal(
         average_precision(sampled(truth, found, (AT_50,)), drawn)[:, 0], whole[:, AT_50], equal_nan=True
     )
-    monkeypatch.setattr(resampling, "BLOCK", 1)
+    monkeypatch.setattr(bootstrap_ap, "BLOCK", 1)
     assert np.array_equal(average_precision(sampled(truth, found), drawn), whole, equal_nan=True)
 
 

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.data.index import Index, Record, pack
-from detection.evaluation import coco
-from detection.evaluation.results import Results
+from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 FindAll = Callable[[Index], Results]
@@ -58,7 +58,7 @@ def test_published_numbers(oracle: Path, capsys: pytest.CaptureFixture[str]) -> 
     index, classes, label_of = read_index(oracle / "instances_val2014_100.json")
     rows = json.loads((oracle / "instances_val2014_fakebbox100_results.json").read_text())
     rows = [{**row, "category_id": label_of[row["category_id"]] + 1} for row in rows]
-    score = coco.score(index, Results.from_coco(index, rows), classes)
+    score = coco_metrics.score(index, Results.from_coco(index, rows), classes)
     expected = json.loads((oracle / "expected.json").read_text())["stats"]
     assert score.stats == pytest.approx(expected, abs=1e-9)
     assert np.nanmean(score.precision) == pytest.approx(score.stats["AP"], abs=1e-12)
@@ -118,7 +118,7 @@ def test_equals_pycocotools_from_files(make_index: MakeIndex, tmp_path: Path, se
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    score = coco.score(index, results, "abcd")
+    score = coco_metrics.score(index, results, "abcd")
     assert list(score.stats.values()) == evaluator.stats.tolist()
     official_precision = evaluator.eval["precision"][:, :, :, 0, -1]
     assert np.array_equal(np.where(np.isnan(score.precision), -1, score.precision), official_precision)
@@ -126,14 +126,14 @@ def test_equals_pycocotools_from_files(make_index: MakeIndex, tmp_path: Path, se
 
 def test_perfect_detections(make_index: MakeIndex, perfect: FindAll) -> None:
     index = make_index(([[0, 0, 20, 20], [50, 50, 150, 150]], [0, 1]), ([[5, 5, 60, 60]], [1]))
-    score = coco.score(index, perfect(index), ["a", "b"])
+    score = coco_metrics.score(index, perfect(index), ["a", "b"])
     assert [score.stats[name] for name in ("AP", "AP50", "AP75", "AR100")] == pytest.approx([1] * 4)
     assert score.per_class["AP75"].tolist() == pytest.approx([1, 1])
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
-    score = coco.score(index, Results.concat([]), ["a", "b"])
+    score = coco_metrics.score(index, Results.concat([]), ["a", "b"])
     assert score.stats["AP"] == 0.0
     assert math.isnan(score.stats["AP_small"])
     assert score.per_class["AP"][0] == 0.0
@@ -141,8 +141,8 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex)
 
 
 def test_no_picture_at_all(make_index: MakeIndex) -> None:
-    score = coco.score(make_index(), Results.concat([]), ["a", "b"])
-    assert list(score.stats) == list(coco.STATS)
+    score = coco_metrics.score(make_index(), Results.concat([]), ["a", "b"])
+    assert list(score.stats) == list(coco_metrics.STATS)
     assert all(map(math.isnan, score.stats.values()))
     assert score.precision.shape == (10, 101, 2)
 
@@ -150,6 +150,6 @@ def test_no_picture_at_all(make_index: MakeIndex) -> None:
 def test_difficult_and_crowd_objects_neither_count_nor_harm(make_index: MakeIndex, perfect: FindAll) -> None:
     flagged = ([[0, 0, 50, 50], [100, 100, 150, 150]], [0, 0], [False, True])
     for index in (make_index(flagged), make_index(flagged, crowd=True)):
-        assert coco.score(index, perfect(index), ["a"]).stats["AP"] == pytest.approx(1)
+        assert coco_metrics.score(index, perfect(index), ["a"]).stats["AP"] == pytest.approx(1)
         without = perfect(index).select(np.array([True, False]))
-        assert coco.score(index, without, ["a"]).stats["AP"] == pytest.approx(1)
+        assert coco_metrics.score(index, without, ["a"]).stats["AP"] == pytest.approx(1)

@@ -11,10 +11,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.data import export
-from detection.data.read import read
+from detection.data import prepared
+from detection.data.sources.dataset import read
 from detection.errors import CheckpointError, DataError
-from detection.evaluation.coco import STATS
+from detection.evaluation.protocol.coco_metrics import STATS
 from detection.models.build import build_detector, save_detector
 from detection.params import Recipe, ShapesDataset, load
 from stages import evaluate
@@ -31,7 +31,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DETECTION_TRACKING", "off")
     shutil.copy(ROOT / "params.yaml", tmp_path)
     small = ShapesDataset(format="shapes", path="shapes", train=2, val=1, test=10, image_size=64)
-    export.save(read("shapes", small), small)
+    prepared.save(read("shapes", small), small)
     torch.manual_seed(0)
     recipe: Recipe = replace(load().recipe, image_size=64, max_size=64, score_threshold=0.0)
     Path("models").mkdir()

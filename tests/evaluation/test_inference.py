@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from detection.data.index import Index, Record, pack
-from detection.data.pictures import read_picture
-from detection.evaluation.inference import detect_picture, run
+from detection.data.loading.image_io import read_picture
+from detection.inference import detect_picture, run
 from detection.models.build import build_detector
 from detection.params import load
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detection.evaluation import ordering
+from detection.evaluation.protocol import ordering
 
 
 @pytest.mark.parametrize("seed", range(20))

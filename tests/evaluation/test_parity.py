@@ -9,18 +9,18 @@ from scenes import CLASSES, crowded, scene
 
 from detection.data.index import Index
 from detection.errors import VerificationError
-from detection.evaluation import coco, official, ordering
-from detection.evaluation.accumulate import Arrays
-from detection.evaluation.coco import CocoScore
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Found, Overlaps, Truth
-from detection.evaluation.results import Results
+from detection.evaluation.protocol import coco_metrics, oracle, ordering
+from detection.evaluation.protocol.accumulate import Arrays
+from detection.evaluation.protocol.coco_metrics import CocoScore
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
+from detection.evaluation.protocol.results import Results
 
 
 def assert_same(truth: Truth, found: Found) -> CocoScore:
     pairs = Overlaps.of(truth, found, CLASSES)
-    ours = coco.score_matches(pairs, match(pairs))
-    theirs = official.score(truth, found, CLASSES)
+    ours = coco_metrics.score_matches(pairs, match(pairs))
+    theirs = oracle.score(truth, found, CLASSES)
     assert np.array_equal(list(ours.stats.values()), list(theirs.stats.values()), equal_nan=True)
     for name in Arrays._fields:
         assert np.array_equal(getattr(ours.arrays, name), getattr(theirs.arrays, name)), name
@@ -55,18 +55,18 @@ def test_order_of_pictures_is_that_of_their_ids(make_index: Callable[..., Index]
     box = [[0, 0, 50, 50]]
     index = make_index((box, [0]), ([], []))
     results = Results.pack([0, 1], box * 2, [0.5, 0.5], [0, 0])
-    assert coco.score(index, results, "a").stats["AP50"] == pytest.approx(1)
+    assert coco_metrics.score(index, results, "a").stats["AP50"] == pytest.approx(1)
     swapped = replace(index, ids=np.array([b"9", b"3"]))
-    assert coco.score(swapped, results, "a").stats["AP50"] == pytest.approx(0.5)
+    assert coco_metrics.score(swapped, results, "a").stats["AP50"] == pytest.approx(0.5)
 
 
 def test_a_difference_is_reported() -> None:
     truth, found = scene(1)
     pairs = Overlaps.of(truth, found, CLASSES)
-    ours = coco.score_matches(pairs, match(pairs))
-    official.verify(pairs, ours)
+    ours = coco_metrics.score_matches(pairs, match(pairs))
+    oracle.verify(pairs, ours)
     ours.arrays.scores[0, 0, 0, 0, 0] += 1e-15
     with pytest.raises(VerificationError, match=r"scores at \(0, 0, 0, 0, 0\) is .* and pycocotools says"):
-        official.verify(pairs, ours)
+        oracle.verify(pairs, ours)
     with pytest.raises(VerificationError, match=r"AP50 is 0\.5 and pycocotools says"):
-        official.verify(pairs, CocoScore(stats=ours.stats | {"AP50": 0.5}, arrays=ours.arrays))
+        oracle.verify(pairs, CocoScore(stats=ours.stats | {"AP50": 0.5}, arrays=ours.arrays))

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from detection.data.index import Index
-from detection.evaluation.results import Results
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 

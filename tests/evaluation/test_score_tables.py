@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from detection.data.index import Index
-from detection.evaluation import coco, curves, per_class, voc
-from detection.evaluation.results import Results
+from detection.evaluation.analysis import curves, per_class
+from detection.evaluation.protocol import coco_metrics, voc_metrics
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 FindAll = Callable[[Index], Results]
@@ -15,8 +16,8 @@ def test_per_class_counts_and_scores(make_index: MakeIndex, perfect: FindAll) ->
     index = make_index(([[0, 0, 50, 50], [60, 60, 90, 90], [100, 100, 150, 150]], [0, 1, 0], [0, 0, 1]))
     results = perfect(index).select(index.labels == 0)
     classes = ["cat", "dog", "emu"]
-    score = coco.score(index, results, classes)
-    frame = per_class.table(index, classes, score, voc.score(index, results, classes))
+    score = coco_metrics.score(index, results, classes)
+    frame = per_class.table(index, classes, score, voc_metrics.score(index, results, classes))
     assert frame.columns.tolist() == [
         "class", "objects", "AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area",
     ]  # fmt: skip
@@ -29,7 +30,7 @@ def test_per_class_counts_and_scores(make_index: MakeIndex, perfect: FindAll) ->
 def test_curves_average_the_classes_that_have_objects(make_index: MakeIndex, perfect: FindAll) -> None:
     index = make_index(([[0, 0, 50, 50], [60, 60, 90, 90]], [0, 1]))
     results = perfect(index).select(index.labels == 0)
-    score = coco.score(index, results, ["cat", "dog", "emu"])
+    score = coco_metrics.score(index, results, ["cat", "dog", "emu"])
     frame = curves.table(score, ["cat", "dog", "emu"])
     assert len(frame) == 4 * 101
     assert frame["recall"].tolist()[:3] == [0.0, 0.01, 0.02]
@@ -40,5 +41,5 @@ def test_curves_average_the_classes_that_have_objects(make_index: MakeIndex, per
 
 
 def test_curves_without_any_object(make_index: MakeIndex) -> None:
-    score = coco.score(make_index(([], [])), Results.concat([]), ["cat"])
+    score = coco_metrics.score(make_index(([], [])), Results.concat([]), ["cat"])
     assert curves.table(score, ["cat"])["precision"].isna().all()

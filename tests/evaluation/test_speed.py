@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from detection import profiling
 from detection.data.index import Index
-from detection.evaluation import speed
-from detection.models.protocol import Detections, Detector, Sizes, Targets
+from detection.models.detector import Detections, Detector, Sizes, Targets
 from detection.params import Evaluate, RetinaNetRecipe
 
 RECIPE = RetinaNetRecipe(
@@ -58,13 +58,13 @@ def split(make_index: Callable[..., Index], tmp_path: Path) -> Index:
 def tick(monkeypatch: pytest.MonkeyPatch, *steps: float) -> None:
     """A clock on which the timed rounds take these seconds, over and over."""
     times = itertools.accumulate(itertools.chain.from_iterable((0, step) for step in itertools.cycle(steps)))
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(times))
 
 
 def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tick(monkeypatch, *[0.01] * 29, 0.1)
     detector = OneConvolution()
-    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    report = profiling.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
     assert report["parameters"] == 3 * 5 * 9 + 5
     assert report["weights_mib"] == pytest.approx(4 * (140 + 10) / 2**20)
     assert report["picture"] == [64, 96]
@@ -77,7 +77,7 @@ def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.Monk
     assert detector.batches == [1] * 32 + [16] * 31  # counted and warmed up besides
     assert report["peak_mib"] > 10
     assert (report["precision"], report["threads"]) == ("float32", torch.get_num_threads())
-    rows = speed.flat(report)
+    rows = profiling.flat(report)
     assert rows["speed/latency_ms/median"] == pytest.approx(10)
     assert rows["speed/parameters"] == 140
     assert "speed/device" not in rows
@@ -88,27 +88,27 @@ def test_a_slow_detector_gets_smaller_batches_and_fewer_rounds(
 ) -> None:
     tick(monkeypatch, 0.5)
     detector = OneConvolution()
-    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
-    assert report["latency_ms"]["rounds"] == speed.SECONDS / 0.5
-    assert report["throughput"]["batch_size"] == speed.SECONDS / 2 / 0.5
+    report = profiling.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    assert report["latency_ms"]["rounds"] == profiling.SECONDS / 0.5
+    assert report["throughput"]["batch_size"] == profiling.SECONDS / 2 / 0.5
     tick(monkeypatch, 60)
-    report = speed.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
+    report = profiling.measure(detector, split, tmp_path, RECIPE, Evaluate(batch_size=16, device="cpu"))
     assert report["latency_ms"]["rounds"] == report["throughput"]["rounds"] == 1
 
 
 def test_time_of_other_programs_is_not_this_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = speed._others()
+    before = profiling._others()
     burn = "import time\nwhile time.process_time() < 0.5: pass"
     subprocess.run([sys.executable, "-c", burn], check=True)
-    assert speed._others() - before > 0.4
+    assert profiling._others() - before > 0.4
     own = namedtuple("own", ["user", "system"])(*psutil.Process().cpu_times()[:2])
     machine = namedtuple("machine", ["user", "system", "idle", "guest"])(own.user + 7, own.system + 2, 1e6, 3)
-    monkeypatch.setattr(speed.psutil, "cpu_times", lambda: machine)
-    monkeypatch.setattr(speed.psutil.Process, "cpu_times", lambda self: own)
-    assert speed._others() == pytest.approx(9)
+    monkeypatch.setattr(profiling.psutil, "cpu_times", lambda: machine)
+    monkeypatch.setattr(profiling.psutil.Process, "cpu_times", lambda self: own)
+    assert profiling._others() == pytest.approx(9)
 
 
 def test_no_picture(make_index: Callable[..., Index], tmp_path: Path) -> None:
-    report = speed.measure(OneConvolution(), make_index(), tmp_path, RECIPE, Evaluate(device="cpu"))
+    report = profiling.measure(OneConvolution(), make_index(), tmp_path, RECIPE, Evaluate(device="cpu"))
     assert report["parameters"] == 140
     assert "latency_ms" not in report

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 
 from detection.data.index import Index, Record, pack
-from detection.evaluation import voc
-from detection.evaluation.results import Results
+from detection.evaluation.protocol import voc_metrics
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 FindAll = Callable[[Index], Results]
@@ -76,7 +76,7 @@ def test_published_numbers(oracle: Path) -> None:
     classes = list(expected["ap_11pt"])
     index = read_index(oracle / "VOCdevkit/VOC2007", classes)
     results = read_detections(oracle / "detections", index, classes)
-    score = voc.score(index, results, classes)
+    score = voc_metrics.score(index, results, classes)
     assert dict(zip(classes, score.ap_11pt, strict=True)) == pytest.approx(expected["ap_11pt"], abs=1e-9)
     assert score.stats["voc_ap50_11pt"] == pytest.approx(expected["map_11pt_19_classes"], abs=1e-9)
     # Scores have three decimals, so many are equal; the published area came from an unstable sort of them.
@@ -138,7 +138,7 @@ def build(make_index: MakeIndex, truth: Truth, found: Found) -> tuple[Index, Res
 @given(truths, founds)
 def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, found: Found) -> None:
     index, results = build(make_index, truth, found)
-    score = voc.score(index, results, "ab")
+    score = voc_metrics.score(index, results, "ab")
     for label in (0, 1):
         if np.any((index.labels == label) & ~index.difficult):
             eleven, area = plain(index, results, label)
@@ -160,7 +160,7 @@ def test_order_of_detections_does_not_matter(
     order = list(range(len(results)))
     random.shuffle(order)
     shuffled = distinct.select(np.array(order, dtype=np.int64))
-    one, two = voc.score(index, distinct, "ab"), voc.score(index, shuffled, "ab")
+    one, two = voc_metrics.score(index, distinct, "ab"), voc_metrics.score(index, shuffled, "ab")
     assert np.array_equal(one.ap_area, two.ap_area, equal_nan=True)
     assert np.array_equal(one.ap_11pt, two.ap_11pt, equal_nan=True)
 
@@ -171,18 +171,18 @@ def test_perfect_detections(make_index: MakeIndex, perfect: FindAll, truth: Trut
     # An object drawn twice is found twice, and both copies overlap the first one most.
     if len({(i, b, label) for i, one in enumerate(truth) for b, label, _ in one}) != len(index.labels):
         return
-    score = voc.score(index, perfect(index), "ab")
+    score = voc_metrics.score(index, perfect(index), "ab")
     assert set(score.ap_area[~np.isnan(score.ap_area)]) <= {1.0}
     assert set(score.ap_11pt[~np.isnan(score.ap_11pt)]) <= {1.0}
 
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
-    score = voc.score(index, Results.concat([]), "ab")
+    score = voc_metrics.score(index, Results.concat([]), "ab")
     assert score.ap_11pt[0] == score.ap_area[0] == 0.0
     assert math.isnan(score.ap_11pt[1])
     assert score.stats == {"voc_ap50_11pt": 0.0, "voc_ap50_area": 0.0}
-    empty = voc.score(make_index(), Results.concat([]), "ab")
+    empty = voc_metrics.score(make_index(), Results.concat([]), "ab")
     assert all(map(math.isnan, empty.stats.values()))
 
 
@@ -190,19 +190,19 @@ def test_overlap_of_exactly_one_half_counts(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10]], [0]))
     half = Results.of_image(0, [[0, 0, 10, 5]], [0.9], [0])
     less = Results.of_image(0, [[0, 0, 10, 4.99]], [0.9], [0])
-    assert voc.score(index, half, "a").ap_area[0] == 1.0
-    assert voc.score(index, less, "a").ap_area[0] == 0.0
+    assert voc_metrics.score(index, half, "a").ap_area[0] == 1.0
+    assert voc_metrics.score(index, less, "a").ap_area[0] == 0.0
 
 
 def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_neither(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 99, 99]], [0, 0, 0], [0, 0, 1]))
     twice = Results.of_image(0, index.boxes[[0, 0, 1]], [0.9, 0.8, 0.7], [0, 0, 0])
-    assert voc.score(index, twice, "a").ap_area[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
+    assert voc_metrics.score(index, twice, "a").ap_area[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
     hard = Results.of_image(0, index.boxes[[2, 2, 0, 1]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
-    assert voc.score(index, hard, "a").ap_area[0] == 1.0
+    assert voc_metrics.score(index, hard, "a").ap_area[0] == 1.0
 
 
 def test_eleven_points_by_hand() -> None:
     recall, precision = np.array([0.25, 0.5, 0.5]), np.array([1.0, 1.0, 2 / 3])
-    assert voc.average_11pt(recall, precision) == pytest.approx(6 / 11)
-    assert voc.average_area(recall, precision) == pytest.approx(0.5)
+    assert voc_metrics.average_11pt(recall, precision) == pytest.approx(6 / 11)
+    assert voc_metrics.average_area(recall, precision) == pytest.approx(0.5)

@@ -8,11 +8,11 @@ import pytest
 from scenes import CLASSES, PICTURES, scene
 
 from detection.data.index import Index
-from detection.evaluation import error_types, pictures, recall
-from detection.evaluation.error_types import Strangers, Verdicts
-from detection.evaluation.matching import match
-from detection.evaluation.overlaps import Overlaps
-from detection.evaluation.results import Results
+from detection.evaluation.analysis import error_types, hard_examples, recall
+from detection.evaluation.analysis.error_types import Strangers, Verdicts
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.results import Results
 
 MakeIndex = Callable[..., Index]
 
@@ -25,7 +25,7 @@ def judged(overlaps: Overlaps) -> tuple[Verdicts, Strangers]:
 def lists(overlaps: Overlaps, score: float, names: list[str], count: int = 50) -> dict[str, Any]:
     verdicts, strangers = judged(overlaps)
     errors = error_types.analyse(overlaps, verdicts, strangers)
-    return pictures.shortlists(
+    return hard_examples.shortlists(
         overlaps, verdicts, strangers, errors, score, ["cat", "dog", "emu", "fox", "gnu"], names, count
     )
 
@@ -41,7 +41,7 @@ def test_what_is_lost_adds_up_to_what_is_missing(seed: int) -> None:
         objects = int(np.sum(verdicts.counted & (overlaps.truth.labels == label)))
         if objects:
             precisions.append(np.sum(np.cumsum(right) / np.arange(1, len(right) + 1) * right) / objects)
-    lost = pictures.Lost.of(overlaps, verdicts)
+    lost = hard_examples.Lost.of(overlaps, verdicts)
     assert np.all(lost.wrong >= 0)
     expected = 1 - np.mean(precisions) if precisions else 0
     assert lost.wrong.sum() + lost.missed.sum() == pytest.approx(expected, abs=1e-12)

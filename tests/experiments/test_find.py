@@ -9,10 +9,10 @@ import pytest
 from experiment_rooms import Project
 
 from detection.errors import DataError
-from detection.experiments.files import RowFiles, read_json
+from detection.experiments.contents import RowFiles, read_json
 from detection.experiments.find import Experiment, commits_of, experiments_of, find
 from detection.experiments.repository import Repository
-from detection.experiments.rows import open_store
+from detection.experiments.runs import open_store
 
 METRICS, DETECTIONS = "reports/evaluation/metrics.json", "reports/evaluation/detections.json"
 

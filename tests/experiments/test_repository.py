@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detection.errors import DataError
-from detection.experiments.files import Workspace, code, read_params
+from detection.experiments.contents import Workspace, code, read_params
 from detection.experiments.find import Experiment
 from detection.experiments.repository import RUN_JSONS, Repository
 

@@ -8,7 +8,7 @@ from experiment_rooms import Project
 from detection.errors import DataError
 from detection.experiments.repository import Repository
 from detection.experiments.restore import restore
-from detection.params.reading import read_yaml
+from detection.params.load import read_yaml
 
 
 def test_a_row_comes_back_with_params_and_results(project: Project) -> None:
@@ -35,7 +35,7 @@ def test_work_that_is_not_committed_is_not_overwritten(project: Project) -> None
 
 
 def test_a_row_without_experiment_says_what_makes_it_again(project: Project, tmp_path: Path) -> None:
-    from detection.experiments.rows import open_store
+    from detection.experiments.runs import open_store
 
     store, head = open_store(), Repository().head()
     assert store is not None

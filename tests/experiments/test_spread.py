@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detection.experiments.spread import c4, spread
+from detection.experiments.seed_variance import c4, spread
 
 
 def test_by_hand() -> None:

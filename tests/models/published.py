@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.anchors import Grid, Size
 from detection.models import roi_head, ssd
 from detection.models.build import build_detector
-from detection.models.losses import ALPHA
+from detection.models.heads import PRIOR
 from detection.models.retinanet import RetinaNet
 from detection.models.rpn import RPN
-from detection.models.towers import PRIOR
+from detection.ops.anchors import Grid, Size
+from detection.ops.losses import ALPHA
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe, load
-from detection.params.reading import read_yaml
-from detection.training.optimisation import learning_rate_factor
+from detection.params.load import read_yaml
+from detection.training.optim import learning_rate_factor
 
 MAPS = {"ssd": (38, 19, 10, 5, 3, 1), "ssdlite": (20, 10, 5, 3, 2, 1)}
 MAPS_257: list[Size] = [(side, side) for side in (33, 17, 9, 5)]

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from detection.models.confusion import Confusion, rates
+from detection.models.train_meters import Confusion, rates
 
 
 def test_rates_are_those_of_the_samples_that_count() -> None:

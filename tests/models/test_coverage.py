@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.boxes import iou
 from detection.data.index import Index, Record, pack
-from detection.models.coverage import FITS, Anchors
-from detection.models.sizes import cluster, k_means
+from detection.doctor.anchor_fit import FITS, Anchors, cluster, k_means
+from detection.ops.boxes import iou
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 
 RETINANET = RetinaNetRecipe(

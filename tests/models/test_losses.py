@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detection.coding import UNIT, decode, encode
-from detection.models.losses import box_loss, focal_loss, masked_sum
+from detection.ops.box_coder import UNIT, decode, encode
+from detection.ops.losses import box_loss, focal_loss, masked_sum
 
 
 @given(st.integers(0, 10_000), st.sampled_from([1.0, 8.0, 40.0]))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detection import nms
-from detection.data.batch import Targets
+from detection.data.loading.batch import Targets
 from detection.models.build import build_detector, without_weights
+from detection.ops import nms
 from detection.params import load
-from detection.training.optimisation import make_optimizer
+from detection.training.optim import make_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
     "fasterrcnn": {"fpn_channels": 32, "roi_hidden": 32},

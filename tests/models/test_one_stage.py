@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detection.data.batch import Sizes, Targets
+from detection.data.loading.batch import Sizes, Targets
 from detection.models.build import build_detector, without_weights
-from detection.models.necks import AlignedPyramid
-from detection.models.protocol import Detector
+from detection.models.detector import Detector
+from detection.models.fpn import AlignedPyramid
 from detection.models.retinanet import RetinaNet
 from detection.params import Recipe, load
 

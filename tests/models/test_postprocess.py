@@ -8,9 +8,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detection.models import postprocess
-from detection.models.candidates import from_levels
-from detection.models.postprocess import Candidates, best_pairs, clip, finish
-from detection.models.protocol import Sizes
+from detection.models.detector import Sizes
+from detection.models.postprocess import Candidates, best_pairs, clip, finish, from_levels
 from detection.models.ssd import _rank_in_class
 
 SIDE, CLASSES, MANY = 100, 3, 60

@@ -19,7 +19,7 @@ from detection.models.build import (
     save_detector,
     without_weights,
 )
-from detection.models.protocol import Detector, Sizes, Targets
+from detection.models.detector import Detector, Sizes, Targets
 from detection.params import Recipe, load
 
 MODELS = [

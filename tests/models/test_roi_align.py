@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import MultiScaleRoIAlign, roi_align, roi_pool
 
-from detection.models.roi_align import PyramidRoIAlign, RoIPool, separable_roi_align
+from detection.ops.roi_align import PyramidRoIAlign, RoIPool, separable_roi_align
 
 
 @settings(deadline=None, max_examples=60)

@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detection.models.build import build_detector
-from detection.models.protocol import Detections, Detector, Sizes, Targets
+from detection.models.detector import Detections, Detector, Sizes, Targets
 from detection.params import Recipe, load
 
 CLASSES = 5

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detection import nms
-from detection.data.batch import Sizes, Targets
+from detection.data.loading.batch import Sizes, Targets
 from detection.models.build import build_detector, without_weights
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPN, box_loss
+from detection.ops import nms
 from detection.params import FasterRCNNRecipe, load
 
 SIDE = 64

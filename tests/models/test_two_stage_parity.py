@@ -9,12 +9,12 @@ import torchvision.models.detection as peers
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from detection import matching
-from detection.data.batch import Sizes, Targets
-from detection.models import roi_align, roi_head, rpn
+from detection.data.loading.batch import Sizes, Targets
+from detection.models import roi_head, rpn
 from detection.models.build import build_detector, without_weights
+from detection.models.detector import Detections
 from detection.models.faster_rcnn import FasterRCNN, _pooled
-from detection.models.protocol import Detections
+from detection.ops import matcher, roi_align
 from detection.params import FasterRCNNRecipe, load
 
 BUILDERS = {
@@ -43,10 +43,10 @@ class Pair:
 def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides sample the first candidates in their order."""
 
-    def first(*args: Any) -> matching.Sample:
+    def first(*args: Any) -> matcher.Sample:
         return sample(*args, keys=torch.linspace(0, 0.999, args[0].shape[1]).expand(args[0].shape))
 
-    sample = matching.sample
+    sample = matcher.sample
     monkeypatch.setattr(rpn, "sample", first)
     monkeypatch.setattr(roi_head, "sample", first)
     # torchvision's kernel: the matrix products have their own test, and their other rounding flips a ReLU

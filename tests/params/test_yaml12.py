@@ -5,7 +5,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from detection.params import yaml12
+from detection.params import schema
 
 PROJECT = Path(__file__).parents[2]
 
@@ -13,7 +13,7 @@ PROJECT = Path(__file__).parents[2]
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
 def test_the_projects_own_files_mean_what_dvc_reads(name: str) -> None:
     text = (PROJECT / name).read_text()
-    assert yaml12.read(text) == YAML(typ="safe").load(text)
+    assert schema.read(text) == YAML(typ="safe").load(text)
 
 
 @pytest.mark.parametrize(
@@ -42,18 +42,18 @@ def test_the_projects_own_files_mean_what_dvc_reads(name: str) -> None:
     ],
 )
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
-    (read,) = yaml12.read(f"key: {text}").values()
+    (read,) = schema.read(f"key: {text}").values()
     assert read == value
     assert type(read) is type(value)
 
 
 def test_a_merge_key_merges() -> None:
-    assert yaml12.read("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")["b"] == {"x": 1, "y": 3}
+    assert schema.read("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}")["b"] == {"x": 1, "y": 3}
 
 
 def test_a_key_that_stands_twice_is_an_error_with_its_line() -> None:
     with pytest.raises(yaml.YAMLError) as raised:
-        yaml12.read("a: 1\nb: 2\na: 3\n")
+        schema.read("a: 1\nb: 2\na: 3\n")
     error: Any = raised.value
     assert error.problem == "the key 'a' stands twice; keep one, with the entries of both"
     assert error.problem_mark.line == 2

@@ -41,11 +41,11 @@ def test_what_a_stage_reads_is_made_by_a_stage_or_stands_in_git(name: str) -> No
 
 
 def test_an_edit_of_figures_or_of_the_evaluations_log_does_not_train_again() -> None:
-    drawn_while_training = {"detection/reporting/__init__.py", "detection/reporting/drawing.py"}
+    drawn_while_training = {"detection/report/__init__.py", "detection/report/images/boxes_on_image.py"}
     for name in ("pretrain", "train"):
         deps = set(STAGES[name]["deps"]) - drawn_while_training
-        assert not [dep for dep in deps if dep.startswith(("detection/reporting", "detection/commands"))]
-        assert "detection/tracking/evaluation.py" not in deps
+        assert not [dep for dep in deps if dep.startswith(("detection/report", "detection/commands"))]
+        assert "detection/tracking/stages.py" not in deps
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from detection import params as parameters
 from detection.commands.predict import predict
 from detection.errors import DataError, TrackingError
 from detection.experiments.find import Experiment
-from detection.registry.promote import promote
+from detection.experiments.registry import promote
 from detection.tracking.store import connect
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.data import card, export
+from detection.data import prepared, statistics
 from detection.data.index import Index
-from detection.data.read import Raw, read
-from detection.evaluation import analysis
-from detection.evaluation.assessment import assess
-from detection.evaluation.results import Results
+from detection.data.sources.dataset import Raw, read
+from detection.evaluation.protocol.results import Results
+from detection.inference import assess
 from detection.params import ShapesDataset, load
-from detection.reporting import dataset as dataset_figures
+from detection.report.charts import dataset_figures as dataset_figures
 
 ROOT = Path(__file__).parents[2]
 SMALL = ShapesDataset(format="shapes", path="shapes", train=24, val=8, test=24, licence="drawn here")
@@ -53,8 +52,8 @@ def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def write_experiment(reports: Path) -> None:
     """Write `data/prepared` and all of `reports/`."""
     raw = read("shapes", SMALL)
-    export.save(raw, SMALL)
-    card.save(card.describe(raw, SMALL))
+    prepared.save(raw, SMALL)
+    statistics.save(statistics.describe(raw, SMALL))
     dataset_figures.save_figures(raw)
     for name in ("pretrain", "train", "evaluation"):
         (reports / name).mkdir(parents=True)
@@ -136,7 +135,7 @@ def write_evaluation(folder: Path, raw: Raw) -> None:
     results = plausible(index, len(raw.classes))
     tables = assess(index, results, raw.classes, rounds=100).tables
     detections = json.dumps(results.to_coco(index)).encode()
-    analysis.write(folder, {**tables, "detections.json": detections})
+    tables.write(folder, {**tables, "detections.json": detections})
     write_speed(folder / "speed.json")
     (folder / "run.json").write_text('{"run_id": null}')
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from detection.reporting.advice import ON_ERRORS, advise
-from detection.reporting.errors import SUMS
+from detection.report.charts.error_chart import SUMS
+from detection.report.page.advice import ON_ERRORS, advise
 
 
 def table(path: Path, **columns: Any) -> None:

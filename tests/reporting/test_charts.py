@@ -5,22 +5,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detection.reporting import (
+from detection.report.charts import (
     ap_per_class,
     confusion,
-    errors,
+    error_chart,
     hover,
     learning_rate,
-    localisation,
-    losses,
+    localization,
+    loss_curves,
     operating,
     pr_curves,
-    pretrain,
-    recall,
-    validation,
+    pretrain_curves,
+    recall_charts,
+    validation_curves,
 )
-from detection.reporting.charts import draw
-from detection.reporting.style import INK, house_style, to_png, to_svg
+from detection.report.charts.charts import draw
+from detection.report.charts.style import INK, house_style, to_png, to_svg
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -49,8 +49,8 @@ def test_same_data_gives_the_same_files(finished: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
 
 
-CHARTS = [losses, learning_rate, validation, pretrain, pr_curves, ap_per_class]
-CHARTS += [errors, confusion, operating, recall, localisation]
+CHARTS = [loss_curves, learning_rate, validation_curves, pretrain_curves, pr_curves, ap_per_class]
+CHARTS += [error_chart, confusion, operating, recall_charts, localization]
 
 
 @pytest.mark.parametrize("chart", CHARTS)
@@ -73,9 +73,9 @@ def test_losses_end_at_their_moving_average(tmp_path: Path) -> None:
         box=[2.0, 0.5, 1.0],
         score=[1.0, 0.5, 1.0],
     )
-    smooth = losses.draw(tmp_path, smoothing=0.5)
+    smooth = loss_curves.draw(tmp_path, smoothing=0.5)
     assert texts(smooth.axes[0]) == ["total  1.857", "box  1.000", "score  0.857"]
-    raw = losses.draw(tmp_path, smoothing=0.0)
+    raw = loss_curves.draw(tmp_path, smoothing=0.0)
     assert texts(raw.axes[0]) == ["total  2.000", "box  1.000", "score  1.000"]
 
 
@@ -88,13 +88,13 @@ def test_wild_first_steps_do_not_flatten_the_curve(tmp_path: Path) -> None:
         lr=steps * 0.0,
         loss=np.where(steps <= 3, 1e6, 1.0),
     )
-    assert losses.draw(tmp_path).axes[0].get_ylim()[1] < 2
+    assert loss_curves.draw(tmp_path).axes[0].get_ylim()[1] < 2
 
 
 def test_one_step_is_enough(tmp_path: Path) -> None:
     write(tmp_path / "train/losses.csv", step=[1], epoch=[0.1], time=[0], lr=[0.0], loss=[0.0], box=[0.0])
     with house_style():
-        for chart in (losses, learning_rate):
+        for chart in (loss_curves, learning_rate):
             assert to_svg(chart.draw(tmp_path), "one")
 
 
@@ -102,11 +102,11 @@ def test_validation_marks_the_checkpoint_that_was_kept(tmp_path: Path) -> None:
     write(tmp_path / "train/metrics.csv", epoch=[1, 2, 3], AP=[0.1, 0.3, 0.2], voc_ap50_area=[0.2, 0.5, 0.6])
     summary = tmp_path / "train/metrics.json"
     summary.write_text('{"steps": 9, "best_epoch": 3, "voc_ap50_area": 0.6}')
-    axes = validation.draw(tmp_path).axes[0]
+    axes = validation_curves.draw(tmp_path).axes[0]
     assert axes.get_title(loc="left") == "kept: epoch 3, voc_ap50_area 0.600"
     assert texts(axes) == ["AP", "voc_ap50_area"]
     summary.write_text('{"steps": 9, "best_epoch": null}')
-    assert validation.draw(tmp_path).axes[0].get_title(loc="left") == ""
+    assert validation_curves.draw(tmp_path).axes[0].get_title(loc="left") == ""
 
 
 def curves(path: Path, heights: dict[str, float]) -> Path:
@@ -163,7 +163,7 @@ def test_bars_are_sorted_and_classes_without_objects_left_out(tmp_path: Path) ->
 
 def test_svg_takes_the_colours_of_the_page(finished: Path) -> None:
     with house_style():
-        svg = to_svg(losses.draw(finished / "reports"), "losses")
+        svg = to_svg(loss_curves.draw(finished / "reports"), "losses")
     assert svg.startswith("<svg role=")
     assert "currentColor" in svg
     assert INK not in svg
@@ -244,4 +244,4 @@ def test_confusion_of_many_classes_has_colours_alone(tmp_path: Path) -> None:
     ],
 )
 def test_bins_have_names(over: str, low: float, high: float, said: str) -> None:
-    assert recall.bin_name(over, low, high) == said
+    assert recall_charts.bin_name(over, low, high) == said

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.read import Raw, read
+from detection.data.sources.dataset import Raw, read
 from detection.errors import DataError
 from detection.params import ShapesDataset, VocDataset
-from detection.reporting.dataset import SAMPLES, box_sizes, class_counts, samples, save_figures
+from detection.report.charts.dataset_figures import SAMPLES, box_sizes, class_counts, samples, save_figures
 
 
 @pytest.fixture

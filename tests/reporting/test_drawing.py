@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from detection.reporting.drawing import PALETTE, class_colour, draw_boxes
+from detection.report.images.boxes_on_image import PALETTE, class_colour, draw_boxes
 
 NAMES = ("circle", "square")
 

@@ -8,9 +8,10 @@ import pytest
 from page_reader import read, words
 
 from detection.data.prepared import Prepared
-from detection.reporting import galleries, page
-from detection.reporting.galleries import Album
-from detection.reporting.judged import read_detections
+from detection.report.images import gallery
+from detection.report.images.gallery import Album
+from detection.report.images.image_matches import read_detections
+from detection.report.page import html
 
 SCORE, COUNT = 0.5, 6
 
@@ -24,7 +25,7 @@ def album(finished: Path) -> Album:
         index = prepared.index("test")
         results = read_detections(Path("reports"), index)
         assert results is not None
-        return galleries.build(Path("reports"), prepared, index, results, SCORE, COUNT)
+        return gallery.build(Path("reports"), prepared, index, results, SCORE, COUNT)
 
 
 def test_every_picture_is_one_that_the_files_name(finished: Path, album: Album) -> None:
@@ -61,7 +62,7 @@ def test_the_tally_is_that_of_the_file(finished: Path, album: Album) -> None:
 
 
 def test_the_page_holds_each_picture_once_and_its_boxes(finished: Path, album: Album, tmp_path: Path) -> None:
-    reader = read(page.write(tmp_path / "index.html", finished / "reports", {}, album, {}))
+    reader = read(html.write(tmp_path / "index.html", finished / "reports", {}, album, {}))
     stored = [given["id"] for tag, given in reader.attributes if tag == "image"]
     assert sorted(stored) == sorted(drawing.key for drawing in album.drawings())
     used = [given["href"][1:] for tag, given in reader.attributes if tag == "use"]
@@ -70,9 +71,9 @@ def test_the_page_holds_each_picture_once_and_its_boxes(finished: Path, album: A
     cards = [given["data-picture"] for _, given in reader.attributes if "data-picture" in given]
     assert cards == [card.picture for gallery in album.galleries for card in gallery.cards]
     text = words(reader)
-    for gallery in album.galleries:
-        assert gallery.title in text
-        for card in gallery.cards:
+    for each in album.galleries:
+        assert each.title in text
+        for card in each.cards:
             assert f"{card.picture} {card.tally}" in text
     marks = [given for tag, given in reader.attributes if tag == "g" and "data-s" in given]
     assert {"low", "missed"} <= {word for given in marks for word in given["class"].split()}

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from detection.reporting.drawing import _common, place_labels
+from detection.report.images.boxes_on_image import _common, place_labels
 
 CANVAS = (480.0, 360.0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from detection.reporting import model_card
+from detection.report import model_card
 
 
 def test_numbers_data_and_limits(workspace: Path) -> None:

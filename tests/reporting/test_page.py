@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from page_reader import read, words
 
-from detection.reporting import page, tables
-from detection.reporting.advice import advise
-from detection.reporting.explain import SCORES
+from detection.report.page import html, score_tables
+from detection.report.page.advice import advise
+from detection.report.page.metric_docs import SCORES
 
 
 def write(reports: Path) -> str:
-    return words(read(page.write(reports / "index.html", reports, {}, None, {})))
+    return words(read(html.write(reports / "index.html", reports, {}, None, {})))
 
 
 def test_everything_missing_is_said(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_everything_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) -> None:
-    out = page.write(tmp_path / "index.html", finished / "reports", {}, None, {})
+    out = html.write(tmp_path / "index.html", finished / "reports", {}, None, {})
     text = words(read(out))
     metrics = json.loads((finished / "reports/evaluation/metrics.json").read_text())
     spread = json.loads((finished / "reports/evaluation/intervals.json").read_text())
@@ -51,7 +51,7 @@ def test_the_fourteen_numbers_and_their_meaning(finished: Path, tmp_path: Path) 
 
 def test_tables_by_class_are_those_of_the_files(finished: Path, tmp_path: Path) -> None:
     evaluation = finished / "reports/evaluation"
-    text = words(read(page.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
+    text = words(read(html.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
     spread = json.loads((evaluation / "intervals.json").read_text())["per_class"]["AP"]
     for row in pd.read_csv(evaluation / "per_class.csv").to_dict("records"):
         one = spread[row["class"]]
@@ -66,7 +66,7 @@ def test_tables_by_class_are_those_of_the_files(finished: Path, tmp_path: Path) 
 
 
 def test_speed_and_size(finished: Path, tmp_path: Path) -> None:
-    rows = {name: (value, text) for name, value, text in tables.speed(finished / "reports")}
+    rows = {name: (value, text) for name, value, text in score_tables.speed(finished / "reports")}
     assert rows["parameters"] == ("12,345,678", "47.1 MiB in memory")
     assert rows["work"] == ("3.2 GFLOPs", "for a picture of 160 by 128 pixels")
     assert rows["latency"][0] == "21.5 ms, p95 24.2 ms"
@@ -76,12 +76,12 @@ def test_speed_and_size(finished: Path, tmp_path: Path) -> None:
     assert rows["others at work"][0] == "1.2 of 2 cores"
     assert "on an idle machine measures again" in rows["others at work"][1]
     assert rows["measured on"] == ("a processor, 2 threads", "float32, torch 2.11")
-    text = words(read(page.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
+    text = words(read(html.write(tmp_path / "index.html", finished / "reports", {}, None, {})))
     assert all(value in text for value, _ in rows.values())
     (tmp_path / "evaluation").mkdir()
     sized = {"device": "cpu", "precision": "float32", "torch": "2.11", "parameters": 10, "weights_mib": 0.1}
     (tmp_path / "evaluation/speed.json").write_text(json.dumps(sized))  # of a split without pictures
-    assert [row[0] for row in tables.speed(tmp_path)] == ["parameters", "measured on"]
+    assert [row[0] for row in score_tables.speed(tmp_path)] == ["parameters", "measured on"]
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "evaluation/per_class.csv", index=False)
     made_of = {"model": evil, "dataset": "a&b", "seed": 0, "recipe": {"x": evil}, "overrides": []}
     (tmp_path / "train/recipe.json").write_text(json.dumps(made_of))
-    reader = read(page.write(tmp_path / "index.html", tmp_path, {}, None, advise(tmp_path)))
+    reader = read(html.write(tmp_path / "index.html", tmp_path, {}, None, advise(tmp_path)))
     assert [tag for tag, _ in reader.attributes].count("script") == 1  # the page's own
     assert words(reader).count(evil) >= 3
 
 
 def test_commands_in_advice_are_code_and_names_are_not_markup(tmp_path: Path) -> None:
     advice = {"errors": "see `detection doctor` about <b>"}
-    html = page.write(tmp_path / "index.html", tmp_path, {}, None, advice).read_text(encoding="utf-8")
-    assert html.count("see <code>detection doctor</code> about &lt;b&gt;") == 2
+    page = html.write(tmp_path / "index.html", tmp_path, {}, None, advice).read_text(encoding="utf-8")
+    assert page.count("see <code>detection doctor</code> about &lt;b&gt;") == 2
 
 
 def test_overridden_values_say_where_they_come_from(finished: Path) -> None:
-    rows = {row["key"]: row for row in tables.recipe(finished / "reports")}
+    rows = {row["key"]: row for row in score_tables.recipe(finished / "reports")}
     assert rows["image_size"]["source"] == "budgets.shapes"
     assert rows["optimizer.name"]["source"] == ""
     assert rows["optimizer.lr"]["value"] == re.sub(r"0+$", "", rows["optimizer.lr"]["value"])
@@ -138,7 +138,7 @@ def test_classes_named_like_missing_values(tmp_path: Path) -> None:
     (tmp_path / "evaluation/per_class.csv").write_text(
         "class,objects,AP,AP50,AP75,voc_ap50_11pt,voc_ap50_area\nnan,2,0.1,0.2,0.3,0.4,0.5\nnone,0,,,,,\n"
     )
-    rows = tables.classes(tmp_path)
+    rows = score_tables.classes(tmp_path)
     assert [row["name"] for row in rows] == ["nan", "none"]
     assert rows[0]["values"] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert rows[1]["values"] == [None] * 5

@@ -6,10 +6,10 @@ from PIL import Image
 
 from detection.data.index import Index, Record, pack
 from detection.errors import DataError
-from detection.evaluation.results import Results
-from detection.reporting import galleries, samples
-from detection.reporting.judged import Tally, judge
-from detection.reporting.samples import RIGHT, WRONG
+from detection.evaluation.protocol.results import Results
+from detection.report.images import gallery, sample_sheet
+from detection.report.images.image_matches import Tally, judge
+from detection.report.images.sample_sheet import RIGHT, WRONG
 
 
 def record(number: int, boxes: list[list[float]], difficult: tuple[bool, ...] = ()) -> Record:
@@ -56,7 +56,7 @@ def test_pictures_are_judged_alone_and_at_any_score() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
 def test_a_cross_section_is_spread_and_skips_empty_pictures(index: Index, count: int) -> None:
-    rows = galleries.typical(index, count)
+    rows = gallery.typical(index, count)
     assert rows == {0: [], 1: [0], 3: [0, 6, 11], 100: [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]}[count]
 
 
@@ -65,13 +65,13 @@ def test_found_is_green_and_missed_is_orange(index: Index, tmp_path: Path) -> No
         Image.new("RGB", (200, 100), "white").save(tmp_path / f"{number}.png")
     results = Results.pack([0, 1], [[21, 20, 80, 80], [120, 20, 180, 80]], [0.9, 0.9], [0, 0])
     judged = judge(index, results, [0, 1], 1)
-    good = samples.contact_sheet([judged[0]], tmp_path, ["thing"], 0.5)
+    good = sample_sheet.contact_sheet([judged[0]], tmp_path, ["thing"], 0.5)
     assert pixels(good, RIGHT) > 600
     assert pixels(good, WRONG) == 0
-    bad = samples.contact_sheet([judged[1]], tmp_path, ["thing"], 0.5)
+    bad = sample_sheet.contact_sheet([judged[1]], tmp_path, ["thing"], 0.5)
     assert pixels(bad, WRONG) > 600
     assert pixels(bad, RIGHT) == 0
-    assert pixels(samples.contact_sheet([judged[0]], tmp_path, ["thing"], 0.95), RIGHT) == 0
+    assert pixels(sample_sheet.contact_sheet([judged[0]], tmp_path, ["thing"], 0.95), RIGHT) == 0
 
 
 def test_contact_sheet_holds_pairs_of_any_shape(tmp_path: Path) -> None:
@@ -81,15 +81,15 @@ def test_contact_sheet_holds_pairs_of_any_shape(tmp_path: Path) -> None:
     for number, size in enumerate(sizes):
         Image.new("RGB", size, "black").save(tmp_path / f"{number}.png")
     shown = list(judge(index, Results.concat([]), range(4), 1).values())
-    page = samples.contact_sheet(shown[:3], tmp_path, ["thing"], 0.5)
+    page = sample_sheet.contact_sheet(shown[:3], tmp_path, ["thing"], 0.5)
     assert page.width == 2 * (2 * 400 + 6) + 3 * 16
     assert page.height == (400 + 26) + (100 + 26) + 3 * 16
-    large = samples.contact_sheet(shown[3:], tmp_path, ["thing"], 0.5)
-    assert large.width == 2 * (2 * samples.LONGEST + 6) + 3 * 16
+    large = sample_sheet.contact_sheet(shown[3:], tmp_path, ["thing"], 0.5)
+    assert large.width == 2 * (2 * sample_sheet.LONGEST + 6) + 3 * 16
 
 
 def test_broken_picture_is_told(index: Index, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_text("not a picture")
     judged = judge(index, Results.concat([]), [0], 1)
     with pytest.raises(DataError, match=r"0\.png cannot be read as a picture"):
-        samples.contact_sheet(list(judged.values()), tmp_path, ["thing"], 0.5)
+        sample_sheet.contact_sheet(list(judged.values()), tmp_path, ["thing"], 0.5)

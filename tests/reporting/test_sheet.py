@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.reporting.sheet import GAP, LINE, TALLEST, WIDTH, Tile, sheet
+from detection.report.images.contact_sheet import GAP, LINE, TALLEST, WIDTH, Tile, sheet
 
 CLASSES = ("cat", "dog")
 PALE = (200, 210, 220)

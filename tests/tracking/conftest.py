@@ -10,7 +10,7 @@ import pytest
 
 from detection import params as parameters
 from detection.params import Params
-from detection.tracking.row import Row
+from detection.tracking.run import Row
 from detection.tracking.store import import_mlflow
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from detection.params import Params
-from detection.tracking.evaluation import EVALUATION_JSON, log_evaluation
+from detection.tracking.client import RUN_JSON, write_run_id
 from detection.tracking.figures import log_figures
 from detection.tracking.opening import open_row
-from detection.tracking.row import Row
-from detection.tracking.rows import RUN_JSON, write_run_id
+from detection.tracking.run import Row
+from detection.tracking.stages import EVALUATION_JSON, log_evaluation
 
 Rows = Callable[[], list[Any]]
 Train = Callable[[Row], None]
@@ -87,7 +87,7 @@ def test_other_settings_fork_a_complete_row(params: Params, trained: str, rows: 
     assert len(rows()) == 2, "the fork is found again"
 
 
-@pytest.mark.parametrize("path", ["models/detector.pt", "detection/evaluation/coco.py"])
+@pytest.mark.parametrize("path", ["models/detector.pt", "detection/evaluation/protocol/coco_metrics.py"])
 def test_other_weights_or_code_fork_too(params: Params, trained: str, rows: Rows, path: str) -> None:
     log_evaluation(params=params, metrics=SCORES)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import pytest
 
 from detection.tracking import live
 from detection.tracking.live import LiveRow, Opened
-from detection.tracking.row import NullRow, Row
+from detection.tracking.run import NullRow, Row
 from detection.tracking.store import Store, import_mlflow
 
 

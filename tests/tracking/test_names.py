@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.tracking.facts import finite
+from detection.pipeline import finite
 from detection.tracking.store import artifact_home, lock_path, tracking_uri
 
 

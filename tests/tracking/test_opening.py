@@ -13,9 +13,9 @@ import pytest
 
 from detection.errors import DivergedError, TrackingError
 from detection.params import Params
+from detection.tracking.client import RUN_JSON
 from detection.tracking.opening import log_training_artifacts, open_row
-from detection.tracking.row import NullRow, Row
-from detection.tracking.rows import RUN_JSON
+from detection.tracking.run import NullRow, Row
 from detection.tracking.store import close_orphans, connect, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import pytest
 
 from detection.errors import DataError, TrackingError
 from detection.params import Params
-from detection.tracking.evaluation import EVALUATION_JSON, log_evaluation, recorded_scores
+from detection.tracking.client import RUN_JSON, write_run_id
 from detection.tracking.figures import log_figures
 from detection.tracking.opening import open_row
-from detection.tracking.row import NullRow, Row
-from detection.tracking.rows import RUN_JSON, write_run_id
+from detection.tracking.run import NullRow, Row
+from detection.tracking.stages import EVALUATION_JSON, log_evaluation, recorded_scores
 from detection.tracking.sync import sync_workspace
 
 Rows = Callable[[], list[Any]]

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from detection.data.index import Index
-from detection.data.loader import Loader, Pictures
-from detection.data.read import read
+from detection.data.loading.loader import Loader, Pictures
+from detection.data.sources.dataset import read
 from detection.models.build import build_detector, without_weights
-from detection.models.protocol import Detector
+from detection.models.detector import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
-from detection.tracking.row import NullRow
+from detection.tracking.run import NullRow
 from detection.training.checkpoint import Checkpoints
-from detection.training.interrupts import Interrupts
 from detection.training.loop import Job, fit
+from detection.training.signals import Interrupts
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12

@@ -15,13 +15,13 @@ import torch
 from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
-from detection.data.imagefolder import Folder, list_folder
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
-from detection.params.sections import ImageFolder
-from detection.training import classify
+from detection.params.stages import ImageFolder
 from detection.training.checkpoint import Checkpoints
-from detection.training.pretraining import train_on_folder
+from detection.training.pretrain import classifier
+from detection.training.pretrain.imagefolder import Folder, list_folder
+from detection.training.pretrain.methods import train_on_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ImageFolder(
@@ -90,7 +90,7 @@ def test_it_learns_stops_and_goes_on_to_equal_bits(
     assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
     assert curve[-1]["val_accuracy"] > 0.75, "a third is chance"
 
-    steps, placed = [0], classify._placed
+    steps, placed = [0], classifier._placed
 
     def counted(*args: Any) -> torch.Tensor:
         steps[0] += 1
@@ -99,7 +99,7 @@ def test_it_learns_stops_and_goes_on_to_equal_bits(
         return placed(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classify, "_placed", counted)
+        patch.setattr(classifier, "_placed", counted)
         with pytest.raises(SystemExit) as left:
             learn("stopped")
     assert left.value.code == 143

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from detection.errors import ParamsError
-from detection.tracking.row import NullRow
-from detection.training.determinism import determinism
-from detection.training.environment import code_diff, write_environment
-from detection.training.interrupts import Interrupts
+from detection.tracking.run import NullRow
+from detection.training.environment import code_diff, determinism, write_environment
 from detection.training.loop import STATE, Job, fit
+from detection.training.signals import Interrupts
 
 
 def test_bitwise_gives_the_same_weights_twice_whatever_threads_the_second_life_finds(

@@ -14,19 +14,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from detection import ranks
-from detection.data.batch import Targets
-from detection.data.loader import Order
+from detection import distributed
+from detection.data.loading.batch import Targets
+from detection.data.loading.loader import Order
+from detection.device import pick_devices
 from detection.errors import DetectionError, ParamsError
 from detection.models.backbones import FixedStatistics, make_backbone
 from detection.models.build import build_detector
-from detection.models.confusion import Confusion
-from detection.models.hardware import pick_devices
+from detection.models.train_meters import Confusion
 from detection.params import load
-from detection.tracking.row import NullRow
-from detection.training import distributed, loop
-from detection.training.interrupts import Interrupts
+from detection.tracking.run import NullRow
+from detection.training import launch, loop
 from detection.training.loop import fit
+from detection.training.signals import Interrupts
 from tests.training.conftest import job_maker, small_recipe
 
 NAMES = ("alone", "undisturbed")
@@ -100,11 +100,11 @@ def train(tiny: Any, folder: Path) -> Callable[..., list[str]]:
         def work() -> Any:
             before()
             job = job_maker(tiny, chosen, folder)(name, validate_every=2, ema=0.9)
-            with distributed.folder(job.reports) as reports:
-                job = replace(job, reports=reports, checkpoints=distributed.checkpoints("train", name))
+            with launch.folder(job.reports) as reports:
+                job = replace(job, reports=reports, checkpoints=launch.checkpoints("train", name))
                 with job.checkpoints.held(), Interrupts() as interrupts:
                     summary = fit(job, NullRow(), interrupts)
-                if ranks.leads():
+                if distributed.leads():
                     torch.save(job.detector.state_dict(), folder / f"{name}.pt")
             summary.pop("seconds")
             return summary
@@ -149,9 +149,9 @@ def test_a_loss_over_the_batchs_positives_is_the_whole_batchs(family: str, folde
     targets = Targets(boxes, torch.zeros(2, 2, dtype=torch.int64), mask, torch.full((2, 2), 64))
 
     def work() -> list[float]:
-        part = slice(ranks.rank(), None, ranks.count())
+        part = slice(distributed.rank(), None, distributed.count())
         values = detector(images[part], targets[part]).values()
-        return [float(ranks.mean(value)) for value in values]
+        return [float(distributed.mean(value)) for value in values]
 
     alone, two = together(1, folder / f"{family}-1", work), together(2, folder / f"{family}-2", work)
     assert answer(two[0]) == pytest.approx(answer(alone[0]), rel=1e-5)
@@ -166,7 +166,7 @@ def test_ranks_that_are_stopped_stop_after_the_same_step_and_go_on_to_equal_bits
 
         def counted(*args: Any) -> Any:
             taken[0] += 1
-            if taken[0] == 4 and ranks.rank() == 1:
+            if taken[0] == 4 and distributed.rank() == 1:
                 os.kill(os.getpid(), 15)
             return step(*args)
 
@@ -188,7 +188,7 @@ def test_a_loss_that_is_not_finite_names_the_pictures_of_all_ranks(
         step = loop._step
 
         def broken(job: Any, network: Any, *args: Any) -> Any:
-            if ranks.rank() == 1:
+            if distributed.rank() == 1:
                 with torch.no_grad():
                     next(network.parameters()).fill_(torch.nan)
             return step(job, network, *args)
@@ -204,22 +204,27 @@ def test_a_loss_that_is_not_finite_names_the_pictures_of_all_ranks(
 
 def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     def work() -> Any:
-        mine = ranks.rank() + 1
-        total = ranks.mean(torch.tensor([mine, 10 * mine]))
-        return total.tolist(), ranks.largest(mine, -mine), ranks.gather(mine), ranks.leads()
+        mine = distributed.rank() + 1
+        total = distributed.mean(torch.tensor([mine, 10 * mine]))
+        return total.tolist(), distributed.largest(mine, -mine), distributed.gather(mine), distributed.leads()
 
     first, second = map(answer, together(2, tmp_path, work))
     assert first == ([1.5, 15.0], [2, -1], [1, 2], True)
     assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
-    assert ranks.mean(torch.tensor([3])).tolist() == [3.0]
-    assert (ranks.rank(), ranks.count(), ranks.gather("x"), ranks.largest(7)) == (0, 1, ["x"], [7])
+    assert distributed.mean(torch.tensor([3])).tolist() == [3.0]
+    assert (distributed.rank(), distributed.count(), distributed.gather("x"), distributed.largest(7)) == (
+        0,
+        1,
+        ["x"],
+        [7],
+    )
 
 
 def test_ranks_add_up_what_their_meters_counted(tmp_path: Path) -> None:
     def work() -> Any:
-        meter, samples = Confusion("rpn", 2), torch.ones(1 + ranks.rank(), dtype=torch.int64)
+        meter, samples = Confusion("rpn", 2), torch.ones(1 + distributed.rank(), dtype=torch.int64)
         meter.restart(torch.tensor([[5, 0], [0, 0]]))  # what a checkpoint holds of both
-        meter.add(samples, samples * ranks.rank(), samples.bool())
+        meter.add(samples, samples * distributed.rank(), samples.bool())
         return meter.total().tolist()
 
     first, second = map(answer, together(2, tmp_path, work))
@@ -279,7 +284,7 @@ def test_the_reason_is_what_came_first_and_not_what_it_brought_down() -> None:
     fell = Failure(0, 1, 100, "Connection closed by peer")
 
     def reason(*failures: Failure) -> BaseException:
-        return distributed._reason({one.local_rank: one for one in failures}, 2)
+        return launch._reason({one.local_rank: one for one in failures}, 2)
 
     killed = reason(fell, Failure(1, -9, 101))
     assert isinstance(killed, DetectionError)

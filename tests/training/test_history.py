@@ -10,7 +10,7 @@ import torch
 
 from detection.data.index import Record, pack
 from detection.errors import DivergedError
-from detection.tracking.row import NullRow
+from detection.tracking.run import NullRow
 from detection.training.history import History, LossBuffer, Table
 from detection.training.progress import Progress
 

@@ -17,12 +17,12 @@ from detection.errors import DivergedError, ParamsError
 from detection.models.build import without_weights
 from detection.params import load
 from detection.params.recipe import Phase
-from detection.params.sections import EarlyStop
-from detection.tracking.row import NullRow
-from detection.training import loop, pace
-from detection.training.assembly import check_parts
-from detection.training.interrupts import Interrupts
+from detection.params.stages import EarlyStop
+from detection.tracking.run import NullRow
+from detection.training import loop, state
 from detection.training.loop import Job, fit
+from detection.training.setup import check_parts
+from detection.training.signals import Interrupts
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12  # as conftest.py sets them
@@ -318,8 +318,8 @@ def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
 def test_a_training_killed_while_it_saves_goes_on_to_equal_bits_and_logs_every_step_once(
     make_job: Any, undisturbed_run: Job, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(pace, "PAUSE_S", 0.0)
-    monkeypatch.setattr(pace, "PAUSES", 0)  # a checkpoint after every step
+    monkeypatch.setattr(state, "PAUSE_S", 0.0)
+    monkeypatch.setattr(state, "PAUSES", 0)  # a checkpoint after every step
     lives, whole = [ListRow(), ListRow()], torch.save
     sent: Any = multiprocessing.get_context("fork").SimpleQueue()
 

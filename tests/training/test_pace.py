@@ -1,7 +1,7 @@
 import pytest
 
-from detection.training import pace
-from detection.training.pace import PAUSE_S, PAUSES, Pace
+from detection.training import state
+from detection.training.state import PAUSE_S, PAUSES, Pace
 
 
 class Clock:
@@ -16,7 +16,7 @@ def test_the_first_step_is_saved_then_rarely_and_slow_disks_more_rarely(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
+    monkeypatch.setattr(state, "time", clock)
     when = Pace(7)
     assert not when.due(7), "nothing is new"
     assert when.due(8)

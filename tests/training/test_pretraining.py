@@ -12,11 +12,11 @@ import torchvision
 from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params import load
-from detection.params.sections import Crops
-from detection.training import crops as cutting
+from detection.params.stages import Crops
 from detection.training.checkpoint import Checkpoints
-from detection.training.crops import CropSet, augment, centre, cut_crops
-from detection.training.pretraining import choose, published, published_weights, train_on_crops
+from detection.training.pretrain import crops as cutting
+from detection.training.pretrain.crops import CropSet, augment, centre, cut_crops
+from detection.training.pretrain.methods import choose, published, published_weights, train_on_crops
 
 CROPS = Crops(image_size=32, batch_size=8, epochs=2, background=0.5)
 

@@ -1,0 +1,1 @@
+"""Official archives: addresses, download, extraction."""

@@ -1,0 +1,1 @@
+"""Readers of raw datasets, and the checks of what they read."""

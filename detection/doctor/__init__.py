@@ -1,0 +1,1 @@
+"""Diagnosis of a dataset: labels, anchors, sample size."""

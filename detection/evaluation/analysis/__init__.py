@@ -1,0 +1,1 @@
+"""Error analysis of a detector beyond its average precision."""

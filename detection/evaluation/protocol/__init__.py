@@ -1,0 +1,1 @@
+"""COCO and VOC protocols: overlaps, matching, accumulation."""

@@ -1,0 +1,1 @@
+"""Tensor operations of detection: anchors, box coder, matcher, NMS, RoIAlign, losses."""

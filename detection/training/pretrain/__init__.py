@@ -1,0 +1,1 @@
+"""Backbone pretraining on crops or an ImageFolder."""
