@@ -4,8 +4,8 @@
     python -m benchmarks.augment --pictures FOLDER_OF_JPEGS         # and real ones
     python -m benchmarks.augment speed                              # or `memory`: one of the two
 
-Both sides turn JPEG files and their boxes into one training sample: ours through `Pictures`, as a training
-does, into uint8 of the final size; the peer as torchvision's detection references do with their defaults,
+Both sides turn JPEG files and their boxes into one training sample: ours through `DetectionDataset`, as a
+training does, into uint8 of the final size; the peer as torchvision's detection references do with their defaults,
 PIL's decoder and the transforms of v2 in their stock order:
 
 * `ssd`: RandomPhotometricDistort, RandomZoomOut (filled), RandomIoUCrop, RandomHorizontalFlip, PILToTensor,
@@ -45,7 +45,7 @@ from torchvision.transforms import v2
 from detection import params
 from detection.data.index import Index, Record, pack
 from detection.data.loading import color_jitter
-from detection.data.loading.loader import Loader, Pictures
+from detection.data.loading.loader import DetectionDataset, Loader
 from detection.params.recipe import Recipe
 
 SIDE = 300
@@ -173,8 +173,11 @@ def peer(policy: str, root: Path, index: Index, polygons: bool = True) -> Callab
 
 
 def ours(policy: Any, root: Path, index: Index, **more: Any) -> Callable[[int], Any]:
-    """The same by `Pictures`; a new epoch for each call, so that no draw comes twice."""
-    pictures, count = Pictures(index, root, recipe_for(policy), train=True, **more), iter(range(10**9))
+    """The same by `DetectionDataset`; a new epoch for each call, so that no draw comes twice."""
+    pictures, count = (
+        DetectionDataset(index, root, recipe_for(policy), train=True, **more),
+        iter(range(10**9)),
+    )
     return lambda row: pictures[next(count), row]
 
 
@@ -223,7 +226,7 @@ def memory(folder: Path, rows: int, workers: int = 2) -> Iterator[tuple[float, l
         areas=np.full(total, 100, np.float32),
     )
     recipe = replace(recipe_for("flip"), image_size=32)
-    loader = Loader(Pictures(index, folder, recipe, train=True), 32, workers, shuffle=True)
+    loader = Loader(DetectionDataset(index, folder, recipe, train=True), 32, workers, shuffle=True)
     marks = {max(1, len(loader) * tenth // 10): tenth / 10 for tenth in range(11)}
     for i, _ in enumerate(loader.epoch(0), 1):
         if i in marks:

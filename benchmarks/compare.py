@@ -25,7 +25,7 @@ from benchmarks.evaluate import CLASSES, PICTURES, draw
 from detection.data.index import Index
 from detection.evaluation.analysis import per_class
 from detection.evaluation.protocol import coco_metrics, voc_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.params import load
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def make_repository(folder: Path) -> None:
     """A repository whose commit and workspace are two experiments."""
     draw(folder, 1)
     index = _index(folder / "truth.json")
-    found = Results.from_coco(index, msgspec.json.decode((folder / "found.json").read_bytes()))
+    found = SplitDetections.from_coco(index, msgspec.json.decode((folder / "found.json").read_bytes()))
     for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation"):
         (folder / name).mkdir(parents=True)
     classes = [f"class {i}" for i in range(CLASSES)]

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 
-from detection.data.loading.loader import Loader, Pictures
-from detection.data.sources.dataset import Raw, read
+from detection.data.loading.loader import DetectionDataset, Loader
+from detection.data.sources.dataset import RawDataset, read
 from detection.device import autocast, pick_precision
 from detection.evaluation.protocol import coco_metrics
-from detection.inference import run
+from detection.inference import run_detector
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Recipe, ShapesDataset, load
 from detection.params.load import read_yaml
@@ -59,7 +59,7 @@ def reduced(name: str, keep_backbone: bool) -> Recipe:
     return without_weights(replace(recipe, **changes))
 
 
-def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
+def overfit(recipe: Recipe, data: RawDataset, limit: int) -> tuple[float, int]:
     """Train until the score is enough; returns the best AP50 and the step that had it."""
     torch.manual_seed(0)
     index = data.splits["train"]
@@ -67,7 +67,7 @@ def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
     detector.to(memory_format=torch.channels_last)
     rate = VGG_RATE if recipe.backbone == "vgg16" else RATE
     optimizer = make_optimizer(detector, Optimizer(name="adamw", lr=rate, weight_decay=0.0))
-    loader = Loader(Pictures(index, data.root, recipe, train=True), recipe.batch_size, 0, True)
+    loader = Loader(DetectionDataset(index, data.root, recipe, train=True), recipe.batch_size, 0, True)
     best, best_step = 0.0, 0
     for step, batch in enumerate(chain.from_iterable(map(loader.epoch, count())), start=1):
         set_learning_rate(optimizer, min(step / WARM, 1.0))
@@ -79,7 +79,7 @@ def overfit(recipe: Recipe, data: Raw, limit: int) -> tuple[float, int]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % EVERY == 0:
-            results = run(detector, index, data.root, recipe, batch_size=PICTURES, device="cpu")
+            results = run_detector(detector, index, data.root, recipe, batch_size=PICTURES, device="cpu")
             score = coco_metrics.score(index, results, data.classes).stats["AP50"]
             if score > best:
                 best, best_step = score, step

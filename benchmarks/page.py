@@ -29,8 +29,8 @@ from benchmarks.evaluate import draw
 from detection.data.index import Index
 from detection.data.sources.digest import listing_hash, sizes
 from detection.evaluation import external_coco
-from detection.evaluation.protocol.results import Results
-from detection.inference import assess
+from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import evaluate
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640
@@ -68,7 +68,7 @@ def prepare(folder: Path) -> None:
     )
     boxes = found.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
-    results = Results.pack(found.images, boxes, found.scores, found.labels)
+    results = SplitDetections.pack(found.images, boxes, found.scores, found.labels)
     _write_pictures(folder / "data/raw/drawn", count)
     _write_prepared(folder, index, given.classes)
     _write_evaluation(folder / "reports/evaluation", index, results, given.classes)
@@ -93,8 +93,8 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
     (prepared / "meta.json").write_text(json.dumps(meta))
 
 
-def _write_evaluation(folder: Path, index: Index, results: Results, classes: tuple[str, ...]) -> None:
-    tables = assess(index, results, classes, rounds=ROUNDS).tables
+def _write_evaluation(folder: Path, index: Index, results: SplitDetections, classes: tuple[str, ...]) -> None:
+    tables = evaluate(index, results, classes, rounds=ROUNDS).tables
     detections = msgspec.json.encode(results.to_coco(index))
     tables.write(folder, {**tables, "detections.json": detections})
 

@@ -33,11 +33,11 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import feature_pyramid_network
 
 from detection.data.index import Index
-from detection.data.loading.image_io import read_picture
+from detection.data.loading.image_io import read_image
 from detection.data.prepared import Prepared
 from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.protocol import coco_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.params.recipe import Optimizer
 from detection.training.optim import make_optimizer
 
@@ -116,7 +116,7 @@ def pictures(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, tor
         record = index[i]
         kept = ~record.difficult & ~record.crowd
         target = {"boxes": torch.tensor(record.boxes[kept]), "labels": torch.tensor(record.labels[kept]) + 1}
-        rows.append((read_picture(root / record.file, (record.height, record.width)), target))
+        rows.append((read_image(root / record.file, (record.height, record.width)), target))
     return rows
 
 
@@ -168,12 +168,12 @@ def score(model: torch.nn.Module, index: Index, root: Path, classes: tuple[str, 
     with torch.inference_mode():
         for i in range(len(index)):
             record = index[i]
-            picture = read_picture(root / record.file, (record.height, record.width))
+            picture = read_image(root / record.file, (record.height, record.width))
             found = model([picture.to(place).float() / 255])[0]
             boxes, scores, labels = (found[k].cpu().numpy() for k in ("boxes", "scores", "labels"))
             kept = labels > 0
-            parts.append(Results.of_image(i, boxes[kept], scores[kept], labels[kept] - 1))
-    return coco_metrics.score(index, Results.concat(parts), classes).stats
+            parts.append(SplitDetections.of_image(i, boxes[kept], scores[kept], labels[kept] - 1))
+    return coco_metrics.score(index, SplitDetections.concat(parts), classes).stats
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.sides import CASES, build, timed
-from detection.models.detector import Detections, Sizes
+from detection.models.detector import Detections, ImageSizes
 from detection.models.ssd import SSD
 
 BATCH, SIDE, CLASSES = 8, 300, 90
@@ -65,7 +65,7 @@ def main() -> None:
     maps = [(side, side) for side in (38, 19, 10, 5, 3, 1)]
     priors = detector.priors(maps, (SIDE, SIDE))
     inside = torch.tensor([[SIDE, SIDE]] * BATCH)
-    sizes, ratios = Sizes(inside, inside), []
+    sizes, ratios = ImageSizes(inside, inside), []
     print(f"SSD300, batch {BATCH}, {CLASSES} classes, {rounds} rounds, CPU time")
     for make in (learnt, fresh):
         logits, deltas = make(priors, torch.Generator().manual_seed(0))

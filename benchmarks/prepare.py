@@ -27,7 +27,7 @@ import numpy as np
 from detection.data.sources import coco, voc
 from detection.data.sources.digest import Digest
 from detection.data.sources.image_headers import read_headers
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.params.datasets import CocoDataset, CocoSplit, VocDataset
 from detection.params.stages import Checks
 
@@ -76,7 +76,7 @@ def ours_coco(path: Path) -> int:
     """Our reader, to the packed index."""
     split = CocoSplit(images="train2017", annotations=path.name)
     dataset = CocoDataset(format="coco", path="", train=(split,))
-    return len(coco.read(dataset, path.parent, Digest(), Faults(Checks()))[1]["train"].boxes)
+    return len(coco.read(dataset, path.parent, Digest(), Problems(Checks()))[1]["train"].boxes)
 
 
 def peer_coco(path: Path) -> int:
@@ -88,7 +88,7 @@ def peer_coco(path: Path) -> int:
 def ours_voc(folder: Path) -> int:
     """Our reader, to the packed index; the pictures are taken as there."""
     dataset = VocDataset(format="voc", path="", train=("./",))
-    return len(voc.read(dataset, folder, Digest(), Faults(Checks()))[1]["train"].boxes)
+    return len(voc.read(dataset, folder, Digest(), Problems(Checks()))[1]["train"].boxes)
 
 
 def peer_voc(folder: Path) -> int:

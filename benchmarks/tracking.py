@@ -25,8 +25,8 @@ import psutil
 import torch
 
 from benchmarks.servers import Server
-from detection.tracking.live import METRICS_PER_CALL, LiveRow, Opened, log_points
-from detection.tracking.run import NullRow, Row
+from detection.tracking.live import METRICS_PER_CALL, MlflowRun, OpenRun, log_points
+from detection.tracking.run import NoRun, Run
 from detection.tracking.store import connect
 from detection.training.history import History, now_ms
 
@@ -51,13 +51,13 @@ def calibrated() -> Callable[[], None]:
     return lambda: [torch.mm(matrix, matrix) for _ in range(count)] and None
 
 
-def open_live(uri: str) -> LiveRow:
+def open_live(uri: str) -> MlflowRun:
     """A new row in a store."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     store = connect()
     run_id = store.client.create_run(store.experiment).info.run_id
-    opened = Opened(store, run_id, {})
-    return LiveRow(lambda: opened, opened)
+    opened = OpenRun(store, run_id, {})
+    return MlflowRun(lambda: opened, opened)
 
 
 def drive(history: History, step: Callable[[], None], first: int, count: int) -> float:
@@ -78,8 +78,8 @@ def drive(history: History, step: Callable[[], None], first: int, count: int) ->
 def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
     """Print the ratios of the three sides."""
     step = calibrated()
-    rows: dict[str, Row] = {
-        "off": NullRow(),
+    rows: dict[str, Run] = {
+        "off": NoRun(),
         "local": open_live(f"sqlite:///{folder}/local.db"),
         "http": open_live(server.uri),
     }
@@ -116,7 +116,7 @@ def dying(server: Server, folder: Path, rounds: int, steps: int) -> None:
     """Print what a dead server costs, that comes back after every fourth round; nothing may be lost."""
     step = calibrated()
     live = open_live(server.uri)
-    rows: dict[str, Row] = {"off": NullRow(), "dying": live}
+    rows: dict[str, Run] = {"off": NoRun(), "dying": live}
     histories = {name: History(folder / name, row) for name, row in rows.items()}
     walls: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.data.download.archives import SOURCES
-from detection.errors import DetectionError, mendable
+from detection.errors import DetectionError, user_message
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `detection … | head`
         sys.stderr.close()
     except OSError as error:  # above all a path that was given and cannot be written
-        sys.exit(f"error: {mendable(error) or error}")
+        sys.exit(f"error: {user_message(error) or error}")
 
 
 def _run(command: str, arguments: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ DDP averages the gradients of the ranks, each of which has an equal share of the
 over pictures needs nothing more. One that is divided by something counted in the batch (positives, sampled
 boxes) is divided by the ranks' mean of that count, and is then the loss of the whole batch:
 
-    loss = sums.sum() / ranks.normaliser(positives.sum())
+    loss = sums.sum() / distributed.normalizer(positives.sum())
 """
 
 from typing import TypeVar
@@ -23,12 +23,12 @@ def rank() -> int:
     return dist.get_rank() if _together() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if _together() else 1
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this process is the one that logs, saves and reports: rank 0."""
     return rank() == 0
 
@@ -49,16 +49,16 @@ def mean(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def normaliser(counted: Tensor) -> Tensor:
+def normalizer(counted: Tensor) -> Tensor:
     """What a sum over this rank's share is divided by, to become its part of the whole batch's mean.
 
     Args:
         counted: Tensor[], how many this rank's share has; in the whole batch none count as one.
     """
-    return mean(counted).clamp(min=1 / count())
+    return mean(counted).clamp(min=1 / world_size())
 
 
-def largest(*numbers: int) -> list[int]:
+def maximum(*numbers: int) -> list[int]:
     """Of each number the largest that a rank has; all wait for the last one."""
     if not _together():
         return list(numbers)
@@ -76,9 +76,9 @@ def gather(value: T) -> list[T]:
     return values  # type: ignore[return-value]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until every rank is here."""
-    largest(0)
+    maximum(0)
 
 
 def _together() -> bool:

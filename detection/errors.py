@@ -44,7 +44,7 @@ class VerificationError(DetectionError, ArithmeticError):
     """A score that the official evaluator, run beside ours, does not confirm."""
 
 
-def mendable(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """What a person is told of an error that they can mend; None of any other."""
     if isinstance(error, DetectionError):
         return str(error)

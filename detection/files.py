@@ -60,7 +60,7 @@ def locked(path: str | Path) -> Iterator[None]:
 YOUNG_S = 3600  # so old a folder has long been locked by whoever made it
 
 
-class Scratch(tempfile.TemporaryDirectory[str]):
+class LockedTemporaryDirectory(tempfile.TemporaryDirectory[str]):
     """A temporary folder, locked as long as it is used.
 
     The system lets go of a lock when its process ends, however it ends.

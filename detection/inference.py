@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.index import Index
-from detection.data.loading.loader import Loader, Pictures, collate, loader_workers, whole
+from detection.data.loading.loader import DetectionDataset, Loader, collate, eval_sample, loader_workers
 from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.analysis import bootstrap, curves, per_class
-from detection.evaluation.analysis.bootstrap_ap import Sample
+from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
 from detection.evaluation.analysis.tables import Tables
 from detection.evaluation.analysis.tables import tables as analysis_tables
 from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps, picture_order
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe
 
 
-def run(
+def run_detector(
     detector: Detector,
     index: Index,
     root: Path,
@@ -40,7 +40,7 @@ def run(
     device: str = "auto",
     precision: str = "fp32",
     score_threshold: float | None = None,
-) -> Results:
+) -> SplitDetections:
     """Detect on every picture of a split, in batches.
 
     Args:
@@ -56,46 +56,46 @@ def run(
     place = pick_device(device)
     dtype = pick_precision(precision, place)
     loader = Loader(
-        Pictures(index, root, recipe, train=False), batch_size, loader_workers("auto", place), False
+        DetectionDataset(index, root, recipe, train=False), batch_size, loader_workers("auto", place), False
     )
     was_training = detector.training
     detector.to(place).eval()
-    parts: list[Results] = []
+    parts: list[SplitDetections] = []
     with torch.inference_mode():
         for batch in loader.epoch(0):
             with autocast(place, dtype):
                 found = detector.detect(batch.images.to(place, non_blocking=True), batch.sizes)
             parts.append(_pack(batch.rows, found, score_threshold))
     detector.train(was_training)
-    return Results.concat(parts)
+    return SplitDetections.concat(parts)
 
 
-def detect_picture(detector: Detector, recipe: Recipe, picture: Tensor) -> Detections:
+def detect_image(detector: Detector, recipe: Recipe, picture: Tensor) -> Detections:
     """Detect on one picture, Tensor[3, H, W] uint8 RGB; boxes come back in its pixels, on the CPU."""
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    batch = collate([whole(picture, *nothing, 0, recipe)], recipe)
+    batch = collate([eval_sample(picture, *nothing, 0, recipe)], recipe)
     with torch.inference_mode():
         found = detector.detect(batch.images.to(next(detector.parameters()).device), batch.sizes)[0]
     return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
 
 
-def _pack(rows: Sequence[int], found: Sequence[Detections], score_threshold: float | None) -> Results:
+def _pack(rows: Sequence[int], found: Sequence[Detections], score_threshold: float | None) -> SplitDetections:
     """A batch's detections on the host: three copies that wait for the device, not three a picture."""
     boxes, scores, labels = (
         torch.cat([getattr(one, part) for one in found]).cpu() for part in ("boxes", "scores", "labels")
     )
     images = np.repeat(rows, [len(one.scores) for one in found])
-    results = Results.pack(images, boxes, scores, labels)
+    results = SplitDetections.pack(images, boxes, scores, labels)
     return results if score_threshold is None else results.select(results.scores >= score_threshold)
 
 
-def at_least(found: Detections, threshold: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def above_threshold(found: Detections, threshold: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Boxes [M, 4], scores [M] and labels [M] of the detections that score `threshold` or more."""
     kept = found.scores >= threshold
     return tuple(part[kept].numpy() for part in (found.boxes, found.scores, found.labels))  # type: ignore[return-value]
 
 
-def entries(
+def detections_to_json(
     boxes: NDArray[np.floating],
     scores: NDArray[np.floating],
     labels: NDArray[np.integer],
@@ -121,7 +121,7 @@ def entries(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Assessment:
+class Evaluation:
     """Scores and tables."""
 
     stats: dict[str, float]
@@ -138,14 +138,14 @@ class Assessment:
         return {f"test/{name}": float(value) for name, value in {**self.stats, **by_class}.items()}
 
 
-def assess(
+def evaluate(
     index: Index,
-    results: Results,
+    results: SplitDetections,
     classes: Sequence[str],
     *,
     verify: bool = False,
     rounds: int = bootstrap.ROUNDS,
-) -> Assessment:
+) -> Evaluation:
     """Score by COCO's and VOC's protocols, and say why the detector fails and how far chance goes.
 
     Args:
@@ -165,7 +165,7 @@ def assess(
         oracle.verify(overlaps, by_coco)
     order = picture_order(index)
     ids = [name.decode() for name in index.ids[order]]
-    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(index)), rounds=rounds)
+    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, pictures=len(index)), rounds=rounds)
     stats = {**by_coco.stats, **by_voc.stats}
     tables = {
         **analysis_tables(overlaps, matches, classes, ids, index.sizes[order]),
@@ -175,4 +175,4 @@ def assess(
         "pr_curves.csv": curves.table(by_coco, classes),
     }
     ap = dict(zip(classes, by_coco.per_class["AP"].tolist(), strict=True))
-    return Assessment(stats=stats, ap=ap, tables=tables)
+    return Evaluation(stats=stats, ap=ap, tables=tables)

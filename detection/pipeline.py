@@ -43,12 +43,12 @@ def experiment_name() -> str:
     return os.environ.get("DVC_EXP_NAME", "")
 
 
-def row_name(params: Params) -> str:
+def run_name(params: Params) -> str:
     """`DVC_EXP_NAME`, else `<model>-<dataset>-<short commit>`."""
     return experiment_name() or f"{params.model}-{params.dataset}-{commit()[:7] or 'nogit'}"
 
 
-def row_params(params: Params) -> dict[str, str]:
+def run_params(params: Params) -> dict[str, str]:
     """Every param as text, written as `params.yaml` would: `null`, `true`, `[16, 22]`."""
     return as_text(params.flat())
 
@@ -63,7 +63,7 @@ def as_text(values: Mapping[str, Any]) -> dict[str, str]:
 
 def commit() -> str:
     """The commit an experiment stands on: its baseline, else HEAD; empty outside git."""
-    return os.environ.get("DVC_EXP_BASELINE_REV") or said("git", "rev-parse", "HEAD").strip()
+    return os.environ.get("DVC_EXP_BASELINE_REV") or run_quiet("git", "rev-parse", "HEAD").strip()
 
 
 def origin_tags(params: Params, stage: str) -> dict[str, str]:
@@ -75,7 +75,7 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "dvc.exp_name": experiment_name(),
         "dvc.baseline_rev": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.workspace": str(Path.cwd()),
-        "git.dirty": str(bool(said("git", "status", "--porcelain", "--", ".", *NOT_CODE))).lower(),
+        "git.dirty": str(bool(run_quiet("git", "status", "--porcelain", "--", ".", *NOT_CODE))).lower(),
         "mlflow.source.name": f"stages.{stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": commit(),
@@ -141,7 +141,7 @@ def _user() -> str:
         return ""
 
 
-def said(*command: str, codes: tuple[int, ...] = (0,)) -> str:
+def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     """What a program prints; empty where it is not there, or leaves with another exit code than `codes`."""
     try:
         done = subprocess.run(

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from detection.data.index import Index
 from detection.data.loading.batch import Batch
-from detection.data.loading.loader import Loader, Pictures
+from detection.data.loading.loader import DetectionDataset, Loader
 from detection.device import autocast, pick_device, pick_precision
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
@@ -139,7 +139,7 @@ def _others() -> float:
 
 def _batches(index: Index, root: Path, recipe: Recipe, count: int, batch_size: int) -> list[Batch]:
     rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
-    pictures = Pictures(index.select(rows), root, recipe, train=False)
+    pictures = DetectionDataset(index.select(rows), root, recipe, train=False)
     return list(Loader(pictures, batch_size, 0, False).epoch(0))
 
 

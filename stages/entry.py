@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-from detection.errors import mendable
+from detection.errors import user_message
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,7 +26,7 @@ def die_with_parent() -> None:
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for what can be mended.
 
-    SIGTERM is an exit as any other: what is open is closed. (A training answers with `Interrupts`.)
+    SIGTERM is an exit as any other: what is open is closed. (A training answers with `StopSignals`.)
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _leave)
@@ -35,7 +35,7 @@ def run(stage: Callable[[], None]) -> None:
     try:
         stage()
     except Exception as error:
-        if (told := mendable(error)) is None:
+        if (told := user_message(error)) is None:
             raise
         sys.exit(f"error: {told}")
     except KeyboardInterrupt:

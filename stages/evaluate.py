@@ -20,7 +20,7 @@ def main() -> None:
     from detection import inference, profiling
     from detection.data.prepared import Prepared
     from detection.evaluation.analysis import tables
-    from detection.inference import assess
+    from detection.inference import evaluate
     from detection.models.build import check_classes, load_detector
     from detection.tracking.stages import log_evaluation
 
@@ -29,7 +29,7 @@ def main() -> None:
     loaded = load_detector(DETECTOR)
     check_classes(DETECTOR, loaded, prepared.classes)
     index = prepared.index("test")
-    results = inference.run(
+    results = inference.run_detector(
         loaded.detector,
         index,
         prepared.root,
@@ -39,7 +39,7 @@ def main() -> None:
         precision=chosen.evaluate.precision,
         score_threshold=chosen.evaluate.score_threshold,
     )
-    found = assess(index, results, loaded.classes, verify=chosen.evaluate.verify)
+    found = evaluate(index, results, loaded.classes, verify=chosen.evaluate.verify)
     figures = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
     detections = msgspec.json.encode(results.to_coco(index))
     tables.write(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})

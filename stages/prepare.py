@@ -5,7 +5,7 @@ import logging
 from detection import params
 from detection.data import prepared, statistics
 from detection.data.sources.dataset import read
-from detection.doctor.sample_size import doubts
+from detection.doctor.sample_size import reliability_warnings
 from detection.report.charts import dataset_figures as figures
 from stages.entry import run
 
@@ -23,7 +23,7 @@ def main() -> None:
     log.info("%s: pictures: %s; classes: %d", raw.name, counts, len(raw.classes))
     for line in raw.faults.lines(raw.faults.counts()):
         log.warning("%s", line)
-    for line in doubts(raw.name, asked.data, raw.splits, raw.classes):
+    for line in reliability_warnings(raw.name, asked.data, raw.splits, raw.classes):
         log.warning("%s", line)
     if asked.data.digest is None and asked.data.format != "shapes":
         log.info("to pin this data, add to datasets.%s in params.yaml:  digest: %s", raw.name, raw.digest)

@@ -58,7 +58,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
             result = make(checkpoints, reports / "curves.csv")
             checkpoints.save(RESULT, result)
             checkpoints.mark_complete()
-        if distributed.leads():
+        if distributed.is_main():
             BACKBONE.parent.mkdir(exist_ok=True)
             save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
             Table(reports / "curves.csv", COLUMNS, result["curve"])

@@ -12,8 +12,8 @@ from stages.entry import run
 if TYPE_CHECKING:
     import torch
 
-    from detection.training.loop import Job
-    from detection.training.signals import Interrupts
+    from detection.training.loop import TrainingJob
+    from detection.training.signals import StopSignals
 
 REPORTS = Path("reports/train")
 BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
@@ -35,37 +35,37 @@ def train(params: Params, device: "torch.device") -> None:
     from detection.data.prepared import Prepared
     from detection.training import launch
     from detection.training.environment import determinism
-    from detection.training.setup import assemble
-    from detection.training.signals import Interrupts
+    from detection.training.setup import build_job
+    from detection.training.signals import StopSignals
 
     prepared = Prepared.load("data/prepared")
     prepared.check_unchanged("train")
     prepared.check_unchanged("val")
     with launch.folder(REPORTS) as reports, determinism(params.train.determinism):
-        job = assemble(params, prepared, BACKBONE, device, reports)
+        job = build_job(params, prepared, BACKBONE, device, reports)
         made_of = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
         made_of |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
         reports.mkdir(parents=True, exist_ok=True)
         (reports / "recipe.json").write_text(json.dumps(made_of, indent=2))
-        with job.checkpoints.held(), Interrupts() as interrupts:
+        with job.checkpoints.held(), StopSignals() as interrupts:
             fill_row(params, job, interrupts)
 
 
-def fill_row(params: Params, job: "Job", interrupts: "Interrupts") -> None:
+def fill_row(params: Params, job: "TrainingJob", interrupts: "StopSignals") -> None:
     """Open the row, train into it, and leave the detector."""
     from detection import distributed
     from detection.models.build import save_detector
-    from detection.tracking.opening import log_training_artifacts, open_row
-    from detection.tracking.run import NullRow
+    from detection.tracking.opening import log_training_artifacts, open_run
+    from detection.tracking.run import NoRun
     from detection.training.environment import write_environment
     from detection.training.loop import STATE, fit
 
     training = job.checkpoints.training()
     made_in = write_environment(job.reports, training, job.device, job.precision, params.train.determinism)
-    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if distributed.leads() else None
-    with open_row(params, resume=resume, made_in=made_in) if distributed.leads() else NullRow() as row:
+    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if distributed.is_main() else None
+    with open_run(params, resume=resume, made_in=made_in) if distributed.is_main() else NoRun() as row:
         summary = {"monitor": job.settings.monitor, **fit(job, row, interrupts)}
-        if distributed.leads():
+        if distributed.is_main():
             (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))
             DETECTOR.parent.mkdir(exist_ok=True)
             recipe, classes = job.recipe, job.validator.classes

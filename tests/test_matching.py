@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from detection.ops import matcher
 from detection.ops.anchors import AnchorGrid
-from detection.ops.matcher import BACKGROUND, BETWEEN, batched_iou, match, match_centers, sample
+from detection.ops.matcher import BACKGROUND, IGNORE, batched_iou, match, match_centers, sample
 
 SIDE = 64
 
@@ -112,7 +112,7 @@ def test_anchors_that_take_no_part(given_problem: tuple[Tensor, Tensor, Tensor],
     ours = match(truth, mask, anchors, 0.7, 0.3, best, allowed)  # type: ignore[arg-type]
     alone = match(truth, mask, anchors[allowed], 0.7, 0.3, best)  # type: ignore[arg-type]
     assert torch.equal(ours[:, allowed], alone)
-    assert (ours[:, ~allowed] == BETWEEN).all()
+    assert (ours[:, ~allowed] == IGNORE).all()
 
 
 def test_the_docstrings_example_and_an_object_that_overlaps_nothing() -> None:

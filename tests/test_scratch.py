@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.files import Scratch
+from detection.files import LockedTemporaryDirectory
 
 LIVES = """
 import time
@@ -38,11 +38,11 @@ def test_what_a_killed_process_left_is_deleted_and_what_a_live_one_holds_is_not(
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         (folders[0] / "copy.csv").write_text("left")
-        with Scratch("t-") as young:
+        with LockedTemporaryDirectory("t-") as young:
             assert all(folder.is_dir() for folder in folders), "it may not have come to lock it yet"
         for folder in folders:
             os.utime(folder, (1, 1))
-        with Scratch("t-") as own:
+        with LockedTemporaryDirectory("t-") as own:
             assert set(tmp_path.iterdir()) == {folders[1], Path(own)}
         assert set(tmp_path.iterdir()) == {folders[1]}
         assert young != own

@@ -16,7 +16,7 @@ from detection.data.index import Index
 from detection.data.sources.dataset import read
 from detection.evaluation.analysis import per_class
 from detection.evaluation.protocol import coco_metrics, voc_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 GOOD = "retinanet_resnet18"
 
@@ -49,13 +49,13 @@ def main() -> None:
     Path("models/detector.pt").write_bytes(b"weights of " + chosen.model.encode())
 
 
-def detections(index: Index, looseness: float, seed: int) -> Results:
+def detections(index: Index, looseness: float, seed: int) -> SplitDetections:
     """Every object, its box moved by `looseness` of its sides."""
     rng = np.random.default_rng(seed)
     sides = np.tile(index.boxes[:, 2:] - index.boxes[:, :2], 2)
     boxes = index.boxes + rng.normal(0, looseness, index.boxes.shape) * sides
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    return Results.pack(index.owners(), boxes.clip(0), rng.random(len(boxes)), index.labels)
+    return SplitDetections.pack(index.owners(), boxes.clip(0), rng.random(len(boxes)), index.labels)
 
 
 def write(path: str, content: object) -> None:

@@ -11,7 +11,7 @@ from detection.params.rules import check_recipe
 from detection.text import did_you_mean
 
 if TYPE_CHECKING:
-    from detection.data.loading.loader import Pictures
+    from detection.data.loading.loader import DetectionDataset
     from detection.report.images.contact_sheet import Tile
 
 COLUMNS = 4
@@ -40,11 +40,11 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
 
     raw = read(dataset, chosen.data, chosen.prepare.checks)  # before torch is imported, which takes seconds
 
-    from detection.data.loading.loader import Order, Pictures
+    from detection.data.loading.loader import BatchSampler, DetectionDataset
     from detection.report.images.contact_sheet import sheet
 
-    pictures = Pictures(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
-    order = Order(len(pictures), 1, chosen.seed)
+    pictures = DetectionDataset(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
+    order = BatchSampler(len(pictures), 1, chosen.seed)
     keys: list[tuple[int, int]] = []
     while len(keys) < count:
         keys += [key for batch in order for key in batch]
@@ -71,7 +71,7 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
     return changed
 
 
-def _tile(pictures: "Pictures", key: tuple[int, int]) -> "Tile":
+def _tile(pictures: "DetectionDataset", key: tuple[int, int]) -> "Tile":
     """A sample with its file's name, and the size that the detector gets it in."""
     from PIL.Image import fromarray
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from detection import params
-from detection.data.sources.dataset import Raw, examine
+from detection.data.sources.dataset import RawDataset, examine
 from detection.data.sources.problems import KINDS
 from detection.doctor import findings
-from detection.doctor.sample_size import doubts, margin
+from detection.doctor.sample_size import ap50_margin, reliability_warnings
 from detection.errors import DataError
 from detection.params.datasets import Dataset
 
@@ -61,11 +61,11 @@ def doctor(name: str, json: Path | None, model: str | None = None) -> str:
     return report
 
 
-def _records(raw: Raw) -> list[dict[str, str]]:
+def _records(raw: RawDataset) -> list[dict[str, str]]:
     return [{**fault._asdict(), "action": raw.faults.action(fault.kind)} for fault in raw.faults.found]
 
 
-def _table(raw: Raw) -> list[str]:
+def _table(raw: RawDataset) -> list[str]:
     """Pictures, objects and classes of each split, without what is left out."""
     rows: list[tuple[str, ...]] = [
         ("", "pictures", "objects", "without objects", "classes", "difficult", "crowd")
@@ -83,7 +83,7 @@ def _shortened(classes: tuple[str, ...], most: int = 20) -> str:
     return ", ".join(classes[:most]) + (f" and {len(classes) - most} more" if len(classes) > most else "")
 
 
-def _faults(raw: Raw) -> list[str]:
+def _faults(raw: RawDataset) -> list[str]:
     """A block a kind: what it is, what `prepare` does about it, the first few."""
     counts = raw.faults.counts()
     if not counts:
@@ -96,11 +96,13 @@ def _faults(raw: Raw) -> list[str]:
     return lines
 
 
-def _trust(raw: Raw, dataset: Dataset) -> list[str]:
+def _trust(raw: RawDataset, dataset: Dataset) -> list[str]:
     """By how much chance moves the scores on val and test, and what else takes their meaning."""
-    margins = {split: margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
+    margins = {split: ap50_margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
     parts = [f"{off:.2f} on {split}" for split, off in margins.items() if not math.isnan(off)]
     lines = ["  how far scores can be trusted"]
     if parts:
         lines.append(f"    chance alone moves AP50 by up to {', '.join(parts)} (19 times of 20)")
-    return lines + [f"    {line}" for line in doubts(raw.name, dataset, raw.splits, raw.classes)]
+    return lines + [
+        f"    {line}" for line in reliability_warnings(raw.name, dataset, raw.splits, raw.classes)
+    ]

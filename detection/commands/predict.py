@@ -79,12 +79,12 @@ def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[s
     """Detect on one picture, draw it, and return its entry of the JSON."""
     from PIL import Image
 
-    from detection.data.loading.image_io import read_picture
-    from detection.inference import at_least, detect_picture, entries
+    from detection.data.loading.image_io import read_image
+    from detection.inference import above_threshold, detect_image, detections_to_json
     from detection.report.images.boxes_on_image import draw_boxes
 
-    picture = read_picture(file)
-    boxes, scores, labels = at_least(detect_picture(loaded.detector, loaded.recipe, picture), threshold)
+    picture = read_image(file)
+    boxes, scores, labels = above_threshold(detect_image(loaded.detector, loaded.recipe, picture), threshold)
     image = Image.fromarray(picture.permute(1, 2, 0).numpy())
     name = file.name if file.suffix.lower() in SUFFIXES else f"{file.name}.png"  # its ending says no format
     draw_boxes(image, boxes, labels, loaded.classes, scores).save(out / name)
@@ -92,7 +92,7 @@ def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[s
         "file": str(file),
         "width": image.width,
         "height": image.height,
-        "detections": entries(boxes, scores, labels, loaded.classes),
+        "detections": detections_to_json(boxes, scores, labels, loaded.classes),
     }
 
 

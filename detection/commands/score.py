@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from detection.errors import DetectionError
 
 if TYPE_CHECKING:
-    from detection.evaluation.external import Given
+    from detection.evaluation.external import ExternalData
     from detection.evaluation.protocol.overlaps import Overlaps
 
 
@@ -94,16 +94,16 @@ def _check(
         raise DetectionError("--verify asks pycocotools, which scores COCO's way; use it with --format coco")
 
 
-def _report(folder: Path, given: "Given", overlaps: "Overlaps", content: dict[str, Any]) -> None:
+def _report(folder: Path, given: "ExternalData", overlaps: "Overlaps", content: dict[str, Any]) -> None:
     """Write the whole analysis; it rests on COCO's matching, whatever the format."""
     from detection.evaluation.analysis import bootstrap, curves, tables
-    from detection.evaluation.analysis.bootstrap_ap import Sample
+    from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
     from detection.evaluation.protocol import coco_metrics
     from detection.evaluation.protocol.matching import match
 
     matches = match(overlaps)
     by_coco = coco_metrics.score_matches(overlaps, matches)
-    spread = bootstrap.intervals(Sample.of(overlaps, matches, pictures=len(given.pictures)))
+    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, pictures=len(given.pictures)))
     files = {
         **tables.tables(overlaps, matches, given.classes, given.pictures, given.sizes),
         "scores.json": content,

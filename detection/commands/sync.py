@@ -14,7 +14,7 @@ from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
 from detection.text import did_you_mean
-from detection.tracking.sync import Synced, sync_workspace
+from detection.tracking.sync import SyncResult, sync_workspace
 
 BESIDE = ("dvc.yaml", "dvc.lock", "params.yaml")
 STAGES = ("train", "evaluate", "plots")
@@ -40,7 +40,7 @@ def sync(experiments: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _told(done: Synced) -> str:
+def _told(done: SyncResult) -> str:
     what = [f"{done.points} points of its curves"] if done.points else []
     what += ["the evaluation"] if done.evaluated else []
     return f"row {done.run_id}: " + (" and ".join(what) + " sent" if what else "nothing was missing")

@@ -19,7 +19,7 @@ import msgspec
 
 from detection.data.index import Index
 from detection.data.shapes import generator
-from detection.data.sources.dataset import Raw
+from detection.data.sources.dataset import RawDataset
 from detection.data.sources.digest import listing_hash, sizes
 from detection.errors import DataError
 from detection.files import data_root
@@ -90,7 +90,7 @@ class Prepared:
             )
 
 
-def save(raw: Raw, dataset: Dataset, folder: str | Path = FOLDER) -> None:
+def save(raw: RawDataset, dataset: Dataset, folder: str | Path = FOLDER) -> None:
     """Write a dataset that was read, so that `Prepared.load` opens it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

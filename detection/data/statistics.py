@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.shapes.generator import MARKER
-from detection.data.sources.dataset import Raw
+from detection.data.sources.dataset import RawDataset
 from detection.ops import boxes as box_ops
 from detection.params.datasets import Dataset
 
@@ -18,7 +18,7 @@ QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "
 FOLDER = "reports/dataset"
 
 
-def describe(raw: Raw, dataset: Dataset) -> dict[str, Any]:
+def describe(raw: RawDataset, dataset: Dataset) -> dict[str, Any]:
     """The card as plain values.
 
     Shares are of a split's objects, 0 to 1. `drawn`, for shapes, is what only the generator knows.

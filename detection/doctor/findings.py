@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
-from detection.data.sources.dataset import Raw
+from detection.data.sources.dataset import RawDataset
 from detection.doctor.labels import FEW, SAME, balance, overlapping
 from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 from detection.text import listed
@@ -20,7 +20,7 @@ ROWS = 20
 """Most classes in a table."""
 
 
-def labels(raw: Raw, recipe: Recipe) -> list[str]:
+def labels(raw: RawDataset, recipe: Recipe) -> list[str]:
     """Imbalance and overlaps of train's labels."""
     names, train = raw.classes, raw.splits["train"]
     spread = balance(raw.splits, len(names))

@@ -23,7 +23,7 @@ MEANS = {
 """What follows from a split that is too small."""
 
 
-def margin(index: Index, classes: int) -> float:
+def ap50_margin(index: Index, classes: int) -> float:
     """How far a score on a split lies from the one on endlessly many such pictures, 19 times of 20.
 
     An AP is close to the share of a class's objects that are found, and a share among n objects has a
@@ -43,7 +43,9 @@ def margin(index: Index, classes: int) -> float:
     return 1.96 * math.sqrt((0.25 / counts).sum()) / len(counts) if len(counts) else math.nan
 
 
-def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tuple[str, ...]) -> list[str]:
+def reliability_warnings(
+    name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tuple[str, ...]
+) -> list[str]:
     """What keeps scores from meaning something, a line each: few objects, missing and misspelt classes.
 
     Args:
@@ -64,7 +66,7 @@ def doubts(name: str, dataset: Dataset, splits: Mapping[str, Index], classes: tu
             continue
         size = f"{split} ({len(index):,} pictures, {len(index.labels):,} objects)"
         more = f"name more pictures for {split}" if named else f"raise datasets.{name}.holdout"
-        off = margin(index, len(classes))
+        off = ap50_margin(index, len(classes))
         if math.isnan(off):
             lines.append(f"{size} has nothing to score; {more}")
             continue

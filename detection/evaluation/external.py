@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
-from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
 log = logging.getLogger(__name__)
 
@@ -19,11 +19,11 @@ FARTHEST = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Given:
+class ExternalData:
     """A split and the detections on it, as the files say: nothing is rounded."""
 
-    truth: Truth
-    found: Found
+    truth: GroundTruth
+    found: Predictions
     classes: tuple[str, ...]
     """Label i is `classes[i]`."""
     pictures: tuple[str, ...]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detection.errors import DataError
 from detection.evaluation.external import (
     FARTHEST,
-    Given,
+    ExternalData,
     drop_unknown,
     known_sizes,
     read_bytes,
@@ -19,7 +19,7 @@ from detection.evaluation.external import (
     rows_of,
     too_far,
 )
-from detection.evaluation.protocol.overlaps import Found, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Predictions
 
 Read = TypeVar("Read")
 Box = tuple[float, float, float, float]
@@ -58,7 +58,7 @@ class _Result(msgspec.Struct, gc=False):
     score: float
 
 
-def read(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) -> Given:
+def read(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) -> ExternalData:
     """Read both files.
 
     Pictures and classes are numbered in the order of their ids, as pycocotools sorts them. `ignore` is not
@@ -80,7 +80,7 @@ def read(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) ->
     by_id = {image.id: (image.height, image.width) for image in instances.images}
     sizes = known_sizes([by_id[number] for number in pictures])
     del instances  # half of the memory, at COCO's size
-    return Given(
+    return ExternalData(
         truth=truth,
         found=_found(detections, pictures, categories, skip_unknown),
         classes=tuple(names[number] for number in categories),
@@ -89,7 +89,7 @@ def read(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) ->
     )
 
 
-def _truth(path: Path, rows: list[_Annotation], pictures: list[int], categories: list[int]) -> Truth:
+def _truth(path: Path, rows: list[_Annotation], pictures: list[int], categories: list[int]) -> GroundTruth:
     images = rows_of([row.image_id for row in rows], pictures)
     labels = rows_of([row.category_id for row in rows], categories)
     boxes = np.array([row.bbox for row in rows], dtype=np.float64).reshape(-1, 4)
@@ -99,7 +99,7 @@ def _truth(path: Path, rows: list[_Annotation], pictures: list[int], categories:
     refuse(_inverted(boxes), lambda i: f"{at % i} has a negative width or height: {rows[i].bbox}")
     refuse(too_far(boxes), lambda i: f"{at % i} is a box beyond {FARTHEST:.0e} pixels: {rows[i].bbox}")
     areas = [row.bbox[2] * row.bbox[3] if row.area is None else row.area for row in rows]
-    return Truth(
+    return GroundTruth(
         images=images,
         labels=labels,
         boxes=boxes,
@@ -108,7 +108,7 @@ def _truth(path: Path, rows: list[_Annotation], pictures: list[int], categories:
     )
 
 
-def _found(path: Path, pictures: list[int], categories: list[int], skip_unknown: bool) -> Found:
+def _found(path: Path, pictures: list[int], categories: list[int], skip_unknown: bool) -> Predictions:
     rows = _decode(path, "a list of COCO results", list[_Result])
     images = rows_of([row.image_id for row in rows], pictures)
     labels = rows_of([row.category_id for row in rows], categories)
@@ -127,7 +127,7 @@ def _found(path: Path, pictures: list[int], categories: list[int], skip_unknown:
 
     kept = drop_unknown((images < 0) | (labels < 0), skip_unknown, path, unknown)
     scores = np.array([row.score for row in rows], dtype=np.float64)
-    return Found(images=images, labels=labels, boxes=boxes, scores=scores).take(np.flatnonzero(kept))
+    return Predictions(images=images, labels=labels, boxes=boxes, scores=scores).take(np.flatnonzero(kept))
 
 
 def _inverted(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:

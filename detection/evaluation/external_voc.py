@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detection.errors import DataError
 from detection.evaluation.external import (
     FARTHEST,
-    Given,
+    ExternalData,
     drop_unknown,
     known_sizes,
     log,
@@ -22,7 +22,7 @@ from detection.evaluation.external import (
     refuse,
     too_far,
 )
-from detection.evaluation.protocol.overlaps import Found, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Predictions
 from detection.text import did_you_mean
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -40,7 +40,9 @@ class _Objects:
     """Height and width of each picture; 0 where an annotation does not say."""
 
 
-def read(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False) -> Given:
+def read(
+    devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False
+) -> ExternalData:
     """Read an image set's objects, and `comp4_det_<image_set>_<class>.txt` of every class.
 
     A class is what the annotations of the image set name. A class without a detection has an empty file.
@@ -71,9 +73,9 @@ def read(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unkn
         _read_class(detections / f"comp4_det_{image_set}_{name}.txt", label, place, skip_unknown)
         for label, name in enumerate(classes)
     ]
-    return Given(
+    return ExternalData(
         truth=_truth(objects, classes),
-        found=Found(
+        found=Predictions(
             images=np.concatenate([part.images for part in parts]),
             labels=np.concatenate([part.labels for part in parts]),
             boxes=np.concatenate([part.boxes for part in parts]),
@@ -151,11 +153,11 @@ def _classes(folder: Path, prefix: str, annotated: list[str], skip_unknown: bool
     return annotated
 
 
-def _truth(objects: _Objects, classes: Sequence[str]) -> Truth:
+def _truth(objects: _Objects, classes: Sequence[str]) -> GroundTruth:
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([label_of.get(name, -1) for name in objects.names], dtype=np.int64)
     boxes = _xywh(np.array(objects.corners, dtype=np.float64).reshape(-1, 4))
-    truth = Truth(
+    truth = GroundTruth(
         images=np.array(objects.images, dtype=np.int64),
         labels=labels,
         boxes=boxes,
@@ -165,7 +167,7 @@ def _truth(objects: _Objects, classes: Sequence[str]) -> Truth:
     return truth.take(np.flatnonzero(labels >= 0))
 
 
-def _read_class(path: Path, label: int, place: dict[str, int], skip_unknown: bool) -> Found:
+def _read_class(path: Path, label: int, place: dict[str, int], skip_unknown: bool) -> Predictions:
     content = read_bytes(path, "a class's detections", may_be_empty=True)
     lines = [line.split() for line in content.decode(errors="replace").splitlines()]
     rows = [number for number, line in enumerate(lines) if line]
@@ -189,7 +191,7 @@ def _read_class(path: Path, label: int, place: dict[str, int], skip_unknown: boo
         path,
         lambda i: f"{at % (rows[i] + 1)}: picture {lines[rows[i]][0]!r} is not in the image set",
     )
-    found = Found(images=images, labels=np.full(len(rows), label), boxes=boxes, scores=numbers[:, 0])
+    found = Predictions(images=images, labels=np.full(len(rows), label), boxes=boxes, scores=numbers[:, 0])
     return found.take(np.flatnonzero(kept))
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detection.evaluation.analysis.bootstrap import Difference
-from detection.experiments.compare_content import Content
-from detection.experiments.verdict import Verdict, sign
+from detection.experiments.compare_content import ExperimentData
+from detection.experiments.verdict import Comparison, sign
 from detection.report.charts.style import (
     BLUE,
     INK,
@@ -30,7 +30,9 @@ ONE_COLUMN = 25
 VALIDATED = ("AP", "AP50")
 
 
-def draw(names: Sequence[str], contents: Sequence[Content], verdicts: Sequence[Verdict]) -> dict[str, str]:
+def draw(
+    names: Sequence[str], contents: Sequence[ExperimentData], verdicts: Sequence[Comparison]
+) -> dict[str, str]:
     """Draw all charts there is data for; SVG by name."""
     with house_style():
         figures = {
@@ -41,7 +43,7 @@ def draw(names: Sequence[str], contents: Sequence[Content], verdicts: Sequence[V
         return {name: to_svg(figure, name) for name, figure in figures.items() if figure is not None}
 
 
-def losses(names: Sequence[str], contents: Sequence[Content]) -> "Figure | None":
+def losses(names: Sequence[str], contents: Sequence[ExperimentData]) -> "Figure | None":
     """Total training loss over epochs: every step faint, the moving average on top."""
     drawn = [(i, one.losses) for i, one in enumerate(contents) if one.losses is not None]
     if not drawn:
@@ -62,7 +64,7 @@ def losses(names: Sequence[str], contents: Sequence[Content]) -> "Figure | None"
     return figure
 
 
-def validation(names: Sequence[str], contents: Sequence[Content]) -> "Figure | None":
+def validation(names: Sequence[str], contents: Sequence[ExperimentData]) -> "Figure | None":
     """AP and AP50 on val over epochs."""
     tables = [(i, one.validation) for i, one in enumerate(contents)]
     drawn = [(i, table) for i, table in tables if table is not None and VALIDATED[0] in table]
@@ -87,7 +89,7 @@ def validation(names: Sequence[str], contents: Sequence[Content]) -> "Figure | N
     return figure
 
 
-def gains(verdict: Verdict, first: Content) -> "Figure | None":
+def gains(verdict: Comparison, first: ExperimentData) -> "Figure | None":
     """What each class gained in AP50, with its interval; the greatest gain on top."""
     from matplotlib.figure import Figure
 

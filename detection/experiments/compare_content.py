@@ -11,7 +11,7 @@ import numpy as np
 from detection.data.index import Index
 from detection.data.prepared import Prepared
 from detection.errors import DataError
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.experiments.contents import Workspace, code, read_params
 from detection.experiments.find import Experiment
 from detection.params.load import flatten
@@ -38,7 +38,7 @@ SECTIONS = ("prepare", "pretrain", "train", "evaluate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Content:
+class ExperimentData:
     """An experiment that was trained and evaluated."""
 
     name: str
@@ -60,11 +60,11 @@ class Content:
     prepared: Prepared
     truth: Index
     """The test split."""
-    results: Results
+    results: SplitDetections
     """Detections on it."""
 
 
-def read(experiment: Experiment, folder: Path) -> Content:
+def read(experiment: Experiment, folder: Path) -> ExperimentData:
     """Read an experiment.
 
     Args:
@@ -92,7 +92,7 @@ def read(experiment: Experiment, folder: Path) -> Content:
     rows = msgspec.json.decode((reports / "evaluation/detections.json").read_bytes())
     per_class = read_table(reports / "evaluation/per_class.csv")
     assert per_class is not None, "the table has a row a class"
-    return Content(
+    return ExperimentData(
         name=experiment.name,
         run_id=experiment.run_id(),
         params=_params(read_json(reports / "train/recipe.json"), read_params(Workspace(folder))),
@@ -104,7 +104,7 @@ def read(experiment: Experiment, folder: Path) -> Content:
         per_class=per_class,
         prepared=prepared,
         truth=truth,
-        results=Results.from_coco(truth, rows),
+        results=SplitDetections.from_coco(truth, rows),
     )
 
 
@@ -114,7 +114,7 @@ def _params(made_of: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str
     return as_text(flatten(chosen | {key: sections[key] for key in SECTIONS if sections.get(key)}))
 
 
-def check_same_test(contents: Sequence[Content]) -> None:
+def check_same_test(contents: Sequence[ExperimentData]) -> None:
     """Scores of different pictures, objects or classes say nothing about each other.
 
     Raises:
@@ -130,7 +130,7 @@ def check_same_test(contents: Sequence[Content]) -> None:
             )
 
 
-def _difference(first: Content, second: Content) -> str | None:
+def _difference(first: ExperimentData, second: ExperimentData) -> str | None:
     a, b = first.prepared, second.prepared
     names = [str(one.meta.get("dataset")) for one in (a, b)]
     if a.classes != b.classes:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from detection.evaluation.analysis.bootstrap import LEVEL
 from detection.experiments import compare_charts, differences
-from detection.experiments.compare_content import Content
-from detection.experiments.verdict import DECIDES, Verdict, sign
+from detection.experiments.compare_content import ExperimentData
+from detection.experiments.verdict import DECIDES, Comparison, sign
 from detection.report.charts.style import LINES
 from detection.report.page import score_tables
 from detection.report.page.metric_docs import NAMES
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 
-def write(out: Path, contents: Sequence[Content], verdicts: Sequence[Verdict]) -> Path:
+def write(out: Path, contents: Sequence[ExperimentData], verdicts: Sequence[Comparison]) -> Path:
     """Write the page."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -61,7 +61,7 @@ def write(out: Path, contents: Sequence[Content], verdicts: Sequence[Verdict]) -
     return out
 
 
-def _stats(verdict: Verdict) -> list[Row]:
+def _stats(verdict: Comparison) -> list[Row]:
     return [
         {"name": name, "one": one, "sign": sign(one), **_places(one.low, one.value, one.high)}
         for name, one in verdict.spread.stats.items()
@@ -89,7 +89,7 @@ def _rows(table: "pd.DataFrame") -> list[Row]:
     return rows
 
 
-def _classes(contents: Sequence[Content], verdicts: Sequence[Verdict]) -> list[Row]:
+def _classes(contents: Sequence[ExperimentData], verdicts: Sequence[Comparison]) -> list[Row]:
     """AP50 of each class, and each verdict's difference; in label order."""
     table = differences.classes(contents, "AP50")
     rows = []

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from detection.evaluation.analysis.bootstrap import Difference
 from detection.experiments import differences
-from detection.experiments.compare_content import Content
-from detection.experiments.verdict import Verdict, sign
+from detection.experiments.compare_content import ExperimentData
+from detection.experiments.verdict import Comparison, sign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ WIDEST = 32
 CAUTION = "The interval is about these test pictures. Another seed moves scores too: see `detection noise`."
 
 
-def write(contents: Sequence[Content], verdicts: Sequence[Verdict]) -> str:
+def write(contents: Sequence[ExperimentData], verdicts: Sequence[Comparison]) -> str:
     """Verdicts, params, scores and classes, one below the other."""
     blocks = [f"{one.sentence}\n  {one.reason}" for one in verdicts]
     blocks.append(CAUTION)
@@ -31,7 +31,7 @@ def write(contents: Sequence[Content], verdicts: Sequence[Verdict]) -> str:
     return "\n\n".join(blocks)
 
 
-def _params(contents: Sequence[Content]) -> str:
+def _params(contents: Sequence[ExperimentData]) -> str:
     table, partial = differences.params(contents)
     lines = ["params that differ", *_left(table)] if len(table) else ["params: no difference"]
     if len(partial):
@@ -77,7 +77,7 @@ def _framed(table: "pd.DataFrame", title: str) -> str:
     return "\n".join([title, *(f"  {line}" for line in table.to_string().splitlines())])
 
 
-def _classes(verdict: Verdict, first: Content) -> str:
+def _classes(verdict: Comparison, first: ExperimentData) -> str:
     """What each class gained in AP50, the greatest gain on top; `*` where the interval leaves out 0."""
     import pandas as pd
 

@@ -13,7 +13,7 @@ from detection.params import schema
 from detection.tracking.store import Store
 
 DETECTOR = "models/detector.pt"
-ROW_FOLDERS = {
+ARTIFACT_FOLDERS = {
     "reports/evaluation/": "evaluation/",
     "reports/train/": "train/",
     "reports/dataset/": "dataset/",
@@ -76,7 +76,7 @@ class Revision:
         return content
 
 
-class RowFiles:
+class RunFiles:
     """A row of MLflow: its artifacts, and out of DVC's cache what its `dvc.lock` names."""
 
     def __init__(self, store: Store, run_id: str, root: Path) -> None:
@@ -85,8 +85,8 @@ class RowFiles:
 
     def read(self, path: str) -> bytes | None:
         """See `Files`."""
-        folder = next((own for own in ROW_FOLDERS if path.startswith(own)), "")
-        content = self._artifact(ROW_FOLDERS.get(folder, "") + path.removeprefix(folder))
+        folder = next((own for own in ARTIFACT_FOLDERS if path.startswith(own)), "")
+        content = self._artifact(ARTIFACT_FOLDERS.get(folder, "") + path.removeprefix(folder))
         return self._cached(path) if content is None else content
 
     def _artifact(self, path: str) -> bytes | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from detection.experiments.compare_content import Content
+from detection.experiments.compare_content import ExperimentData
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,7 +12,7 @@ TRAINING = ("epochs", "steps", "seconds", "best_epoch")
 """Of the training's summary."""
 
 
-def params(contents: Sequence[Content]) -> "tuple[pd.DataFrame, pd.DataFrame]":
+def params(contents: Sequence[ExperimentData]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """Params that are not the same in all experiments, as text: those all have, and those some have.
 
     Detectors of another kind have params of their own; the second table is empty where one has no such param.
@@ -28,25 +28,25 @@ def params(contents: Sequence[Content]) -> "tuple[pd.DataFrame, pd.DataFrame]":
     return both, some
 
 
-def code(contents: Sequence[Content]) -> list[str]:
+def code(contents: Sequence[ExperimentData]) -> list[str]:
     """Modules that the experiments were not all run with in the same version."""
     paths = sorted({path for one in contents for path in one.code})
     return [path for path in paths if len({one.code.get(path) for one in contents}) > 1]
 
 
-def metrics(contents: Sequence[Content]) -> "pd.DataFrame":
+def metrics(contents: Sequence[ExperimentData]) -> "pd.DataFrame":
     """Scores on test, NaN where there was nothing to find."""
     return _numbers(
         {key: [one.metrics.get(key) for one in contents] for key in contents[0].metrics}, contents
     )
 
 
-def training(contents: Sequence[Content]) -> "pd.DataFrame":
+def training(contents: Sequence[ExperimentData]) -> "pd.DataFrame":
     """What the trainings cost."""
     return _numbers({key: [one.training.get(key) for one in contents] for key in TRAINING}, contents)
 
 
-def classes(contents: Sequence[Content], metric: str) -> "pd.DataFrame":
+def classes(contents: Sequence[ExperimentData], metric: str) -> "pd.DataFrame":
     """One score of every class; the first column is `objects`."""
     import pandas as pd
 
@@ -57,13 +57,13 @@ def classes(contents: Sequence[Content], metric: str) -> "pd.DataFrame":
     return table
 
 
-def names(contents: Sequence[Content]) -> list[str]:
+def names(contents: Sequence[ExperimentData]) -> list[str]:
     """One name an experiment, each of them once."""
     given = [one.name for one in contents]
     return [name if given.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(given)]
 
 
-def _numbers(rows: dict[str, list[float | None]], contents: Sequence[Content]) -> "pd.DataFrame":
+def _numbers(rows: dict[str, list[float | None]], contents: Sequence[ExperimentData]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame.from_dict(rows, orient="index", columns=names(contents)).astype("float64")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.contents import Files, Revision, RowFiles, Workspace, is_scored, read_json
-from detection.experiments.repository import RUN_JSONS, Named, Repository
-from detection.experiments.runs import ids, open_store, row_of
+from detection.experiments.contents import Files, Revision, RunFiles, Workspace, is_scored, read_json
+from detection.experiments.repository import RUN_JSONS, DvcExperiment, Repository
+from detection.experiments.runs import ids, open_store, run_of
 from detection.text import did_you_mean
 
 WORKSPACE = "workspace"
@@ -38,7 +38,7 @@ class Experiment:
         Raises:
             DataError: It was trained again after it was evaluated.
         """
-        of_row = isinstance(self.files, RowFiles)  # its dvc.lock is of before the evaluation's end
+        of_row = isinstance(self.files, RunFiles)  # its dvc.lock is of before the evaluation's end
         if not of_row and not is_scored(self.files.read("dvc.lock")):
             raise DataError(
                 f"{self.name}: the detector was trained again after it was evaluated; `dvc repro` scores it"
@@ -72,17 +72,17 @@ def find(name: str, repository: Repository) -> Experiment:
 
 def _by_row(name: str, repository: Repository) -> Experiment | None:
     store = open_store()
-    row = row_of(store, name) if store else None
+    row = run_of(store, name) if store else None
     if store is None or row is None:
         return None
     for named in experiments_of(row, repository):
         return Experiment(name=named.name, files=Revision(repository.root, named.rev), rev=named.rev)
     for rev in commits_of(row, repository):
         return Experiment(name=row.info.run_name, files=Revision(repository.root, rev), rev=rev)
-    return Experiment(name=row.info.run_name, files=RowFiles(store, row.info.run_id, repository.root))
+    return Experiment(name=row.info.run_name, files=RunFiles(store, row.info.run_id, repository.root))
 
 
-def experiments_of(row: Any, repository: Repository) -> Iterator[Named]:
+def experiments_of(row: Any, repository: Repository) -> Iterator[DvcExperiment]:
     """The experiments of DVC whose scores a row holds, those that the row names first.
 
     Several experiments share a row where DVC restored a finished one under another name. One that was

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.device import pick_device
-from detection.inference import at_least, detect_picture, entries
-from detection.models.build import Loaded, load_detector
+from detection.inference import above_threshold, detect_image, detections_to_json
+from detection.models.build import LoadedDetector, load_detector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +18,7 @@ THRESHOLD = 0.5
 class RegisteredDetector:
     """Finds objects on picture files."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedDetector) -> None:
         self._loaded = loaded
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.DataFrame":
@@ -41,15 +41,15 @@ class RegisteredDetector:
         return pd.DataFrame([self._detect(image, threshold) for image in model_input["image"]])
 
     def _detect(self, image: bytes, threshold: float) -> dict[str, Any]:
-        from detection.data.loading.image_io import read_picture
+        from detection.data.loading.image_io import read_image
 
         with tempfile.NamedTemporaryFile(prefix="picture-") as file:
             file.write(image)
             file.flush()
-            picture = read_picture(Path(file.name))
-        found = detect_picture(self._loaded.detector, self._loaded.recipe, picture)
+            picture = read_image(Path(file.name))
+        found = detect_image(self._loaded.detector, self._loaded.recipe, picture)
         height, width = picture.shape[1:]
-        detections = entries(*at_least(found, threshold), self._loaded.classes)
+        detections = detections_to_json(*above_threshold(found, threshold), self._loaded.classes)
         return {"width": width, "height": height, "detections": detections}
 
 

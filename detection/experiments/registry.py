@@ -11,7 +11,7 @@ from detection.errors import DataError, TrackingError
 from detection.experiments.contents import DETECTOR, outs, read_json
 from detection.experiments.find import Experiment
 from detection.experiments.runs import open_store
-from detection.tracking.client import find_row
+from detection.tracking.client import find_run
 from detection.tracking.store import Store
 
 CARD = "reports/model_card.md"
@@ -52,7 +52,7 @@ def promote(experiment: Experiment, name: str | None, alias: str) -> str:
     from mlflow.exceptions import MlflowException
 
     store, candidate = open_store(), gather(experiment)
-    row = find_row(store, candidate.run_id) if store else None
+    row = find_run(store, candidate.run_id) if store else None
     if store is None or row is None:
         raise TrackingError(
             f"MLflow does not know the row {candidate.run_id} of {experiment.name}; "

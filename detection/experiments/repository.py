@@ -17,7 +17,7 @@ INTERNAL = ("stash", "apply", "celery", "exec", "temp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class DvcExperiment:
     """An experiment of DVC."""
 
     name: str
@@ -46,7 +46,7 @@ class Repository:
             raise DataError(f"git {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
 
-    def experiments(self) -> list[Named]:
+    def experiments(self) -> list[DvcExperiment]:
         """All experiments of DVC, whatever commit they started from, the newest first."""
         listed = self.git(
             "for-each-ref", "--sort=-committerdate", "--format=%(refname) %(objectname)", NAMESPACE
@@ -56,10 +56,10 @@ class Repository:
             ref, rev = line.split()
             parts = ref.removeprefix(NAMESPACE).split("/")
             if len(parts) == 3 and parts[0] not in INTERNAL:
-                found.append(Named(name=parts[2], rev=rev, baseline=parts[0] + parts[1]))
+                found.append(DvcExperiment(name=parts[2], rev=rev, baseline=parts[0] + parts[1]))
         return found
 
-    def experiment(self, name: str) -> Named | None:
+    def experiment(self, name: str) -> DvcExperiment | None:
         """The experiment of that name; of several, the one that started from HEAD.
 
         Raises:

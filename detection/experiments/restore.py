@@ -4,10 +4,10 @@ import shlex
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.contents import RowFiles, read_params
+from detection.experiments.contents import RunFiles, read_params
 from detection.experiments.find import commits_of, experiments_of
-from detection.experiments.repository import Named, Repository
-from detection.experiments.runs import open_store, row_of
+from detection.experiments.repository import DvcExperiment, Repository
+from detection.experiments.runs import open_store, run_of
 from detection.params import schema
 from detection.params.load import flatten
 from detection.pipeline import NOT_CODE, as_text
@@ -35,7 +35,7 @@ def restore(name: str, repository: Repository) -> str:
     if named is not None:
         return _apply(named, repository)
     store = open_store()
-    row = row_of(store, name) if store else None
+    row = run_of(store, name) if store else None
     if store is None or row is None:
         raise DataError(f"there is no row and no experiment {name!r}; `make ui` and `dvc exp show` list them")
     for one in experiments_of(row, repository):
@@ -45,10 +45,10 @@ def restore(name: str, repository: Repository) -> str:
             f"no experiment of DVC holds the row {row.info.run_name}, but a commit does:\n"
             f"  git checkout {rev[:10]} && dvc checkout"
         )
-    return _recipe(row, RowFiles(store, row.info.run_id, repository.root), repository)
+    return _recipe(row, RunFiles(store, row.info.run_id, repository.root), repository)
 
 
-def _apply(named: Named, repository: Repository) -> str:
+def _apply(named: DvcExperiment, repository: Repository) -> str:
     changed = repository.changed(".", *NOT_CODE)
     if changed:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
@@ -79,7 +79,7 @@ def _apply(named: Named, repository: Repository) -> str:
     return "\n".join(lines)
 
 
-def _recipe(row: Any, files: RowFiles, repository: Repository) -> str:
+def _recipe(row: Any, files: RunFiles, repository: Repository) -> str:
     """The commands that make the row's experiment again."""
     tags, made = row.data.tags, row.data.params
     rev = tags.get("dvc.baseline_rev") or tags.get("mlflow.source.git.commit")

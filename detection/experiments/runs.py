@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import TrackingError, reason
-from detection.tracking.client import STANDS_FOR, find_row
+from detection.tracking.client import STANDS_FOR, find_run
 from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 
 
@@ -25,13 +25,13 @@ def open_store() -> Store | None:
         raise TrackingError(f"MLflow at {uri} does not answer: {reason(error)}") from None
 
 
-def row_of(store: Store, name: str) -> Any:
+def run_of(store: Store, name: str) -> Any:
     """The row of that id or name (`mlflow.entities.Run`); None where there is none.
 
     Raises:
         TrackingError: Several rows have the name.
     """
-    row = find_row(store, name)
+    row = find_run(store, name)
     if row is not None or "'" in name:
         return row
     same = list(store.client.search_runs([store.experiment], f"attributes.run_name = '{name}'"))

@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Noise:
+class SeedVariance:
     """What n runs say about the noise of a score."""
 
     runs: int
@@ -26,7 +26,7 @@ class Noise:
     """The same for the means of two times n runs."""
 
 
-def spread(values: Sequence[float]) -> Noise:
+def spread(values: Sequence[float]) -> SeedVariance:
     """Judge the noise of a score.
 
     The difference of two runs has the variance 2 sigma^2. As sigma is known through s alone, it is Student's
@@ -40,7 +40,7 @@ def spread(values: Sequence[float]) -> Noise:
 
     runs, s = len(values), float(np.std(values, ddof=1))
     tail = (1 + LEVEL) / 2
-    return Noise(
+    return SeedVariance(
         runs=runs,
         mean=float(np.mean(values)),
         deviation=s / c4(runs),

@@ -5,12 +5,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from detection.evaluation.analysis.bootstrap import LEVEL, Difference, Spread, paired
-from detection.evaluation.analysis.bootstrap_ap import Sample
+from detection.evaluation.analysis.bootstrap import LEVEL, BootstrapResult, Difference, paired
+from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
-from detection.experiments.compare_content import Content
+from detection.evaluation.protocol.results import SplitDetections
+from detection.experiments.compare_content import ExperimentData
 from detection.experiments.differences import names
 
 DECIDES = "AP"
@@ -18,12 +18,12 @@ DECIDES = "AP"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Comparison:
     """What the paired bootstrap says of one experiment beside the first."""
 
     first: str
     name: str
-    spread: Spread[Difference]
+    spread: BootstrapResult[Difference]
     """Differences of `AP`, `AP50` and `AP75`, and of each class: `name` - `first`."""
     identical: bool
     """Both found the very same, box by box."""
@@ -68,7 +68,7 @@ def sign(one: Difference) -> int:
     return int(one.low > 0) - int(one.high < 0)
 
 
-def judge(contents: Sequence[Content], rounds: int) -> list[Verdict]:
+def judge(contents: Sequence[ExperimentData], rounds: int) -> list[Comparison]:
     """Compare every experiment with the first, picture by picture.
 
     Args:
@@ -77,7 +77,7 @@ def judge(contents: Sequence[Content], rounds: int) -> list[Verdict]:
     """
     samples, called = [_sample(one) for one in contents], names(contents)
     return [
-        Verdict(
+        Comparison(
             first=called[0],
             name=called[i],
             spread=paired(samples[0], samples[i], rounds),
@@ -87,11 +87,11 @@ def judge(contents: Sequence[Content], rounds: int) -> list[Verdict]:
     ]
 
 
-def _same(one: Results, other: Results) -> bool:
-    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(Results))
+def _same(one: SplitDetections, other: SplitDetections) -> bool:
+    pairs = ((getattr(one, field.name), getattr(other, field.name)) for field in fields(SplitDetections))
     return all(np.array_equal(*pair) for pair in pairs)
 
 
-def _sample(content: Content) -> Sample:
+def _sample(content: ExperimentData) -> BootstrapSample:
     overlaps = Overlaps.of_index(content.truth, content.results, len(content.prepared.classes))
-    return Sample.of(overlaps, match(overlaps), pictures=len(content.truth))
+    return BootstrapSample.of(overlaps, match(overlaps), pictures=len(content.truth))

@@ -159,7 +159,7 @@ def freeze_resnet(network: nn.Module, trainable_layers: int) -> None:
             parameter.requires_grad_(False)
 
 
-def one_map(network: Any, name: str, trainable_layers: int) -> nn.Module:
+def c4_features(network: Any, name: str, trainable_layers: int) -> nn.Module:
     """The features of stride 16: ResNet's up to layer3, VGG16's up to conv5_3 (Ren et al. 1506.01497).
 
     Args:

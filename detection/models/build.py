@@ -84,7 +84,7 @@ def without_weights(recipe: Recipe) -> Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedDetector:
     """A trained detector and what it needs to be used."""
 
     detector: Detector
@@ -119,7 +119,7 @@ def save_detector(
     save_weights(path, content)
 
 
-def check_classes(path: str | Path, loaded: Loaded, wanted: tuple[str, ...]) -> None:
+def check_classes(path: str | Path, loaded: LoadedDetector, wanted: tuple[str, ...]) -> None:
     """Refuse a detector that was trained on other classes than the data has, or in another order.
 
     Args:
@@ -140,7 +140,7 @@ def check_classes(path: str | Path, loaded: Loaded, wanted: tuple[str, ...]) -> 
     raise CheckpointError(f"{path} is of other classes: it {said}; train again: dvc repro")
 
 
-def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
+def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:
     """Read a detector's file.
 
     Raises:
@@ -169,4 +169,4 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
         raise CheckpointError(
             f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}"
         ) from None
-    return Loaded(detector.to(device).eval(), recipe, classes, saved["model"])
+    return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"])

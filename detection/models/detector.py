@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.data.loading.batch import Sizes, Targets
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.ops.anchors import Size
 
-__all__ = ["Detections", "Detector", "Sizes", "Targets"]
+__all__ = ["Detections", "Detector", "ImageSizes", "Targets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Detector(nn.Module, ABC):
         """
 
     @abstractmethod
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """Find objects.
 
         Args:
@@ -118,7 +118,7 @@ def flatten_places(output: Tensor, columns: int) -> Tensor:
     return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, columns)
 
 
-def with_a_row(targets: Targets) -> Targets:
+def pad_empty(targets: Targets) -> Targets:
     """The same with M at least 1: a row that the mask leaves out, so that it can be indexed."""
     if targets.mask.shape[1]:
         return targets

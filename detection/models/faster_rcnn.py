@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from detection.data.loading.batch import Targets
-from detection.models.backbones import fpn, one_map
-from detection.models.detector import BackboneDetector, Detections, Sizes, with_a_row
+from detection.models.backbones import c4_features, fpn
+from detection.models.detector import BackboneDetector, Detections, ImageSizes, pad_empty
 from detection.models.roi_head import RoIHead
 from detection.models.rpn import RPN
 from detection.ops.roi_align import PyramidRoIAlign, RoIPool
@@ -43,7 +43,7 @@ class FasterRCNN(BackboneDetector):
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: RPN objectness and box, RoI classification and box."""
-        targets = with_a_row(targets)
+        targets = pad_empty(targets)
         maps = self.features(images)
         logits, deltas = self.rpn(maps)
         anchors = self.rpn.anchors_of(maps, images)
@@ -51,7 +51,7 @@ class FasterRCNN(BackboneDetector):
         proposals, mask = self.rpn.propose(logits, deltas, anchors, maps, targets.sizes)
         return losses | self.roi_heads.losses(_pooled(maps), proposals, mask, targets, images.shape[2])
 
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
         maps = self.features(images)
         logits, deltas = self.rpn(maps)
@@ -87,7 +87,7 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
             nn.BatchNorm2d if recipe.fpn_norm == "batch" else None,
         )
     else:
-        body = one_map(network, recipe.backbone, recipe.trainable_layers)
+        body = c4_features(network, recipe.backbone, recipe.trainable_layers)
     if recipe.roi_head == "layer4":
         assert top is not None  # a rule of the recipe
         head, width = _layer4_head(top), network.fc.in_features  # type: ignore[union-attr]

@@ -11,16 +11,16 @@ from detection import distributed
 from detection.models.detector import (
     BackboneDetector,
     Detections,
-    Sizes,
+    ImageSizes,
     Targets,
     map_sizes,
     matched_boxes,
     matched_labels,
-    with_a_row,
+    pad_empty,
 )
 from detection.models.fpn import pyramid
-from detection.models.heads import Head, class_output, group_norm, output, over_levels, small_weights
-from detection.models.postprocess import finish, from_levels
+from detection.models.heads import Head, class_output, group_norm, init_normal, output, over_levels
+from detection.models.postprocess import nms_and_rescale, topk_per_level
 from detection.ops.anchors import AnchorGrid
 from detection.ops.box_coder import decode_edges, encode_edges
 from detection.ops.losses import focal_loss, giou_loss, masked_sum
@@ -36,7 +36,7 @@ def tower(channels: int) -> nn.Sequential:
     for _ in range(DEPTH):
         layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU(inplace=True)]
     convolutions = nn.Sequential(*layers)
-    small_weights(convolutions)
+    init_normal(convolutions)
     return convolutions
 
 
@@ -86,7 +86,7 @@ class FCOS(BackboneDetector):
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """See `Detector.losses`: focal loss of the classes, GIoU of the boxes, and centerness (eq. 3)."""
-        targets = with_a_row(targets)
+        targets = pad_empty(targets)
         logits, edges, centerness, anchors, counts = self._outputs(images)
         radius = self.recipe.center_sampling_radius
         matches = match_centers(targets.boxes, targets.mask, anchors, counts, radius)
@@ -96,21 +96,23 @@ class FCOS(BackboneDetector):
         overlap = giou_loss(decode_edges(edges, anchors), boxes)
         wanted = _centerness(encode_edges(boxes, anchors))
         centered = F.binary_cross_entropy_with_logits(centerness[..., 0], wanted, reduction="none")
-        count = distributed.normaliser(positive.sum())
+        count = distributed.normalizer(positive.sum())
         return {
             "class": class_loss.sum() / count,
             "box": masked_sum(overlap, positive) / count,
             "centerness": masked_sum(centered, positive) / count,
         }
 
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`; a score is the root of class probability times centerness."""
         recipe = self.recipe
         logits, edges, centerness, anchors, counts = self._outputs(images)
         scores = (logits.sigmoid() * centerness.sigmoid()).sqrt()
         most, threshold = recipe.topk_per_level, recipe.score_threshold
-        candidates = from_levels(scores, edges, anchors, counts, decode_edges, sizes, most, threshold)
-        return finish(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2])
+        candidates = topk_per_level(scores, edges, anchors, counts, decode_edges, sizes, most, threshold)
+        return nms_and_rescale(
+            candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2]
+        )
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `cls_logits`, `bbox_regression` and `bbox_ctrness`, [B, A, K], 4 and 1."""

@@ -17,7 +17,7 @@ GROUPS = 32  # of group normalisation (Wu and He 2018, arXiv:1803.08494)
 PRIOR = 0.01  # what a young network takes every class's probability to be (Lin et al. 2017, section 3.3)
 
 
-def small_weights(module: nn.Module, std: float = 0.01) -> None:
+def init_normal(module: nn.Module, std: float = 0.01) -> None:
     """Normal weights around 0 and no biases, for every convolution in a module."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -44,7 +44,7 @@ def blocks(channels: int, depth: int, norm: Callable[[int], nn.Module] | None) -
     """RetinaNet's tower: `depth` blocks of 3x3 convolution, normalisation and ReLU."""
     layers = [Conv2dNormActivation(channels, channels, norm_layer=norm) for _ in range(depth)]
     tower = nn.Sequential(*layers)
-    small_weights(tower)
+    init_normal(tower)
     return tower
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detection.models.detector import Detections, Sizes
+from detection.models.detector import Detections, ImageSizes
 from detection.ops.nms import grouped_nms
 
 FIRST_TRY = 4  # candidates looked at, as a multiple of the detections wanted
@@ -36,7 +36,7 @@ class Candidates:
     """Tensor[B], bool: the picture may have others, with lower scores."""
 
 
-def best_pairs(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def topk_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best pairs of an anchor and a class.
 
     Only the `count` anchors with the best single score can be among them; to look for those first is five
@@ -62,9 +62,9 @@ def clip(boxes: Tensor, inside: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limit)
 
 
-def finish(
+def nms_and_rescale(
     candidates: Callable[[int], Candidates],
-    sizes: Sizes,
+    sizes: ImageSizes,
     threshold: float,
     limit: int,
     classes: int,
@@ -103,7 +103,7 @@ def finish(
     return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
 
 
-def _to_original(boxes: Tensor, sizes: Sizes) -> Tensor:
+def _to_original(boxes: Tensor, sizes: ImageSizes) -> Tensor:
     """Boxes [B, N, 4] from pixels of the batch to pixels of the files, and inside of those."""
     inside, original = (
         size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
@@ -112,13 +112,13 @@ def _to_original(boxes: Tensor, sizes: Sizes) -> Tensor:
     return torch.minimum((boxes * (original / inside)).clamp(min=0), original)
 
 
-def take(rows: Tensor, index: Tensor) -> Tensor:
+def batched_gather(rows: Tensor, index: Tensor) -> Tensor:
     """Rows [B, S, ...] of `rows` [B, N, ...] at `index` [B, S]: of each picture its own."""
     wide = index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:])
     return rows.gather(1, wide)
 
 
-def width_in_use(mask: Tensor) -> int:
+def valid_width(mask: Tensor) -> int:
     """How many columns of a mask [B, N], whose true ones come first, are worth computing with.
 
     On a CPU, those that some picture uses. Elsewhere all: to know better is to wait for the device.
@@ -130,13 +130,13 @@ Decode = Callable[[Tensor, Tensor], Tensor]
 """Boxes [B, N, 4] of outputs [B, N, 4] at anchors [B, N, 4]."""
 
 
-def from_levels(
+def topk_per_level(
     scores: Tensor,
     outputs: Tensor,
     anchors: Tensor,
     counts: list[int],
     decode: Decode,
-    sizes: Sizes,
+    sizes: ImageSizes,
     per_level: int,
     threshold: float,
 ) -> Callable[[int], Candidates]:
@@ -154,7 +154,7 @@ def from_levels(
     """
     parts, first = [], 0
     for level in torch.split(scores, counts, 1):
-        values, rows, labels = best_pairs(level, min(per_level, level[0].numel()))
+        values, rows, labels = topk_scores(level, min(per_level, level[0].numel()))
         parts.append((values, rows + first, labels))
         first += level.shape[1]
     values, rows, labels = (torch.cat(column, dim=1) for column in zip(*parts, strict=True))

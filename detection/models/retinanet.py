@@ -11,20 +11,20 @@ from detection import distributed
 from detection.models.detector import (
     BackboneDetector,
     Detections,
-    Sizes,
+    ImageSizes,
     Targets,
     map_sizes,
     matched_boxes,
     matched_labels,
-    with_a_row,
+    pad_empty,
 )
 from detection.models.fpn import pyramid
 from detection.models.heads import Head, blocks, class_output, group_norm, output, over_levels
-from detection.models.postprocess import finish, from_levels
+from detection.models.postprocess import nms_and_rescale, topk_per_level
 from detection.ops.anchors import AnchorGrid
 from detection.ops.box_coder import UNIT, decode
 from detection.ops.losses import box_loss, focal_loss, masked_sum
-from detection.ops.matcher import BETWEEN, match
+from detection.ops.matcher import IGNORE, match
 from detection.params.recipe import RetinaNetRecipe
 
 
@@ -85,28 +85,28 @@ class RetinaNet(BackboneDetector):
         Each is a picture's sum over its number of positives, then the mean of the pictures, or with the
         normaliser `batch` the batch's sum over the batch's number of positives.
         """
-        recipe, targets = self.recipe, with_a_row(targets)
+        recipe, targets = self.recipe, pad_empty(targets)
         logits, deltas, anchors, _ = self._outputs(images)
         matches = match(
             targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.bg_iou, recipe.forced_match
         )
         positive = matches >= 0
-        class_loss = focal_loss(logits, matched_labels(targets, matches), positive, matches != BETWEEN)
+        class_loss = focal_loss(logits, matched_labels(targets, matches), positive, matches != IGNORE)
         boxes = matched_boxes(targets, matches, anchors)
         deltas_loss = box_loss(recipe.box_loss, deltas, boxes, anchors, UNIT)
         count = positive.sum(1)  # [B]
         sums = {"class": class_loss.sum(1), "box": masked_sum(deltas_loss, positive, 1)}
         if recipe.loss_normaliser == "batch":
-            return {name: value.sum() / distributed.normaliser(count.sum()) for name, value in sums.items()}
+            return {name: value.sum() / distributed.normalizer(count.sum()) for name, value in sums.items()}
         return {name: (value / count.clamp(min=1)).mean() for name, value in sums.items()}
 
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
         recipe = self.recipe
         logits, deltas, anchors, counts = self._outputs(images)
         most, threshold = recipe.topk_per_level, recipe.score_threshold
-        candidates = from_levels(logits.sigmoid(), deltas, anchors, counts, decode, sizes, most, threshold)
-        return finish(
+        candidates = topk_per_level(logits.sigmoid(), deltas, anchors, counts, decode, sizes, most, threshold)
+        return nms_and_rescale(
             candidates,
             sizes,
             recipe.nms_threshold,

@@ -11,11 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detection import distributed
-from detection.data.loading.batch import Sizes, Targets
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.detector import Detections
-from detection.models.postprocess import Candidates, best_pairs, clip, finish, take, width_in_use
+from detection.models.postprocess import (
+    Candidates,
+    batched_gather,
+    clip,
+    nms_and_rescale,
+    topk_scores,
+    valid_width,
+)
 from detection.models.rpn import box_loss
-from detection.models.train_meters import Confusion
+from detection.models.train_meters import ConfusionMeter
 from detection.ops.box_coder import Weights, decode, encode
 from detection.ops.matcher import BACKGROUND, match, sample
 from detection.params.recipe import FasterRCNNRecipe
@@ -48,7 +55,7 @@ class RoIHead(nn.Module):
         super().__init__()
         self.recipe, self.pool = recipe, pool
         self.box_head, self.box_predictor = box_head, box_predictor
-        self.confusion = Confusion("roi", classes + 1)
+        self.confusion = ConfusionMeter("roi", classes + 1)
 
     def forward(self, maps: list[Tensor], boxes: Tensor, height: int) -> tuple[Tensor, Tensor]:
         """Answer.
@@ -86,7 +93,7 @@ class RoIHead(nn.Module):
         of_class = deltas.gather(2, own)[:, :, 0]  # [B, S, 4]
         positive = (labels > 0) & valid
         return {
-            "roi_class": (each * valid).sum() / distributed.normaliser(valid.sum()),
+            "roi_class": (each * valid).sum() / distributed.normalizer(valid.sum()),
             "roi_box": box_loss(of_class, wanted, positive, valid, recipe.roi_beta, recipe.roi_normaliser),
         }
 
@@ -111,16 +118,16 @@ class RoIHead(nn.Module):
             allowed=there,
         )
         drawn = sample(matches >= 0, matches == BACKGROUND, recipe.roi_batch, recipe.roi_positive_fraction)
-        valid = drawn.valid[:, : width_in_use(drawn.valid)]
+        valid = drawn.valid[:, : valid_width(drawn.valid)]
         place = torch.arange(valid.shape[1], device=mask.device)[None]
-        index = take(drawn.index, place % valid.sum(dim=1, keepdim=True).clamp(min=1))
-        boxes, matches = take(candidates, index), take(matches, index)
-        labels = torch.where(matches >= 0, take(targets.labels, matches.clamp(min=0)) + 1, 0)
-        wanted = encode(take(targets.boxes, matches.clamp(min=0)), boxes, WEIGHTS)
+        index = batched_gather(drawn.index, place % valid.sum(dim=1, keepdim=True).clamp(min=1))
+        boxes, matches = batched_gather(candidates, index), batched_gather(matches, index)
+        labels = torch.where(matches >= 0, batched_gather(targets.labels, matches.clamp(min=0)) + 1, 0)
+        wanted = encode(batched_gather(targets.boxes, matches.clamp(min=0)), boxes, WEIGHTS)
         return boxes, labels, wanted, valid
 
     def detect(
-        self, maps: list[Tensor], proposals: Tensor, mask: Tensor, sizes: Sizes, height: int
+        self, maps: list[Tensor], proposals: Tensor, mask: Tensor, sizes: ImageSizes, height: int
     ) -> list[Detections]:
         """Score every class of every proposal, and keep the best after NMS class by class.
 
@@ -136,18 +143,20 @@ class RoIHead(nn.Module):
         recipe, (_, count, classes) = self.recipe, scores.shape
 
         def candidates(wanted: int) -> Candidates:
-            values, rows, labels = best_pairs(scores, min(wanted + 1, count * classes))
+            values, rows, labels = topk_scores(scores, min(wanted + 1, count * classes))
             # equal scores in the order of their proposals, which come best first
             _, order = (rows * classes + labels).sort(dim=1)
-            values, ranked = take(values, order).sort(dim=1, descending=True, stable=True)
-            rows, labels = (take(take(each, order), ranked) for each in (rows, labels))
+            values, ranked = batched_gather(values, order).sort(dim=1, descending=True, stable=True)
+            rows, labels = (batched_gather(batched_gather(each, order), ranked) for each in (rows, labels))
             good = values > recipe.score_threshold
             more = good[:, wanted:].any(dim=1)
             values, rows, labels = values[:, :wanted], rows[:, :wanted], labels[:, :wanted]
             own = rows * (classes + 1) + labels + 1  # the deltas of this class
-            boxes = decode(take(deltas.flatten(1, 2), own), take(proposals, rows), WEIGHTS)
+            boxes = decode(
+                batched_gather(deltas.flatten(1, 2), own), batched_gather(proposals, rows), WEIGHTS
+            )
             boxes = clip(boxes, sizes.inside)
             good = good[:, :wanted] & (boxes[..., 2:] - boxes[..., :2] >= SMALLEST).all(dim=2)
             return Candidates(boxes, torch.where(good, values, -1.0), labels, more)
 
-        return finish(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, classes)
+        return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, classes)

@@ -14,8 +14,8 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 from detection import distributed
 from detection.data.loading.batch import Targets
 from detection.models.detector import flatten_places, map_sizes
-from detection.models.postprocess import clip, take, width_in_use
-from detection.models.train_meters import Confusion
+from detection.models.postprocess import batched_gather, clip, valid_width
+from detection.models.train_meters import ConfusionMeter
 from detection.ops.anchors import AnchorGrid
 from detection.ops.box_coder import decode, encode
 from detection.ops.matcher import BACKGROUND, match, sample
@@ -74,7 +74,7 @@ class RPN(nn.Module):
         )
         width = recipe.rpn_channels or channels
         self.head = RPNHead(channels, width, self.anchors.per_place[0], recipe.rpn_convs)
-        self.confusion = Confusion("rpn", 2)
+        self.confusion = ConfusionMeter("rpn", 2)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Objectness logits Tensor[B, A] and deltas Tensor[B, A, 4]; float32, whatever the autocast."""
@@ -104,8 +104,8 @@ class RPN(nn.Module):
         recipe = self.recipe
         most = recipe.rpn_pre_nms_train if self.training else recipe.rpn_pre_nms_test
         index, level = _best_of_each_map(logits, self.anchors.counts(map_sizes(maps)), most)  # [B, K], [K]
-        scores = take(logits, index)
-        boxes = clip(decode(take(deltas, index), anchors[index]), inside)
+        scores = batched_gather(logits, index)
+        boxes = clip(decode(batched_gather(deltas, index), anchors[index]), inside)
         sides = boxes[..., 2:] - boxes[..., :2]
         valid = (sides >= recipe.rpn_min_size).all(dim=2) & (scores.sigmoid() >= recipe.rpn_score_threshold)
         kept = grouped_nms(boxes, scores, level, len(maps), valid, recipe.rpn_nms_threshold)
@@ -113,8 +113,8 @@ class RPN(nn.Module):
         ranked = scores.masked_fill(~kept, -torch.inf)
         values, best = ranked.topk(min(most, scores.shape[1]), dim=1)
         mask = values > -torch.inf
-        mask = mask[:, : width_in_use(mask)]
-        chosen = take(boxes, best[:, : mask.shape[1]])
+        mask = mask[:, : valid_width(mask)]
+        chosen = batched_gather(boxes, best[:, : mask.shape[1]])
         return torch.where(mask[..., None], chosen, 0.0), mask  # a product would keep what is no number
 
     def losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets) -> dict[str, Tensor]:
@@ -138,14 +138,14 @@ class RPN(nn.Module):
         )  # [B, A]
         drawn = sample(matches >= 0, matches == BACKGROUND, recipe.rpn_batch, recipe.rpn_positive_fraction)
         index, positive, valid = drawn.index, drawn.positive, drawn.valid  # [B, S]
-        drawn_logits = take(logits, index)
+        drawn_logits = batched_gather(logits, index)
         self.confusion.add(positive.long(), (drawn_logits > 0).long(), valid)
         each = F.binary_cross_entropy_with_logits(drawn_logits, positive.float(), reduction="none")
-        objects = take(targets.boxes, take(matches, index).clamp(min=0))
+        objects = batched_gather(targets.boxes, batched_gather(matches, index).clamp(min=0))
         wanted = encode(objects, anchors[index])
-        found = take(deltas, index)
+        found = batched_gather(deltas, index)
         return {
-            "rpn_objectness": (each * valid).sum() / distributed.normaliser(valid.sum()),
+            "rpn_objectness": (each * valid).sum() / distributed.normalizer(valid.sum()),
             "rpn_box": box_loss(found, wanted, positive, valid, recipe.rpn_beta, recipe.rpn_normaliser),
         }
 
@@ -185,4 +185,4 @@ def box_loss(
     each = F.smooth_l1_loss(deltas, wanted, beta=beta, reduction="none").sum(dim=2) * positive  # [B, S]
     if normaliser == "positives":
         return (each.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
-    return each.sum() / distributed.normaliser(sampled.sum())
+    return each.sum() / distributed.normalizer(sampled.sum())

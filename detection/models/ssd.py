@@ -15,16 +15,16 @@ from detection import distributed
 from detection.models.detector import (
     BackboneDetector,
     Detections,
-    Sizes,
+    ImageSizes,
     Targets,
     flatten_places,
     map_sizes,
     matched_boxes,
     matched_labels,
-    with_a_row,
+    pad_empty,
 )
-from detection.models.heads import Head, small_weights
-from detection.models.postprocess import Candidates, best_pairs, clip, finish
+from detection.models.heads import Head, init_normal
+from detection.models.postprocess import Candidates, clip, nms_and_rescale, topk_scores
 from detection.models.ssd_backbones import MobileNetMaps, VGGMaps, xavier
 from detection.ops.anchors import DefaultBoxes
 from detection.ops.box_coder import Weights, decode
@@ -79,7 +79,7 @@ class SSD(BackboneDetector):
         Classification is cross-entropy over the positives and, in each picture, the negatives with the
         largest loss, three for each positive. Both losses are sums over the batch's number of positives.
         """
-        recipe, targets = self.recipe, with_a_row(targets)
+        recipe, targets = self.recipe, pad_empty(targets)
         logits, deltas, priors = self._outputs(images)
         matches = match(targets.boxes, targets.mask, priors, recipe.fg_iou, recipe.fg_iou, "own")
         positive = matches >= 0
@@ -92,23 +92,23 @@ class SSD(BackboneDetector):
         negatives_each = (1 - recipe.positive_fraction) / recipe.positive_fraction
         place = torch.arange(hardest.shape[1], device=hardest.device)
         hard = (place < negatives_each * count) & (hardest >= 0)
-        total = distributed.normaliser(count.sum())
+        total = distributed.normalizer(count.sum())
         return {
             "class": (masked_sum(entropy, positive) + masked_sum(hardest, hard)) / total,
             "box": masked_sum(far, positive) / total,
         }
 
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
         return self.select(*self._outputs(images), sizes)
 
-    def select(self, logits: Tensor, deltas: Tensor, priors: Tensor, sizes: Sizes) -> list[Detections]:
+    def select(self, logits: Tensor, deltas: Tensor, priors: Tensor, sizes: ImageSizes) -> list[Detections]:
         """Detections from logits [B, A, K + 1] and deltas [B, A, 4] of priors [A, 4]."""
         recipe = self.recipe
         scores = logits.softmax(-1)[..., 1:]
         candidates = _candidates(recipe, scores, deltas, priors, sizes)
         limit, classes = recipe.detections_per_image, scores.shape[2]
-        return finish(candidates, sizes, recipe.nms_threshold, limit, classes)
+        return nms_and_rescale(candidates, sizes, recipe.nms_threshold, limit, classes)
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `cls_logits` [B, A, K + 1] and `bbox_regression` [B, A, 4]."""
@@ -125,12 +125,12 @@ class SSD(BackboneDetector):
 
 
 def _candidates(
-    recipe: SSDRecipe, scores: Tensor, deltas: Tensor, priors: Tensor, sizes: Sizes
+    recipe: SSDRecipe, scores: Tensor, deltas: Tensor, priors: Tensor, sizes: ImageSizes
 ) -> Callable[[int], Candidates]:
     """For `finish`; of each class at most `topk_candidates` take part."""
 
     def best(count: int) -> Candidates:
-        values, rows, labels = best_pairs(scores, min(count, scores[0].numel()))
+        values, rows, labels = topk_scores(scores, min(count, scores[0].numel()))
         picked = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
         boxes = clip(decode(picked, priors[rows], WEIGHTS), sizes.inside)
         more = (values[:, -1] > recipe.score_threshold) & (count < scores[0].numel())
@@ -172,7 +172,7 @@ def _light_output(channels: int, columns: int) -> nn.Module:
         channels, channels, kernel_size=3, groups=channels, norm_layer=LITE_NORM, activation_layer=nn.ReLU6
     )
     layer = nn.Sequential(depthwise, nn.Conv2d(channels, columns, 1))
-    small_weights(layer, std=0.03)
+    init_normal(layer, std=0.03)
     return layer
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from detection.models.heads import small_weights
+from detection.models.heads import init_normal
 
 Norm = Callable[..., nn.Module]
 
@@ -107,7 +107,7 @@ class MobileNetMaps(nn.Module):
         )
         widths = [layers[-1].out_channels, 512, 256, 256, 128]
         self.extra = nn.ModuleList(_light_block(channels, out, norm) for channels, out in pairwise(widths))
-        small_weights(self.extra, std=0.03)
+        init_normal(self.extra, std=0.03)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Maps of Tensor[B, 3, H, W], finest first."""

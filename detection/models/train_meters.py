@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from detection import distributed
 
 
-class Confusion(nn.Module):
+class ConfusionMeter(nn.Module):
     """How often each class was taken for each, since it was last asked; 0 is the background.
 
     The counts stay on the device: adding to them makes no host wait. They are no part of the state dict.
@@ -45,20 +45,20 @@ class Confusion(nn.Module):
     def restart(self, total: Tensor | None = None) -> None:
         """Count from 0, or go on from the `total` of an earlier process."""
         self.counts.zero_()
-        if total is not None and distributed.leads():  # the ranks' counts add up to it
+        if total is not None and distributed.is_main():  # the ranks' counts add up to it
             self.counts.copy_(total)
 
 
-def meters(detector: nn.Module) -> dict[str, Confusion]:
+def meters(detector: nn.Module) -> dict[str, ConfusionMeter]:
     """A detector's, by name; one-stage detectors have none."""
-    return {part.name: part for part in detector.modules() if isinstance(part, Confusion)}
+    return {part.name: part for part in detector.modules() if isinstance(part, ConfusionMeter)}
 
 
 def rates(counts: Tensor) -> dict[str, float]:
     """Three shares that say how a classifier does on its samples.
 
     Args:
-        counts: Tensor[K, K], from `Confusion.total`.
+        counts: Tensor[K, K], from `ConfusionMeter.total`.
 
     Returns:
         `accuracy`: samples told right. `recall`: objects told as their class. `precision`: of what was told

@@ -14,7 +14,7 @@ from torch import Tensor
 
 BACKGROUND = -1
 """A match that is no object."""
-BETWEEN = -2
+IGNORE = -2
 """A match that counts for nothing: too good for background, not good enough for its object."""
 AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """IoUs computed at a time: they stay in a CPU's cache, and a batch of large pictures fits a GPU."""
@@ -74,11 +74,11 @@ def match(
         high: Least IoU of a match.
         low: Least IoU of what is no background; at most `high`.
         best: Whether objects claim their best anchors.
-        allowed: Tensor[A] or Tensor[B, A], bool: anchors that take part. The others become `BETWEEN`, and are
+        allowed: Tensor[A] or Tensor[B, A], bool: anchors that take part. The others become `IGNORE`, and are
             no object's best.
 
     Returns:
-        Tensor[B, A], int64: an object's number in 0..M-1, `BACKGROUND` or `BETWEEN`.
+        Tensor[B, A], int64: an object's number in 0..M-1, `BACKGROUND` or `IGNORE`.
     """
     assert low <= high, "low is at most high"
     batch, many = truth.shape[0], anchors.shape[-2]
@@ -95,10 +95,10 @@ def match(
         index = torch.where(better, part_index + first, index)
         if best != "none":
             forced = torch.maximum(forced, _claims(iou, first, best, allowed))
-    matches = torch.where(value >= high, index, torch.where(value < low, BACKGROUND, BETWEEN))
+    matches = torch.where(value >= high, index, torch.where(value < low, BACKGROUND, IGNORE))
     if best != "none":
         matches = torch.where(forced >= 0, index if best == "ties" else forced, matches)
-    return matches if allowed is None else torch.where(allowed, matches, BETWEEN)
+    return matches if allowed is None else torch.where(allowed, matches, IGNORE)
 
 
 def _claims(iou: Tensor, first: int, best: Literal["ties", "own"], allowed: Tensor | None) -> Tensor:

@@ -44,10 +44,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def new_row(store: Store, params: Params, stage: str, tags: Mapping[str, str]) -> str:
+def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str]) -> str:
     """Make a row with its name and tags; returns its id."""
     everything = pipeline.origin_tags(params, stage) | process_tags() | dict(tags)
-    run = store.client.create_run(store.experiment, run_name=pipeline.row_name(params), tags=everything)
+    run = store.client.create_run(store.experiment, run_name=pipeline.run_name(params), tags=everything)
     return str(run.info.run_id)
 
 
@@ -60,14 +60,14 @@ def describe(store: Store, run_id: str, params: Params, trained: Mapping[str, st
         params: The experiment, all but `evaluate`.
         trained: Params as a training recorded them, where `params` may have changed since.
     """
-    values = pipeline.row_params(params) | dict(trained or {})
+    values = pipeline.run_params(params) | dict(trained or {})
     add_params(store, run_id, {key: values[key] for key in values if not key.startswith("evaluate.")})
     add_datasets(store, run_id, params, SPLITS)
 
 
 def find_training(store: Store, run_id: str | None, training: str | None) -> Any:
     """The row of a training by its id, or by its tag where the id was lost; None where there is none."""
-    row = find_row(store, run_id)
+    row = find_run(store, run_id)
     if row is None and training:
         found = store.client.search_runs([store.experiment], f"tags.{TRAINING} = '{training}'")
         row = found[0] if found else None
@@ -82,7 +82,7 @@ def latest_steps(row: Any) -> dict[str, int]:
     return {metric.key: metric.step for metric in row.data._metric_objs}
 
 
-def find_row(store: Store, run_id: str | None) -> Any:
+def find_run(store: Store, run_id: str | None) -> Any:
     """The row, or the one that was made in its place; None where the store knows neither."""
     from mlflow.exceptions import MlflowException
 

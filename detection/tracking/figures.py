@@ -5,9 +5,9 @@ from pathlib import Path
 
 from detection.errors import TrackingError, reason
 from detection.params import Params
-from detection.tracking.client import find_row, read_run_id
+from detection.tracking.client import find_run, read_run_id
 from detection.tracking.store import connect, import_mlflow, switched_off, tracking_uri
-from detection.tracking.sync import log_figures_to, sync_row
+from detection.tracking.sync import log_figures_to, sync_run
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ def log_figures(params: Params, run_json: Path = Path("reports/evaluation/run.js
     try:
         import_mlflow()
         store = connect()
-        row = find_row(store, run_id)
+        row = find_run(store, run_id)
         if row is None or row.info.status != "FINISHED":
-            sync_row(store, params)
+            sync_run(store, params)
         else:
             log_figures_to(store, row.info.run_id)
     except TrackingError:

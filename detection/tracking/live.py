@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import reason
-from detection.files import Scratch
+from detection.files import LockedTemporaryDirectory
 from detection.pipeline import finite
-from detection.tracking.run import ClosesItself, Status
+from detection.tracking.run import RunContext, Status
 from detection.tracking.store import Store, tracking_uri
-from detection.tracking.system_metrics import PREFIX, Machine
+from detection.tracking.system_metrics import PREFIX, SystemMetrics
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ Job = Callable[[Any, str], object]  # of the client and the row's id
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenRun:
     """A row that is there."""
 
     store: Store
@@ -40,8 +40,8 @@ class Opened:
     """The last step that it has of each metric. Steps arrive in order, so that it has all before, too."""
 
 
-class LiveRow(ClosesItself):
-    """Collects points and sends them 20 steps at a time; see `Row`.
+class MlflowRun(RunContext):
+    """Collects points and sends them 20 steps at a time; see `Run`.
 
     What cannot be sent is kept and tried again, with growing pauses; a store that is away when the training
     begins gets the row when it comes. One line says that the store is away, one that it is back.
@@ -52,7 +52,7 @@ class LiveRow(ClosesItself):
         opened: What it returned, if it has been called.
     """
 
-    def __init__(self, open_row: Callable[[], Opened], opened: Opened | None) -> None:
+    def __init__(self, open_row: Callable[[], OpenRun], opened: OpenRun | None) -> None:
         self._open, self._opened = open_row, opened
         self._points: deque[Point] = deque()
         self._jobs: deque[Job] = deque()
@@ -60,7 +60,7 @@ class LiveRow(ClosesItself):
         self._failures = 0 if opened else 1
         self._closing: Status | None = None
         self._wake, self._idle = threading.Event(), threading.Event()
-        self._copies = Scratch("detection-row-")
+        self._copies = LockedTemporaryDirectory("detection-row-")
         self._machine = self._watched(opened) if opened else None
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -73,7 +73,7 @@ class LiveRow(ClosesItself):
         return self._opened.run_id if self._opened else None
 
     def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
-        """See `Row.log`."""
+        """See `Run.log`."""
         self._add(finite(values), step, time_ms)
         self._steps += 1
         if self._steps >= STEPS_PER_CALL:
@@ -81,7 +81,7 @@ class LiveRow(ClosesItself):
             self._wake.set()
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """See `Row.artifact`."""
+        """See `Run.artifact`."""
         try:
             copy = Path(tempfile.mkdtemp(dir=self._copies.name)) / path.name
             shutil.copyfile(path, copy)
@@ -92,19 +92,19 @@ class LiveRow(ClosesItself):
         self._wake.set()
 
     def tag(self, key: str, value: str) -> None:
-        """See `Row.tag`."""
+        """See `Run.tag`."""
         self._jobs.append(lambda client, run_id: client.set_tag(run_id, key, value))
         self._wake.set()
 
     def flush(self) -> None:
-        """See `Row.flush`; does not wait for a store that is known to be away."""
+        """See `Run.flush`; does not wait for a store that is known to be away."""
         self._idle.clear()
         self._wake.set()
         if not self._failures:
             self._idle.wait(FLUSH_S)
 
     def close(self, status: Status) -> None:
-        """See `Row.close`; waits as long as the store goes on taking what is left."""
+        """See `Run.close`; waits as long as the store goes on taking what is left."""
         if self._closing is not None:
             return
         self._closing = status
@@ -124,9 +124,9 @@ class LiveRow(ClosesItself):
     def _add(self, values: Mapping[str, float], step: int, time_ms: int) -> None:
         self._points.extend((name, value, time_ms, step) for name, value in values.items())
 
-    def _watched(self, opened: Opened) -> Machine:
+    def _watched(self, opened: OpenRun) -> SystemMetrics:
         before = [step for name, step in opened.latest.items() if name.startswith(PREFIX)]
-        return Machine(self._add, max(before, default=-1) + 1)
+        return SystemMetrics(self._add, max(before, default=-1) + 1)
 
     def _work(self) -> None:
         while self._closing is None:
@@ -170,7 +170,7 @@ class LiveRow(ClosesItself):
         self._failures = 0
         self._idle.set()
 
-    def _send_to(self, row: Opened) -> None:
+    def _send_to(self, row: OpenRun) -> None:
         client = row.store.client
         while self._points:
             batch = [self._points[i] for i in range(min(len(self._points), METRICS_PER_CALL))]

@@ -11,28 +11,28 @@ from detection.params import Params
 from detection.tracking.client import (
     RUN_JSON,
     TRAINING,
+    create_run,
     describe,
     experiment_tags,
     find_training,
     latest_steps,
-    new_row,
     reopen,
     write_run_id,
 )
-from detection.tracking.live import LiveRow, Opened
-from detection.tracking.run import NullRow, Row
+from detection.tracking.live import MlflowRun, OpenRun
+from detection.tracking.run import NoRun, Run
 from detection.tracking.store import close_orphans, connect, import_mlflow, switched_off, tracking_uri
 
 log = logging.getLogger(__name__)
 
 
-def open_row(
+def open_run(
     params: Params,
     *,
     out: Path = RUN_JSON,
     resume: str | None = None,
     made_in: Mapping[str, str] | None = None,
-) -> Row:
+) -> Run:
     """Open the row of this experiment and write its id to `out` for the stages that follow.
 
     Where the store cannot be reached the training goes on, and the row is made as soon as the store is back;
@@ -52,12 +52,12 @@ def open_row(
     write_run_id(out, None)
     if switched_off():
         log.info("DETECTION_TRACKING=off: this training gets no MLflow row")
-        return NullRow()
+        return NoRun()
     try:
         import_mlflow()
     except ModuleNotFoundError:
         log.warning("mlflow is not installed: this training gets no row")
-        return NullRow()
+        return NoRun()
     opening, opened = partial(_open, params, out, resume, made_in or {}), None
     try:
         opened = opening()
@@ -69,30 +69,30 @@ def open_row(
             tracking_uri(),
             reason(error),
         )
-    row = LiveRow(opening, opened)
+    row = MlflowRun(opening, opened)
     row.artifact(pipeline.PARAMS_YAML, None)  # also where the training is cut off and never evaluated
     return row
 
 
 def log_training_artifacts(
-    row: Row, train: Path = Path("reports/train"), dataset: Path = Path("reports/dataset")
+    row: Run, train: Path = Path("reports/train"), dataset: Path = Path("reports/dataset")
 ) -> None:
     """Store curves, recipe, environment and sample pictures in the row, and the dataset's card."""
     for path in pipeline.training_files(train, train / "samples", dataset):
         row.artifact(path, path.parent.name)
 
 
-def _open(params: Params, out: Path, resume: str | None, made_in: Mapping[str, str]) -> Opened:
+def _open(params: Params, out: Path, resume: str | None, made_in: Mapping[str, str]) -> OpenRun:
     """Find the training's row or make it."""
     store = connect()
     close_orphans(store)
     row = find_training(store, resume, made_in.get(TRAINING))
     if row is None:
-        run_id = new_row(store, params, "train", pipeline.environment_tags(made_in))
+        run_id = create_run(store, params, "train", pipeline.environment_tags(made_in))
     else:
         run_id = row.info.run_id
         reopen(store, run_id, experiment_tags(row.data.tags))
     describe(store, run_id, params)
     write_run_id(out, run_id)
-    log.info("MLflow row %s (%s) at %s", pipeline.row_name(params), run_id, store.uri)
-    return Opened(store, run_id, latest_steps(row) if row else {})
+    log.info("MLflow row %s (%s) at %s", pipeline.run_name(params), run_id, store.uri)
+    return OpenRun(store, run_id, latest_steps(row) if row else {})

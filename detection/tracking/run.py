@@ -9,7 +9,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 @runtime_checkable
-class Row(Protocol):
+class Run(Protocol):
     """A row of the tracking store, as the one that fills it sees it.
 
     No method raises or waits for a server: the curves stand in `reports/` first, the row is a view of them.
@@ -57,15 +57,15 @@ def metric_of(column: str, prefix: str) -> str:
     return column if "/" in column else prefix + column
 
 
-class ClosesItself:
+class RunContext:
     """The context manager that every row is."""
 
     def close(self, status: Status) -> None:
-        """See `Row.close`."""
+        """See `Run.close`."""
         raise NotImplementedError
 
     def tag(self, key: str, value: str) -> None:
-        """See `Row.tag`."""
+        """See `Run.tag`."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class ClosesItself:
             self.close("KILLED")
 
 
-class NullRow(ClosesItself):
+class NoRun(RunContext):
     """The row where there is no store: takes everything, keeps nothing."""
 
     @property

@@ -17,10 +17,10 @@ from detection.tracking.client import (
     TRAINING,
     add_datasets,
     add_params,
+    create_run,
     describe,
     experiment_tags,
     find_training,
-    new_row,
     read_run_id,
     reopen,
     write_run_id,
@@ -125,7 +125,7 @@ def adopt_or_fork(
             tags.pop(TRAINING, None)
         if trained:
             tags["forked_from"] = str(trained.info.run_id)
-        return new_row(store, params, "evaluate", tags), False
+        return create_run(store, params, "evaluate", tags), False
 
 
 def bring_training(store: Store, run_id: str, params: Params, lacks: Lacks | None = None) -> int:
@@ -138,7 +138,7 @@ def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float]
     """Log an evaluation's params, data, scores and files, and end its row as FINISHED."""
     client = store.client
     evaluate = {
-        key: value for key, value in pipeline.row_params(params).items() if key.startswith("evaluate.")
+        key: value for key, value in pipeline.run_params(params).items() if key.startswith("evaluate.")
     }
     add_params(store, run_id, evaluate)
     add_datasets(store, run_id, params, ("test",))

@@ -11,11 +11,11 @@ from detection.tracking.client import (
     RUN_JSON,
     STANDS_FOR,
     TRAINING,
+    create_run,
     experiment_tags,
-    find_row,
+    find_run,
     find_training,
     is_unsent,
-    new_row,
     read_run_id,
     reopen,
 )
@@ -34,7 +34,7 @@ PLOTS, PAGE, CARD = Path("reports/plots"), Path("reports/index.html"), Path("rep
 
 
 @dataclass(frozen=True, slots=True)
-class Synced:
+class SyncResult:
     """What was done to a row."""
 
     run_id: str
@@ -44,7 +44,7 @@ class Synced:
     """Whether its evaluation was missing."""
 
 
-def sync_workspace(params: Params) -> Synced:
+def sync_workspace(params: Params) -> SyncResult:
     """Send what the row of the experiment in this workspace lacks; where there is none, make it.
 
     Raises:
@@ -57,7 +57,7 @@ def sync_workspace(params: Params) -> Synced:
         raise DataError(f"{TRAIN} holds no finished training; run `dvc repro`, or `dvc pull`")
     try:
         import_mlflow()
-        return sync_row(connect(), params)
+        return sync_run(connect(), params)
     except TrackingError:
         raise
     except Exception as error:
@@ -67,7 +67,7 @@ def sync_workspace(params: Params) -> Synced:
         ) from None
 
 
-def sync_row(store: Store, params: Params) -> Synced:
+def sync_run(store: Store, params: Params) -> SyncResult:
     """As `sync_workspace`, in an open store."""
     scores = recorded_scores()
     done = _evaluation(store, params, scores) if scores else _training(store, params)
@@ -85,37 +85,37 @@ def log_figures_to(store: Store, run_id: str) -> None:
         store.client.log_artifact(run_id, str(CARD))
 
 
-def _training(store: Store, params: Params) -> Synced:
+def _training(store: Store, params: Params) -> SyncResult:
     made_in, lost = recorded_environment(), read_run_id(RUN_JSON)
     row = find_training(store, lost, made_in.get(TRAINING))
     if row is not None and _finished(row):
-        return Synced(row.info.run_id, _points(store, row.info.run_id), False)
+        return SyncResult(row.info.run_id, _points(store, row.info.run_id), False)
     if row is None:
         tags = pipeline.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
-        run_id = new_row(store, params, "train", tags)
+        run_id = create_run(store, params, "train", tags)
     else:
         run_id = str(row.info.run_id)
         reopen(store, run_id, experiment_tags(row.data.tags))
     points = bring_training(store, run_id, params, gaps(store, run_id))
     store.client.log_artifact(run_id, str(pipeline.PARAMS_YAML))
     store.client.set_terminated(run_id, "FINISHED")
-    return Synced(run_id, points, False)
+    return SyncResult(run_id, points, False)
 
 
-def _evaluation(store: Store, params: Params, scores: dict[str, float]) -> Synced:
+def _evaluation(store: Store, params: Params, scores: dict[str, float]) -> SyncResult:
     """The row of the scores that stand here, and of no others: a training may have been evaluated twice."""
     train_id, own = read_run_id(RUN_JSON), read_run_id(EVALUATION_JSON)
-    row = find_row(store, own)
+    row = find_run(store, own)
     if row is None:
         fork = own not in (None, train_id) and not is_unsent(EVALUATION_JSON)
         run_id, _ = adopt_or_fork(store, params, train_id, lost_id=own, fork=fork)
         row = store.client.get_run(run_id)
     elif _finished(row) and _has(row, scores):
-        return Synced(row.info.run_id, _points(store, row.info.run_id), False)
+        return SyncResult(row.info.run_id, _points(store, row.info.run_id), False)
     run_id, missing = str(row.info.run_id), not _has(row, scores)
     points = bring_training(store, run_id, params, gaps(store, run_id))
     fill(store, run_id, params, scores, REPORTS)
-    return Synced(run_id, points, missing)
+    return SyncResult(run_id, points, missing)
 
 
 def _points(store: Store, run_id: str) -> int:

@@ -12,7 +12,7 @@ Sink = Callable[[dict[str, float], int, int], None]
 """Takes values by name, the sample's number and its time in ms."""
 
 
-class Machine:
+class SystemMetrics:
     """Samples CPU, memory, disk, network and, where NVML is there, the GPU, in a thread of its own.
 
     The samplers are MLflow's. Its own thread around them ends for good at the first call that a server does

@@ -83,7 +83,7 @@ class Checkpoints:
             self._tidy()
             with self._alone():
                 self._prune()
-            distributed.wait()
+            distributed.barrier()
             yield self
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:

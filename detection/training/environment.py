@@ -16,7 +16,7 @@ import torch
 
 from detection import distributed
 from detection.errors import ParamsError
-from detection.pipeline import commit, said
+from detection.pipeline import commit, run_quiet
 
 NO_DIFF = "# no uncommitted change, or no git to see one\n"  # DVC warns of an output that is empty
 PACKAGES = ("detection-pipeline", "torch", "torchvision", "numpy", "mlflow", "dvc")
@@ -40,7 +40,7 @@ def write_environment(
     described = {
         "training": training,
         "device": _device(device),
-        "devices": str(distributed.count()),
+        "devices": str(distributed.world_size()),
         "threads": str(torch.get_num_threads()),
         "precision": str(precision).removeprefix("torch."),
         "determinism": determinism,
@@ -60,9 +60,9 @@ def write_environment(
 def code_diff() -> str:
     """The code that is not committed, new files included, as a patch; empty without such, or without git."""
     paths = ("--", "detection", "stages", "dvc.yaml")
-    new = said("git", "ls-files", "--others", "--exclude-standard", *paths).splitlines()
-    added = [said("git", "diff", "--no-index", "--", os.devnull, path, codes=(0, 1)) for path in new]
-    return said("git", "diff", "HEAD", *paths) + "".join(added)
+    new = run_quiet("git", "ls-files", "--others", "--exclude-standard", *paths).splitlines()
+    added = [run_quiet("git", "diff", "--no-index", "--", os.devnull, path, codes=(0, 1)) for path in new]
+    return run_quiet("git", "diff", "HEAD", *paths) + "".join(added)
 
 
 def _device(device: torch.device) -> str:
@@ -80,7 +80,7 @@ def _driver(device: torch.device) -> Mapping[str, str]:
     """Of an NVIDIA GPU: driver, CUDA and cuDNN."""
     if device.type != "cuda" or torch.version.cuda is None:
         return {}
-    driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = run_quiet("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "driver": driver.splitlines()[0].strip() if driver else "",
         "cuda": torch.version.cuda,

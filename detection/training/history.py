@@ -18,7 +18,7 @@ from torch import Tensor
 from detection import distributed
 from detection.data.index import Index
 from detection.errors import DivergedError
-from detection.tracking.run import Row, metric_of
+from detection.tracking.run import Run, metric_of
 
 
 class Table:
@@ -67,7 +67,7 @@ class History:
         state: From a checkpoint, to go on from.
     """
 
-    def __init__(self, folder: Path, row: Row, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, row: Run, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"losses": [], "metrics": []}
         self.row = row
         self.losses = Table(folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"])

@@ -28,8 +28,8 @@ import torch.distributed as dist
 from torch import nn
 
 from detection import distributed
-from detection.errors import DetectionError, mendable
-from detection.files import Scratch
+from detection.errors import DetectionError, user_message
+from detection.files import LockedTemporaryDirectory
 from detection.training.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     On GPUs live BatchNorm is turned into SyncBatchNorm, in place. On CPUs torch has none: each rank
     normalises with the statistics of its own share, and rank 0's running statistics are kept.
     """
-    if distributed.count() == 1:
+    if distributed.world_size() == 1:
         return model
     options: dict[str, Any] = {BUFFERS: False}
     if device.type == "cuda":
@@ -79,33 +79,34 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
         options["device_ids"] = [torch.cuda.current_device()]
     elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         log.info(
-            "BatchNorm is live: each of %d processes uses its own share's statistics", distributed.count()
+            "BatchNorm is live: each of %d processes uses its own share's statistics",
+            distributed.world_size(),
         )
     # of 1x1 kernels, whose memory is the same in either layout
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(model, **options)
 
 
-def agree(model: nn.Module) -> None:
+def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank rank 0's running statistics, before they score together."""
     kept = model.state_dict().keys()
     for name, buffer in model.named_buffers():
-        if name in kept and distributed.count() > 1:
+        if name in kept and distributed.world_size() > 1:
             dist.broadcast(buffer, 0)
 
 
 def checkpoints(stage: str, key: str) -> Checkpoints:
     """The checkpoints of a key: rank 0 holds and writes them, the others read what it has written."""
-    return Checkpoints(stage, key) if distributed.leads() else Onlooker(stage, key)
+    return Checkpoints(stage, key) if distributed.is_main() else ReadOnlyCheckpoints(stage, key)
 
 
-class Onlooker(Checkpoints):
+class ReadOnlyCheckpoints(Checkpoints):
     """Checkpoints as the other ranks see them: never locked, never written."""
 
     @contextmanager
     def held(self) -> Iterator["Checkpoints"]:
         """Wait until rank 0 holds the folder."""
-        distributed.wait()
+        distributed.barrier()
         yield self
 
     def save(self, name: str, state: Any) -> None:
@@ -125,10 +126,10 @@ class Onlooker(Checkpoints):
 @contextmanager
 def folder(path: Path) -> Iterator[Path]:
     """Where rank 0 writes; the others write to a folder that is thrown away."""
-    if distributed.leads():
+    if distributed.is_main():
         yield path
         return
-    with Scratch("detection-rank-") as scratch:
+    with LockedTemporaryDirectory("detection-rank-") as scratch:
         yield Path(scratch)
 
 
@@ -142,7 +143,7 @@ def _joined(device: torch.device) -> Iterator[None]:
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=PATIENCE)
-        if not distributed.leads():
+        if not distributed.is_main():
             logging.disable(logging.WARNING)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         yield
@@ -157,7 +158,7 @@ def _joined(device: torch.device) -> Iterator[None]:
 
 def _record(error: Exception) -> None:
     """Write what the launcher reads of a rank that fails."""
-    told = mendable(error)
+    told = user_message(error)
     text = told or "".join(traceback.format_exception(error))
     extra = {"known": told is not None, "timestamp": str(int(time.time()))}
     content = {"message": {"message": text, "extraInfo": extra}}
@@ -174,7 +175,7 @@ def _launch(devices: int, module: str) -> None:
     if sys.platform.startswith("linux"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host name need not resolve
     logging.disable(logging.CRITICAL)  # the launcher's own talk; the ranks have theirs
-    with Scratch("detection-ranks-") as logs, _signals(SignalException):
+    with LockedTemporaryDirectory("detection-ranks-") as logs, _signals(SignalException):
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

@@ -21,14 +21,14 @@ from detection.models.detector import Detector
 from detection.models.train_meters import meters, rates
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
-from detection.tracking.run import Row
+from detection.tracking.run import Run
 from detection.training import launch
 from detection.training.checkpoint import Checkpoints
 from detection.training.history import History, LossBuffer, now_ms
 from detection.training.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
 from detection.training.progress import Progress
-from detection.training.signals import Interrupts
-from detection.training.state import Pace, State, restore, snapshot
+from detection.training.signals import StopSignals
+from detection.training.state import CheckpointTimer, State, restore, snapshot
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ STATE, BEST = "state.pt", "best_{epoch}.pt"  # files of a checkpoint; the state 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class TrainingJob:
     """Everything a training is given."""
 
     detector: Detector
@@ -61,7 +61,7 @@ class Job:
         return self.recipe.iterations or (self.recipe.epochs or 0) * each, each
 
 
-def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
+def fit(job: TrainingJob, row: Run, interrupts: StopSignals) -> dict[str, float]:
     """Train a detector to the end, or go on with a training that was cut off.
 
     Leaves the chosen weights in the detector: the best validation's, or the last where there is no val.
@@ -94,7 +94,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
     buffer = LossBuffer(history, job.loader.pictures.index)
     batches = _stream(job.loader, state.step, steps_per_epoch)
     clock = time.monotonic() - state.seconds
-    pace = Pace(state.step)
+    pace = CheckpointTimer(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, steps)
     del saved  # as large as the training itself
@@ -103,7 +103,7 @@ def fit(job: Job, row: Row, interrupts: Interrupts) -> dict[str, float]:
         while True:
             epoch, place = divmod(state.step, steps_per_epoch)
             last = state.step >= steps or _stale(state, settings)
-            asked, due = distributed.largest(
+            asked, due = distributed.maximum(
                 interrupts.signal or 0, pace.due(state.step)
             )  # all at the same step
             epoch_ended = place == 0 and state.step > 0
@@ -181,7 +181,7 @@ def _stale(state: State, settings: Train) -> bool:
 
 
 def _step(
-    job: Job, network: nn.Module, optimizer: Optimizer, batch: Batch
+    job: TrainingJob, network: nn.Module, optimizer: Optimizer, batch: Batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Forward, backward and update over one batch; returns the total loss and its terms, on the device.
 
@@ -221,14 +221,14 @@ def _stream(loader: Loader, step: int, steps_per_epoch: int) -> Iterator[Batch]:
         epoch, place = epoch + 1, 0
 
 
-def _average(job: Job) -> AveragedModel | None:
+def _average(job: TrainingJob) -> AveragedModel | None:
     if job.settings.ema is None:
         return None
     average = get_ema_multi_avg_fn(job.settings.ema)  # type: ignore[no-untyped-call]
     return AveragedModel(job.detector, multi_avg_fn=average, use_buffers=True)
 
 
-def _validated(job: Job, average: AveragedModel | None) -> Detector:
+def _validated(job: TrainingJob, average: AveragedModel | None) -> Detector:
     """The weights that are scored and saved: the average where there is one."""
     detector: Any = job.detector if average is None else average.module
     assert isinstance(detector, Detector)
@@ -236,7 +236,7 @@ def _validated(job: Job, average: AveragedModel | None) -> Detector:
 
 
 def _validate(
-    job: Job, average: AveragedModel | None, state: State, history: History, row: Row, epoch: int
+    job: TrainingJob, average: AveragedModel | None, state: State, history: History, row: Run, epoch: int
 ) -> None:
     of_training = _read_meters(job.detector)
     if len(job.validator.index) == 0:
@@ -244,7 +244,7 @@ def _validate(
             history.add_metrics(epoch, state.step, of_training)
         return
     detector = _validated(job, average)
-    launch.agree(detector)
+    launch.broadcast_buffers(detector)
     scores, results = job.validator.score(detector)
     history.add_metrics(epoch, state.step, scores | of_training)
     monitor, settings = job.settings.monitor, job.settings
@@ -257,7 +257,7 @@ def _validate(
     log.info(
         "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
     )
-    if settings.samples_every and epoch % settings.samples_every == 0 and distributed.leads():
+    if settings.samples_every and epoch % settings.samples_every == 0 and distributed.is_main():
         picture = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
         row.artifact(job.validator.draw(results, settings.samples, picture), SAMPLES)
 
@@ -271,11 +271,11 @@ def _read_meters(detector: Detector) -> dict[str, float]:
     return found
 
 
-def _keep_samples(job: Job) -> None:
+def _keep_samples(job: TrainingJob) -> None:
     """Bring the pictures of all lives of the training to its reports: DVC deletes those at each start."""
     drawn, kept = job.checkpoints.folder / SAMPLES, job.reports / SAMPLES
     kept.mkdir(exist_ok=True)
-    if not distributed.leads():
+    if not distributed.is_main():
         return
     for picture in drawn.glob("*.png"):
         shutil.copyfile(picture, kept / picture.name)
@@ -285,7 +285,7 @@ def _keep_samples(job: Job) -> None:
         (kept / "none.txt").write_text(told, encoding="utf-8")
 
 
-def _reload_best(job: Job, state: State) -> None:
+def _reload_best(job: TrainingJob, state: State) -> None:
     """Put the best weights so far into the detector; the optimiser keeps its momentum."""
     best = _best(job, state)
     if best:
@@ -293,13 +293,13 @@ def _reload_best(job: Job, state: State) -> None:
         log.info("a new phase at step %d: back to the weights of epoch %d", state.step, state.best_epoch)
 
 
-def _choose(job: Job, average: AveragedModel | None, state: State) -> None:
+def _choose(job: TrainingJob, average: AveragedModel | None, state: State) -> None:
     """Put the chosen weights into the detector."""
     best = _best(job, state)
     job.detector.load_state_dict(best["model"] if best else _validated(job, average).state_dict())
 
 
-def _best(job: Job, state: State) -> dict[str, Any] | None:
+def _best(job: TrainingJob, state: State) -> dict[str, Any] | None:
     """The weights of the best validation; None before the first, and where there is no val."""
-    distributed.wait()  # until rank 0 has written them
+    distributed.barrier()  # until rank 0 has written them
     return job.checkpoints.load(BEST.format(epoch=state.best_epoch)) if state.validated else None

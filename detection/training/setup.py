@@ -1,4 +1,4 @@
-"""From params and prepared data to a `Job`, ready for the loop."""
+"""From params and prepared data to a `TrainingJob`, ready for the loop."""
 
 import logging
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from detection import distributed
-from detection.data.loading.loader import Loader, Pictures, loader_workers
+from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
 from detection.data.prepared import Prepared
 from detection.device import pick_precision
 from detection.errors import ParamsError
@@ -16,14 +16,16 @@ from detection.models.build import build_detector, without_weights
 from detection.params import Params, Recipe
 from detection.training import launch
 from detection.training.checkpoint import content_key
-from detection.training.loop import Job, split
+from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
 ONE_CELL = 512  # pixels, up to which SSDlite's last map is a single cell
 
 
-def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path) -> Job:
+def build_job(
+    params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path
+) -> TrainingJob:
     """Build the detector on its pretrained backbone, the loader, the validator and the checkpoints.
 
     Args:
@@ -47,18 +49,20 @@ def assemble(params: Params, prepared: Prepared, backbone: Path, device: torch.d
     detector = build_detector(recipe, len(prepared.classes), weights).to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    index, cache = prepared.index("train"), settings.cache_mb // distributed.count()
-    pictures = Pictures(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache)
+    index, cache = prepared.index("train"), settings.cache_mb // distributed.world_size()
+    pictures = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache)
     loader = Loader(pictures, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
-    if device.type == "cpu" or distributed.count() == 1:  # several GPUs join their statistics
-        check_parts(recipe, min(len(index), recipe.batch_size) // distributed.count(), settings.accumulate)
+    if device.type == "cpu" or distributed.world_size() == 1:  # several GPUs join their statistics
+        check_parts(
+            recipe, min(len(index), recipe.batch_size) // distributed.world_size(), settings.accumulate
+        )
     validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
-    where = device.type if distributed.count() == 1 else f"{distributed.count()} x {device.type}"
+    where = device.type if distributed.world_size() == 1 else f"{distributed.world_size()} x {device.type}"
     log.info("%s on %s, %s, %s", params.model, params.dataset, where, str(precision).removeprefix("torch."))
     for one in params.overrides:
         log.info("  %s = %s  (%s)", one.key, one.value, one.source)
-    return Job(
+    return TrainingJob(
         detector=detector,
         recipe=recipe,
         settings=settings,

@@ -11,7 +11,7 @@ from typing import Any, Self
 log = logging.getLogger(__name__)
 
 
-class Interrupts:
+class StopSignals:
     """While it is open, SIGINT and SIGTERM only set `signal`; both may come more than once."""
 
     def __init__(self) -> None:

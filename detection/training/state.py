@@ -58,7 +58,7 @@ def restore(
     if average is not None:
         average.load_state_dict(saved["average"])
     for generators, put in ((saved["random"], torch.set_rng_state), (saved["random_cuda"], _set_cuda)):
-        if len(generators) == distributed.count():  # else it was saved by another number of devices
+        if len(generators) == distributed.world_size():  # else it was saved by another number of devices
             put(generators[distributed.rank()])
     return State(**saved["state"])
 
@@ -72,7 +72,7 @@ PAUSE_S = 30.0
 PAUSES = 50  # a pause lasts at least so many times as long as the saving before it: at most 2 % of the time
 
 
-class Pace:
+class CheckpointTimer:
     """The checkpoints of one life of a training, from its start to its end or to the moment it is killed.
 
     The first is due after the first step: a training that is killed soon after each start still gets on.

@@ -12,8 +12,8 @@ from detection.data.loading.image_io import decode
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
-from detection.inference import run
+from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import run_detector
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.report.images.boxes_on_image import draw_boxes
@@ -38,13 +38,13 @@ class Validator:
     batch_size: int = 16
     """Pictures per forward pass."""
 
-    def score(self, detector: Detector) -> tuple[dict[str, float], Results]:
+    def score(self, detector: Detector) -> tuple[dict[str, float], SplitDetections]:
         """COCO's 12 numbers and VOC's two APs, and the detections they were computed from.
 
         Each rank detects on its share of the pictures; all score the whole.
         """
-        mine = np.arange(distributed.rank(), len(self.index), distributed.count())
-        found = run(
+        mine = np.arange(distributed.rank(), len(self.index), distributed.world_size())
+        found = run_detector(
             detector,
             self.index.select(mine),
             self.root,
@@ -53,12 +53,12 @@ class Validator:
             device=next(detector.parameters()).device.type,
             precision=self.precision,
         )
-        results = Results.concat(distributed.gather(replace(found, images=mine[found.images])))
+        results = SplitDetections.concat(distributed.gather(replace(found, images=mine[found.images])))
         overlaps = Overlaps.of_index(self.index, results, len(self.classes))
         by_coco = coco_metrics.score_matches(overlaps, match(overlaps))
         return {**by_coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, results
 
-    def draw(self, results: Results, count: int, path: Path) -> Path:
+    def draw(self, results: SplitDetections, count: int, path: Path) -> Path:
         """Write the first pictures of the split, ground truth on the left, detections on the right."""
         rows = []
         for i in range(min(count, len(self.index))):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.sources.dataset import Raw, read
+from detection.data.sources.dataset import RawDataset, read
 from detection.params import ShapesDataset
 
 
 @pytest.fixture(scope="session")
-def default_shapes(tmp_path_factory: pytest.TempPathFactory) -> Raw:
+def default_shapes(tmp_path_factory: pytest.TempPathFactory) -> RawDataset:
     """The default dataset, drawn under a DATA_ROOT of its own; only its values outlive the fixture."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("raw")))

@@ -14,7 +14,7 @@ from PIL import Image
 from detection.data.index import Record, pack
 from detection.data.loading.augment import OVERLAPS, SHORT_SIDES, draw_geometry, kept
 from detection.data.loading.geometry import Geometry
-from detection.data.loading.loader import Pictures
+from detection.data.loading.loader import DetectionDataset
 from detection.params import Recipe, load
 from detection.params.recipe import Augmentation
 
@@ -81,7 +81,7 @@ def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) 
     monkeypatch.setattr("detection.data.loading.loader.change_colours", lambda policy, rng, picture: picture)
     monkeypatch.setattr("detection.data.loading.loader.GREY", (15, 15, 15))
     shapes: tuple[Any, ...] = ("keep",) if policy == "multiscale" else ("keep", "stretch")
-    sets = [Pictures(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]
+    sets = [DetectionDataset(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]
     for pictures in sets:
         pictures.fill = (15, 15, 15)
     compared, windows = 0, set()
@@ -111,7 +111,7 @@ def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) 
 @pytest.mark.parametrize("policy", ["ssd", "ssd_legacy", "letterbox"])
 def test_changing_colours_moves_nothing(drawn: Any, policy: str) -> None:
     folder, index, _ = drawn
-    pictures = Pictures(index, folder, recipe_for(policy), train=True)
+    pictures = DetectionDataset(index, folder, recipe_for(policy), train=True)
     for epoch in range(10):
         sample = pictures[epoch, 0]
         seen = sample.picture.float().amax(0)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from detection.data.index import Index, Record, join, pack
 from detection.data.sources import holdout
-from detection.data.sources.checks import check_boxes, check_pictures
+from detection.data.sources.checks import check_boxes, check_images
 from detection.data.sources.coco_json import Annotation, Columns
 from detection.data.sources.dataset import read
 from detection.data.sources.image_headers import Header
-from detection.data.sources.problems import KINDS, Faults
+from detection.data.sources.problems import KINDS, Problems
 from detection.data.sources.voc_layout import is_inside
 from detection.errors import DataError
 from detection.params import VocDataset
@@ -52,7 +52,7 @@ def test_every_kind_has_a_param() -> None:
     ],
 )
 def test_boxes_outside(action: str, left: list[list[float]]) -> None:
-    faults = Faults(replace(Checks(), outside=action))  # type: ignore[arg-type]
+    faults = Problems(replace(Checks(), outside=action))  # type: ignore[arg-type]
     checked = check_boxes(index_of([0, 0, 10, 10], [40, 30, 60, 50], [60, 50, 70, 60]), CLASSES, faults)
     assert checked.boxes.tolist() == left
     assert checked.offsets.tolist() == [0, len(left)]
@@ -64,7 +64,7 @@ def test_boxes_outside(action: str, left: list[list[float]]) -> None:
 
 
 def test_rounding_is_not_reaching_out() -> None:
-    faults = Faults(Checks())
+    faults = Problems(Checks())
     index = index_of([-1, -0.5, 51, 41])
     assert check_boxes(index, CLASSES, faults) is not None
     assert faults.found == []
@@ -72,10 +72,10 @@ def test_rounding_is_not_reaching_out() -> None:
 
 def test_thin_boxes_and_repeats() -> None:
     boxes = index_of([0, 0, 0.4, 9], [1, 1, 5, 5], [1, 1, 5, 5], [1, 1, 5, 5], labels=[0, 0, 1, 0])
-    faults = Faults(Checks())
+    faults = Problems(Checks())
     assert len(check_boxes(boxes, CLASSES, faults).boxes) == 4
     assert faults.counts() == {"duplicate_object": 1, "absurd_box": 1}
-    strict = Faults(replace(Checks(), absurd_box="drop", duplicate_object="drop"))
+    strict = Problems(replace(Checks(), absurd_box="drop", duplicate_object="drop"))
     assert check_boxes(boxes, CLASSES, strict).labels.tolist() == [0, 1]
 
 
@@ -96,9 +96,9 @@ def test_which_size_counts(
 ) -> None:
     index = index_of([0, 0, 9, 9])
     index = replace(index, sizes=np.array([given], dtype=np.int32))
-    faults = Faults(replace(Checks(), picture_size="keep"))
+    faults = Problems(replace(Checks(), picture_size="keep"))
     headers = {"a.jpg": Header(length=9, height=40, width=50, orientation=orientation)}
-    assert check_pictures(index, headers, faults).sizes.tolist() == [list(size)]
+    assert check_images(index, headers, faults).sizes.tolist() == [list(size)]
     assert set(faults.counts()) >= ({kind} if kind else set())
     assert bool(faults.counts()) == (kind is not None)
 

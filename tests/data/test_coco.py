@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.sources.dataset import Raw, read
+from detection.data.sources.dataset import RawDataset, read
 from detection.errors import DataError
 from detection.params import CocoDataset
 from detection.params.datasets import CocoSplit
@@ -51,7 +51,7 @@ def write(data_root: Path) -> Write:
     return files
 
 
-def read_it(checks: Checks | None = None, **values: object) -> Raw:
+def read_it(checks: Checks | None = None, **values: object) -> RawDataset:
     parts = {
         split: (CocoSplit(images="pictures", annotations=f"{split}.json"),) for split in ("train", "test")
     }

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.loading.color_jitter import change_colours, turn_hue
+from detection.data.loading.color_jitter import jitter_colors, turn_hue
 
 
 @pytest.mark.parametrize("turn", [-0.5, -0.05, 0.0, 0.013, 0.05, 0.3, 0.5])
@@ -35,8 +35,8 @@ def test_changes_follow_the_seed_and_leave_the_given_picture_alone(policy: str, 
     if layout == "channels last":
         picture = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     before = picture.clone()
-    changed = [change_colours(policy, np.random.default_rng(s), picture) for s in range(8)]
-    again = [change_colours(policy, np.random.default_rng(s), before.contiguous()) for s in range(8)]
+    changed = [jitter_colors(policy, np.random.default_rng(s), picture) for s in range(8)]
+    again = [jitter_colors(policy, np.random.default_rng(s), before.contiguous()) for s in range(8)]
     assert all(torch.equal(a, b) for a, b in zip(changed, again, strict=True))
     assert sum(not torch.equal(one, picture) for one in changed) >= 5
     assert all(one.dtype == torch.uint8 and one.shape == picture.shape for one in changed)
@@ -46,7 +46,7 @@ def test_changes_follow_the_seed_and_leave_the_given_picture_alone(policy: str, 
 @pytest.mark.parametrize("policy", ["none", "flip", "multiscale", "ssdlite", "crop"])
 def test_other_policies_change_no_colours(policy: str) -> None:
     picture = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
-    assert change_colours(policy, np.random.default_rng(0), picture) is picture
+    assert jitter_colors(policy, np.random.default_rng(0), picture) is picture
 
 
 def test_letterbox_stays_within_its_limits() -> None:
@@ -56,7 +56,7 @@ def test_letterbox_stays_within_its_limits() -> None:
     picture = torch.tensor([red, green, blue], dtype=torch.uint8).view(3, 1, 1).repeat(1, 4, 4)
     turns, ratios = [], []
     for seed in range(300):
-        changed = change_colours("letterbox", np.random.default_rng(seed), picture)
+        changed = jitter_colors("letterbox", np.random.default_rng(seed), picture)
         assert (changed == changed[:, :1, :1]).all()
         h, s, v = colorsys.rgb_to_hsv(*(changed[:, 0, 0].double() / 255).tolist())
         turns.append((h - hue + 0.5) % 1 - 0.5)

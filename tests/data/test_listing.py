@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.data.sources import holdout
-from detection.data.sources.dataset import Raw, read
+from detection.data.sources.dataset import RawDataset, read
 from detection.data.sources.digest import Digest
 from detection.errors import DataError
 from detection.params import VocDataset
@@ -37,7 +37,7 @@ def test_a_digest_does_not_depend_on_the_order(entries: list[tuple[str, str]], r
     assert len(digest(entries)) == 32
 
 
-def read_it(**values: object) -> Raw:
+def read_it(**values: object) -> RawDataset:
     return read("mine", replace(ENTRY, **values))  # type: ignore[arg-type]
 
 

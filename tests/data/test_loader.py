@@ -14,9 +14,15 @@ from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from detection.data.index import Index, Record, pack
-from detection.data.loading.image_cache import PictureCache
-from detection.data.loading.image_io import read_picture
-from detection.data.loading.loader import Loader, Order, Pictures, aspect_groups, loader_workers
+from detection.data.loading.image_cache import ImageCache
+from detection.data.loading.image_io import read_image
+from detection.data.loading.loader import (
+    BatchSampler,
+    DetectionDataset,
+    Loader,
+    aspect_groups,
+    loader_workers,
+)
 from detection.errors import DataError
 from detection.params import Recipe, load
 
@@ -59,7 +65,7 @@ def same(a: list[Any], b: list[Any]) -> bool:
 
 
 def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, recipe: Recipe) -> None:
-    pictures = Pictures(split, tmp_path, recipe, train=False)
+    pictures = DetectionDataset(split, tmp_path, recipe, train=False)
     (batch,) = Loader(pictures, 5, workers=0, shuffle=False).epoch(0)
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (5, 3, 96, 64)  # whole cells of 32
@@ -81,7 +87,9 @@ def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, rec
 def test_squares_are_padded_where_anchors_take_their_strides_from_the_size(
     split: Index, tmp_path: Path, recipe: Recipe, changes: dict[str, Any], side: int
 ) -> None:
-    pictures = Pictures(split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False)
+    pictures = DetectionDataset(
+        split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False
+    )
     (batch,) = Loader(pictures, 1, workers=0, shuffle=False).epoch(0)
     assert batch.images.shape == (1, 3, side, side)
     assert batch.sizes.inside.tolist() == [[40, 40]]
@@ -91,7 +99,7 @@ def test_a_batch_is_pinned_whole(
     split: Index, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By torch's own loader thread, which says nothing about what it does not know how to pin."""
-    (batch,) = Loader(Pictures(split, tmp_path, recipe, train=False), 5, 0, False).epoch(0)
+    (batch,) = Loader(DetectionDataset(split, tmp_path, recipe, train=False), 5, 0, False).epoch(0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)  # takes a GPU otherwise
     pinned = pin_memory(batch)
     assert torch.equal(pinned.images, batch.images + 1)
@@ -107,7 +115,9 @@ def test_training_leaves_crowds_and_difficult_objects_out(
 ) -> None:
     for wanted, counts in ((False, [2, 2, 0, 1, 2]), (True, [3, 3, 0, 2, 3])):
         chosen = replace(recipe, train_difficult=wanted, augmentation="none")
-        (batch,) = Loader(Pictures(split, tmp_path, chosen, train=True), 5, workers=0, shuffle=False).epoch(0)
+        (batch,) = Loader(
+            DetectionDataset(split, tmp_path, chosen, train=True), 5, workers=0, shuffle=False
+        ).epoch(0)
         assert batch.targets.mask.sum(1).tolist() == counts
 
 
@@ -118,7 +128,9 @@ def test_an_epoch_is_a_function_of_seed_and_number(
     chosen = replace(recipe, augmentation=augmentation)
 
     def loader(seed: int, workers: int = 0) -> Loader:
-        return Loader(Pictures(split, tmp_path, chosen, train=True, seed=seed), 2, workers, shuffle=True)
+        return Loader(
+            DetectionDataset(split, tmp_path, chosen, train=True, seed=seed), 2, workers, shuffle=True
+        )
 
     first = everything(loader(0), 3)
     assert same(first, everything(loader(0), 3))
@@ -130,7 +142,7 @@ def test_an_epoch_is_a_function_of_seed_and_number(
 
 def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     """As the tracking's thread is: locks that it holds at the fork stay held in the child."""
-    pictures = Pictures(split, tmp_path, recipe, train=True)
+    pictures = DetectionDataset(split, tmp_path, recipe, train=True)
     expected = everything(Loader(pictures, 2, 0, shuffle=True), 0)
     log, done = logging.getLogger("busy"), threading.Event()
     log.propagate = False  # pytest keeps every record that reaches the root
@@ -163,7 +175,7 @@ def test_a_cache_changes_nothing_but_who_decodes(
     chosen = replace(recipe, augmentation="ssd")
 
     def loader(workers: int, cache: Any) -> Loader:
-        pictures = Pictures(split, tmp_path, chosen, train=True, cache_mb=cache)
+        pictures = DetectionDataset(split, tmp_path, chosen, train=True, cache_mb=cache)
         return Loader(pictures, 2, workers, shuffle=True)
 
     plain, cached, shared = loader(0, 0), loader(0, megabytes), loader(2, megabytes)
@@ -184,7 +196,7 @@ def test_a_cache_changes_nothing_but_who_decodes(
 
 
 def test_a_picture_of_another_size_than_its_annotation_is_not_cached(tmp_path: Path) -> None:
-    cache = PictureCache(np.array([[4, 6], [5, 5]], np.int32), megabytes=1)
+    cache = ImageCache(np.array([[4, 6], [5, 5]], np.int32), megabytes=1)
     cache.put(0, torch.ones(3, 6, 4, dtype=torch.uint8))
     cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # a row without a place
     assert cache.get(0) is cache.get(2) is None
@@ -196,22 +208,27 @@ def test_a_picture_of_another_size_than_its_annotation_is_not_cached(tmp_path: P
 
 
 def test_like_aspect_ratios_come_together(split: Index, tmp_path: Path, recipe: Recipe) -> None:
-    loader = Loader(Pictures(split, tmp_path, recipe, train=True), 2, workers=0, shuffle=True)
+    loader = Loader(DetectionDataset(split, tmp_path, recipe, train=True), 2, workers=0, shuffle=True)
     groups = loader.order.groups
     assert groups is not None
     assert groups[0] == groups[3]  # 60 x 40, both
     assert len(set(groups.tolist())) == 4
     square = replace(recipe, resize="stretch")
-    assert aspect_groups(Pictures(split, tmp_path, square, train=True)) is None
-    assert aspect_groups(Pictures(split, tmp_path, replace(recipe, augmentation="letterbox"), True)) is None
-    assert aspect_groups(Pictures(split.select(np.array([0, 3])), tmp_path, recipe, train=True)) is None
+    assert aspect_groups(DetectionDataset(split, tmp_path, square, train=True)) is None
+    assert (
+        aspect_groups(DetectionDataset(split, tmp_path, replace(recipe, augmentation="letterbox"), True))
+        is None
+    )
+    assert (
+        aspect_groups(DetectionDataset(split.select(np.array([0, 3])), tmp_path, recipe, train=True)) is None
+    )
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
 def test_grouping_loses_and_repeats_nothing(count: int, size: int, kinds: int, seed: int) -> None:
     groups = np.random.default_rng(seed).integers(0, kinds, count)
-    grouped, plain = Order(count, size, seed, groups), Order(count, size, seed)
+    grouped, plain = BatchSampler(count, size, seed, groups), BatchSampler(count, size, seed)
     batches = [[row for _, row in batch] for batch in grouped]
     assert len(batches) == len(grouped) == len(plain)
     rows = [row for batch in batches for row in batch]
@@ -225,15 +242,15 @@ def test_grouping_loses_and_repeats_nothing(count: int, size: int, kinds: int, s
 
 
 def test_orders_cover_the_split() -> None:
-    shuffled = Order(10, 3, seed=0)
+    shuffled = BatchSampler(10, 3, seed=0)
     rows = [row for batch in shuffled for _, row in batch]
     assert len(shuffled) == 3
     assert len(set(rows)) == 9  # the incomplete batch is left out
     assert rows != sorted(rows)
-    plain = Order(10, 3, seed=None)
+    plain = BatchSampler(10, 3, seed=None)
     assert [row for batch in plain for _, row in batch] == list(range(10))
-    assert [len(batch) for batch in Order(2, 4, seed=0)] == [2]  # unless it is the only one
-    assert list(Order(0, 4, seed=0)) == list(Order(0, 4, seed=None)) == []
+    assert [len(batch) for batch in BatchSampler(2, 4, seed=0)] == [2]  # unless it is the only one
+    assert list(BatchSampler(0, 4, seed=0)) == list(BatchSampler(0, 4, seed=None)) == []
 
 
 def test_workers() -> None:
@@ -246,7 +263,7 @@ def test_workers() -> None:
 def test_pictures_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (7, 5), (200, 30, 60)).convert(mode).save(path)
-    picture = read_picture(path)
+    picture = read_image(path)
     assert picture.shape == (3, 5, 7)
     assert picture.dtype == torch.uint8
     if mode in ("RGB", "RGBA"):
@@ -255,7 +272,7 @@ def test_pictures_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
 
 def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x.png is not there"):
-        read_picture(tmp_path / "x.png")
+        read_image(tmp_path / "x.png")
     (tmp_path / "y.jpg").write_bytes(b"text")
     with pytest.raises(DataError, match=r"y.jpg cannot be read as a picture"):
-        read_picture(tmp_path / "y.jpg")
+        read_image(tmp_path / "y.jpg")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detection.data.loading.image_io import read_picture
+from detection.data.loading.image_io import read_image
 from detection.data.sources.image_headers import read_headers
 from detection.errors import DataError
 
@@ -87,7 +87,7 @@ WIDE = Image.fromarray(GREY.astype(np.uint16) * 257)
 )
 def test_every_mode_is_rgb(content: bytes, expected: np.ndarray, tolerance: int, tmp_path: Path) -> None:
     (tmp_path / "picture").write_bytes(content)
-    read = read_picture(tmp_path / "picture", expected.shape[:2])  # type: ignore[arg-type]
+    read = read_image(tmp_path / "picture", expected.shape[:2])  # type: ignore[arg-type]
     assert read.dtype == torch.uint8
     found = read.permute(1, 2, 0).numpy().astype(int)
     assert found.shape == expected.shape
@@ -100,9 +100,9 @@ def test_every_mode_is_rgb(content: bytes, expected: np.ndarray, tolerance: int,
 def test_exif_turns_where_the_annotation_has_the_turned_size(orientation: int, tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(saved(PICTURE, exif=exif(orientation), **JPEG))
-    stored = read_picture(path)
-    assert torch.equal(read_picture(path, (40, 60)), stored)
-    turned = read_picture(path, (60, 40))
+    stored = read_image(path)
+    assert torch.equal(read_image(path, (40, 60)), stored)
+    turned = read_image(path, (60, 40))
     assert turned.shape == (3, 60, 40)
     straight = {
         5: stored.transpose(1, 2),
@@ -112,7 +112,7 @@ def test_exif_turns_where_the_annotation_has_the_turned_size(orientation: int, t
     }[orientation]
     assert (turned.int() - straight.int()).abs().max() <= 6
     with pytest.raises(DataError, match=r"a\.jpg has .* pixels, and was prepared with 50x50 pixels"):
-        read_picture(path, (50, 50))
+        read_image(path, (50, 50))
 
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8))
@@ -139,13 +139,13 @@ def test_what_is_broken_is_named_by_header_and_by_decoding(
     assert header.problem
     assert problem in header.problem
     with pytest.raises(DataError, match="cannot be read as a picture"):
-        read_picture(tmp_path / "a")
+        read_image(tmp_path / "a")
 
 
 def test_a_jpeg_with_something_behind_its_end_is_whole(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(saved(NOISE, format="JPEG") + b"\0" * 500)
     assert read_headers(tmp_path, ["a"], decode=False)[0].problem == ""
-    assert read_picture(tmp_path / "a").shape == (3, 80, 90)
+    assert read_image(tmp_path / "a").shape == (3, 80, 90)
 
 
 def test_damage_in_the_middle_of_a_png_is_for_the_doctor(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from detection.data.shapes import compose, generator, render
-from detection.data.sources.dataset import Raw, read
+from detection.data.sources.dataset import RawDataset, read
 from detection.data.statistics import at_border, describe, overlapping, side_shares
 from detection.errors import DataError
 from detection.params import ShapesDataset
@@ -24,7 +24,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_default_dataset_is_what_the_card_promises(default_shapes: Raw) -> None:
+def test_the_default_dataset_is_what_the_card_promises(default_shapes: RawDataset) -> None:
     assert default_shapes.classes == ("circle", "square", "star", "triangle")
     assert len(default_shapes.splits["train"]) >= 300
     assert len(default_shapes.splits["val"]) >= 50
@@ -50,7 +50,7 @@ def test_the_default_dataset_is_what_the_card_promises(default_shapes: Raw) -> N
         assert counts.min() > 0.18
 
 
-def test_flags_and_boxes_are_those_of_the_files(default_shapes: Raw) -> None:
+def test_flags_and_boxes_are_those_of_the_files(default_shapes: RawDataset) -> None:
     index = default_shapes.splits["val"]
     card = describe(default_shapes, DEFAULT)["drawn"]["splits"]["val"]
     flags: dict[str, list[bool]] = {"truncated": [], "occluded": [], "difficult": []}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from detection.data.index import Index, Record, pack
-from detection.doctor.sample_size import UNSURE, doubts, margin
+from detection.doctor.sample_size import UNSURE, ap50_margin, reliability_warnings
 from detection.params import ShapesDataset, VocDataset
 
 CLASSES = ("cat", "dog", "cow")
@@ -25,7 +25,7 @@ LARGE = split_of(*[0, 1, 2] * 100)
 
 
 def told(val: Index, test: Index, entry: VocDataset | ShapesDataset = ENTRY) -> list[str]:
-    return doubts("mine", entry, {"train": LARGE, "val": val, "test": test}, CLASSES)
+    return reliability_warnings("mine", entry, {"train": LARGE, "val": val, "test": test}, CLASSES)
 
 
 @pytest.mark.parametrize("counts", [(25,), (400,), (100, 100), (30, 300, 900), (12, 900)])
@@ -34,13 +34,13 @@ def test_the_margin_holds_19_of_20_drawn_scores(counts: tuple[int, ...]) -> None
     rng = np.random.default_rng(0)
     scores = np.mean([rng.binomial(count, 0.5, 20_000) / count for count in counts], axis=0)
     labels = np.repeat(np.arange(len(counts)), counts).tolist()
-    held = np.mean(np.abs(scores - 0.5) <= margin(split_of(*labels), 3) + 1e-9)
+    held = np.mean(np.abs(scores - 0.5) <= ap50_margin(split_of(*labels), 3) + 1e-9)
     assert held == pytest.approx(0.95, abs=0.02)
 
 
 def test_what_is_not_scored_does_not_count() -> None:
-    assert np.isnan(margin(split_of(*[0] * 99, difficult=True), 3))
-    assert margin(split_of(*[0] * 25), 3) == pytest.approx(0.196)
+    assert np.isnan(ap50_margin(split_of(*[0] * 99, difficult=True), 3))
+    assert ap50_margin(split_of(*[0] * 25), 3) == pytest.approx(0.196)
 
 
 def test_a_large_dataset_gives_no_doubt() -> None:
@@ -49,7 +49,7 @@ def test_a_large_dataset_gives_no_doubt() -> None:
 
 def test_small_splits_say_what_follows_and_what_to_do() -> None:
     small = split_of(0, 1, 2)
-    assert margin(small, 3) > UNSURE
+    assert ap50_margin(small, 3) > UNSURE
     val, test = told(small, small)
     assert val == (
         "val (1 pictures, 3 objects) is too small: chance alone moves its AP50 by up to 0.57, "
@@ -90,7 +90,11 @@ def test_a_class_that_looks_misspelt_is_named(name: str, count: int, slip: bool)
     classes = ("RBC", name)
     split = split_of(*[0] * 200, *[1] * count)
     splits = dict.fromkeys(("train", "val", "test"), split)
-    found = [line.split(":")[0] for line in doubts("mine", ENTRY, splits, classes) if "misspelt" in line]
+    found = [
+        line.split(":")[0]
+        for line in reliability_warnings("mine", ENTRY, splits, classes)
+        if "misspelt" in line
+    ]
     assert found == ([f"class {name} ({3 * count} objects) looks like RBC misspelt"] if slip else [])
     listed = VocDataset(format="voc", path="mine", train=("t",), val=("v",), test=("w",), classes=classes)
-    assert not any("misspelt" in line for line in doubts("mine", listed, splits, classes))
+    assert not any("misspelt" in line for line in reliability_warnings("mine", listed, splits, classes))

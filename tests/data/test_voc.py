@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detection.data.index import Index
-from detection.data.sources.dataset import Raw, read
+from detection.data.sources.dataset import RawDataset, read
 from detection.errors import DataError
 from detection.params import VocDataset
 
@@ -184,7 +184,7 @@ def test_an_impossible_holdout(voc_tree: Tree, share: float) -> None:
     refused(r"datasets\.mine\.holdout must be at least 0 and below 1", holdout=share)
 
 
-def bccd(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Raw:
+def bccd(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> RawDataset:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     return read("bccd", dataset(path="bccd/BCCD", val=("val",)))
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import ArrayLike
 
 from detection.data.index import Index, Record, pack
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
 
@@ -41,11 +41,11 @@ def make_index() -> MakeIndex:
 
 
 @pytest.fixture(scope="session")
-def perfect() -> Callable[[Index], Results]:
+def perfect() -> Callable[[Index], SplitDetections]:
     """Every object of an index, found exactly."""
 
-    def find(index: Index) -> Results:
+    def find(index: Index) -> SplitDetections:
         images = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-        return Results.pack(images, index.boxes, np.ones(len(images)), index.labels)
+        return SplitDetections.pack(images, index.boxes, np.ones(len(images)), index.labels)
 
     return find

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from detection.evaluation.protocol.overlaps import Found, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Predictions
 
 PICTURES, CLASSES = 6, 5
 """The last class never occurs, the one before has no objects."""
 
 
-def scene(seed: int) -> tuple[Truth, Found]:
+def scene(seed: int) -> tuple[GroundTruth, Predictions]:
     """Objects and detections full of what goes wrong: ties, crowds, copies, nothing, and 32 px on the dot."""
     rng = np.random.default_rng(seed)
     objects, detections = int(rng.integers(0, 40)), int(rng.integers(0, 130))
@@ -19,7 +19,7 @@ def scene(seed: int) -> tuple[Truth, Found]:
         return np.concatenate([rng.uniform(0, 60, (count, 2)), rng.uniform(0, 80, (count, 2))], axis=1)
 
     truth_boxes, found_boxes = boxes(objects), boxes(detections)
-    truth = Truth(
+    truth = GroundTruth(
         images=rng.integers(0, PICTURES, objects),
         labels=rng.integers(0, CLASSES - 2, objects),
         boxes=truth_boxes,
@@ -34,16 +34,16 @@ def scene(seed: int) -> tuple[Truth, Found]:
         images[: len(near)], labels[: len(near)] = truth.images[near], truth.labels[near]
     found_boxes[:, 2:] = np.maximum(found_boxes[:, 2:], 0)
     scores = rng.integers(0, 6, detections) / 5 if seed % 2 else rng.random(detections)
-    return truth, Found(images=images, labels=labels, boxes=found_boxes, scores=scores)
+    return truth, Predictions(images=images, labels=labels, boxes=found_boxes, scores=scores)
 
 
-def crowded(seed: int) -> tuple[Truth, Found]:
+def crowded(seed: int) -> tuple[GroundTruth, Predictions]:
     """More than 100 detections of one class on one picture."""
     truth, found = scene(seed)
     rng = np.random.default_rng(seed + 10_000)
     rows = rng.integers(0, max(len(found.scores), 1), 260 if len(found.scores) else 0)
     many = found.take(rows)
-    return truth, Found(
+    return truth, Predictions(
         images=np.zeros(len(rows), dtype=np.int64),
         labels=np.zeros(len(rows), dtype=np.int64),
         boxes=many.boxes,

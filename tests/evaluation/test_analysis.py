@@ -11,16 +11,16 @@ from scenes import CLASSES, scene
 
 from detection.data.index import Index
 from detection.evaluation.analysis import error_types, tables, thresholds
-from detection.evaluation.analysis.error_types import KINDS, Strangers, Verdicts
+from detection.evaluation.analysis.error_types import KINDS, CrossClassPairs, MatchResult
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
 
 
-def built(make_index: MakeIndex) -> tuple[Overlaps, Verdicts, Strangers]:
+def built(make_index: MakeIndex) -> tuple[Overlaps, MatchResult, CrossClassPairs]:
     """Two classes, six objects in a row; one detection is right, one wrong of each kind, one neutral."""
     at = [[100 * i, 0, 100 * i + 50, 50] for i in range(6)]
     index = make_index((at, [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]))
@@ -34,9 +34,9 @@ def built(make_index: MakeIndex) -> tuple[Overlaps, Verdicts, Strangers]:
         (at[5], 0.99, 0),  # neither right nor wrong: a difficult object
     ]
     boxes, scores, labels = zip(*found, strict=True)
-    overlaps = Overlaps.of_index(index, Results.of_image(0, boxes, scores, labels), 2)
-    verdicts = Verdicts.of(overlaps, match(overlaps))
-    return overlaps, verdicts, Strangers.of(overlaps, verdicts)
+    overlaps = Overlaps.of_index(index, SplitDetections.of_image(0, boxes, scores, labels), 2)
+    verdicts = MatchResult.of(overlaps, match(overlaps))
+    return overlaps, verdicts, CrossClassPairs.of(overlaps, verdicts)
 
 
 def test_each_kind_is_known(make_index: MakeIndex) -> None:
@@ -77,8 +77,8 @@ def test_gains_by_hand(make_index: MakeIndex) -> None:
 def test_sums_hold(seed: int) -> None:
     overlaps = Overlaps.of(*scene(seed), CLASSES)
     matches = match(overlaps)
-    verdicts = Verdicts.of(overlaps, matches)
-    strangers = Strangers.of(overlaps, verdicts)
+    verdicts = MatchResult.of(overlaps, matches)
+    strangers = CrossClassPairs.of(overlaps, verdicts)
     errors = error_types.analyse(overlaps, verdicts, strangers)
     stats = coco_metrics.score_matches(overlaps, matches).stats
     assert errors.ap50 == pytest.approx(stats["AP50"], abs=1e-12, nan_ok=True)
@@ -105,7 +105,7 @@ def test_sums_hold(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, 20, 2))  # of even seeds, no two scores are equal
 def test_mended_detections_move_to_the_class_of_their_object(seed: int) -> None:
     overlaps = Overlaps.of(*scene(seed), CLASSES)
-    verdicts = Verdicts.of(overlaps, match(overlaps))
+    verdicts = MatchResult.of(overlaps, match(overlaps))
     rng = np.random.default_rng(seed)
     wrong, unfound = np.flatnonzero(verdicts.wrong), np.flatnonzero(verdicts.counted & ~verdicts.found)
     count = min(len(wrong), len(unfound))
@@ -151,7 +151,7 @@ def test_best_f1_by_hand(make_index: MakeIndex) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_best_f1_is_the_best_of_all(seed: int) -> None:
     overlaps = Overlaps.of(*scene(seed), CLASSES)
-    verdicts = Verdicts.of(overlaps, match(overlaps))
+    verdicts = MatchResult.of(overlaps, match(overlaps))
     best = thresholds.sweeps(overlaps, verdicts)[0].best
     some, objects = verdicts.right | verdicts.wrong, verdicts.counted.sum()
     tried = {
@@ -173,7 +173,7 @@ def test_calibration_by_hand(make_index: MakeIndex) -> None:
 
 
 def test_nothing_at_all(make_index: MakeIndex, tmp_path: Path) -> None:
-    overlaps = Overlaps.of_index(make_index(([], [])), Results.concat([]), 2)
+    overlaps = Overlaps.of_index(make_index(([], [])), SplitDetections.concat([]), 2)
     tables.write(tmp_path, tables.tables(overlaps, match(overlaps), "ab", ["one"]))
     written = json.loads((tmp_path / "analysis.json").read_text())
     assert written["AP50"] is None

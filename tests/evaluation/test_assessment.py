@@ -12,8 +12,8 @@ from detection.errors import VerificationError
 from detection.evaluation.protocol.coco_metrics import CocoScore, score_matches
 from detection.evaluation.protocol.matching import Matches
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
-from detection.inference import assess
+from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import evaluate
 
 ROOT = Path(__file__).parents[2]
 BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
@@ -23,7 +23,9 @@ ELSEWHERE = {"speed.json", "detections.json", "row.json", "run.json"}
 
 def test_scores_and_files(make_index: Callable[..., Index]) -> None:
     index = make_index((BOXES, [0, 1]))
-    found = assess(index, Results.of_image(0, BOXES[:1], [0.9], [0]), ["cat", "dog"], verify=True, rounds=5)
+    found = evaluate(
+        index, SplitDetections.of_image(0, BOXES[:1], [0.9], [0]), ["cat", "dog"], verify=True, rounds=5
+    )
     row = found.row()
     assert (row["test/AP"], row["test/AP/cat"], row["test/AP/dog"]) == pytest.approx((0.5, 1, 0))
     assert row["test/voc_ap50_area"] == pytest.approx(0.5)
@@ -42,4 +44,10 @@ def test_a_difference_from_pycocotools_stops(
     monkeypatch.setattr("detection.evaluation.protocol.coco_metrics.score_matches", wrong)
     index = make_index((BOXES, [0, 1]))
     with pytest.raises(VerificationError, match=r"AP50 is 0\.25 and pycocotools says"):
-        assess(index, Results.of_image(0, BOXES, [0.9, 0.8], [0, 1]), ["cat", "dog"], verify=True, rounds=5)
+        evaluate(
+            index,
+            SplitDetections.of_image(0, BOXES, [0.9, 0.8], [0, 1]),
+            ["cat", "dog"],
+            verify=True,
+            rounds=5,
+        )

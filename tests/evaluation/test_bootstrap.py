@@ -11,21 +11,23 @@ from scenes import CLASSES, PICTURES, crowded, scene
 
 from detection.errors import DetectionError
 from detection.evaluation.analysis import bootstrap, bootstrap_ap
-from detection.evaluation.analysis.bootstrap_ap import Sample, average_precision
+from detection.evaluation.analysis.bootstrap_ap import BootstrapSample, average_precision
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.coco_metrics import AT_50
 from detection.evaluation.protocol.matching import match
-from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
-Side = TypeVar("Side", Truth, Found)
+Side = TypeVar("Side", GroundTruth, Predictions)
 
 
-def sampled(truth: Truth, found: Found, thresholds: tuple[int, ...] = bootstrap_ap.EVERY) -> Sample:
+def sampled(
+    truth: GroundTruth, found: Predictions, thresholds: tuple[int, ...] = bootstrap_ap.EVERY
+) -> BootstrapSample:
     pairs = Overlaps.of(truth, found, CLASSES)
-    return Sample.of(pairs, match(pairs), pictures=PICTURES, thresholds=thresholds)
+    return BootstrapSample.of(pairs, match(pairs), pictures=PICTURES, thresholds=thresholds)
 
 
-def by_coco(truth: Truth, found: Found) -> NDArray[np.float64]:
+def by_coco(truth: GroundTruth, found: Predictions) -> NDArray[np.float64]:
     """[thresholds, classes] AP as the evaluator has it."""
     pairs = Overlaps.of(truth, found, CLASSES)
     precision = coco_metrics.score_matches(pairs, match(pairs)).precision
@@ -42,7 +44,7 @@ def copied(side: Side, times: NDArray[np.int64]) -> Side:
     return type(side)(**columns | {"images": first[side.images][rows] + copy})
 
 
-def unequal(found: Found, seed: int) -> Found:
+def unequal(found: Predictions, seed: int) -> Predictions:
     """The same with scores that never tie: where two of one picture do, copies could stand in between."""
     return replace(found, scores=np.random.default_rng(seed).permutation(len(found.scores)) / 999)
 
@@ -87,11 +89,11 @@ def test_draws_are_of_all_pictures_and_repeat() -> None:
     assert np.array_equal(drawn[:20], bootstrap.draw(50, 20, seed=7))
 
 
-def one_class(right: NDArray[np.bool_]) -> Sample:
+def one_class(right: NDArray[np.bool_]) -> BootstrapSample:
     """A picture each with one object, found perfectly or not at all; AP is the share that is found."""
     pictures = len(right)
     box = np.tile([10.0, 10, 50, 50], (pictures, 1))
-    truth = Truth(
+    truth = GroundTruth(
         images=np.arange(pictures),
         labels=np.zeros(pictures, dtype=np.int64),
         boxes=box,
@@ -99,9 +101,11 @@ def one_class(right: NDArray[np.bool_]) -> Sample:
         ignored=np.zeros(pictures, dtype=np.bool_),
     )
     rows = np.flatnonzero(right)
-    found = Found(images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4)
+    found = Predictions(
+        images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4
+    )
     pairs = Overlaps.of(truth, found, 1)
-    return Sample.of(pairs, match(pairs), pictures=pictures)
+    return BootstrapSample.of(pairs, match(pairs), pictures=pictures)
 
 
 def test_interval_of_a_share_is_the_textbooks() -> None:
@@ -146,5 +150,5 @@ def test_nothing_to_find_is_null_in_json() -> None:
     json.dumps(written, allow_nan=False)
     empty = truth.take(np.zeros(0, dtype=np.int64)), found.take(np.zeros(0, dtype=np.int64))
     pairs = Overlaps.of(*empty, CLASSES)
-    nothing = bootstrap.intervals(Sample.of(pairs, match(pairs), pictures=0), rounds=3)
+    nothing = bootstrap.intervals(BootstrapSample.of(pairs, match(pairs), pictures=0), rounds=3)
     assert nothing.to_json(names)["stats"]["AP50"]["value"] is None

@@ -12,10 +12,10 @@ from pycocotools.cocoeval import COCOeval
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import coco_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
-FindAll = Callable[[Index], Results]
+FindAll = Callable[[Index], SplitDetections]
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +58,14 @@ def test_published_numbers(oracle: Path, capsys: pytest.CaptureFixture[str]) -> 
     index, classes, label_of = read_index(oracle / "instances_val2014_100.json")
     rows = json.loads((oracle / "instances_val2014_fakebbox100_results.json").read_text())
     rows = [{**row, "category_id": label_of[row["category_id"]] + 1} for row in rows]
-    score = coco_metrics.score(index, Results.from_coco(index, rows), classes)
+    score = coco_metrics.score(index, SplitDetections.from_coco(index, rows), classes)
     expected = json.loads((oracle / "expected.json").read_text())["stats"]
     assert score.stats == pytest.approx(expected, abs=1e-9)
     assert np.nanmean(score.precision) == pytest.approx(score.stats["AP"], abs=1e-12)
     assert capsys.readouterr().out == ""
 
 
-def random_case(make_index: MakeIndex, seed: int = 0) -> tuple[Index, Results]:
+def random_case(make_index: MakeIndex, seed: int = 0) -> tuple[Index, SplitDetections]:
     """Twelve pictures, four classes of which the last never occurs, jittered and spurious detections."""
     rng = np.random.default_rng(seed)
     pictures, parts = [], []
@@ -79,8 +79,8 @@ def random_case(make_index: MakeIndex, seed: int = 0) -> tuple[Index, Results]:
         found = np.concatenate([boxes + noise, boxes + noise / 4, boxes[:1]])
         found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
         guessed = np.concatenate([labels, labels, rng.integers(0, 4, len(boxes[:1]))])
-        parts.append(Results.of_image(row, found, rng.random(len(found)), guessed))
-    return make_index(*pictures), Results.concat(parts)
+        parts.append(SplitDetections.of_image(row, found, rng.random(len(found)), guessed))
+    return make_index(*pictures), SplitDetections.concat(parts)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -133,7 +133,7 @@ def test_perfect_detections(make_index: MakeIndex, perfect: FindAll) -> None:
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
-    score = coco_metrics.score(index, Results.concat([]), ["a", "b"])
+    score = coco_metrics.score(index, SplitDetections.concat([]), ["a", "b"])
     assert score.stats["AP"] == 0.0
     assert math.isnan(score.stats["AP_small"])
     assert score.per_class["AP"][0] == 0.0
@@ -141,7 +141,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex)
 
 
 def test_no_picture_at_all(make_index: MakeIndex) -> None:
-    score = coco_metrics.score(make_index(), Results.concat([]), ["a", "b"])
+    score = coco_metrics.score(make_index(), SplitDetections.concat([]), ["a", "b"])
     assert list(score.stats) == list(coco_metrics.STATS)
     assert all(map(math.isnan, score.stats.values()))
     assert score.precision.shape == (10, 101, 2)

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from detection.data.index import Index, Record, pack
-from detection.data.loading.image_io import read_picture
-from detection.inference import detect_picture, run
+from detection.data.loading.image_io import read_image
+from detection.inference import detect_image, run_detector
 from detection.models.build import build_detector
 from detection.params import load
 
@@ -35,8 +35,8 @@ def test_a_picture_by_itself_gets_what_it_gets_on_a_split(
     recipe = replace(load(model=model).recipe, image_size=100, max_size=200, score_threshold=0.0)
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).eval()
-    found = run(detector, index, tmp_path, recipe, batch_size=4, device="cpu")
-    alone = detect_picture(detector, recipe, read_picture(tmp_path / "0.png"))
+    found = run_detector(detector, index, tmp_path, recipe, batch_size=4, device="cpu")
+    alone = detect_image(detector, recipe, read_image(tmp_path / "0.png"))
     assert len(found.boxes) > 20
     np.testing.assert_allclose(alone.boxes.numpy(), found.boxes, atol=1e-3)
     np.testing.assert_allclose(alone.scores.numpy(), found.scores, atol=1e-6)
@@ -47,7 +47,9 @@ def test_detections_belong_to_their_pictures_whatever_the_batch(tmp_path: Path) 
     recipe = replace(load(model="retinanet_resnet18").recipe, image_size=64, max_size=96, score_threshold=0.0)
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).eval()
-    by_batch = [run(detector, index, tmp_path, recipe, batch_size=b, device="cpu") for b in (1, 2, 5)]
+    by_batch = [
+        run_detector(detector, index, tmp_path, recipe, batch_size=b, device="cpu") for b in (1, 2, 5)
+    ]
     first, second = (by_batch[0].select(by_batch[0].images == picture).scores[:20] for picture in (0, 1))
     assert np.abs(first - second).max() > 1e-3, "pictures that cannot be confused"
     for found in by_batch:
@@ -56,10 +58,12 @@ def test_detections_belong_to_their_pictures_whatever_the_batch(tmp_path: Path) 
             ours, alone = (results.select(results.images == picture) for results in (found, by_batch[0]))
             np.testing.assert_allclose(ours.scores[:20], alone.scores[:20], atol=1e-5)
     middle = float(np.median(by_batch[1].scores))
-    fewer = run(detector, index, tmp_path, recipe, batch_size=2, device="cpu", score_threshold=middle)
+    fewer = run_detector(
+        detector, index, tmp_path, recipe, batch_size=2, device="cpu", score_threshold=middle
+    )
     kept = by_batch[1].select(by_batch[1].scores >= middle)
     assert 0 < len(kept) < len(by_batch[1])
     np.testing.assert_array_equal(fewer.images, kept.images)
     np.testing.assert_array_equal(fewer.scores, kept.scores)
-    none = run(detector, index, tmp_path, recipe, batch_size=2, device="cpu", score_threshold=1.0)
+    none = run_detector(detector, index, tmp_path, recipe, batch_size=2, device="cpu", score_threshold=1.0)
     assert len(none) == 0

@@ -13,11 +13,11 @@ from detection.evaluation.protocol import coco_metrics, oracle, ordering
 from detection.evaluation.protocol.accumulate import Arrays
 from detection.evaluation.protocol.coco_metrics import CocoScore
 from detection.evaluation.protocol.matching import match
-from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
+from detection.evaluation.protocol.results import SplitDetections
 
 
-def assert_same(truth: Truth, found: Found) -> CocoScore:
+def assert_same(truth: GroundTruth, found: Predictions) -> CocoScore:
     pairs = Overlaps.of(truth, found, CLASSES)
     ours = coco_metrics.score_matches(pairs, match(pairs))
     theirs = oracle.score(truth, found, CLASSES)
@@ -54,7 +54,7 @@ def test_order_of_pictures_is_that_of_their_ids(make_index: Callable[..., Index]
     """Equal scores on two pictures: whose comes first decides the precision."""
     box = [[0, 0, 50, 50]]
     index = make_index((box, [0]), ([], []))
-    results = Results.pack([0, 1], box * 2, [0.5, 0.5], [0, 0])
+    results = SplitDetections.pack([0, 1], box * 2, [0.5, 0.5], [0, 0])
     assert coco_metrics.score(index, results, "a").stats["AP50"] == pytest.approx(1)
     swapped = replace(index, ids=np.array([b"9", b"3"]))
     assert coco_metrics.score(swapped, results, "a").stats["AP50"] == pytest.approx(0.5)

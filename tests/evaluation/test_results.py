@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from detection.data.index import Index
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
 
@@ -16,7 +16,7 @@ corner = st.floats(-10, 500, width=32)
 side = st.floats(0, 500, width=32)
 
 
-def same(a: Results, b: Results) -> bool:
+def same(a: SplitDetections, b: SplitDetections) -> bool:
     return all(
         np.array_equal(getattr(a, name), getattr(b, name))
         and getattr(a, name).dtype == getattr(b, name).dtype
@@ -29,18 +29,18 @@ def test_coco_round_trip_is_exact(
     make_index: MakeIndex, corners: NDArray[np.float32], sides: NDArray[np.float32]
 ) -> None:
     index = make_index(([], []), ([], []), ([], []))
-    results = Results.pack(
+    results = SplitDetections.pack(
         [0, 2, 1, 1, 0, 2, 2],
         np.concatenate([corners, corners + sides], axis=1),
         np.linspace(0, 1, 7),
         [0, 1, 2, 3, 4, 5, 6],
     )
-    assert same(Results.from_coco(index, results.to_coco(index)), results)
+    assert same(SplitDetections.from_coco(index, results.to_coco(index)), results)
 
 
 def test_coco_form(make_index: MakeIndex) -> None:
     index = make_index(([], []), ([], []))
-    results = Results.of_image(1, [[10, 20, 40, 60]], [0.5], [3])
+    results = SplitDetections.of_image(1, [[10, 20, 40, 60]], [0.5], [3])
     assert results.to_coco(index) == [
         {"image_id": 2, "category_id": 4, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}
     ]
@@ -49,13 +49,13 @@ def test_coco_form(make_index: MakeIndex) -> None:
 def test_unknown_picture_is_a_key_error(make_index: MakeIndex) -> None:
     rows = [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
     with pytest.raises(KeyError):
-        Results.from_coco(make_index(([], [])), rows)
+        SplitDetections.from_coco(make_index(([], [])), rows)
 
 
 def test_concat_keeps_order_and_types() -> None:
-    a = Results.of_image(3, [[0, 0, 1, 1], [0, 0, 2, 2]], [0.1, 0.2], [0, 1])
-    b = Results.of_image(0, [[0, 0, 3, 3]], [0.3], [2])
-    both = Results.concat([a, b])
+    a = SplitDetections.of_image(3, [[0, 0, 1, 1], [0, 0, 2, 2]], [0.1, 0.2], [0, 1])
+    b = SplitDetections.of_image(0, [[0, 0, 3, 3]], [0.3], [2])
+    both = SplitDetections.concat([a, b])
     assert both.images.tolist() == [3, 3, 0]
     assert both.boxes[:, 2].tolist() == [1, 2, 3]
     assert both.labels.tolist() == [0, 1, 2]
@@ -63,12 +63,12 @@ def test_concat_keeps_order_and_types() -> None:
 
 
 def test_nothing_found_packs() -> None:
-    nothing = Results.concat([Results.of_image(0, [], [], [])])
+    nothing = SplitDetections.concat([SplitDetections.of_image(0, [], [], [])])
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)
-    assert same(nothing, Results.concat([]))
+    assert same(nothing, SplitDetections.concat([]))
 
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(AssertionError):
-        Results.pack([0, 1], [[0, 0, 1, 1]], [0.5], [0])
+        SplitDetections.pack([0, 1], [[0, 0, 1, 1]], [0.5], [0])

@@ -6,10 +6,10 @@ import pytest
 from detection.data.index import Index
 from detection.evaluation.analysis import curves, per_class
 from detection.evaluation.protocol import coco_metrics, voc_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
-FindAll = Callable[[Index], Results]
+FindAll = Callable[[Index], SplitDetections]
 
 
 def test_per_class_counts_and_scores(make_index: MakeIndex, perfect: FindAll) -> None:
@@ -41,5 +41,5 @@ def test_curves_average_the_classes_that_have_objects(make_index: MakeIndex, per
 
 
 def test_curves_without_any_object(make_index: MakeIndex) -> None:
-    score = coco_metrics.score(make_index(([], [])), Results.concat([]), ["cat"])
+    score = coco_metrics.score(make_index(([], [])), SplitDetections.concat([]), ["cat"])
     assert curves.table(score, ["cat"])["precision"].isna().all()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detection import profiling
 from detection.data.index import Index
-from detection.models.detector import Detections, Detector, Sizes, Targets
+from detection.models.detector import Detections, Detector, ImageSizes, Targets
 from detection.params import Evaluate, RetinaNetRecipe
 
 RECIPE = RetinaNetRecipe(
@@ -39,7 +39,7 @@ class OneConvolution(Detector):
     def core(self, images: Tensor) -> dict[str, Tensor]:
         raise AssertionError
 
-    def detect(self, images: Tensor, sizes: Sizes) -> list[Detections]:
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         self.layer(images / 255)
         self.batches.append(len(images))
         nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))

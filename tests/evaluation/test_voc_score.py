@@ -14,10 +14,10 @@ from hypothesis import given
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import voc_metrics
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
-FindAll = Callable[[Index], Results]
+FindAll = Callable[[Index], SplitDetections]
 Box = tuple[int, int, int, int]
 Truth = list[list[tuple[Box, int, bool]]]
 Found = list[tuple[int, Box, int, int]]
@@ -58,7 +58,7 @@ def read_index(folder: Path, classes: list[str]) -> Index:
     return pack(records)
 
 
-def read_detections(folder: Path, index: Index, classes: list[str]) -> Results:
+def read_detections(folder: Path, index: Index, classes: list[str]) -> SplitDetections:
     """The devkit's result files: picture, score, four 1-based inclusive corners."""
     row_of = {name.decode(): row for row, name in enumerate(index.ids)}
     parts = []
@@ -67,8 +67,8 @@ def read_detections(folder: Path, index: Index, classes: list[str]) -> Results:
         numbers = np.array([line[1:] for line in lines], dtype=np.float64)
         boxes = numbers[:, 1:] - SHIFT
         images = [row_of[line[0]] for line in lines]
-        parts.append(Results.pack(images, boxes, numbers[:, 0], np.full(len(lines), label)))
-    return Results.concat(parts)
+        parts.append(SplitDetections.pack(images, boxes, numbers[:, 0], np.full(len(lines), label)))
+    return SplitDetections.concat(parts)
 
 
 def test_published_numbers(oracle: Path) -> None:
@@ -84,7 +84,7 @@ def test_published_numbers(oracle: Path) -> None:
     assert score.stats["voc_ap50_area"] == pytest.approx(expected["map_area_19_classes"], abs=2e-7)
 
 
-def plain(index: Index, results: Results, label: int) -> tuple[float, float]:
+def plain(index: Index, results: SplitDetections, label: int) -> tuple[float, float]:
     """One class, as the devkit's MATLAB reads, with 1-based inclusive corners."""
     order = sorted(np.flatnonzero(results.labels == label), key=lambda i: -results.scores[i])
     taken, right, wrong = set(), [], []
@@ -125,14 +125,14 @@ truths = st.lists(
 founds = st.lists(st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12)
 
 
-def build(make_index: MakeIndex, truth: Truth, found: Found) -> tuple[Index, Results]:
+def build(make_index: MakeIndex, truth: Truth, found: Found) -> tuple[Index, SplitDetections]:
     pictures = [
         ([b for b, _, _ in one], [label for _, label, _ in one], [hard for _, _, hard in one])
         for one in truth
     ]
     rows = [(image % len(truth), b, score / 4, label) for image, b, score, label in found]
     columns = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return make_index(*pictures), Results.pack(*map(list, columns))
+    return make_index(*pictures), SplitDetections.pack(*map(list, columns))
 
 
 @given(truths, founds)
@@ -154,7 +154,7 @@ def test_order_of_detections_does_not_matter(
     make_index: MakeIndex, truth: Truth, found: Found, random: Random
 ) -> None:
     index, results = build(make_index, truth, found)
-    distinct = Results(
+    distinct = SplitDetections(
         results.images, results.boxes, np.linspace(0, 1, len(results), dtype=np.float32), results.labels
     )
     order = list(range(len(results)))
@@ -178,27 +178,27 @@ def test_perfect_detections(make_index: MakeIndex, perfect: FindAll, truth: Trut
 
 def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
-    score = voc_metrics.score(index, Results.concat([]), "ab")
+    score = voc_metrics.score(index, SplitDetections.concat([]), "ab")
     assert score.ap_11pt[0] == score.ap_area[0] == 0.0
     assert math.isnan(score.ap_11pt[1])
     assert score.stats == {"voc_ap50_11pt": 0.0, "voc_ap50_area": 0.0}
-    empty = voc_metrics.score(make_index(), Results.concat([]), "ab")
+    empty = voc_metrics.score(make_index(), SplitDetections.concat([]), "ab")
     assert all(map(math.isnan, empty.stats.values()))
 
 
 def test_overlap_of_exactly_one_half_counts(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10]], [0]))
-    half = Results.of_image(0, [[0, 0, 10, 5]], [0.9], [0])
-    less = Results.of_image(0, [[0, 0, 10, 4.99]], [0.9], [0])
+    half = SplitDetections.of_image(0, [[0, 0, 10, 5]], [0.9], [0])
+    less = SplitDetections.of_image(0, [[0, 0, 10, 4.99]], [0.9], [0])
     assert voc_metrics.score(index, half, "a").ap_area[0] == 1.0
     assert voc_metrics.score(index, less, "a").ap_area[0] == 0.0
 
 
 def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_neither(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 99, 99]], [0, 0, 0], [0, 0, 1]))
-    twice = Results.of_image(0, index.boxes[[0, 0, 1]], [0.9, 0.8, 0.7], [0, 0, 0])
+    twice = SplitDetections.of_image(0, index.boxes[[0, 0, 1]], [0.9, 0.8, 0.7], [0, 0, 0])
     assert voc_metrics.score(index, twice, "a").ap_area[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
-    hard = Results.of_image(0, index.boxes[[2, 2, 0, 1]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
+    hard = SplitDetections.of_image(0, index.boxes[[2, 2, 0, 1]], [0.9, 0.8, 0.7, 0.6], [0] * 4)
     assert voc_metrics.score(index, hard, "a").ap_area[0] == 1.0
 
 

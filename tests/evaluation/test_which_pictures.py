@@ -9,23 +9,23 @@ from scenes import CLASSES, PICTURES, scene
 
 from detection.data.index import Index
 from detection.evaluation.analysis import error_types, hard_examples, recall
-from detection.evaluation.analysis.error_types import Strangers, Verdicts
+from detection.evaluation.analysis.error_types import CrossClassPairs, MatchResult
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MakeIndex = Callable[..., Index]
 
 
-def judged(overlaps: Overlaps) -> tuple[Verdicts, Strangers]:
-    verdicts = Verdicts.of(overlaps, match(overlaps))
-    return verdicts, Strangers.of(overlaps, verdicts)
+def judged(overlaps: Overlaps) -> tuple[MatchResult, CrossClassPairs]:
+    verdicts = MatchResult.of(overlaps, match(overlaps))
+    return verdicts, CrossClassPairs.of(overlaps, verdicts)
 
 
 def lists(overlaps: Overlaps, score: float, names: list[str], count: int = 50) -> dict[str, Any]:
     verdicts, strangers = judged(overlaps)
     errors = error_types.analyse(overlaps, verdicts, strangers)
-    return hard_examples.shortlists(
+    return hard_examples.rank_images(
         overlaps, verdicts, strangers, errors, score, ["cat", "dog", "emu", "fox", "gnu"], names, count
     )
 
@@ -41,7 +41,7 @@ def test_what_is_lost_adds_up_to_what_is_missing(seed: int) -> None:
         objects = int(np.sum(verdicts.counted & (overlaps.truth.labels == label)))
         if objects:
             precisions.append(np.sum(np.cumsum(right) / np.arange(1, len(right) + 1) * right) / objects)
-    lost = hard_examples.Lost.of(overlaps, verdicts)
+    lost = hard_examples.ApLoss.of(overlaps, verdicts)
     assert np.all(lost.wrong >= 0)
     expected = 1 - np.mean(precisions) if precisions else 0
     assert lost.wrong.sum() + lost.missed.sum() == pytest.approx(expected, abs=1e-12)
@@ -49,7 +49,7 @@ def test_what_is_lost_adds_up_to_what_is_missing(seed: int) -> None:
     assert sum(row["lost_AP50"] for row in rows) == pytest.approx(expected, abs=1e-12)
 
 
-def suspicious(make_index: MakeIndex) -> tuple[Index, Results]:
+def suspicious(make_index: MakeIndex) -> tuple[Index, SplitDetections]:
     """Four pictures in which every kind of suspect occurs once, and once something that is none."""
     index = make_index(
         ([[0, 0, 50, 50]], [0]),  # a cat that is found; beside it a dog that nobody labelled
@@ -67,7 +67,7 @@ def suspicious(make_index: MakeIndex) -> tuple[Index, Results]:
         (3, [0, 0, 60, 60], 0.1, 1),
     ]
     images, boxes, scores, labels = zip(*found, strict=True)
-    return index, Results.pack(images, boxes, scores, labels)
+    return index, SplitDetections.pack(images, boxes, scores, labels)
 
 
 def test_every_rank_by_hand(make_index: MakeIndex) -> None:
@@ -121,7 +121,7 @@ def test_recall_of_parts_is_the_recall_of_all(seed: int) -> None:
 def test_recall_by_hand(make_index: MakeIndex) -> None:
     """One small object alone, two that overlap by 1/3, one of them at the picture's corner."""
     index = make_index(([[100, 50, 110, 60], [0, 0, 40, 40], [20, 0, 60, 40]], [0, 0, 0]))
-    results = Results.pack([0, 0], [[100, 50, 110, 60], [0, 0, 40, 40]], [0.9, 0.3], [0, 0])
+    results = SplitDetections.pack([0, 0], [[100, 50, 110, 60], [0, 0, 40, 40]], [0.9, 0.3], [0, 0])
     overlaps = Overlaps.of_index(index, results, 1)
     verdicts, _ = judged(overlaps)
     table = recall.by_kind(overlaps, verdicts, 0.5, index.sizes)
@@ -143,7 +143,7 @@ def test_localisation_by_hand(make_index: MakeIndex) -> None:
     """A box shifted by a tenth to the right, and one a fifth too wide; one below the threshold, far off."""
     index = make_index(([[0, 0, 100, 100], [0, 100, 100, 200], [200, 0, 300, 100]], [0, 0, 0]))
     found = [[10, 0, 110, 100], [-10, 100, 110, 200], [220, 0, 300, 100]]
-    overlaps = Overlaps.of_index(index, Results.pack([0] * 3, found, [0.9, 0.8, 0.1], [0] * 3), 1)
+    overlaps = Overlaps.of_index(index, SplitDetections.pack([0] * 3, found, [0.9, 0.8, 0.1], [0] * 3), 1)
     table = recall.localisation(overlaps, judged(overlaps)[0], 0.5).set_index("measure")
     assert table["detections"].groupby("measure").sum().tolist() == [2] * 5
     means = table["mean"].groupby("measure").first().to_dict()

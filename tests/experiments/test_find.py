@@ -9,7 +9,7 @@ import pytest
 from experiment_rooms import Project
 
 from detection.errors import DataError
-from detection.experiments.contents import RowFiles, read_json
+from detection.experiments.contents import RunFiles, read_json
 from detection.experiments.find import Experiment, commits_of, experiments_of, find
 from detection.experiments.repository import Repository
 from detection.experiments.runs import open_store
@@ -44,7 +44,7 @@ def test_files_of_a_row_that_no_experiment_holds(project: Project, tmp_path: Pat
     (tmp_path / "metrics.json").write_text('{"AP": 0.25}')
     store.client.log_artifact(project.rows["lost"], str(tmp_path / "metrics.json"), "evaluation")
     lost = look("lost")
-    assert isinstance(lost.files, RowFiles)
+    assert isinstance(lost.files, RunFiles)
     assert read_json(lost.files, METRICS) == {"AP": 0.25}
     assert lost.files.read(DETECTIONS) is None
     store.client.log_artifact(project.rows["lost"], "dvc.lock")

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from detection.models.train_meters import Confusion, rates
+from detection.models.train_meters import ConfusionMeter, rates
 
 
 def test_rates_are_those_of_the_samples_that_count() -> None:
-    meter = Confusion("roi", 3)
+    meter = ConfusionMeter("roi", 3)
     truth = torch.tensor([[0, 0, 0, 1], [1, 2, 2, 2]])
     told = torch.tensor([[0, 0, 1, 1], [2, 2, 2, 0]])
     counted = torch.tensor([[True, True, True, True], [True, True, True, False]])
@@ -18,7 +18,7 @@ def test_rates_are_those_of_the_samples_that_count() -> None:
 
 
 def test_it_goes_on_from_a_total_and_starts_anew() -> None:
-    meter, one = Confusion("rpn", 2), torch.ones(1, dtype=torch.int64)
+    meter, one = ConfusionMeter("rpn", 2), torch.ones(1, dtype=torch.int64)
     meter.restart(torch.tensor([[4, 3], [2, 1]]))
     meter.add(one, one, one.bool())
     assert meter.total().tolist() == [[4, 3], [2, 2]]

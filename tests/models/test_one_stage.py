@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detection.data.loading.batch import Sizes, Targets
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detector
 from detection.models.fpn import AlignedPyramid
@@ -178,7 +178,7 @@ def test_the_normaliser_batch_divides_by_the_whole_batchs_positives() -> None:
 
 def test_class_agnostic_suppression_leaves_one_class_at_a_place() -> None:
     images = torch.rand(1, 3, SIDE, SIDE)
-    sizes = Sizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
+    sizes = ImageSizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
     found = {}
     for agnostic in (False, True):
         detector = small("retinanet", class_agnostic_nms=agnostic, score_threshold=0.0).eval()

@@ -8,14 +8,14 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detection.models import postprocess
-from detection.models.detector import Sizes
-from detection.models.postprocess import Candidates, best_pairs, clip, finish, from_levels
+from detection.models.detector import ImageSizes
+from detection.models.postprocess import Candidates, clip, nms_and_rescale, topk_per_level, topk_scores
 from detection.models.ssd import _rank_in_class
 
 SIDE, CLASSES, MANY = 100, 3, 60
 
 
-def problem(seed: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Sizes]:
+def problem(seed: int, batch: int) -> tuple[Tensor, Tensor, Tensor, ImageSizes]:
     """Boxes [B, N, 4], scores [B, N] of which some are -1, labels [B, N]."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(batch, MANY, 2, generator=generator) * 60
@@ -26,7 +26,7 @@ def problem(seed: int, batch: int) -> tuple[Tensor, Tensor, Tensor, Sizes]:
     labels = torch.randint(0, CLASSES, (batch, MANY), generator=generator)
     inside = torch.tensor([[SIDE, SIDE - 10]] * batch)
     original = torch.randint(50, 300, (batch, 2), generator=generator)
-    return clip(boxes, inside), scores, labels, Sizes(inside, original)
+    return clip(boxes, inside), scores, labels, ImageSizes(inside, original)
 
 
 def provider(boxes: Tensor, scores: Tensor, labels: Tensor, asked: list[int]) -> object:
@@ -47,7 +47,7 @@ def test_equals_suppression_over_all_candidates(seed: int, batch: int, limit: in
         patch.setattr(postprocess, "FIRST_TRY", 1)
         patch.setattr(postprocess, "MORE", 2)
         best = provider(boxes, scores, labels, asked)
-        found = finish(best, sizes, 0.5, limit, CLASSES, agnostic)  # type: ignore[arg-type]
+        found = nms_and_rescale(best, sizes, 0.5, limit, CLASSES, agnostic)  # type: ignore[arg-type]
     for b, one in enumerate(found):
         real = scores[b] >= 0
         groups = torch.zeros_like(labels[b]) if agnostic else labels[b]
@@ -62,13 +62,13 @@ def test_equals_suppression_over_all_candidates(seed: int, batch: int, limit: in
 
 
 def test_no_candidates_at_all() -> None:
-    sizes = Sizes(torch.tensor([[SIDE, SIDE]] * 2), torch.tensor([[SIDE, SIDE]] * 2))
+    sizes = ImageSizes(torch.tensor([[SIDE, SIDE]] * 2), torch.tensor([[SIDE, SIDE]] * 2))
     boxes, scores, labels = (
         torch.zeros(2, 4, 4),
         torch.full((2, 4), -1.0),
         torch.zeros(2, 4, dtype=torch.int64),
     )
-    found = finish(provider(boxes, scores, labels, []), sizes, 0.5, 10, CLASSES)  # type: ignore[arg-type]
+    found = nms_and_rescale(provider(boxes, scores, labels, []), sizes, 0.5, 10, CLASSES)  # type: ignore[arg-type]
     assert [one.boxes.shape for one in found] == [(0, 4), (0, 4)]
 
 
@@ -77,7 +77,7 @@ def test_no_candidates_at_all() -> None:
 def test_the_best_pairs_are_the_best_of_all(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(2, 10, 4, generator=generator)
-    values, rows, labels = best_pairs(scores, count)
+    values, rows, labels = topk_scores(scores, count)
     expected = scores.flatten(1).topk(count).values
     assert torch.equal(values, expected)
     for b in range(2):
@@ -87,8 +87,8 @@ def test_the_best_pairs_are_the_best_of_all(seed: int, count: int) -> None:
 def test_each_level_has_a_share_of_the_candidates() -> None:
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).view(1, 6, 1)
     boxes = torch.arange(24.0).view(1, 6, 4)
-    sizes = Sizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
-    best = from_levels(
+    sizes = ImageSizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
+    best = topk_per_level(
         scores, boxes, torch.zeros(6, 4), [4, 2], lambda out, _: out, sizes, per_level=2, threshold=0.45
     )
     found = best(3)

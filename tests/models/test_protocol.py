@@ -12,14 +12,14 @@ from torch import nn
 from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
 from detection.models.build import (
-    Loaded,
+    LoadedDetector,
     build_detector,
     check_classes,
     load_detector,
     save_detector,
     without_weights,
 )
-from detection.models.detector import Detector, Sizes, Targets
+from detection.models.detector import Detector, ImageSizes, Targets
 from detection.params import Recipe, load
 
 MODELS = [
@@ -50,7 +50,7 @@ def built(request: pytest.FixtureRequest) -> tuple[Recipe, Detector]:
     return recipe, build_detector(recipe, CLASSES, None)
 
 
-def batch(recipe: Recipe, empty: bool = False) -> tuple[torch.Tensor, Targets, Sizes]:
+def batch(recipe: Recipe, empty: bool = False) -> tuple[torch.Tensor, Targets, ImageSizes]:
     """Two pictures; the second fills only a part of the batch where the recipe keeps the aspect ratio."""
     side = recipe.image_size
     height = side if recipe.resize == "stretch" else side * 3 // 4
@@ -59,7 +59,7 @@ def batch(recipe: Recipe, empty: bool = False) -> tuple[torch.Tensor, Targets, S
     boxes = torch.tensor([[[10.0, 10, 60, 70], [30, 20, 90, 90]], [[5, 5, 50, 40], [0, 0, 0, 0]]])
     mask = torch.tensor([[True, True], [True, False]]) & (not empty)
     targets = Targets(boxes, torch.tensor([[0, 2], [1, 0]]), mask, inside)
-    return images, targets, Sizes(inside, torch.tensor([[side * 2, side * 3], [200, 100]]))
+    return images, targets, ImageSizes(inside, torch.tensor([[side * 2, side * 3], [200, 100]]))
 
 
 def test_losses_are_finite_scalars_with_gradients(built: tuple[Recipe, Detector]) -> None:
@@ -217,5 +217,5 @@ def test_a_detector_of_other_classes_is_refused(classes: tuple[str, ...], words:
     recipe = load_recipe("retinanet_resnet18", "shapes")
     detector: Any = nn.Identity()
     with pytest.raises(CheckpointError, match=re.escape(words)):
-        check_classes("detector.pt", Loaded(detector, recipe, classes, "some"), ("cat", "dog"))
-    check_classes("detector.pt", Loaded(detector, recipe, ("cat", "dog"), "some"), ("cat", "dog"))
+        check_classes("detector.pt", LoadedDetector(detector, recipe, classes, "some"), ("cat", "dog"))
+    check_classes("detector.pt", LoadedDetector(detector, recipe, ("cat", "dog"), "some"), ("cat", "dog"))

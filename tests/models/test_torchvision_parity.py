@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from detection.models.build import build_detector
-from detection.models.detector import Detections, Detector, Sizes, Targets
+from detection.models.detector import Detections, Detector, ImageSizes, Targets
 from detection.params import Recipe, load
 
 CLASSES = 5
@@ -106,7 +106,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return make_pair(request.param)
 
 
-def make_batch(pair: Pair, count: int, seed: int = 0) -> tuple[Tensor, Targets, Sizes]:
+def make_batch(pair: Pair, count: int, seed: int = 0) -> tuple[Tensor, Targets, ImageSizes]:
     """Pictures of different sizes inside (where the recipe keeps their shape); every third has no objects."""
     generator = torch.Generator().manual_seed(seed)
     side, most = pair.spec.side, 4
@@ -121,7 +121,7 @@ def make_batch(pair: Pair, count: int, seed: int = 0) -> tuple[Tensor, Targets, 
     mask[2::3] = False
     labels = torch.randint(0, CLASSES, (count, most), generator=generator) * mask
     targets = Targets(boxes * mask[..., None], labels, mask, inside)
-    return images, targets, Sizes(inside, inside)
+    return images, targets, ImageSizes(inside, inside)
 
 
 def their_inputs(pair: Pair, images: Tensor, targets: Targets) -> tuple[Any, list[dict[str, Tensor]]]:

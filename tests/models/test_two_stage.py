@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detection.data.loading.batch import Sizes, Targets
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.build import build_detector, without_weights
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.rpn import RPN, box_loss
@@ -114,8 +114,8 @@ def test_a_picture_without_one_finite_number_has_no_proposals_and_harms_no_other
     proposals, mask = detector.rpn.propose(logits, deltas, detector.rpn.anchors_of(maps, images), maps, sizes)
     assert mask.any(dim=1).tolist() == [False, True]
     assert proposals[~mask].abs().sum() == 0
-    nothing, found = detector.detect(images, Sizes(sizes, sizes))
-    (alone,) = detector.detect(images[1:], Sizes(sizes[1:], sizes[1:]))
+    nothing, found = detector.detect(images, ImageSizes(sizes, sizes))
+    (alone,) = detector.detect(images[1:], ImageSizes(sizes[1:], sizes[1:]))
     assert len(nothing.scores) == 0
     assert len(found.scores) == len(alone.scores) > 0
     torch.testing.assert_close(found.boxes, alone.boxes, atol=1e-3, rtol=0)

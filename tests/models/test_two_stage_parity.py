@@ -9,7 +9,7 @@ import torchvision.models.detection as peers
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from detection.data.loading.batch import Sizes, Targets
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.models import roi_head, rpn
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detections
@@ -109,7 +109,7 @@ def settle(detector: FasterRCNN) -> None:
             module.momentum = 0.1
 
 
-def batch(count: int) -> tuple[Tensor, Targets, Sizes]:
+def batch(count: int) -> tuple[Tensor, Targets, ImageSizes]:
     """Pictures of different sizes inside the batch; of more than one, the last is without objects."""
     generator = torch.Generator().manual_seed(count)
     images = torch.rand(count, 3, SIDE, SIDE, generator=generator)
@@ -124,7 +124,7 @@ def batch(count: int) -> tuple[Tensor, Targets, Sizes]:
         mask[-1] = False
     labels = torch.randint(0, CLASSES, (count, 6), generator=generator)
     targets = Targets(boxes * mask[..., None], labels * mask, mask, inside)
-    return images, targets, Sizes(inside, inside * 2)
+    return images, targets, ImageSizes(inside, inside * 2)
 
 
 def as_lists(targets: Targets) -> list[dict[str, Tensor]]:
@@ -214,7 +214,7 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
             raw["objectness"], raw["deltas"], ours.rpn.anchors_of(maps, images), maps, sizes.inside
         )
         found = ours.roi_heads.detect(
-            _pooled(maps), *padded(proposals), Sizes(sizes.inside, sizes.inside), SIDE
+            _pooled(maps), *padded(proposals), ImageSizes(sizes.inside, sizes.inside), SIDE
         )
         whole = ours.detect(images, sizes)
     swapped = 0

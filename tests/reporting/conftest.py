@@ -13,9 +13,9 @@ import pytest
 
 from detection.data import prepared, statistics
 from detection.data.index import Index
-from detection.data.sources.dataset import Raw, read
-from detection.evaluation.protocol.results import Results
-from detection.inference import assess
+from detection.data.sources.dataset import RawDataset, read
+from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import evaluate
 from detection.params import ShapesDataset, load
 from detection.report.charts import dataset_figures as dataset_figures
 
@@ -78,7 +78,7 @@ def write_pretraining(folder: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(summary))
 
 
-def write_training(folder: Path, raw: Raw, steps: int = 720, epochs: int = 12) -> None:
+def write_training(folder: Path, raw: RawDataset, steps: int = 720, epochs: int = 12) -> None:
     rng = np.random.default_rng(0)
     losses = []
     for step in range(1, steps + 1):
@@ -130,10 +130,10 @@ def write_recipe(path: Path, classes: tuple[str, ...]) -> None:
     path.write_text(json.dumps(made_of))
 
 
-def write_evaluation(folder: Path, raw: Raw) -> None:
+def write_evaluation(folder: Path, raw: RawDataset) -> None:
     index = raw.splits["test"]
     results = plausible(index, len(raw.classes))
-    tables = assess(index, results, raw.classes, rounds=100).tables
+    tables = evaluate(index, results, raw.classes, rounds=100).tables
     detections = json.dumps(results.to_coco(index)).encode()
     tables.write(folder, {**tables, "detections.json": detections})
     write_speed(folder / "speed.json")
@@ -159,7 +159,7 @@ def write_speed(path: Path) -> None:
     path.write_text(json.dumps(measured))
 
 
-def plausible(index: Index, classes: int, seed: int = 0) -> Results:
+def plausible(index: Index, classes: int, seed: int = 0) -> SplitDetections:
     """What a fair detector finds: most objects, loosely, some twice, some elsewhere."""
     rng = np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
@@ -173,8 +173,8 @@ def plausible(index: Index, classes: int, seed: int = 0) -> Results:
             rng.random(kept.sum()) < 0.9, index.labels[kept], rng.integers(0, classes, kept.sum())
         )
         scores = low + (1 - low) * rng.beta(2, 1.5, kept.sum())
-        parts.append(Results.pack(owners[kept], boxes.clip(0, None), scores, labels))
-    return Results.concat(parts)
+        parts.append(SplitDetections.pack(owners[kept], boxes.clip(0, None), scores, labels))
+    return SplitDetections.concat(parts)
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from detection.data.index import Index, Record, pack
 from detection.errors import DataError
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.report.images import gallery, sample_sheet
 from detection.report.images.image_matches import Tally, judge
 from detection.report.images.sample_sheet import RIGHT, WRONG
@@ -43,7 +43,7 @@ def test_pictures_are_judged_alone_and_at_any_score() -> None:
     objects = [[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 90.0, 90.0], [100.0, 0.0, 150.0, 50.0]]
     index = pack([record(0, objects, (False, False, True)), record(1, []), record(2, objects[:1])])
     boxes = [objects[0], objects[0], objects[1], objects[2], [150, 60, 190, 90], objects[0]]
-    results = Results.pack([0, 0, 0, 0, 1, 2], boxes, [0.9, 0.8, 0.4, 0.9, 0.6, 0.7], [0] * 6)
+    results = SplitDetections.pack([0, 0, 0, 0, 1, 2], boxes, [0.9, 0.8, 0.4, 0.9, 0.6, 0.7], [0] * 6)
     judged = judge(index, results, [1, 0], 1)
     assert list(judged) == [1, 0]
     assert judged[0].tally(0.5) == Tally(right=1, wrong=1, missed=1)
@@ -63,7 +63,7 @@ def test_a_cross_section_is_spread_and_skips_empty_pictures(index: Index, count:
 def test_found_is_green_and_missed_is_orange(index: Index, tmp_path: Path) -> None:
     for number in range(12):
         Image.new("RGB", (200, 100), "white").save(tmp_path / f"{number}.png")
-    results = Results.pack([0, 1], [[21, 20, 80, 80], [120, 20, 180, 80]], [0.9, 0.9], [0, 0])
+    results = SplitDetections.pack([0, 1], [[21, 20, 80, 80], [120, 20, 180, 80]], [0.9, 0.9], [0, 0])
     judged = judge(index, results, [0, 1], 1)
     good = sample_sheet.contact_sheet([judged[0]], tmp_path, ["thing"], 0.5)
     assert pixels(good, RIGHT) > 600
@@ -80,7 +80,7 @@ def test_contact_sheet_holds_pairs_of_any_shape(tmp_path: Path) -> None:
     index = pack([record(i, box)._replace(width=w, height=h) for i, (w, h) in enumerate(sizes)])
     for number, size in enumerate(sizes):
         Image.new("RGB", size, "black").save(tmp_path / f"{number}.png")
-    shown = list(judge(index, Results.concat([]), range(4), 1).values())
+    shown = list(judge(index, SplitDetections.concat([]), range(4), 1).values())
     page = sample_sheet.contact_sheet(shown[:3], tmp_path, ["thing"], 0.5)
     assert page.width == 2 * (2 * 400 + 6) + 3 * 16
     assert page.height == (400 + 26) + (100 + 26) + 3 * 16
@@ -90,6 +90,6 @@ def test_contact_sheet_holds_pairs_of_any_shape(tmp_path: Path) -> None:
 
 def test_broken_picture_is_told(index: Index, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_text("not a picture")
-    judged = judge(index, Results.concat([]), [0], 1)
+    judged = judge(index, SplitDetections.concat([]), [0], 1)
     with pytest.raises(DataError, match=r"0\.png cannot be read as a picture"):
         sample_sheet.contact_sheet(list(judged.values()), tmp_path, ["thing"], 0.5)

@@ -10,7 +10,7 @@ import pytest
 
 from detection import params as parameters
 from detection.params import Params
-from detection.tracking.run import Row
+from detection.tracking.run import Run
 from detection.tracking.store import import_mlflow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,10 +80,10 @@ def rows(client: Any) -> Callable[[], list[Any]]:
 
 
 @pytest.fixture
-def train(repo: Path) -> Callable[[Row], None]:
+def train(repo: Path) -> Callable[[Run], None]:
     """Fill a row as the loop does: the curves go to `reports/train`, then to the row."""
 
-    def fill(row: Row) -> None:
+    def fill(row: Run) -> None:
         folder = repo / "reports" / "train"
         losses = ["step,epoch,time,lr,loss,classification,boxes"]
         for step in range(1, 51):

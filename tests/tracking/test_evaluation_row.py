@@ -11,12 +11,12 @@ import pytest
 from detection.params import Params
 from detection.tracking.client import RUN_JSON, write_run_id
 from detection.tracking.figures import log_figures
-from detection.tracking.opening import open_row
-from detection.tracking.run import Row
+from detection.tracking.opening import open_run
+from detection.tracking.run import Run
 from detection.tracking.stages import EVALUATION_JSON, log_evaluation
 
 Rows = Callable[[], list[Any]]
-Train = Callable[[Row], None]
+Train = Callable[[Run], None]
 SCORES = {"test/AP": 0.4, "test/AP_small": float("nan"), "test/AP/a (b)": 0.1}
 SCORES |= {"test/AP/猫": 0.2, "test/AP/犬": 0.3}
 
@@ -24,7 +24,7 @@ SCORES |= {"test/AP/猫": 0.2, "test/AP/犬": 0.3}
 @pytest.fixture
 def trained(params: Params, repo: Path, train: Train) -> str:
     """A finished training; returns its row's id."""
-    with open_row(params) as row:
+    with open_run(params) as row:
         train(row)
     assert row.id is not None
     return row.id

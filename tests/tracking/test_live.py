@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from detection.tracking import live
-from detection.tracking.live import LiveRow, Opened
-from detection.tracking.run import NullRow, Row
+from detection.tracking.live import MlflowRun, OpenRun
+from detection.tracking.run import NoRun, Run
 from detection.tracking.store import Store, import_mlflow
 
 
@@ -56,18 +56,18 @@ def client() -> Client:
 
 
 @pytest.fixture
-def row(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRow]:
+def row(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowRun]:
     import_mlflow()  # takes seconds, once; a row that is given two of them would be declared incomplete
     monkeypatch.setattr(live, "Machine", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(live, "RETRY_S", (0.02,))
     monkeypatch.setattr(live, "CLOSE_S", 2.0)
-    row = LiveRow(lambda: opened(client), opened(client))
+    row = MlflowRun(lambda: opened(client), opened(client))
     yield row
     row.close("FINISHED")
 
 
-def opened(client: Any, uri: str = "http://away", **latest: int) -> Opened:
-    return Opened(Store(client, "1", uri), "0" * 32, latest)
+def opened(client: Any, uri: str = "http://away", **latest: int) -> OpenRun:
+    return OpenRun(Store(client, "1", uri), "0" * 32, latest)
 
 
 def wait_for(what: Any) -> None:
@@ -77,7 +77,7 @@ def wait_for(what: Any) -> None:
         time.sleep(0.005)
 
 
-def test_at_most_one_call_per_twenty_steps(row: LiveRow, client: Client) -> None:
+def test_at_most_one_call_per_twenty_steps(row: MlflowRun, client: Client) -> None:
     for step in range(1, 101):
         row.log(step, {"loss": 1.0, "lr": 0.1}, step)
         time.sleep(0.001)
@@ -87,7 +87,7 @@ def test_at_most_one_call_per_twenty_steps(row: LiveRow, client: Client) -> None
     assert client.status == "FINISHED"
 
 
-def test_flush_sends_what_is_pending(row: LiveRow, client: Client) -> None:
+def test_flush_sends_what_is_pending(row: MlflowRun, client: Client) -> None:
     row.log(1, {"loss": 1.0}, 1)
     row.tag("a", "b")
     row.flush()
@@ -95,7 +95,7 @@ def test_flush_sends_what_is_pending(row: LiveRow, client: Client) -> None:
     assert client.tags == {"a": "b"}
 
 
-def test_large_batches_are_cut_to_what_mlflow_takes(row: LiveRow, client: Client) -> None:
+def test_large_batches_are_cut_to_what_mlflow_takes(row: MlflowRun, client: Client) -> None:
     client.away = True
     for step in range(1, 2102):
         row.log(step, {"loss": 1.0}, step)
@@ -106,7 +106,7 @@ def test_large_batches_are_cut_to_what_mlflow_takes(row: LiveRow, client: Client
 
 
 def test_a_store_that_goes_away_and_comes_back_misses_nothing(
-    row: LiveRow, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    row: MlflowRun, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     client.away = True
@@ -130,7 +130,7 @@ def test_a_store_that_goes_away_and_comes_back_misses_nothing(
     assert "is back" in caplog.messages[-1]
 
 
-def test_nothing_waits_for_a_store_that_is_away(row: LiveRow, client: Client) -> None:
+def test_nothing_waits_for_a_store_that_is_away(row: MlflowRun, client: Client) -> None:
     client.away = True
     started = time.monotonic()
     for step in range(1, 1001):
@@ -148,7 +148,7 @@ def test_a_real_client_without_a_server_holds_nothing_up(
     monkeypatch.setattr(live, "CLOSE_S", 8.0)
     uri = f"http://127.0.0.1:{closed_port}"
     there = opened(import_mlflow().MlflowClient(tracking_uri=uri), uri)
-    row = LiveRow(lambda: there, there)
+    row = MlflowRun(lambda: there, there)
     started = time.monotonic()
     for step in range(1, 201):
         row.log(step, {"loss": 1.0}, step)
@@ -161,17 +161,17 @@ def test_a_real_client_without_a_server_holds_nothing_up(
 
 
 def test_a_store_that_comes_late_gets_everything(
-    client: Client, monkeypatch: pytest.MonkeyPatch, row: LiveRow
+    client: Client, monkeypatch: pytest.MonkeyPatch, row: MlflowRun
 ) -> None:
     calls = []
 
-    def opening() -> Opened:
+    def opening() -> OpenRun:
         calls.append(1)
         if len(calls) < 3:
             raise ConnectionError("not yet")
         return opened(client)
 
-    late = LiveRow(opening, None)
+    late = MlflowRun(opening, None)
     assert late.id is None
     for step in range(1, 31):
         late.log(step, {"loss": 1.0}, step)
@@ -181,8 +181,8 @@ def test_a_store_that_comes_late_gets_everything(
     assert client.status == "FINISHED"
 
 
-def test_what_the_row_has_is_not_sent_again(client: Client, row: LiveRow) -> None:
-    resumed = LiveRow(lambda: pytest.fail("it is open"), opened(client, loss=7))
+def test_what_the_row_has_is_not_sent_again(client: Client, row: MlflowRun) -> None:
+    resumed = MlflowRun(lambda: pytest.fail("it is open"), opened(client, loss=7))
     for step in range(1, 11):
         resumed.log(step, {"loss": 1.0, "lr": 0.1}, step)
     resumed.close("FINISHED")
@@ -191,16 +191,16 @@ def test_what_the_row_has_is_not_sent_again(client: Client, row: LiveRow) -> Non
     assert [step for name, step in sent if name == "lr"] == list(range(1, 11))
 
 
-def test_a_second_close_changes_nothing(row: LiveRow, client: Client) -> None:
+def test_a_second_close_changes_nothing(row: MlflowRun, client: Client) -> None:
     row.close("KILLED")
     row.close("FINISHED")
     assert client.status == "KILLED"
 
 
-def test_every_row_keeps_the_protocol(row: LiveRow) -> None:
-    assert isinstance(row, Row)
-    assert isinstance(NullRow(), Row)
-    with NullRow() as nothing:
+def test_every_row_keeps_the_protocol(row: MlflowRun) -> None:
+    assert isinstance(row, Run)
+    assert isinstance(NoRun(), Run)
+    with NoRun() as nothing:
         nothing.log(1, {"loss": 1.0}, 1)
         nothing.artifact(Path("nowhere"), "x")
         nothing.tag("a", "b")
@@ -208,6 +208,6 @@ def test_every_row_keeps_the_protocol(row: LiveRow) -> None:
         assert nothing.id is None
 
 
-def test_a_missing_file_costs_a_warning(row: LiveRow, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_file_costs_a_warning(row: MlflowRun, caplog: pytest.LogCaptureFixture) -> None:
     row.artifact(Path("/nowhere/figure.png"), "samples")
     assert "/nowhere/figure.png" in caplog.messages[0]

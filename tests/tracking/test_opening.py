@@ -14,17 +14,17 @@ import pytest
 from detection.errors import DivergedError, TrackingError
 from detection.params import Params
 from detection.tracking.client import RUN_JSON
-from detection.tracking.opening import log_training_artifacts, open_row
-from detection.tracking.run import NullRow, Row
+from detection.tracking.opening import log_training_artifacts, open_run
+from detection.tracking.run import NoRun, Run
 from detection.tracking.store import close_orphans, connect, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 Rows = Callable[[], list[Any]]
-Train = Callable[[Row], None]
+Train = Callable[[Run], None]
 
 
 def test_a_training_fills_one_row(repo: Path, params: Params, rows: Rows, client: Any, train: Train) -> None:
-    with open_row(params) as row:
+    with open_run(params) as row:
         assert json.loads(RUN_JSON.read_text()) == {"run_id": row.id}
         assert client.get_run(row.id).info.status == "RUNNING"
         train(row)
@@ -63,7 +63,7 @@ def test_a_row_ends_as_its_training_ends(
     params: Params, rows: Rows, error: BaseException, status: str
 ) -> None:
     def training() -> None:
-        with open_row(params) as row:
+        with open_run(params) as row:
             row.log(1, {"loss": 1.0}, 1)
             raise error
 
@@ -80,7 +80,7 @@ def test_the_row_bears_the_experiments_name(
 ) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-cats")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789abcdef")
-    open_row(params).close("FINISHED")
+    open_run(params).close("FINISHED")
     (only,) = rows()
     assert only.info.run_name == "puffy-cats"
     assert only.data.tags["dvc.exp_name"] == "puffy-cats"
@@ -90,10 +90,10 @@ def test_the_row_bears_the_experiments_name(
 def test_a_resumed_training_goes_on_in_its_row_and_adds_no_point_twice(
     params: Params, rows: Rows, client: Any, train: Train
 ) -> None:
-    first = open_row(params)
+    first = open_run(params)
     train(first)
     first.close("KILLED")
-    with open_row(params, resume=first.id) as second:
+    with open_run(params, resume=first.id) as second:
         train(second)
     (only,) = rows()
     assert only.info.run_id == second.id == first.id
@@ -102,12 +102,12 @@ def test_a_resumed_training_goes_on_in_its_row_and_adds_no_point_twice(
 
 
 def test_a_row_that_is_gone_is_made_anew(params: Params, rows: Rows, client: Any) -> None:
-    first = open_row(params)
+    first = open_run(params)
     first.close("KILLED")
     client.delete_run(first.id)
-    second = open_row(params, resume=first.id)
+    second = open_run(params, resume=first.id)
     second.close("FINISHED")
-    third = open_row(params, resume="0" * 32)
+    third = open_run(params, resume="0" * 32)
     third.close("FINISHED")
     assert {row.info.run_id for row in rows()} == {second.id, third.id}
     assert second.id != first.id
@@ -125,7 +125,7 @@ def test_rows_of_dead_processes_are_closed(params: Params, client: Any, repo: Pa
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     ).stdout.split()[-1]
     assert client.get_run(killed).info.status == "RUNNING"
-    row = open_row(params)
+    row = open_run(params)
     assert client.get_run(killed).info.status == "KILLED"
     close_orphans(connect())
     assert client.get_run(row.id).info.status == "RUNNING"
@@ -168,7 +168,7 @@ def test_a_temporary_workspace_writes_to_the_main_repository(
     workspace.mkdir()
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("DVC_ROOT", str(repo))
-    open_row(params).close("FINISHED")
+    open_run(params).close("FINISHED")
     assert len(rows()) == 1
     assert sorted(path.name for path in workspace.iterdir()) == ["reports"]
 
@@ -190,20 +190,20 @@ def test_a_store_that_mlflow_no_longer_writes_to_is_refused(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI"):
-        open_row(params)
+        open_run(params)
 
 
 def test_a_deleted_experiment_is_named_with_its_mend(repo: Path, params: Params, client: Any) -> None:
-    open_row(params).close("FINISHED")
+    open_run(params).close("FINISHED")
     client.delete_experiment(client.get_experiment_by_name("detection").experiment_id)
     with pytest.raises(TrackingError, match="mlflow experiments restore -x"):
-        open_row(params)
+        open_run(params)
 
 
 def test_tracking_can_be_switched_off(repo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DETECTION_TRACKING", "off")
-    row = open_row(params)
-    assert isinstance(row, NullRow)
+    row = open_run(params)
+    assert isinstance(row, NoRun)
     assert json.loads(RUN_JSON.read_text()) == {"run_id": None}
     assert not (repo / "mlflow.db.lock").exists()
 
@@ -217,7 +217,7 @@ def test_a_dead_server_costs_a_warning(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
     started = time.monotonic()
-    row = open_row(params)
+    row = open_run(params)
     assert time.monotonic() - started < 15
     assert row.id is None
     assert json.loads(RUN_JSON.read_text()) == {"run_id": None}
@@ -231,11 +231,11 @@ def test_a_dead_server_costs_a_warning(
 
 def test_a_row_whose_id_was_lost_is_found_by_its_training(params: Params, rows: Rows) -> None:
     made_in = {"training": "abc", "torch": "2.15.0"}
-    first = open_row(params, made_in=made_in)
+    first = open_run(params, made_in=made_in)
     first.close("KILLED")  # before a checkpoint could save its id
-    second = open_row(params, made_in=made_in)
+    second = open_run(params, made_in=made_in)
     second.close("FINISHED")
-    fresh = open_row(params, made_in=made_in | {"training": "def"})
+    fresh = open_run(params, made_in=made_in | {"training": "def"})
     fresh.close("FINISHED")
     assert second.id == first.id
     assert [row.info.run_id for row in rows()] == [first.id, fresh.id]
@@ -244,7 +244,7 @@ def test_a_row_whose_id_was_lost_is_found_by_its_training(params: Params, rows: 
 
 def test_an_error_stands_in_the_row(params: Params, rows: Rows) -> None:
     def training() -> None:
-        with open_row(params):
+        with open_run(params):
             raise DivergedError("the loss of step 7 is not finite")
 
     with pytest.raises(DivergedError):

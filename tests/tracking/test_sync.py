@@ -13,19 +13,19 @@ from detection.errors import DataError, TrackingError
 from detection.params import Params
 from detection.tracking.client import RUN_JSON, write_run_id
 from detection.tracking.figures import log_figures
-from detection.tracking.opening import open_row
-from detection.tracking.run import NullRow, Row
+from detection.tracking.opening import open_run
+from detection.tracking.run import NoRun, Run
 from detection.tracking.stages import EVALUATION_JSON, log_evaluation, recorded_scores
 from detection.tracking.sync import sync_workspace
 
 Rows = Callable[[], list[Any]]
-Train = Callable[[Row], None]
+Train = Callable[[Run], None]
 Curves = dict[str, list[tuple[int, int, float]]]
 MADE_IN = {"training": "abc", "torch": "2.15.0"}
 STEPS = 50  # as conftest.py has them
 
 
-def finish(train: Train, row: Row) -> None:
+def finish(train: Train, row: Run) -> None:
     """A training's reports; its points go to `row`."""
     train(row)
     Path("reports/train/environment.json").write_text(json.dumps(MADE_IN))
@@ -36,10 +36,10 @@ def finish(train: Train, row: Row) -> None:
     Path("reports/evaluation/row.json").write_text(json.dumps(scores))
 
 
-class Half(NullRow):
+class Half(NoRun):
     """Passes on what comes before a step, as a row does whose server then dies."""
 
-    def __init__(self, row: Row, until: int) -> None:
+    def __init__(self, row: Run, until: int) -> None:
         self.row, self.until = row, until
 
     def log(self, step: int, values: Any, time_ms: int) -> None:
@@ -50,7 +50,7 @@ class Half(NullRow):
 @pytest.fixture
 def whole(params: Params, train: Train, client: Any) -> tuple[str, Curves]:
     """The row of a training that lost nothing, and its curves."""
-    with open_row(params, made_in=MADE_IN) as row:
+    with open_run(params, made_in=MADE_IN) as row:
         finish(train, row)
     assert row.id is not None
     return row.id, curves(client, row.id)
@@ -59,7 +59,7 @@ def whole(params: Params, train: Train, client: Any) -> tuple[str, Curves]:
 @pytest.fixture
 def cut_off(params: Params, train: Train, client: Any) -> str:
     """The row of a training whose server died; its process has gone since."""
-    row = open_row(params, made_in=MADE_IN)
+    row = open_run(params, made_in=MADE_IN)
     finish(train, Half(row, until=31))
     row.close("KILLED")
     assert row.id is not None

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from detection.data.index import Index
-from detection.data.loading.loader import Loader, Pictures
+from detection.data.loading.loader import DetectionDataset, Loader
 from detection.data.sources.dataset import read
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
-from detection.tracking.run import NullRow
+from detection.tracking.run import NoRun
 from detection.training.checkpoint import Checkpoints
-from detection.training.loop import Job, fit
-from detection.training.signals import Interrupts
+from detection.training.loop import TrainingJob, fit
+from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12
@@ -59,25 +59,27 @@ def make_job(tiny: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Job:
+def undisturbed_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
     """A finished training that nobody stopped."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(folder))
-        job: Job = job_maker(tiny, small_recipe(), folder)()
+        job: TrainingJob = job_maker(tiny, small_recipe(), folder)()
         with job.checkpoints.held():
-            fit(job, NullRow(), Interrupts())
+            fit(job, NoRun(), StopSignals())
     return job
 
 
 def job_maker(tiny: Any, recipe: Recipe, folder: Path) -> Any:
     torch.set_num_threads(1)
 
-    def make(key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any) -> Job:
+    def make(
+        key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any
+    ) -> TrainingJob:
         torch.manual_seed(0)
         detector: Detector = build_detector(recipe, len(tiny.classes), None).train()
-        pictures = Pictures(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)
-        return Job(
+        pictures = DetectionDataset(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)
+        return TrainingJob(
             detector=detector,
             recipe=recipe,
             settings=Train(precision="fp32", log_every=2, samples_every=0, **settings),

@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from detection.errors import ParamsError
-from detection.tracking.run import NullRow
+from detection.tracking.run import NoRun
 from detection.training.environment import code_diff, determinism, write_environment
-from detection.training.loop import STATE, Job, fit
-from detection.training.signals import Interrupts
+from detection.training.loop import STATE, TrainingJob, fit
+from detection.training.signals import StopSignals
 
 
 def test_bitwise_gives_the_same_weights_twice_whatever_threads_the_second_life_finds(
     make_job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def life(name: str, stop: bool = False) -> Job:
-        job: Job = make_job(name, determinism="bitwise", validate_every=100)
-        with determinism("bitwise"), job.checkpoints.held(), Interrupts() as interrupts:
+    def life(name: str, stop: bool = False) -> TrainingJob:
+        job: TrainingJob = make_job(name, determinism="bitwise", validate_every=100)
+        with determinism("bitwise"), job.checkpoints.held(), StopSignals() as interrupts:
             assert torch.are_deterministic_algorithms_enabled()
             interrupts.signal = 15 if stop else None
-            fit(job, NullRow(), interrupts)
+            fit(job, NoRun(), interrupts)
         return job
 
     torch.set_num_threads(2)

@@ -16,17 +16,17 @@ import torch.distributed as dist
 
 from detection import distributed
 from detection.data.loading.batch import Targets
-from detection.data.loading.loader import Order
+from detection.data.loading.loader import BatchSampler
 from detection.device import pick_devices
 from detection.errors import DetectionError, ParamsError
 from detection.models.backbones import FixedStatistics, make_backbone
 from detection.models.build import build_detector
-from detection.models.train_meters import Confusion
+from detection.models.train_meters import ConfusionMeter
 from detection.params import load
-from detection.tracking.run import NullRow
+from detection.tracking.run import NoRun
 from detection.training import launch, loop
 from detection.training.loop import fit
-from detection.training.signals import Interrupts
+from detection.training.signals import StopSignals
 from tests.training.conftest import job_maker, small_recipe
 
 NAMES = ("alone", "undisturbed")
@@ -102,9 +102,9 @@ def train(tiny: Any, folder: Path) -> Callable[..., list[str]]:
             job = job_maker(tiny, chosen, folder)(name, validate_every=2, ema=0.9)
             with launch.folder(job.reports) as reports:
                 job = replace(job, reports=reports, checkpoints=launch.checkpoints("train", name))
-                with job.checkpoints.held(), Interrupts() as interrupts:
-                    summary = fit(job, NullRow(), interrupts)
-                if distributed.leads():
+                with job.checkpoints.held(), StopSignals() as interrupts:
+                    summary = fit(job, NoRun(), interrupts)
+                if distributed.is_main():
                     torch.save(job.detector.state_dict(), folder / f"{name}.pt")
             summary.pop("seconds")
             return summary
@@ -149,7 +149,7 @@ def test_a_loss_over_the_batchs_positives_is_the_whole_batchs(family: str, folde
     targets = Targets(boxes, torch.zeros(2, 2, dtype=torch.int64), mask, torch.full((2, 2), 64))
 
     def work() -> list[float]:
-        part = slice(distributed.rank(), None, distributed.count())
+        part = slice(distributed.rank(), None, distributed.world_size())
         values = detector(images[part], targets[part]).values()
         return [float(distributed.mean(value)) for value in values]
 
@@ -206,13 +206,23 @@ def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
     def work() -> Any:
         mine = distributed.rank() + 1
         total = distributed.mean(torch.tensor([mine, 10 * mine]))
-        return total.tolist(), distributed.largest(mine, -mine), distributed.gather(mine), distributed.leads()
+        return (
+            total.tolist(),
+            distributed.maximum(mine, -mine),
+            distributed.gather(mine),
+            distributed.is_main(),
+        )
 
     first, second = map(answer, together(2, tmp_path, work))
     assert first == ([1.5, 15.0], [2, -1], [1, 2], True)
     assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
     assert distributed.mean(torch.tensor([3])).tolist() == [3.0]
-    assert (distributed.rank(), distributed.count(), distributed.gather("x"), distributed.largest(7)) == (
+    assert (
+        distributed.rank(),
+        distributed.world_size(),
+        distributed.gather("x"),
+        distributed.maximum(7),
+    ) == (
         0,
         1,
         ["x"],
@@ -222,7 +232,7 @@ def test_what_ranks_tell_each_other(tmp_path: Path) -> None:
 
 def test_ranks_add_up_what_their_meters_counted(tmp_path: Path) -> None:
     def work() -> Any:
-        meter, samples = Confusion("rpn", 2), torch.ones(1 + distributed.rank(), dtype=torch.int64)
+        meter, samples = ConfusionMeter("rpn", 2), torch.ones(1 + distributed.rank(), dtype=torch.int64)
         meter.restart(torch.tensor([[5, 0], [0, 0]]))  # what a checkpoint holds of both
         meter.add(samples, samples * distributed.rank(), samples.bool())
         return meter.total().tolist()
@@ -232,18 +242,18 @@ def test_ranks_add_up_what_their_meters_counted(tmp_path: Path) -> None:
 
 
 def test_the_ranks_shares_are_equal_and_make_up_the_batch(tmp_path: Path) -> None:
-    shares = [answer(said) for said in together(2, tmp_path, lambda: list(Order(13, 4, seed=3)))]
-    alone = list(Order(13, 4, seed=3))
+    shares = [answer(said) for said in together(2, tmp_path, lambda: list(BatchSampler(13, 4, seed=3)))]
+    alone = list(BatchSampler(13, 4, seed=3))
     assert len(alone) == 3
     for one, two, whole in zip(*shares, alone, strict=True):
         assert len(one) == len(two) == 2
         assert sorted(one + two) == sorted(whole)
-    (first, _) = together(2, tmp_path, lambda: [len(batch) for batch in Order(5, 2, seed=None)])
+    (first, _) = together(2, tmp_path, lambda: [len(batch) for batch in BatchSampler(5, 2, seed=None)])
     assert answer(first) == [2, 2, 1], "what is not shuffled is not shared"
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
-    said = together(3, tmp_path, lambda: Order(12, 4, seed=0))
+    said = together(3, tmp_path, lambda: BatchSampler(12, 4, seed=0))
     assert all("3 devices cannot share a batch of 4 pictures equally" in one for one in said)
 
 

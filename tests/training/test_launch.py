@@ -16,17 +16,17 @@ import time
 import torch
 from detection import ranks
 from detection.training import distributed
-from detection.training.interrupts import Interrupts
+from detection.training.interrupts import StopSignals
 from stages.entry import run
 
 def work():
     checkpoints = distributed.checkpoints("train", "key")
-    with checkpoints.held(), Interrupts() as interrupts:
+    with checkpoints.held(), StopSignals() as interrupts:
         start = (checkpoints.load("state.pt") or {"step": 0})["step"]
         checkpoints.save("state.pt", {"step": start + 1})
-        print("step", start + 1, "of", ranks.count(), flush=True)
+        print("step", start + 1, "of", distributed.world_size(), flush=True)
         for _ in range(3000):
-            (asked,) = ranks.largest(interrupts.signal or 0)
+            (asked,) = distributed.maximum(interrupts.signal or 0)
             if asked:
                 print("saved", flush=True)
                 raise SystemExit(128 + asked)

@@ -18,18 +18,18 @@ from detection.models.build import without_weights
 from detection.params import load
 from detection.params.recipe import Phase
 from detection.params.stages import EarlyStop
-from detection.tracking.run import NullRow
+from detection.tracking.run import NoRun
 from detection.training import loop, state
-from detection.training.loop import Job, fit
+from detection.training.loop import TrainingJob, fit
 from detection.training.setup import check_parts
-from detection.training.signals import Interrupts
+from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, PICTURES = 3, 4, 12  # as conftest.py sets them
 STEPS = EPOCHS * PICTURES // BATCH
 
 
-class ListRow(NullRow):
+class ListRow(NoRun):
     """Keeps what is logged."""
 
     def __init__(self) -> None:
@@ -48,13 +48,13 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def weights(job: Job) -> dict[str, torch.Tensor]:
+def weights(job: TrainingJob) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in job.detector.state_dict().items()}
 
 
-def run(job: Job, row: NullRow | None = None) -> dict[str, Any]:
-    with job.checkpoints.held(), Interrupts() as interrupts:
-        return fit(job, row or NullRow(), interrupts)
+def run(job: TrainingJob, row: NoRun | None = None) -> dict[str, Any]:
+    with job.checkpoints.held(), StopSignals() as interrupts:
+        return fit(job, row or NoRun(), interrupts)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
@@ -100,7 +100,7 @@ def test_losses_fall_on_a_handful_of_pictures(make_job: Any, recipe: Any) -> Non
 @pytest.mark.parametrize("after", [1, 4, 6])
 def test_a_stopped_training_goes_on_to_bit_equal_weights(
     make_job: Any,
-    undisturbed_run: Job,
+    undisturbed_run: TrainingJob,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
     code: int,
@@ -139,7 +139,7 @@ def test_phases_freeze_the_backbone_reload_the_best_and_go_on_bit_equal(
         scores.append(scores[-1] / 2)  # so that the first epoch is the best
         return dict.fromkeys(values, scores[-1]), results
 
-    def watched(job: Job, *args: Any) -> Any:
+    def watched(job: TrainingJob, *args: Any) -> Any:
         seen.append({k: v.clone() for k, v in job.detector.named_parameters()})
         return step(job, *args)
 
@@ -316,7 +316,7 @@ def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_training_killed_while_it_saves_goes_on_to_equal_bits_and_logs_every_step_once(
-    make_job: Any, undisturbed_run: Job, monkeypatch: pytest.MonkeyPatch, at: int
+    make_job: Any, undisturbed_run: TrainingJob, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     monkeypatch.setattr(state, "PAUSE_S", 0.0)
     monkeypatch.setattr(state, "PAUSES", 0)  # a checkpoint after every step

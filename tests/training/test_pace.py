@@ -1,7 +1,7 @@
 import pytest
 
 from detection.training import state
-from detection.training.state import PAUSE_S, PAUSES, Pace
+from detection.training.state import PAUSE_S, PAUSES, CheckpointTimer
 
 
 class Clock:
@@ -17,7 +17,7 @@ def test_the_first_step_is_saved_then_rarely_and_slow_disks_more_rarely(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(state, "time", clock)
-    when = Pace(7)
+    when = CheckpointTimer(7)
     assert not when.due(7), "nothing is new"
     assert when.due(8)
     with when.saving(8):

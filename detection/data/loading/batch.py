@@ -37,7 +37,7 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class ImageSizes:
     """How the pictures of a batch lie in it, and how large they were."""
 
     inside: Tensor
@@ -54,7 +54,7 @@ class Batch:
     """Tensor[B, 3, H, W], uint8, RGB."""
     targets: Targets
     """Ground truth in pixels of the batch."""
-    sizes: Sizes
+    sizes: ImageSizes
     """Inside the batch, and of the files."""
     rows: list[int]
     """Which pictures of the index these are."""
@@ -64,5 +64,5 @@ class Batch:
 
         torch's loader calls it by this name; what has no such method it leaves as it is, without a word.
         """
-        sizes = Sizes(self.sizes.inside.pin_memory(), self.sizes.original.pin_memory())
+        sizes = ImageSizes(self.sizes.inside.pin_memory(), self.sizes.original.pin_memory())
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), sizes, self.rows)

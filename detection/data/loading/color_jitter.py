@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 
-def change_colours(policy: str, rng: np.random.Generator, picture: Tensor) -> Tensor:
+def jitter_colors(policy: str, rng: np.random.Generator, picture: Tensor) -> Tensor:
     """Change a picture's colours as a policy does; most leave them alone.
 
     Args:

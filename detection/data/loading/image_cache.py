@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class PictureCache:
+class ImageCache:
     """A place for each of a split's first pictures, as many as the budget holds; filled as they are decoded.
 
     A picture comes out as it was put in, in bytes and memory layout, so that it makes no difference to a

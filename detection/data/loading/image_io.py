@@ -53,7 +53,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Decode a picture.
 
     Args:

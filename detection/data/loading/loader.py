@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detection import distributed
 from detection.data.index import Index, Record
 from detection.data.loading.augment import draw_geometry, kept
-from detection.data.loading.batch import Batch, Sizes, Targets
-from detection.data.loading.color_jitter import change_colours
+from detection.data.loading.batch import Batch, ImageSizes, Targets
+from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
-from detection.data.loading.image_cache import PictureCache
-from detection.data.loading.image_io import read_picture
+from detection.data.loading.image_cache import ImageCache
+from detection.data.loading.image_io import read_image
 from detection.errors import ParamsError
 from detection.params.recipe import Recipe, SSDRecipe
 
@@ -53,7 +53,7 @@ class Sample:
     """Which picture of the index."""
 
 
-class Pictures(Dataset[Sample]):
+class DetectionDataset(Dataset[Sample]):
     """The pictures of one split, indexed by `(epoch, row)`.
 
     Args:
@@ -70,7 +70,7 @@ class Pictures(Dataset[Sample]):
     ) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
         self.fill = fill_of(recipe)
-        self.cache = PictureCache(index.sizes, cache_mb) if cache_mb > 0 else None
+        self.cache = ImageCache(index.sizes, cache_mb) if cache_mb > 0 else None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -80,7 +80,7 @@ class Pictures(Dataset[Sample]):
         record = self.index[row]
         picture = self._decoded(row, record)
         if not self.train:
-            return whole(picture, record.boxes, record.labels, row, self.recipe)
+            return eval_sample(picture, record.boxes, record.labels, row, self.recipe)
         wanted = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
         return self._augmented(epoch, row, picture, record.boxes[wanted], record.labels[wanted])
 
@@ -88,7 +88,7 @@ class Pictures(Dataset[Sample]):
         held = self.cache.get(row) if self.cache is not None else None
         if held is not None:
             return held
-        picture = read_picture(self.root / record.file, (record.height, record.width))
+        picture = read_image(self.root / record.file, (record.height, record.width))
         # one memory layout, the JPEG decoder's own, whoever decoded it: resizing is fastest there
         picture = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         if self.cache is not None:
@@ -104,11 +104,11 @@ class Pictures(Dataset[Sample]):
         geometry = draw_geometry(self.recipe, rng, height, width, boxes)
         still = kept(policy, geometry, boxes)
         fill = GREY if policy == "letterbox" else self.fill
-        pixels = geometry.picture(picture, fill, lambda part: change_colours(policy, rng, part))
+        pixels = geometry.picture(picture, fill, lambda part: jitter_colors(policy, rng, part))
         return Sample(pixels, geometry.boxes(boxes[still]), labels[still], (height, width), row)
 
 
-def whole(
+def eval_sample(
     picture: Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int64], row: int, recipe: Recipe
 ) -> Sample:
     """A picture as it is scored: all of it, at the recipe's size, not augmented."""
@@ -159,12 +159,12 @@ def collate(samples: list[Sample], recipe: Recipe) -> Batch:
     return Batch(
         images,
         Targets(boxes, labels, mask, inside_sizes),
-        Sizes(inside_sizes, originals),
+        ImageSizes(inside_sizes, originals),
         [sample.row for sample in samples],
     )
 
 
-class Order(Sampler[list[tuple[int, int]]]):
+class BatchSampler(Sampler[list[tuple[int, int]]]):
     """The batches of one epoch, from some batch on; of each, this rank's share.
 
     Args:
@@ -184,7 +184,7 @@ class Order(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.count, self.batch_size, self.seed, self.groups = count, batch_size, seed, groups
         self.epoch, self.start = 0, 0
-        self.rank, self.ranks = (distributed.rank(), distributed.count()) if seed is not None else (0, 1)
+        self.rank, self.ranks = (distributed.rank(), distributed.world_size()) if seed is not None else (0, 1)
         if min(count, batch_size) % self.ranks:
             raise ParamsError(
                 f"params.yaml: train.devices: {self.ranks} devices cannot share a batch of "
@@ -221,7 +221,7 @@ class Order(Sampler[list[tuple[int, int]]]):
         return batches[rng.permutation(len(batches))].reshape(-1)
 
 
-def aspect_groups(pictures: Pictures) -> NDArray[np.int64] | None:
+def aspect_groups(pictures: DetectionDataset) -> NDArray[np.int64] | None:
     """[N] bins of width over height, so that a batch is padded little; None where all fall into one.
 
     Pictures that come out square, whatever they were, are all of one.
@@ -244,10 +244,10 @@ class Loader:
         shuffle: A training's order, by the pictures' seed, like aspect ratios together.
     """
 
-    def __init__(self, pictures: Pictures, batch_size: int, workers: int, shuffle: bool) -> None:
+    def __init__(self, pictures: DetectionDataset, batch_size: int, workers: int, shuffle: bool) -> None:
         self.pictures = pictures
         seed, groups = (pictures.seed, aspect_groups(pictures)) if shuffle else (None, None)
-        self.order = Order(len(pictures), batch_size, seed, groups)
+        self.order = BatchSampler(len(pictures), batch_size, seed, groups)
         self.batches: DataLoader[Sample] = DataLoader(
             pictures,
             batch_sampler=self.order,
@@ -284,4 +284,4 @@ def loader_workers(workers: int | str, device: torch.device) -> int:
     """How many loader processes: `auto` is one a core, up to 8 for a GPU, none where the CPU trains."""
     if isinstance(workers, int):
         return workers
-    return min(8, max((os.cpu_count() or 1) // distributed.count(), 1)) if device.type == "cuda" else 0
+    return min(8, max((os.cpu_count() or 1) // distributed.world_size(), 1)) if device.type == "cuda" else 0

@@ -1,6 +1,6 @@
 """Checks of a dataset that was read: pictures against annotations, boxes, and split against split.
 
-Each notes what it finds in `Faults`, and does what `prepare.checks` says: at `error` it goes on as with
+Each notes what it finds in `Problems`, and does what `prepare.checks` says: at `error` it goes on as with
 `drop`, so that the whole list comes together.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.sources.image_headers import Header
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.ops import boxes as box_ops
 
 REACH = 1.0
@@ -26,7 +26,7 @@ Headers = dict[str, Header]
 """What was found of each picture, by its name relative to the dataset's folder."""
 
 
-def check_pictures(index: Index, headers: Headers, faults: Faults) -> Index:
+def check_images(index: Index, headers: Headers, faults: Problems) -> Index:
     """Leave out pictures that are missing or broken, and settle the size of the others.
 
     Pictures are read as stored; where the annotation has the size that EXIF's rotation gives, whoever
@@ -53,7 +53,7 @@ def check_pictures(index: Index, headers: Headers, faults: Faults) -> Index:
 
 
 def _settle_size(
-    name: str, given: tuple[int, int], header: Header, faults: Faults
+    name: str, given: tuple[int, int], header: Header, faults: Problems
 ) -> tuple[tuple[int, int], bool]:
     """Height and width that count, and whether the picture stays."""
     stored = (header.height, header.width)
@@ -72,7 +72,7 @@ def _settle_size(
     return stored, kept
 
 
-def check_boxes(index: Index, classes: tuple[str, ...], faults: Faults) -> Index:
+def check_boxes(index: Index, classes: tuple[str, ...], faults: Problems) -> Index:
     """Clip or leave out boxes that reach out of their picture; look for absurd and repeated ones."""
     owners = index.owners()
     left = np.ones(len(owners), dtype=np.bool_)
@@ -122,7 +122,9 @@ def _repeated(owners: NDArray[np.int64], index: Index) -> NDArray[np.bool_]:
     return repeated
 
 
-def check_splits(root: Path, splits: dict[str, Index], headers: Headers, faults: Faults) -> dict[str, Index]:
+def check_splits(
+    root: Path, splits: dict[str, Index], headers: Headers, faults: Problems
+) -> dict[str, Index]:
     """Look for pictures that two splits share, byte for byte, whatever their names.
 
     Only files of the same size with the same last bytes are compared whole.

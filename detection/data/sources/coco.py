@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from detection.data.index import Index, join
 from detection.data.sources.coco_json import Category, Columns, Image, Instances, content_hash, load
 from detection.data.sources.digest import Digest
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.data.sources.voc_layout import is_inside
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, CocoSplit
@@ -29,7 +29,7 @@ FARTHEST = 1e9
 
 
 def read(
-    dataset: CocoDataset, root: Path, digest: Digest, faults: Faults
+    dataset: CocoDataset, root: Path, digest: Digest, faults: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits.
 
@@ -77,7 +77,7 @@ def _class_names(categories: Sequence[Category]) -> tuple[str, ...]:
 
 
 def _packed(
-    instances: Instances, classes: tuple[str, ...], split: CocoSplit, digest: Digest, faults: Faults
+    instances: Instances, classes: tuple[str, ...], split: CocoSplit, digest: Digest, faults: Problems
 ) -> Index:
     """Pictures in the order of the file, those without annotations too, as arrays."""
     where = split.annotations
@@ -154,7 +154,7 @@ def _labels(
     categories: Sequence[Category],
     classes: tuple[str, ...],
     where: str,
-    faults: Faults,
+    faults: Problems,
 ) -> NDArray[np.int64]:
     """[T], labels of category ids, by the names of the categories; -1 where the dataset has no such class."""
     ids = [category.id for category in categories]
@@ -167,7 +167,7 @@ def _labels(
 
 
 def _usable_images(
-    images: Sequence[Image], ids: NDArray[np.int64], split: CocoSplit, faults: Faults
+    images: Sequence[Image], ids: NDArray[np.int64], split: CocoSplit, faults: Problems
 ) -> NDArray[np.bool_]:
     """[N], False for pictures with an unsafe name or an id that an earlier one has."""
     usable = np.ones(len(images), dtype=np.bool_)
@@ -191,7 +191,7 @@ def _usable_annotations(
     instances: Instances,
     classes: tuple[str, ...],
     split: CocoSplit,
-    faults: Faults,
+    faults: Problems,
 ) -> NDArray[np.bool_]:
     """[T], which annotations are taken; the others are noted, each for the first thing wrong with it."""
     left = np.ones(len(owners), dtype=np.bool_)

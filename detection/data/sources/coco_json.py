@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.errors import DataError
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class Loose(msgspec.Struct):
     categories: list[msgspec.Raw]
 
 
-def load(path: Path, where: str, faults: Faults) -> Instances:
+def load(path: Path, where: str, faults: Problems) -> Instances:
     """Decode a file, mapped into memory and not copied.
 
     Args:
@@ -114,7 +114,7 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _load_loosely(content: bytes, path: Path, where: str, faults: Faults) -> Instances:
+def _load_loosely(content: bytes, path: Path, where: str, faults: Problems) -> Instances:
     """Decode entry by entry, and note those that cannot be."""
     try:
         loose = msgspec.json.decode(content, type=Loose)

@@ -12,7 +12,7 @@ from detection.data.sources import coco, holdout, voc
 from detection.data.sources.digest import Digest, listing_hash
 from detection.data.sources.image_headers import read_headers
 from detection.data.sources.preflight import check_present
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.files import data_root
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
@@ -20,7 +20,7 @@ from detection.params.stages import Checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Raw:
+class RawDataset:
     """A dataset as it lies on disk, read and checked."""
 
     name: str
@@ -37,11 +37,11 @@ class Raw:
     """Hash over annotations and picture listing."""
     listing: dict[str, str]
     """Per split, a hash over names and sizes of its pictures."""
-    faults: Faults
+    faults: Problems
     """What is wrong with it; those that are errors refused it, if it was `read`."""
 
 
-def read(name: str, dataset: Dataset, checks: Checks | None = None) -> Raw:
+def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDataset:
     """Read and check a dataset; `shapes` is drawn first where it is not on disk.
 
     Args:
@@ -61,7 +61,7 @@ def read(name: str, dataset: Dataset, checks: Checks | None = None) -> Raw:
     return raw
 
 
-def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -> Raw:
+def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -> RawDataset:
     """Read a dataset and collect its faults, without refusing it for them.
 
     Args:
@@ -80,7 +80,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     else:
         path, share = dataset.path, dataset.holdout
     root = data_root() / path
-    digest, faults = Digest(), Faults(checks)
+    digest, faults = Digest(), Problems(checks)
     classes, splits = _splits(dataset, root, digest, faults)
     if share:
         missing = [split for split in ("val", "test") if not getattr(dataset, split)]
@@ -91,11 +91,9 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         if not header.missing:
             digest.entry(file, str(header.length))
     for split, index in splits.items():
-        splits[split] = checks_of.check_boxes(
-            checks_of.check_pictures(index, headers, faults), classes, faults
-        )
+        splits[split] = checks_of.check_boxes(checks_of.check_images(index, headers, faults), classes, faults)
     splits = checks_of.check_splits(root, splits, headers, faults)
-    return Raw(
+    return RawDataset(
         name=name,
         classes=classes,
         splits=splits,
@@ -108,7 +106,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
 
 
 def _splits(
-    dataset: Dataset, root: Path, digest: Digest, faults: Faults
+    dataset: Dataset, root: Path, digest: Digest, faults: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     if isinstance(dataset, CocoDataset):
         return coco.read(dataset, root, digest, faults)
@@ -127,7 +125,7 @@ def _listing(index: Index, headers: checks_of.Headers) -> str:
     return listing_hash({name: headers[name].length for name in names})
 
 
-def _check(raw: Raw, dataset: Dataset) -> None:
+def _check(raw: RawDataset, dataset: Dataset) -> None:
     if len(raw.splits["train"]) == 0:
         raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no pictures")
     if len(raw.splits["train"].boxes) == 0:

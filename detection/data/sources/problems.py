@@ -32,7 +32,7 @@ DONE = {"drop": " left out", "clip": " clipped", "keep": " kept as they are"}
 EXAMPLES = 3
 
 
-class Fault(NamedTuple):
+class Problem(NamedTuple):
     """One thing that is wrong."""
 
     kind: str
@@ -46,7 +46,7 @@ class Fault(NamedTuple):
         return f"{self.where}: {self.detail}"
 
 
-class Faults:
+class Problems:
     """The faults of one dataset, and what `prepare.checks` says about each.
 
     faults = Faults(checks)
@@ -55,13 +55,13 @@ class Faults:
     """
 
     def __init__(self, checks: Checks) -> None:
-        self.found: list[Fault] = []
+        self.found: list[Problem] = []
         self._checks = checks
 
     def add(self, kind: str, where: str, detail: str) -> None:
         """Note one fault."""
         assert kind in KINDS
-        self.found.append(Fault(kind, where, detail))
+        self.found.append(Problem(kind, where, detail))
 
     def action(self, kind: str) -> str:
         """`error`, `drop`, `clip` or `keep`."""
@@ -77,7 +77,7 @@ class Faults:
         """The counts of the kinds that are errors."""
         return {kind: count for kind, count in self.counts().items() if self.action(kind) == "error"}
 
-    def of(self, kind: str) -> list[Fault]:
+    def of(self, kind: str) -> list[Problem]:
         """The faults of one kind, in the order they were found."""
         return [fault for fault in self.found if fault.kind == kind]
 

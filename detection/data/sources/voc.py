@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.sources.digest import Digest
-from detection.data.sources.problems import Faults
+from detection.data.sources.problems import Problems
 from detection.data.sources.voc_layout import VocFolder, is_inside, split_spec
 from detection.errors import DataError
 from detection.params.datasets import VocDataset
@@ -48,7 +48,7 @@ class Rows:
 
 
 def read(
-    dataset: VocDataset, root: Path, digest: Digest, faults: Faults
+    dataset: VocDataset, root: Path, digest: Digest, faults: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits.
 
@@ -73,7 +73,7 @@ def read(
 SPLITS = ("train", "val", "test")
 
 
-def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Faults) -> Rows:
+def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Problems) -> Rows:
     """The annotations of several lists or folders, joined; a picture named by two of them counts once."""
     rows = Rows()
     seen: set[tuple[str, str]] = set()
@@ -95,7 +95,7 @@ def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Faults
     return rows
 
 
-def _listed(folder: VocFolder, name: str, digest: Digest, faults: Faults) -> Iterator[str]:
+def _listed(folder: VocFolder, name: str, digest: Digest, faults: Problems) -> Iterator[str]:
     """The ids of a split list."""
     path = folder.list_file(name)
     where = path.relative_to(folder.root).as_posix()
@@ -141,14 +141,14 @@ class _Pictures:
         for stem, name in folder.find_pictures():
             (self._others if stem in self._files else self._files)[stem] = name
 
-    def ids(self, faults: Faults) -> list[str]:
+    def ids(self, faults: Problems) -> list[str]:
         """The ids of a folder without lists: its annotations; a picture without one is a fault."""
         ids = self._folder.find_annotations()
         for stem in sorted(self._files.keys() - set(ids)):
             faults.add("missing_annotation", self._inside + self._files[stem], "has no XML file")
         return ids
 
-    def find(self, image_id: str, tree: ElementTree.Element, path: str, faults: Faults) -> str | None:
+    def find(self, image_id: str, tree: ElementTree.Element, path: str, faults: Problems) -> str | None:
         """The picture of an id relative to the dataset's folder: by its stem, else as `<filename>` says."""
         if (name := self._files.get(image_id)) and image_id not in self._others:
             return self._inside + name
@@ -164,7 +164,7 @@ class _Pictures:
         return None
 
 
-def _read_tree(root: Path, path: str, digest: Digest, faults: Faults) -> ElementTree.Element | None:
+def _read_tree(root: Path, path: str, digest: Digest, faults: Problems) -> ElementTree.Element | None:
     """One XML file, after refusing what could make a small file expand without end."""
     try:
         with open(f"{root}/{path}", "rb", buffering=0) as file:
@@ -183,7 +183,7 @@ def _read_tree(root: Path, path: str, digest: Digest, faults: Faults) -> Element
         return None
 
 
-def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: Faults) -> None:
+def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: Problems) -> None:
     """Add one picture's size and objects. Loops over children: `find` costs as much as parsing did."""
     size: dict[str, str | None] = {}
     before = len(rows.names)
@@ -199,7 +199,7 @@ def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: F
     rows.annotations.append(path)
 
 
-def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Faults) -> None:
+def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Problems) -> None:
     """Add one `<object>`; only its own children count, as `<part>` holds boxes and names too."""
     name, flag = "", "0"
     corners: dict[str, str | None] = {}
@@ -231,7 +231,7 @@ def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Faul
         rows.difficult.append(flag == "1")
 
 
-def _packed(rows: Rows, classes: Sequence[str], faults: Faults) -> Index:
+def _packed(rows: Rows, classes: Sequence[str], faults: Problems) -> Index:
     """Columns turned into arrays, class names into labels."""
     numbers = {name: label for label, name in enumerate(classes)}
     labels = np.array([numbers.get(name, -1) for name in rows.names], dtype=np.int64)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DetectionError
-from detection.evaluation.analysis.bootstrap_ap import EVERY, Sample, average_precision
+from detection.evaluation.analysis.bootstrap_ap import EVERY, BootstrapSample, average_precision
 from detection.evaluation.analysis.tables import jsonable
 from detection.evaluation.protocol.coco_metrics import AT_50, AT_75
 
@@ -52,7 +52,7 @@ Kind = TypeVar("Kind", Interval, Difference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread(Generic[Kind]):
+class BootstrapResult(Generic[Kind]):
     """Scores and how far they could be chance."""
 
     rounds: int
@@ -95,13 +95,15 @@ def draw(pictures: int, rounds: int = ROUNDS, seed: int = SEED) -> NDArray[np.ui
     return weights
 
 
-def intervals(sample: Sample, rounds: int = ROUNDS, seed: int = SEED) -> Spread[Interval]:
+def intervals(sample: BootstrapSample, rounds: int = ROUNDS, seed: int = SEED) -> BootstrapResult[Interval]:
     """Scores of one experiment and their intervals."""
     scores = _scores(sample, _with_itself(sample.pictures, rounds, seed))
     return _spread(sample, rounds, scores, _interval)
 
 
-def paired(first: Sample, second: Sample, rounds: int = ROUNDS, seed: int = SEED) -> Spread[Difference]:
+def paired(
+    first: BootstrapSample, second: BootstrapSample, rounds: int = ROUNDS, seed: int = SEED
+) -> BootstrapResult[Difference]:
     """What the second experiment scores more than the first.
 
     Args:
@@ -129,7 +131,7 @@ def _with_itself(pictures: int, rounds: int, seed: int) -> NDArray[np.uint16]:
     return np.concatenate([np.ones((1, pictures), dtype=np.uint16), draw(pictures, rounds, seed)])
 
 
-def _scores(sample: Sample, weights: NDArray[np.uint16]) -> dict[str, NDArray[np.float64]]:
+def _scores(sample: BootstrapSample, weights: NDArray[np.uint16]) -> dict[str, NDArray[np.float64]]:
     """By name, [1 + S, 1 + C]: the mean of the classes, then each."""
     values = average_precision(sample, weights)
     at = {name: sample.thresholds.index(t) for name, t in _NAMES.items() if t in sample.thresholds}
@@ -150,13 +152,13 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spread(
-    sample: Sample,
+    sample: BootstrapSample,
     rounds: int,
     scores: dict[str, NDArray[np.float64]],
     of: Callable[[NDArray[np.float64]], Kind],
-) -> Spread[Kind]:
+) -> BootstrapResult[Kind]:
     columns = {name: [of(column) for column in values.T] for name, values in scores.items()}
-    return Spread(
+    return BootstrapResult(
         rounds=rounds,
         pictures=sample.pictures,
         stats={name: one[0] for name, one in columns.items()},
@@ -177,6 +179,6 @@ def _difference(column: NDArray[np.float64]) -> Difference:
     return Difference(*_interval(column), better)
 
 
-def _truth(sample: Sample) -> tuple[int, int, bytes]:
+def _truth(sample: BootstrapSample) -> tuple[int, int, bytes]:
     cells = np.sort(sample.object_images * sample.classes + sample.object_labels)
     return sample.pictures, sample.classes, cells.tobytes()

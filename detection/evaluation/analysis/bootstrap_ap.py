@@ -37,7 +37,7 @@ class _Rights(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Sample:
+class BootstrapSample:
     """One experiment's matches, reduced to what drawing pictures needs."""
 
     pictures: int
@@ -63,7 +63,7 @@ class Sample:
     @classmethod
     def of(
         cls, overlaps: Overlaps, matches: Matches, *, pictures: int, thresholds: Sequence[int] = EVERY
-    ) -> "Sample":
+    ) -> "BootstrapSample":
         """Sort once what all rounds read.
 
         Args:
@@ -111,7 +111,7 @@ def _up_to_last(right: NDArray[np.bool_], labels: NDArray[np.int64]) -> NDArray[
     return np.flatnonzero(np.arange(len(labels)) <= last[labels])
 
 
-def average_precision(sample: Sample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
+def average_precision(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
     """COCO's AP of every round, threshold and class.
 
     Args:
@@ -128,7 +128,7 @@ def average_precision(sample: Sample, weights: NDArray[np.uint16]) -> NDArray[np
     return result
 
 
-def _block(sample: Sample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
+def _block(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
     """[B, thresholds, C]."""
     objects = _objects(sample, weights)
     needed = _needed(objects)
@@ -145,7 +145,7 @@ def _block(sample: Sample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
 
 def _at_threshold(
     rights: _Rights,
-    sample: Sample,
+    sample: BootstrapSample,
     weights: NDArray[np.uint16],
     plain: NDArray[np.int64],
     base: NDArray[np.int64],
@@ -185,7 +185,7 @@ def _at_threshold(
     return average
 
 
-def _objects(sample: Sample, weights: NDArray[np.uint16]) -> NDArray[np.int64]:
+def _objects(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[np.int64]:
     """[B, C] objects that were drawn."""
     cell = np.arange(len(weights))[:, None] * sample.classes + sample.object_labels
     drawn = np.bincount(cell.ravel(), weights[:, sample.object_images].ravel(), len(weights) * sample.classes)

@@ -35,7 +35,7 @@ NOT_WRONG = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Verdicts:
+class MatchResult:
     """COCO's matching at IoU 0.5 and among objects of every size, spelled out."""
 
     right: NDArray[np.bool_]
@@ -50,7 +50,7 @@ class Verdicts:
     """[D] what each right detection is on, a row of `Overlaps.truth`."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, matches: Matches) -> "Verdicts":
+    def of(cls, overlaps: Overlaps, matches: Matches) -> "MatchResult":
         """Read them off the matches."""
         right = matches.right & LOWEST == 1
         found = np.zeros(len(overlaps.truth.labels), dtype=np.bool_)
@@ -70,7 +70,7 @@ class Verdicts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Strangers:
+class CrossClassPairs:
     """Pairs of a false positive and an object of another class, with an IoU of `BACKGROUND` or more."""
 
     detection: NDArray[np.int64]
@@ -81,7 +81,7 @@ class Strangers:
     """[P]."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, verdicts: Verdicts) -> "Strangers":
+    def of(cls, overlaps: Overlaps, verdicts: MatchResult) -> "CrossClassPairs":
         """Compare every false positive with all objects of its picture."""
         truth, found = overlaps.truth, overlaps.found
         wrong = np.flatnonzero(verdicts.wrong)
@@ -115,7 +115,7 @@ class ErrorTypes:
     """dAP50 by the same names: the kind mended, all false positives gone, all false negatives forgiven."""
 
 
-def analyse(overlaps: Overlaps, verdicts: Verdicts, strangers: Strangers) -> ErrorTypes:
+def analyse(overlaps: Overlaps, verdicts: MatchResult, strangers: CrossClassPairs) -> ErrorTypes:
     """Name every error and mend each kind in turn."""
     kind, target = _kinds(overlaps, verdicts, strangers)
     unfound = verdicts.counted & ~verdicts.found
@@ -141,7 +141,7 @@ def analyse(overlaps: Overlaps, verdicts: Verdicts, strangers: Strangers) -> Err
 
 
 def _kinds(
-    overlaps: Overlaps, verdicts: Verdicts, strangers: Strangers
+    overlaps: Overlaps, verdicts: MatchResult, strangers: CrossClassPairs
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[D] each false positive's kind, and [D] the object it was meant for: its nearest, of either class."""
     count = len(verdicts.wrong)
@@ -176,7 +176,7 @@ def _first_of_each(
 class _Scene:
     """AP50 of the split as it would be after some mending. K: detections that are right or wrong."""
 
-    def __init__(self, overlaps: Overlaps, verdicts: Verdicts) -> None:
+    def __init__(self, overlaps: Overlaps, verdicts: MatchResult) -> None:
         self.overlaps, self.verdicts = overlaps, verdicts
         self.order = verdicts.judged(overlaps)
         self.labels, self.right = overlaps.found.labels[self.order], verdicts.right[self.order]

@@ -18,9 +18,9 @@ from detection.evaluation.analysis.error_types import (
     FOREGROUND,
     KINDS,
     ON_BACKGROUND,
+    CrossClassPairs,
     ErrorTypes,
-    Strangers,
-    Verdicts,
+    MatchResult,
 )
 from detection.evaluation.protocol.ordering import ranges
 from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, union
@@ -30,7 +30,7 @@ COUNT = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Lost:
+class ApLoss:
     """What each error takes from the mean average precision; all of it together is 1 less that mean.
 
     This average precision is the plain one at IoU 0.5: the mean, over a class's objects, of the precision at
@@ -49,7 +49,7 @@ class Lost:
     """[T] by each object that no detection finds, however low its score; 0 for the others."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, verdicts: Verdicts) -> "Lost":
+    def of(cls, overlaps: Overlaps, verdicts: MatchResult) -> "ApLoss":
         """Share the loss out."""
         labels, truth = overlaps.found.labels, overlaps.truth.labels
         objects = np.bincount(truth[verdicts.counted], minlength=overlaps.classes)
@@ -65,10 +65,10 @@ class Lost:
         return cls(wrong=wrong, missed=np.where(verdicts.counted & ~verdicts.found, share[truth], 0.0))
 
 
-def shortlists(
+def rank_images(
     overlaps: Overlaps,
-    verdicts: Verdicts,
-    strangers: Strangers,
+    verdicts: MatchResult,
+    strangers: CrossClassPairs,
     errors: ErrorTypes,
     score: float,
     classes: Sequence[str],
@@ -90,7 +90,7 @@ def shortlists(
     Returns:
         `pictures` (how many), `iou`, `score`, and four lists. Boxes are `[x, y, width, height]`.
 
-        * `worst`: pictures by what their errors take from the mean average precision (see `Lost`); `right`,
+        * `worst`: pictures by what their errors take from the mean average precision (see `ApLoss`); `right`,
           `wrong` and `missed` count from the threshold on;
         * `confident_wrong`: false positives, the highest score first, with TIDE's `kind`;
         * `largest_missed`: objects that no detection above the threshold finds, the largest box first;
@@ -153,13 +153,13 @@ class _Names:
 
 def _worst(
     overlaps: Overlaps,
-    verdicts: Verdicts,
+    verdicts: MatchResult,
     kept: NDArray[np.bool_],
     missed: NDArray[np.bool_],
     pictures: Sequence[str],
     count: int,
 ) -> list[dict[str, Any]]:
-    lost = Lost.of(overlaps, verdicts)
+    lost = ApLoss.of(overlaps, verdicts)
     where, there = overlaps.found.images, overlaps.truth.images
     by_wrong = np.bincount(where, lost.wrong, len(pictures))
     by_missed = np.bincount(there, lost.missed, len(pictures))
@@ -214,8 +214,8 @@ def _unlabelled(
 def _other_class(
     overlaps: Overlaps,
     names: _Names,
-    verdicts: Verdicts,
-    strangers: Strangers,
+    verdicts: MatchResult,
+    strangers: CrossClassPairs,
     chosen: NDArray[np.bool_],
     count: int,
 ) -> list[dict[str, Any]]:
@@ -233,7 +233,7 @@ def _other_class(
 
 
 def _unseen(
-    overlaps: Overlaps, names: _Names, verdicts: Verdicts, strangers: Strangers, count: int
+    overlaps: Overlaps, names: _Names, verdicts: MatchResult, strangers: CrossClassPairs, count: int
 ) -> list[dict[str, Any]]:
     seen = np.zeros(len(verdicts.counted), dtype=np.bool_)
     seen[overlaps.object[overlaps.iou >= FOREGROUND]] = True
@@ -244,8 +244,8 @@ def _unseen(
     return [{"why": "unseen"} | names.object(row) for row in rows.tolist()]
 
 
-def _under_right(overlaps: Overlaps, verdicts: Verdicts, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[T] of some objects, those that a right detection of another class is on (not among `Strangers`)."""
+def _under_right(overlaps: Overlaps, verdicts: MatchResult, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """[T] of some objects, those under a true positive of another class (not in `CrossClassPairs`)."""
     things, truth = np.flatnonzero(chosen), overlaps.truth
     right = overlaps.found.take(np.flatnonzero(verdicts.right))
     start = np.searchsorted(right.images, truth.images[things], side="left")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.analysis.error_types import FOREGROUND, Verdicts
+from detection.evaluation.analysis.error_types import FOREGROUND, MatchResult
 from detection.evaluation.protocol.ordering import ranges
-from detection.evaluation.protocol.overlaps import Found, Overlaps, intersections, union
+from detection.evaluation.protocol.overlaps import Overlaps, Predictions, intersections, union
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ AT_SIDE = 1.0
 
 
 def by_kind(
-    overlaps: Overlaps, verdicts: Verdicts, score: float, sizes: NDArray[np.number] | None
+    overlaps: Overlaps, verdicts: MatchResult, score: float, sizes: NDArray[np.number] | None
 ) -> "pd.DataFrame":
     """Recall of objects that need to be found, by what they are like.
 
@@ -96,7 +96,7 @@ def _values(overlaps: Overlaps, sizes: NDArray[np.number] | None) -> dict[str, N
 def _crowding(overlaps: Overlaps) -> NDArray[np.float64]:
     """[T] each object's greatest IoU with another one of its picture."""
     truth = overlaps.truth
-    mine = Found(
+    mine = Predictions(
         images=truth.images, labels=truth.labels, boxes=truth.boxes, scores=np.zeros(len(truth.labels))
     )
     start = np.searchsorted(truth.images, truth.images, side="left")
@@ -118,7 +118,7 @@ OFFSETS = {
 """What is measured of a right detection against its object, besides the IoU."""
 
 
-def localisation(overlaps: Overlaps, verdicts: Verdicts, score: float) -> "pd.DataFrame":
+def localisation(overlaps: Overlaps, verdicts: MatchResult, score: float) -> "pd.DataFrame":
     """How the boxes of right detections above a threshold lie on their objects.
 
     Returns:

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.analysis import error_types, hard_examples, recall, thresholds
-from detection.evaluation.analysis.error_types import BACKGROUND, FOREGROUND, KINDS, Strangers, Verdicts
+from detection.evaluation.analysis.error_types import (
+    BACKGROUND,
+    FOREGROUND,
+    KINDS,
+    CrossClassPairs,
+    MatchResult,
+)
 from detection.evaluation.protocol.matching import Matches
 from detection.evaluation.protocol.overlaps import Overlaps
 
@@ -61,8 +67,8 @@ def tables(
     """
     import pandas as pd
 
-    verdicts = Verdicts.of(overlaps, matches)
-    strangers = Strangers.of(overlaps, verdicts)
+    verdicts = MatchResult.of(overlaps, matches)
+    strangers = CrossClassPairs.of(overlaps, verdicts)
     errors = error_types.analyse(overlaps, verdicts, strangers)
     whole, of_class = thresholds.sweeps(overlaps, verdicts)
     best = whole.best
@@ -116,7 +122,7 @@ def tables(
         ),
         "recall.csv": recall.by_kind(overlaps, verdicts, best.score, sizes),
         "localisation.csv": recall.localisation(overlaps, verdicts, best.score),
-        "pictures.json": hard_examples.shortlists(
+        "pictures.json": hard_examples.rank_images(
             overlaps, verdicts, strangers, errors, best.score, classes, picture_ids
         ),
     }
@@ -145,7 +151,7 @@ def _encoded(one: "pd.DataFrame | dict[str, Any] | bytes") -> bytes:
 
 
 def _errors_per_class(
-    overlaps: Overlaps, verdicts: Verdicts, errors: error_types.ErrorTypes, classes: Sequence[str]
+    overlaps: Overlaps, verdicts: MatchResult, errors: error_types.ErrorTypes, classes: Sequence[str]
 ) -> "pd.DataFrame":
     import pandas as pd
 

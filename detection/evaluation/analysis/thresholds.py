@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.analysis.error_types import FOREGROUND, Strangers, Verdicts
+from detection.evaluation.analysis.error_types import FOREGROUND, CrossClassPairs, MatchResult
 from detection.evaluation.protocol.ordering import falling
 from detection.evaluation.protocol.overlaps import Overlaps
 
@@ -45,7 +45,7 @@ class Sweep:
     """Where F1 is greatest, at one of the detections' own scores; of equals the highest score."""
 
 
-def sweeps(overlaps: Overlaps, verdicts: Verdicts) -> tuple[Sweep, list[Sweep]]:
+def sweeps(overlaps: Overlaps, verdicts: MatchResult) -> tuple[Sweep, list[Sweep]]:
     """Walk along the score: from 0 to 1 in hundredths, or from least to greatest where scores lie elsewhere.
 
     Args:
@@ -82,7 +82,7 @@ def _sweep(
 
 
 def confusion(
-    overlaps: Overlaps, verdicts: Verdicts, strangers: Strangers, score: float
+    overlaps: Overlaps, verdicts: MatchResult, strangers: CrossClassPairs, score: float
 ) -> NDArray[np.int64]:
     """What objects are taken for by the detections that score at least `score`.
 
@@ -132,7 +132,7 @@ class Calibration:
     or where scores lie outside of 0 … 1."""
 
 
-def calibrate(overlaps: Overlaps, verdicts: Verdicts) -> Calibration:
+def calibrate(overlaps: Overlaps, verdicts: MatchResult) -> Calibration:
     """Compare scores with the share of right detections, those neither right nor wrong left out."""
     rows = np.flatnonzero(verdicts.right | verdicts.wrong)
     scores = overlaps.found.scores[rows]

@@ -13,7 +13,7 @@ from detection.data.index import Index
 from detection.evaluation.protocol.accumulate import RECALLS, Arrays, accumulate
 from detection.evaluation.protocol.matching import THRESHOLDS, Matches, match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 __all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches"]
 
@@ -75,7 +75,7 @@ class CocoScore:
         }
 
 
-def score(index: Index, results: Results, classes: Sequence[str]) -> CocoScore:
+def score(index: Index, results: SplitDetections, classes: Sequence[str]) -> CocoScore:
     """Score detections by COCO's protocol.
 
     Difficult objects are treated as crowds: not counted, and a detection on one is neither right nor wrong.

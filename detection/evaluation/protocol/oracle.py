@@ -12,13 +12,13 @@ import numpy as np
 from detection.errors import VerificationError
 from detection.evaluation.protocol.accumulate import Arrays
 from detection.evaluation.protocol.coco_metrics import STATS, CocoScore
-from detection.evaluation.protocol.overlaps import Found, Overlaps, Truth
+from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
 
-def score(truth: Truth, found: Found, classes: int) -> CocoScore:
+def score(truth: GroundTruth, found: Predictions, classes: int) -> CocoScore:
     """The twelve numbers and the arrays by pycocotools itself."""
     from pycocotools.cocoeval import COCOeval
 
@@ -66,7 +66,7 @@ def _nothing(classes: int) -> Arrays:
     )
 
 
-def _objects(truth: Truth) -> list[dict[str, Any]]:
+def _objects(truth: GroundTruth) -> list[dict[str, Any]]:
     crowd = truth.ignored.astype(int).tolist()
     columns = zip(
         truth.images.tolist(),
@@ -89,7 +89,7 @@ def _objects(truth: Truth) -> list[dict[str, Any]]:
     ]
 
 
-def _boxes(found: Found) -> list[dict[str, Any]]:
+def _boxes(found: Predictions) -> list[dict[str, Any]]:
     columns = zip(
         found.images.tolist(), found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
     )

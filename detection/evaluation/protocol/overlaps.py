@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.evaluation.protocol.ordering import best_first, blocks, ranges, runs
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Truth:
+class GroundTruth:
     """The objects of a split, those of one picture and class in the order of their file."""
 
     images: NDArray[np.int64]
@@ -35,17 +35,17 @@ class Truth:
     ignored: NDArray[np.bool_]
     """[T] crowds and difficult objects: need not be found, and a detection on one is not wrong."""
 
-    def take(self, rows: NDArray[np.int64] | slice) -> "Truth":
+    def take(self, rows: NDArray[np.int64] | slice) -> "GroundTruth":
         """Some objects, in the given order."""
-        return Truth(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
+        return GroundTruth(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Found:
+class Predictions:
     """The detections on a split."""
 
     images: NDArray[np.int64]
-    """[D], as in `Truth`."""
+    """[D], as in `GroundTruth`."""
     labels: NDArray[np.int64]
     """[D]."""
     boxes: NDArray[np.float64]
@@ -53,18 +53,18 @@ class Found:
     scores: NDArray[np.float64]
     """[D] finite."""
 
-    def take(self, rows: NDArray[np.int64] | slice) -> "Found":
+    def take(self, rows: NDArray[np.int64] | slice) -> "Predictions":
         """Some detections, in the given order."""
-        return Found(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
+        return Predictions(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overlaps:
     """Objects and detections in order of picture and class, and their pairs."""
 
-    truth: Truth
+    truth: GroundTruth
     """Sorted by picture and class."""
-    found: Found
+    found: Predictions
     """Sorted by picture and class, then the best score first; equal scores as they came."""
     classes: int
     """How many there are; labels are below it."""
@@ -90,7 +90,7 @@ class Overlaps:
         return best_first(self.found.labels, self.found.scores)
 
     @classmethod
-    def of(cls, truth: Truth, found: Found, classes: int) -> "Overlaps":
+    def of(cls, truth: GroundTruth, found: Predictions, classes: int) -> "Overlaps":
         """Sort both sides and find the pairs."""
         key_of_truth, key_of_found = _keys(truth, classes), _keys(found, classes)
         objects = np.argsort(key_of_truth, kind="stable")
@@ -151,17 +151,17 @@ class Overlaps:
             yield part, rows, first
 
     @classmethod
-    def of_index(cls, index: Index, results: Results, classes: int) -> "Overlaps":
+    def of_index(cls, index: Index, results: SplitDetections, classes: int) -> "Overlaps":
         """Pairs of a packed index and detections on it; difficult objects and crowds are ignored alike."""
         place = np.argsort(picture_order(index), kind="stable")
-        truth = Truth(
+        truth = GroundTruth(
             images=place[np.repeat(np.arange(len(index)), np.diff(index.offsets))],
             labels=index.labels,
             boxes=_xywh(index.boxes),
             areas=index.areas.astype(np.float64),
             ignored=index.difficult | index.crowd,
         )
-        found = Found(
+        found = Predictions(
             images=place[results.images],
             labels=results.labels,
             boxes=_xywh(results.boxes),
@@ -201,7 +201,7 @@ def best_of_each(
 
 
 def intersections(
-    found: Found, truth: Truth, detection: NDArray[np.int64], thing: NDArray[np.int64]
+    found: Predictions, truth: GroundTruth, detection: NDArray[np.int64], thing: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Of some pairs, those that share some area: detection, object, and that area; `bbIou` of maskApi.c."""
     x, y, w, h = (found.boxes[detection, side] for side in range(4))
@@ -213,8 +213,8 @@ def intersections(
 
 
 def union(
-    found: Found,
-    truth: Truth,
+    found: Predictions,
+    truth: GroundTruth,
     detection: NDArray[np.int64],
     thing: NDArray[np.int64],
     common: NDArray[np.float64],
@@ -224,7 +224,7 @@ def union(
 
 
 def _overlapping(
-    truth: Truth, found: Found, detection: NDArray[np.int64], thing: NDArray[np.int64]
+    truth: GroundTruth, found: Predictions, detection: NDArray[np.int64], thing: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     detection, thing, common = intersections(found, truth, detection, thing)
     iou = common / union(found, truth, detection, thing, common)
@@ -237,7 +237,7 @@ def _take(column: NDArray[Any], rows: NDArray[np.int64] | slice) -> NDArray[Any]
     return column[rows] if isinstance(rows, slice) else column.take(rows, axis=0)
 
 
-def _keys(side: Truth | Found, classes: int) -> NDArray[np.int64]:
+def _keys(side: GroundTruth | Predictions, classes: int) -> NDArray[np.int64]:
     """A number for each picture and class; added in place, as fresh memory costs more than the sums."""
     keys: NDArray[np.int64] = side.images * classes
     keys += side.labels

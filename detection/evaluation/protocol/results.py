@@ -14,7 +14,7 @@ from detection.data.index import Index
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Results:
+class SplitDetections:
     """Detections over the pictures of an `Index`, in any order."""
 
     images: NDArray[np.int64]
@@ -35,7 +35,9 @@ class Results:
         return len(self.images)
 
     @classmethod
-    def pack(cls, images: ArrayLike, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> "Results":
+    def pack(
+        cls, images: ArrayLike, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
+    ) -> "SplitDetections":
         """Results from anything numpy reads, cast to the packed types; shapes as in the fields."""
         return cls(
             np.asarray(images, dtype=np.int64).reshape(-1),
@@ -45,7 +47,9 @@ class Results:
         )
 
     @classmethod
-    def of_image(cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> "Results":
+    def of_image(
+        cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
+    ) -> "SplitDetections":
         """The detections of one picture.
 
         Args:
@@ -57,14 +61,14 @@ class Results:
         return cls.pack(np.full(np.size(scores), image), boxes, scores, labels)
 
     @classmethod
-    def concat(cls, parts: Sequence["Results"]) -> "Results":
+    def concat(cls, parts: Sequence["SplitDetections"]) -> "SplitDetections":
         """Join parts in their order; no parts give no detections."""
         parts = [cls.pack([], [], [], []), *parts]
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def select(self, rows: NDArray[Any]) -> "Results":
+    def select(self, rows: NDArray[Any]) -> "SplitDetections":
         """The detections of some rows, by a mask [D] or row numbers."""
-        return Results(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
+        return SplitDetections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
 
     def to_coco(self, index: Index) -> list[dict[str, Any]]:
         """As the list a COCO results file holds.
@@ -87,7 +91,7 @@ class Results:
         ]
 
     @classmethod
-    def from_coco(cls, index: Index, rows: Sequence[Mapping[str, Any]]) -> "Results":
+    def from_coco(cls, index: Index, rows: Sequence[Mapping[str, Any]]) -> "SplitDetections":
         """Read back what `to_coco` wrote for the same index.
 
         Raises:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.evaluation.protocol.overlaps import Overlaps, best_of_each
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 MIN_OVERLAP = 0.5
 RECALLS = np.arange(0.0, 1.1, 0.1)
@@ -38,7 +38,7 @@ class VocScore:
         return {"voc_ap50_11pt": _mean(self.ap_11pt), "voc_ap50_area": _mean(self.ap_area)}
 
 
-def score(index: Index, results: Results, classes: Sequence[str]) -> VocScore:
+def score(index: Index, results: SplitDetections, classes: Sequence[str]) -> VocScore:
     """Score detections by VOC's protocol.
 
     Best score first, each detection takes the object of its class that it overlaps most. It is right if that

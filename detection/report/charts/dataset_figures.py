@@ -9,7 +9,7 @@ from PIL import Image
 
 from detection.data.index import Index
 from detection.data.loading.image_io import decode
-from detection.data.sources.dataset import Raw
+from detection.data.sources.dataset import RawDataset
 from detection.data.statistics import FOLDER
 from detection.ops.boxes import areas
 from detection.report.images.boxes_on_image import PALETTE, class_colour
@@ -26,7 +26,7 @@ COCO_SIDES = (32, 96)
 """Sides in pixels at which COCO parts small, medium and large."""
 
 
-def save_figures(raw: Raw, folder: str | Path = FOLDER) -> None:
+def save_figures(raw: RawDataset, folder: str | Path = FOLDER) -> None:
     """Draw `class_counts.png`, `box_sizes.png` and `samples.png`.
 
     Raises:
@@ -39,7 +39,7 @@ def save_figures(raw: Raw, folder: str | Path = FOLDER) -> None:
     samples(raw).save(folder / "samples.png")
 
 
-def class_counts(raw: Raw) -> "Figure":
+def class_counts(raw: RawDataset) -> "Figure":
     """Bars of objects per class, the most frequent on top, a colour a split."""
     from matplotlib.figure import Figure
 
@@ -67,7 +67,7 @@ def class_counts(raw: Raw) -> "Figure":
     return figure
 
 
-def box_sizes(raw: Raw) -> "Figure":
+def box_sizes(raw: RawDataset) -> "Figure":
     """Training boxes: sizes in pixels with COCO's limits, and sides as shares of the picture's."""
     from matplotlib.figure import Figure
 
@@ -122,7 +122,7 @@ def _side_map(figure: "Figure", axes: "Axes", shares: NDArray[np.floating]) -> N
     axes.set_ylabel("height / picture height")
 
 
-def samples(raw: Raw) -> Image.Image:
+def samples(raw: RawDataset) -> Image.Image:
     """Training pictures from the whole length of the split, with their boxes; difficult and crowd in grey."""
     index = raw.splits["train"]
     filled = np.flatnonzero(np.diff(index.offsets))
@@ -130,7 +130,7 @@ def samples(raw: Raw) -> Image.Image:
     return sheet([_sample(raw, index, int(row)) for row in rows], raw.classes, COLUMNS)
 
 
-def _sample(raw: Raw, index: Index, row: int) -> Tile:
+def _sample(raw: RawDataset, index: Index, row: int) -> Tile:
     record = index[row]
     grey = record.difficult | record.crowd
     colours = ["#9a9a9a" if g else class_colour(int(i)) for i, g in zip(record.labels, grey, strict=True)]

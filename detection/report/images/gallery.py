@@ -10,10 +10,10 @@ import numpy as np
 
 from detection.data.index import Index
 from detection.data.prepared import Prepared
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 from detection.report.images import svg_boxes
 from detection.report.images.boxes_on_image import class_colour
-from detection.report.images.image_matches import Judged, Tally, judge
+from detection.report.images.image_matches import ImageMatches, Tally, judge
 from detection.report.images.svg_boxes import Drawing
 from detection.report.readers import read_json
 
@@ -78,7 +78,7 @@ def typical(index: Index, count: int) -> list[int]:
 
 
 def build(
-    reports: Path, prepared: Prepared, index: Index, results: Results, score: float, count: int
+    reports: Path, prepared: Prepared, index: Index, results: SplitDetections, score: float, count: int
 ) -> Album:
     """Draw the galleries.
 
@@ -204,7 +204,7 @@ def _grouped(
     return chosen
 
 
-def _card(judged: Judged, drawing: Drawing, items: Sequence[dict[str, Any]], score: float) -> Card:
+def _card(judged: ImageMatches, drawing: Drawing, items: Sequence[dict[str, Any]], score: float) -> Card:
     boxes = [item["box"] for item in items if "box" in item]
     rings = dict.fromkeys(tuple(round(side * drawing.scale, 1) for side in box) for box in boxes)
     return Card(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index, Record
 from detection.errors import DataError
-from detection.evaluation.analysis.error_types import Verdicts
+from detection.evaluation.analysis.error_types import MatchResult
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
-from detection.evaluation.protocol.results import Results
+from detection.evaluation.protocol.results import SplitDetections
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Tally:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Judged:
+class ImageMatches:
     """One picture; letters: M objects, D detections."""
 
     record: Record
@@ -56,7 +56,7 @@ class Judged:
         return Tally(int((self.right & kept).sum()), int((self.wrong & kept).sum()), int(missed.sum()))
 
 
-def read_detections(reports: Path, index: Index) -> Results | None:
+def read_detections(reports: Path, index: Index) -> SplitDetections | None:
     """`evaluation/detections.json`; None before `evaluate`.
 
     Raises:
@@ -66,14 +66,16 @@ def read_detections(reports: Path, index: Index) -> Results | None:
     if not path.is_file():
         return None
     try:
-        return Results.from_coco(index, msgspec.json.decode(path.read_bytes()))
+        return SplitDetections.from_coco(index, msgspec.json.decode(path.read_bytes()))
     except KeyError as error:
         raise DataError(
             f"{path} has a picture {error} that data/prepared has not; run dvc repro evaluate"
         ) from None
 
 
-def judge(index: Index, results: Results, rows: Sequence[int], classes: int) -> dict[int, Judged]:
+def judge(
+    index: Index, results: SplitDetections, rows: Sequence[int], classes: int
+) -> dict[int, ImageMatches]:
     """Judge some pictures by COCO's matching at IoU 0.5, which looks at each picture alone.
 
     Args:
@@ -85,10 +87,10 @@ def judge(index: Index, results: Results, rows: Sequence[int], classes: int) -> 
     place = np.full(len(index), -1)
     place[list(rows)] = np.arange(len(rows))
     mine = results.select(place[results.images] >= 0)
-    mine = Results(place[mine.images], mine.boxes, mine.scores, mine.labels)
+    mine = SplitDetections(place[mine.images], mine.boxes, mine.scores, mine.labels)
     some = index.select(np.asarray(rows, dtype=np.int64))
     overlaps = Overlaps.of_index(some, mine, classes)
-    verdicts = Verdicts.of(overlaps, match(overlaps))
+    verdicts = MatchResult.of(overlaps, match(overlaps))
 
     right, wrong = np.zeros((2, len(mine)), dtype=np.bool_)
     right[overlaps.rows], wrong[overlaps.rows] = verdicts.right, verdicts.wrong
@@ -101,7 +103,7 @@ def judge(index: Index, results: Results, rows: Sequence[int], classes: int) -> 
         here = np.flatnonzero(mine.images == number)
         here = here[np.argsort(-mine.scores[here], kind="stable")]
         record = some[number]
-        judged[row] = Judged(
+        judged[row] = ImageMatches(
             record=record,
             counted=~(record.difficult | record.crowd),
             found_at=found_at[objects],

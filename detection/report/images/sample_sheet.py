@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from detection.data.loading.image_io import decode
 from detection.report.images.boxes_on_image import draw_boxes, font
-from detection.report.images.image_matches import Judged
+from detection.report.images.image_matches import ImageMatches
 
 RIGHT, WRONG, IGNORED = "#009E73", "#D55E00", "#8c8c8c"
 """Right or found, wrong or missed, not counted: told apart with the common kinds of colour blindness."""
@@ -18,7 +18,7 @@ LONGEST = 640
 
 
 def contact_sheet(
-    pictures: Sequence[Judged], root: Path, classes: Sequence[str], score: float
+    pictures: Sequence[ImageMatches], root: Path, classes: Sequence[str], score: float
 ) -> Image.Image:
     """Pictures of a split on one sheet, two columns of pairs as wide as the widest.
 
@@ -42,7 +42,7 @@ def contact_sheet(
     return page
 
 
-def _pair(judged: Judged, root: Path, classes: Sequence[str], score: float) -> Image.Image:
+def _pair(judged: ImageMatches, root: Path, classes: Sequence[str], score: float) -> Image.Image:
     """Truth and detections side by side under a line of text."""
     record, kept = judged.record, judged.scores >= score
     picture = decode(root / record.file, (record.height, record.width))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detection.data.loading.image_io import decode
 from detection.report.images.boxes_on_image import Rectangle, class_colour, is_light, place_labels
-from detection.report.images.image_matches import Judged
+from detection.report.images.image_matches import ImageMatches
 
 SIDE = 480
 """Units of a drawing's longer side, and most pixels of its JPEG's."""
@@ -25,7 +25,7 @@ UNCOUNTED = "#ffffff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
+class BoxMark:
     """A box with its name."""
 
     box: tuple[float, float, float, float]
@@ -55,14 +55,14 @@ class Drawing:
     """Units a pixel of the original."""
     picture: str
     """The JPEG as a data URL."""
-    objects: tuple[Mark, ...]
-    found: tuple[Mark, ...]
+    objects: tuple[BoxMark, ...]
+    found: tuple[BoxMark, ...]
     """The best score first."""
     labels: frozenset[int]
     """Classes of all marks."""
 
 
-def draw(judged: Judged, root: Path, classes: Sequence[str], key: str) -> Drawing:
+def draw(judged: ImageMatches, root: Path, classes: Sequence[str], key: str) -> Drawing:
     """Draw one picture.
 
     Raises:
@@ -120,7 +120,7 @@ def _marks(
     scores: NDArray[np.floating],
     kinds: Sequence[str],
     canvas: tuple[float, float],
-) -> tuple[Mark, ...]:
+) -> tuple[BoxMark, ...]:
     inside = np.clip(boxes, 0, np.tile(canvas, 2))
     corners: list[Rectangle] = [(float(a), float(b), float(c), float(d)) for a, b, c, d in inside]
     sizes = [(len(text) * LETTER + 8, float(PLATE)) for text in texts]
@@ -131,7 +131,7 @@ def _marks(
     ):
         colour = UNCOUNTED if kind == "ignored" else colour
         marks.append(
-            Mark(
+            BoxMark(
                 box=(round(x1, 1), round(y1, 1), round(x2 - x1, 1), round(y2 - y1, 1)),
                 text=text,
                 plate=(round(left, 1), round(top, 1), round(width, 1)),

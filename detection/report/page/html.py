@@ -18,7 +18,7 @@ from detection.report.charts.charts import Drawn
 from detection.report.charts.confusion import mistakes
 from detection.report.charts.validation_curves import monitored
 from detection.report.images.gallery import Album, Card
-from detection.report.images.svg_boxes import PLATE, Mark, data_url
+from detection.report.images.svg_boxes import PLATE, BoxMark, data_url
 from detection.report.page import score_tables
 from detection.report.page.metric_docs import HEADLINES, NAMES
 from detection.report.readers import read_json
@@ -84,7 +84,7 @@ def write(
     return out
 
 
-def _objects(start: float, card: Card) -> list[tuple[Mark, str]]:
+def _objects(start: float, card: Card) -> list[tuple[BoxMark, str]]:
     """Objects with their state at the slider's beginning."""
     return [
         (mark, mark.kind + (" missed" if mark.kind == "object" and mark.score < start else ""))
@@ -92,7 +92,7 @@ def _objects(start: float, card: Card) -> list[tuple[Mark, str]]:
     ]
 
 
-def _found(start: float, card: Card) -> list[tuple[Mark, str]]:
+def _found(start: float, card: Card) -> list[tuple[BoxMark, str]]:
     """Detections likewise."""
     return [(mark, mark.kind + (" low" if mark.score < start else "")) for mark in card.drawing.found]
 

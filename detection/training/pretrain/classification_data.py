@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detection import distributed
-from detection.data.loading.loader import Order, loader_process
+from detection.data.loading.loader import BatchSampler, loader_process
 from detection.params.stages import Crops
 from detection.training.pretrain.classifier import Batches
 from detection.training.pretrain.crops import CropSet, augment, centre
@@ -19,7 +19,7 @@ class CropExamples:
 
     def __init__(self, crops: CropSet, settings: Crops, seed: int) -> None:
         self.crops, self.settings = crops, settings
-        self.order = Order(len(crops), settings.batch_size, seed)
+        self.order = BatchSampler(len(crops), settings.batch_size, seed)
 
     def __len__(self) -> int:
         """See `Examples`."""
@@ -46,7 +46,7 @@ class CropCheck:
 
     def batches(self) -> Batches:
         """See `Check`."""
-        rows = torch.arange(distributed.rank(), len(self.crops), distributed.count())
+        rows = torch.arange(distributed.rank(), len(self.crops), distributed.world_size())
         for first in range(0, len(rows), CHECK_BATCH):
             part = rows[first : first + CHECK_BATCH]
             yield centre(self.crops.pixels[part], self.side), self.crops.labels[part]
@@ -56,7 +56,7 @@ class FolderExamples:
     """The pictures of a folder, decoded and augmented by loader processes."""
 
     def __init__(self, pictures: FolderPictures, batch_size: int, workers: int) -> None:
-        self.order = Order(len(pictures), batch_size, pictures.seed)
+        self.order = BatchSampler(len(pictures), batch_size, pictures.seed)
         self.loader = DataLoader(
             pictures,
             batch_sampler=self.order,
@@ -86,7 +86,7 @@ class FolderCheck:
 
     def batches(self) -> Batches:
         """See `Check`."""
-        rows = [(0, row) for row in range(distributed.rank(), len(self.pictures), distributed.count())]
+        rows = [(0, row) for row in range(distributed.rank(), len(self.pictures), distributed.world_size())]
         parts = [rows[first : first + CHECK_BATCH] for first in range(0, len(rows), CHECK_BATCH)]
         yield from DataLoader(
             self.pictures,

@@ -26,8 +26,8 @@ from detection.training.checkpoint import Checkpoints
 from detection.training.history import Table
 from detection.training.optim import learning_rate_factor, make_optimizer, set_learning_rate
 from detection.training.progress import Progress
-from detection.training.signals import Interrupts
-from detection.training.state import Pace, State, restore, snapshot
+from detection.training.signals import StopSignals
+from detection.training.state import CheckpointTimer, State, restore, snapshot
 
 log = logging.getLogger(__name__)
 STATE = "state.pt"
@@ -55,7 +55,7 @@ class Check(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Course:
+class ClassifierJob:
     """Everything that a classifier's training is given."""
 
     backbone: str
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
         return logits
 
 
-def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+def fit(course: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train to the end, or go on with a training that was cut off.
 
     Args:
@@ -132,15 +132,15 @@ def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], li
     sums = (saved["sums"] if saved else torch.zeros(3)).to(course.device)  # loss, accuracy, steps of the row
     per_epoch = len(course.train)
     batches = _stream(course.train, state.step, per_epoch)
-    clock, pace = time.monotonic() - state.seconds, Pace(state.step)
+    clock, pace = time.monotonic() - state.seconds, CheckpointTimer(state.step)
     if saved:
         log.info("going on at step %d of %d", state.step, course.steps)
     del saved  # as large as the training itself
 
-    with Interrupts() as interrupts, Progress(course.steps, state.step, course.log_every) as progress:
+    with StopSignals() as interrupts, Progress(course.steps, state.step, course.log_every) as progress:
         while True:
             last = state.step >= course.steps
-            asked, due = distributed.largest(
+            asked, due = distributed.maximum(
                 interrupts.signal or 0, pace.due(state.step)
             )  # all at the same step
             epoch_ended = state.step % per_epoch == 0 and state.step > 0
@@ -148,7 +148,7 @@ def fit(course: Course, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], li
             # once in a while: a row of the curve
             if (last or epoch_ended) and state.validated < state.step:
                 state.validated = state.step
-                launch.agree(model)
+                launch.broadcast_buffers(model)
                 values = {**_means(sums, state.step), "val_accuracy": _accuracy(model, course)}
                 epoch = state.step / per_epoch
                 curve.extend([{"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **values}])
@@ -214,7 +214,7 @@ def _means(sums: Tensor, step: int) -> dict[str, float]:
     return {"loss": loss / max(count, 1), "accuracy": accuracy / max(count, 1)}
 
 
-def _accuracy(model: nn.Module, course: Course) -> float:
+def _accuracy(model: nn.Module, course: ClassifierJob) -> float:
     """Share of val told right at the first guess; NaN where there is none."""
     model.eval()
     right, seen = torch.zeros((), device=course.device), 0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detection.data.index import Index
 from detection.data.loading.geometry import Geometry
-from detection.data.loading.image_io import read_picture
+from detection.data.loading.image_io import read_image
 from detection.ops.boxes import intersections
 from detection.params.stages import Crops
 
@@ -53,7 +53,7 @@ def cut_crops(index: Index, root: Path, settings: Crops, classes: int, seed: int
     for row in rows:
         record = index[int(row)]
         kept = ~record.difficult & ~record.crowd
-        picture = read_picture(root / record.file, (record.height, record.width))
+        picture = read_image(root / record.file, (record.height, record.width))
         windows = [_square(box, (1 + settings.context) * SLACK) for box in record.boxes[kept]]
         names = [int(label) for label in record.labels[kept]]
         for _ in range(rng.binomial(max(len(windows), 1), settings.background)):

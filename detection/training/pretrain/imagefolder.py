@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as F
 
 from detection.data.loading.geometry import Geometry
-from detection.data.loading.image_io import read_picture
+from detection.data.loading.image_io import read_image
 from detection.data.sources.digest import listing_hash
 from detection.errors import DataError
 from detection.params.stages import ImageFolder
@@ -100,7 +100,7 @@ class FolderPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, row = key
-        picture = read_picture(self.folder.root / self.folder.files[row].decode())
+        picture = read_image(self.folder.root / self.folder.files[row].decode())
         height, width = picture.shape[1:]
         side, label = self.settings.image_size, int(self.folder.labels[row])
         if not self.train:

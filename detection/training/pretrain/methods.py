@@ -30,7 +30,7 @@ from detection.training.pretrain.classification_data import (
     FolderCheck,
     FolderExamples,
 )
-from detection.training.pretrain.classifier import Course, fit
+from detection.training.pretrain.classifier import ClassifierJob, fit
 from detection.training.pretrain.crops import CropSet, cut_crops
 from detection.training.pretrain.imagefolder import Folder, FolderPictures, list_folder
 
@@ -139,7 +139,7 @@ def train_on_crops(
     if len(train) == 0:
         raise DataError("the training split holds no object to cut crops from; set pretrain.method: none")
     examples = CropExamples(train, settings, seed)
-    course = Course(
+    course = ClassifierJob(
         backbone=backbone,
         classes=classes + 1,
         train=examples,
@@ -183,7 +183,7 @@ def train_on_folder(
         curves: The CSV that grows by a row an epoch.
     """
     examples = FolderExamples(FolderPictures(train, settings, True, seed), settings.batch_size, workers)
-    course = Course(
+    course = ClassifierJob(
         backbone=backbone,
         classes=len(train.classes),
         train=examples,
