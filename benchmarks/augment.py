@@ -5,7 +5,7 @@
     python -m benchmarks.augment speed                              # or `memory`: one of the two
 
 Both sides turn JPEG files and their boxes into one training sample: ours through `DetectionDataset`, as a
-training does, into uint8 of the final size; the peer as torchvision's detection references do with their defaults,
+training does, into uint8 of the final size; the peer as torchvision's detection references do by default,
 PIL's decoder and the transforms of v2 in their stock order:
 
 * `ssd`: RandomPhotometricDistort, RandomZoomOut (filled), RandomIoUCrop, RandomHorizontalFlip, PILToTensor,

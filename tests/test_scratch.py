@@ -13,7 +13,7 @@ from detection.files import LockedTemporaryDirectory
 
 LIVES = """
 import time
-from detection.scratch import Scratch
+from detection.files import LockedTemporaryDirectory as Scratch
 folder = Scratch("t-")
 print(folder.name, flush=True)
 time.sleep(60)

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import time
 import torch
-from detection import ranks
-from detection.training import distributed
-from detection.training.interrupts import StopSignals
+from detection import distributed
+from detection.training import launch
+from detection.training.signals import StopSignals
 from stages.entry import run
 
 def work():
-    checkpoints = distributed.checkpoints("train", "key")
+    checkpoints = launch.checkpoints("train", "key")
     with checkpoints.held(), StopSignals() as interrupts:
         start = (checkpoints.load("state.pt") or {"step": 0})["step"]
         checkpoints.save("state.pt", {"step": start + 1})
@@ -33,7 +33,7 @@ def work():
             time.sleep(0.02)
 
 def main():
-    distributed.run(2, "work", torch.device("cpu"), work)
+    launch.run(2, "work", torch.device("cpu"), work)
 
 if __name__ == "__main__":
     run(main)
