@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import DataError
-from detection.params.load import read_yaml
+from detection.params.reader import read_yaml
 
 METRICS = Path("reports/evaluation/metrics.json")
 RECIPE = Path("reports/train/recipe.json")

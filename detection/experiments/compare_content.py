@@ -14,7 +14,7 @@ from detection.errors import DataError
 from detection.evaluation.protocol.results import SplitDetections
 from detection.experiments.contents import Workspace, code, read_params
 from detection.experiments.find import Experiment
-from detection.params.load import flatten
+from detection.params.reader import flatten
 from detection.pipeline import as_text
 from detection.report.readers import read_json, read_table
 

@@ -9,7 +9,7 @@ from detection.experiments.find import commits_of, experiments_of
 from detection.experiments.repository import DvcExperiment, Repository
 from detection.experiments.runs import open_store, run_of
 from detection.params import schema
-from detection.params.load import flatten
+from detection.params.reader import flatten
 from detection.pipeline import NOT_CODE, as_text
 
 KEPT = "refs/exps/apply/stash"

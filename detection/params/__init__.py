@@ -22,7 +22,7 @@ from detection.params.recipe import (
 from detection.params.stages import Evaluate, Plots, Pretrain, Train
 
 if TYPE_CHECKING:
-    from detection.params.load import Params, load
+    from detection.params.reader import Params, load
 
 __all__ = [
     "CocoDataset",
@@ -49,6 +49,6 @@ def __getattr__(name: str) -> Any:
     """`Params` and `load`, from where YAML is read."""
     if name not in ("Params", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from detection.params import load
+    from detection.params import reader
 
-    return getattr(load, name)
+    return getattr(reader, name)

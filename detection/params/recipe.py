@@ -1,7 +1,7 @@
 """A recipe: everything that makes one published system, at its published scale.
 
 A recipe is complete. What a smaller dataset needs otherwise stands in its `on:` entry for that dataset;
-how much training a dataset gets stands in `budgets:` (see `detection.params.load`).
+how much training a dataset gets stands in `budgets:` (see `detection.params.reader`).
 """
 
 from dataclasses import dataclass, field

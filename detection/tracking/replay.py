@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detection import pipeline
-from detection.params.load import flatten
+from detection.params.reader import flatten
 from detection.tracking.client import latest_steps
 from detection.tracking.live import METRICS_PER_CALL, Point, log_points
 from detection.tracking.run import metric_of

@@ -78,7 +78,7 @@ def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) 
     Colours stay as drawn, so that they can be found; the next test holds that changing them moves nothing.
     """
     folder, index, colours = drawn
-    monkeypatch.setattr("detection.data.loading.loader.change_colours", lambda policy, rng, picture: picture)
+    monkeypatch.setattr("detection.data.loading.loader.jitter_colors", lambda policy, rng, picture: picture)
     monkeypatch.setattr("detection.data.loading.loader.GREY", (15, 15, 15))
     shapes: tuple[Any, ...] = ("keep",) if policy == "multiscale" else ("keep", "stretch")
     sets = [DetectionDataset(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]

@@ -189,7 +189,7 @@ def test_a_cache_changes_nothing_but_who_decodes(
     assert cache.held.all()  # by the loader's processes, in memory that this one sees
 
     decoded: list[Path] = []
-    monkeypatch.setattr("detection.data.loading.loader.read_picture", lambda path: decoded.append(path))
+    monkeypatch.setattr("detection.data.loading.loader.read_image", lambda path: decoded.append(path))
     if megabytes == 1:
         everything(cached, 9)
         assert decoded == []

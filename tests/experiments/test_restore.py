@@ -8,7 +8,7 @@ from experiment_rooms import Project
 from detection.errors import DataError
 from detection.experiments.repository import Repository
 from detection.experiments.restore import restore
-from detection.params.load import read_yaml
+from detection.params.reader import read_yaml
 
 
 def test_a_row_comes_back_with_params_and_results(project: Project) -> None:

@@ -25,7 +25,7 @@ from detection.models.rpn import RPN
 from detection.ops.anchors import Grid, Size
 from detection.ops.losses import ALPHA
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe, load
-from detection.params.load import read_yaml
+from detection.params.reader import read_yaml
 from detection.training.optim import learning_rate_factor
 
 MAPS = {"ssd": (38, 19, 10, 5, 3, 1), "ssdlite": (20, 10, 5, 3, 2, 1)}

@@ -1,6 +1,6 @@
 import pytest
 
-from detection.params.load import read_yaml
+from detection.params.reader import read_yaml
 from tests.models.published import Setting, found, settings
 
 OUR_OWN = {"fasterrcnn_resnet18", "retinanet_resnet18"}  # published nowhere

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from detection.errors import ParamsError
 from detection.params import load
 from detection.params.bounds import AT_LEAST, POSITIVE, SHARES
-from detection.params.load import flatten
+from detection.params.reader import flatten
 from detection.params.stages import Checks
 
 Edit = tuple[str, Any]

@@ -58,7 +58,7 @@ def client() -> Client:
 @pytest.fixture
 def row(client: Client, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowRun]:
     import_mlflow()  # takes seconds, once; a row that is given two of them would be declared incomplete
-    monkeypatch.setattr(live, "Machine", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(live, "SystemMetrics", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(live, "RETRY_S", (0.02,))
     monkeypatch.setattr(live, "CLOSE_S", 2.0)
     row = MlflowRun(lambda: opened(client), opened(client))
