@@ -1,31 +1,31 @@
-"""What can go wrong through a person's doing, and what to say about it.
+"""Errors that a user can fix.
 
     DetectionError
-     ├── ParamsError        params.yaml asks for something that does not exist or contradicts itself
-     ├── DataError          pictures or annotations are missing, broken, or changed underfoot
-     ├── CheckpointError    weights do not belong to the detector that should load them
-     ├── TrackingError      the MLflow store refuses
-     ├── DivergedError      the loss is no longer a finite number
-     └── VerificationError  a score differs from the official evaluator's
+     ├── ParamsError        params.yaml has an unknown key or name, or an invalid or contradictory value
+     ├── DataError          images or annotations are missing, invalid, or changed since `prepare`
+     ├── CheckpointError    weights do not belong to the detector that loads them
+     ├── TrackingError      the MLflow store cannot be used
+     ├── DivergedError      the loss is not finite
+     └── VerificationError  a metric differs from the reference implementation's
 
-A message says what is wrong, where (file and key), and the mend. Our own bugs are assertions.
+A message states what is invalid, where (file and key or line), and the fix. Our own bugs are assertions.
 """
 
 import errno
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DetectionError(Exception):
-    """Base of every error that a person can mend; stages and the CLI print it as one line."""
+    """Base class; stages and the CLI print it as one line without a traceback."""
 
 
 class ParamsError(DetectionError, ValueError):
-    """A key, name or value in params.yaml that cannot be used."""
+    """Invalid key, name or value in params.yaml."""
 
 
 class DataError(DetectionError, ValueError):
-    """Raw data that is absent, broken, or not what `prepare` recorded."""
+    """Raw data that is missing, invalid, or differs from what `prepare` recorded."""
 
 
 class CheckpointError(DetectionError, ValueError):
@@ -33,34 +33,34 @@ class CheckpointError(DetectionError, ValueError):
 
 
 class TrackingError(DetectionError, RuntimeError):
-    """The MLflow store cannot be used as configured."""
+    """MLflow store that cannot be used as configured."""
 
 
 class DivergedError(DetectionError, ArithmeticError):
-    """A loss that is not finite; names the pictures of the batch."""
+    """Loss that is not finite; the message names the images of the batch."""
 
 
 class VerificationError(DetectionError, ArithmeticError):
-    """A score that the official evaluator, run beside ours, does not confirm."""
+    """Metric that the reference implementation does not confirm."""
 
 
 def user_message(error: BaseException) -> str | None:
-    """What a person is told of an error that they can mend; None of any other."""
+    """Return the message of an error that the user can fix, else None."""
     if isinstance(error, DetectionError):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; compared by name to avoid importing torch
         return (
-            "the GPU's memory is full: raise train.accumulate, which splits each batch, or lower the "
-            "recipe's batch_size or image_size (evaluate.batch_size where a detector is scored)"
+            "out of GPU memory: raise train.accumulate, which splits each batch, or lower the recipe's "
+            "batch_size or image_size (evaluate.batch_size if it happened in evaluate)"
         )
-    if isinstance(error, OSError) and error.errno in FULL:
-        where = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{where}; free some and give the same command again"
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        file = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{file}; free disk space and repeat the command"
     return None
 
 
 def reason(error: BaseException) -> str:
-    """What lay at the bottom of an exception, in one short line: `[Errno 111] Connection refused`."""
-    while deeper := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = deeper
+    """Return the first line of an exception's root cause, for instance `[Errno 111] Connection refused`."""
+    while cause := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = cause
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,16 +1,11 @@
-"""Where things live that outlast one workspace: the raw data, the checkpoints, the tracking store.
+"""Files of the whole package: their layout, locks, temporary folders, and writing them in one piece.
 
-`dvc exp run --temp` and the queue run a stage in a temporary copy of the repository that is deleted
-afterwards; DVC sets `DVC_ROOT` to the main repository there. What must survive hangs on that root.
-
-One process at a time: a lock on a file, held across threads, processes and temporary workspaces.
-
-Temporary folders that do not outlive a killed process for long: the next of the kind clears them away.
-
-Weights into a file.
+`dvc exp run --temp` and the queue run a stage in a temporary copy of the repository and delete it afterwards.
+DVC sets `DVC_ROOT` to the main repository there; what outlives a workspace lies under that root.
 """
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -20,11 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
+# Layout of a workspace, as in dvc.yaml.
+PARAMS_YAML, DVC_YAML, DVC_LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
+PREPARED = Path("data/prepared")
+BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
+REPORTS = Path("reports")
+REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
+REPORTS_TRAIN, REPORTS_EVALUATION, REPORTS_PLOTS = REPORTS / "train", REPORTS / "evaluation", REPORTS / "plots"
+REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
+TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS_TRAIN / "run.json", REPORTS_EVALUATION / "run.json"
+
+UNLOCKED_GRACE_S = 3600
+"""Age from which an unlocked temporary folder counts as abandoned; a younger one may not be locked yet."""
 
 
 def dvc_root() -> Path:
-    """The main repository: `$DVC_ROOT`, else the nearest folder upward that holds `.dvc`, else here."""
+    """Main repository: `$DVC_ROOT`, else the nearest parent with a `.dvc` folder, else the current folder."""
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
     here = Path.cwd()
@@ -32,24 +38,22 @@ def dvc_root() -> Path:
 
 
 def data_root() -> Path:
-    """Raw datasets: `$DATA_ROOT` (relative to the main repository), else `<DVC_ROOT>/data/raw`.
-
-    A dataset's `path` is relative to it.
-    """
+    """Folder of raw datasets: `$DATA_ROOT`, relative to the main repository, else `<DVC_ROOT>/data/raw`."""
     return dvc_root() / (os.environ.get("DATA_ROOT") or "data/raw")
 
 
 def checkpoint_root() -> Path:
-    """Checkpoints by stage and content key; never a DVC out, so that DVC does not delete them."""
+    """Folder of checkpoints, by stage and content key; not a DVC output, so that DVC does not delete it."""
     return dvc_root() / ".checkpoints"
 
 
 @contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Hold an exclusive `flock` on the file `path` (made where it is missing); waits until it is free.
+    """Hold an exclusive `flock` on a file, across threads, processes and workspaces; wait until it is free.
 
-    The system lets go of it when the process ends, however it ends. The file itself stays: removing it would
-    let a third process lock a new file of the same name while the second still waits for the old one.
+    The file is created if missing. The kernel releases the lock when the process ends, even if it is killed.
+    The file is never deleted: otherwise a third process could lock a new file of the same name while the
+    second one still waits for the old file.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
@@ -57,37 +61,32 @@ def locked(path: str | Path) -> Iterator[None]:
         yield
 
 
-YOUNG_S = 3600  # so old a folder has long been locked by whoever made it
-
-
 class LockedTemporaryDirectory(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, locked as long as it is used.
-
-    The system lets go of a lock when its process ends, however it ends.
+    """Temporary folder that is locked while in use, so that folders of killed processes can be deleted.
 
     Args:
-        prefix: Of its name; folders with the same one that nobody holds any more are deleted first.
+        prefix: Prefix of the name. Abandoned folders with the same prefix are deleted first.
     """
 
     def __init__(self, prefix: str) -> None:
         for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            _delete_if_left(folder)
+            _delete_if_abandoned(folder)
         super().__init__(prefix=prefix, ignore_cleanup_errors=True)
-        self._lock = _open(Path(self.name))
+        self._lock = _open_folder(Path(self.name))
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def cleanup(self) -> None:
-        """Delete it."""
+        """Delete the folder and release the lock."""
         super().cleanup()
         os.close(self._lock)
 
 
-def _delete_if_left(folder: Path) -> None:
+def _delete_if_abandoned(folder: Path) -> None:
     try:
-        if time.time() - folder.stat().st_mtime < YOUNG_S:
+        if time.time() - folder.stat().st_mtime < UNLOCKED_GRACE_S:
             return
-        lock = _open(folder)
-    except OSError:  # another person's, or gone meanwhile
+        lock = _open_folder(folder)
+    except OSError:  # of another user, or deleted meanwhile
         return
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -98,22 +97,40 @@ def _delete_if_left(folder: Path) -> None:
         os.close(lock)
 
 
-def _open(folder: Path) -> int:
+def _open_folder(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object; a missing file gives an empty one."""
+    try:
+        values: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return values
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as indented JSON and create the folder; a reader never sees a partial file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def save_weights(path: Path, content: Mapping[str, Any]) -> None:
-    """`torch.save`, where a full disk is the `OSError` that it is for any other file, and to the disk.
-
-    PyTorch's writer covers it up with a complaint about positions in its archive.
-
-    Args:
-        path: The file.
-        content: Tensors and plain values, by name.
+    """Write tensors and plain values with `torch.save`, synced to disk.
 
     Raises:
-        OSError: It cannot be written; names the file.
+        OSError: The file cannot be written, for instance on a full disk; PyTorch reports that as a
+            `RuntimeError` about its archive without the cause and the file name.
     """
+    import torch
+
     try:
         with path.open("wb") as file:
             torch.save(dict(content), file)

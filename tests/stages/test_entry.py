@@ -39,7 +39,7 @@ def test_a_full_gpu_is_one_line_with_its_mend() -> None:
     )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.startswith("error: the GPU's memory is full: raise train.accumulate")
+    assert err.startswith("error: out of GPU memory: raise train.accumulate")
     assert err.count("\n") == 1
 
 
@@ -47,4 +47,4 @@ def test_a_full_disk_is_one_line_with_its_mend() -> None:
     process = start("def stage():\n  with open('/dev/full', 'w') as file: file.write('x')\n")
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert err == "error: No space left on device; free some and give the same command again\n"
+    assert err == "error: No space left on device; free disk space and repeat the command\n"
