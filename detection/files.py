@@ -21,7 +21,8 @@ PREPARED = Path("data/prepared")
 BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
 REPORTS = Path("reports")
 REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
-REPORTS_TRAIN, REPORTS_EVALUATION, REPORTS_PLOTS = REPORTS / "train", REPORTS / "evaluation", REPORTS / "plots"
+REPORTS_TRAIN, REPORTS_EVALUATION = REPORTS / "train", REPORTS / "evaluation"
+REPORTS_PLOTS = REPORTS / "plots"
 REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS_TRAIN / "run.json", REPORTS_EVALUATION / "run.json"
 
