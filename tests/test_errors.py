@@ -2,8 +2,6 @@
 
 import errno
 
-import pytest
-
 from detection.errors import DataError, DetectionError, ParamsError, reason, user_message
 
 
