@@ -15,8 +15,8 @@ from detection.evaluation.protocol.results import SplitDetections
 from detection.experiments.contents import Workspace, code, read_params
 from detection.experiments.find import Experiment
 from detection.params.reader import flatten
-from detection.pipeline import as_text
 from detection.report.readers import read_json, read_table
+from detection.tracking.naming import as_text
 
 if TYPE_CHECKING:
     import pandas as pd

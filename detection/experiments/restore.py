@@ -10,7 +10,8 @@ from detection.experiments.repository import DvcExperiment, Repository
 from detection.experiments.runs import open_store, run_of
 from detection.params import schema
 from detection.params.reader import flatten
-from detection.pipeline import NOT_CODE, as_text
+from detection.pipeline import NOT_CODE
+from detection.tracking.naming import as_text
 
 KEPT = "refs/exps/apply/stash"
 """Where DVC keeps what the workspace was before it brings an experiment back."""

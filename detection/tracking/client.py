@@ -8,6 +8,7 @@ from typing import Any
 
 from detection import pipeline
 from detection.params import Params
+from detection.tracking import naming
 from detection.tracking.store import Store, process_tags
 
 RUN_JSON = Path("reports/train/run.json")
@@ -46,8 +47,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str]) -> str:
     """Make a row with its name and tags; returns its id."""
-    everything = pipeline.origin_tags(params, stage) | process_tags() | dict(tags)
-    run = store.client.create_run(store.experiment, run_name=pipeline.run_name(params), tags=everything)
+    everything = naming.origin_tags(params, stage) | process_tags() | dict(tags)
+    run = store.client.create_run(store.experiment, run_name=naming.run_name(params), tags=everything)
     return str(run.info.run_id)
 
 
@@ -60,7 +61,7 @@ def describe(store: Store, run_id: str, params: Params, trained: Mapping[str, st
         params: The experiment, all but `evaluate`.
         trained: Params as a training recorded them, where `params` may have changed since.
     """
-    values = pipeline.run_params(params) | dict(trained or {})
+    values = naming.run_params(params) | dict(trained or {})
     add_params(store, run_id, {key: values[key] for key in values if not key.startswith("evaluate.")})
     add_datasets(store, run_id, params, SPLITS)
 
@@ -150,3 +151,9 @@ def add_datasets(store: Store, run_id: str, params: Params, splits: tuple[str, .
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     if inputs:
         store.client.log_inputs(run_id, datasets=inputs)
+
+
+def training_files(*folders: Path) -> list[Path]:
+    """Files of the reports that a training's run stores; `run.json` is left out."""
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
+    return [path for path in files if path.name != RUN_JSON.name]

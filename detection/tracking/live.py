@@ -13,7 +13,7 @@ from typing import Any
 
 from detection.errors import reason
 from detection.files import LockedTemporaryDirectory
-from detection.pipeline import finite
+from detection.tracking.naming import finite
 from detection.tracking.run import RunContext, Status
 from detection.tracking.store import Store, tracking_uri
 from detection.tracking.system_metrics import PREFIX, SystemMetrics

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from detection import pipeline
 from detection.errors import TrackingError, reason
 from detection.params import Params
+from detection.tracking import client, naming
 from detection.tracking.client import (
     RUN_JSON,
     TRAINING,
@@ -70,7 +70,7 @@ def open_run(
             reason(error),
         )
     row = MlflowRun(opening, opened)
-    row.artifact(pipeline.PARAMS_YAML, None)  # also where the training is cut off and never evaluated
+    row.artifact(Path("params.yaml"), None)  # also where the training is cut off and never evaluated
     return row
 
 
@@ -78,7 +78,7 @@ def log_training_artifacts(
     row: Run, train: Path = Path("reports/train"), dataset: Path = Path("reports/dataset")
 ) -> None:
     """Store curves, recipe, environment and sample pictures in the row, and the dataset's card."""
-    for path in pipeline.training_files(train, train / "samples", dataset):
+    for path in client.training_files(train, train / "samples", dataset):
         row.artifact(path, path.parent.name)
 
 
@@ -88,11 +88,11 @@ def _open(params: Params, out: Path, resume: str | None, made_in: Mapping[str, s
     close_orphans(store)
     row = find_training(store, resume, made_in.get(TRAINING))
     if row is None:
-        run_id = create_run(store, params, "train", pipeline.environment_tags(made_in))
+        run_id = create_run(store, params, "train", naming.environment_tags(made_in))
     else:
         run_id = row.info.run_id
         reopen(store, run_id, experiment_tags(row.data.tags))
     describe(store, run_id, params)
     write_run_id(out, run_id)
-    log.info("MLflow row %s (%s) at %s", pipeline.run_name(params), run_id, store.uri)
+    log.info("MLflow row %s (%s) at %s", naming.run_name(params), run_id, store.uri)
     return OpenRun(store, run_id, latest_steps(row) if row else {})

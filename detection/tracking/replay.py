@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from detection import pipeline
 from detection.params.reader import flatten
+from detection.tracking import client, naming
 from detection.tracking.client import latest_steps
 from detection.tracking.live import METRICS_PER_CALL, Point, log_points
 from detection.tracking.run import metric_of
@@ -36,7 +36,7 @@ def replay(store: Store, run_id: str, folder: Path = TRAIN, lacks: Lacks | None 
     missing = [point for point in curves(folder) if lacks(point)]
     for start in range(0, len(missing), METRICS_PER_CALL):
         log_points(store.client, run_id, missing[start : start + METRICS_PER_CALL])
-    for path in pipeline.training_files(folder, folder.parent / "dataset", folder / SAMPLES):
+    for path in client.training_files(folder, folder.parent / "dataset", folder / SAMPLES):
         store.client.log_artifact(run_id, str(path), path.parent.name)
     return len(missing)
 
@@ -67,7 +67,7 @@ def recorded_params(folder: Path = TRAIN) -> dict[str, str]:
     """What the training was made of, out of its `recipe.json`; empty where there is none."""
     recorded = _json(folder / "recipe.json")
     wanted: dict[str, Any] = {key: recorded[key] for key in RECORDED if key in recorded}
-    return pipeline.as_text(flatten(wanted))
+    return naming.as_text(flatten(wanted))
 
 
 def recorded_environment(folder: Path = TRAIN) -> dict[str, str]:
@@ -97,5 +97,5 @@ def _points(path: Path, prefix: str, own: tuple[str, ...]) -> Iterator[Point]:
             }
             if "epoch" in own:
                 values["epoch"] = float(epoch)
-            for name, value in pipeline.finite(values).items():
+            for name, value in naming.finite(values).items():
                 yield name, value, time_ms, step

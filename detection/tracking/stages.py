@@ -11,6 +11,7 @@ from detection import pipeline
 from detection.errors import TrackingError, reason
 from detection.files import locked
 from detection.params import Params
+from detection.tracking import naming
 from detection.tracking.client import (
     RUN_JSON,
     STANDS_FOR,
@@ -66,7 +67,7 @@ def log_evaluation(
     """
     write_run_id(out, None)
     artifacts.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(pipeline.finite(metrics), indent=2)
+    text = json.dumps(naming.finite(metrics), indent=2)
     (artifacts / ROW_JSON).write_text(text + "\n", encoding="utf-8")
     if switched_off():
         return
@@ -120,7 +121,7 @@ def adopt_or_fork(
             run_id = str(row.info.run_id)
             reopen(store, run_id, {DONE: key} | stands_for | experiment_tags(row.data.tags))
             return run_id, bool(row.info.status == "FINISHED")
-        tags = {DONE: key} | stands_for | pipeline.environment_tags(made_in)
+        tags = {DONE: key} | stands_for | naming.environment_tags(made_in)
         if trained or fork:
             tags.pop(TRAINING, None)
         if trained:
@@ -137,17 +138,15 @@ def bring_training(store: Store, run_id: str, params: Params, lacks: Lacks | Non
 def fill(store: Store, run_id: str, params: Params, metrics: Mapping[str, float], artifacts: Path) -> None:
     """Log an evaluation's params, data, scores and files, and end its row as FINISHED."""
     client = store.client
-    evaluate = {
-        key: value for key, value in pipeline.run_params(params).items() if key.startswith("evaluate.")
-    }
+    evaluate = {key: value for key, value in naming.run_params(params).items() if key.startswith("evaluate.")}
     add_params(store, run_id, evaluate)
     add_datasets(store, run_id, params, ("test",))
     there, now = client.get_run(run_id).data.metrics, time.time_ns() // 1_000_000
-    points = [(k, v, now, 0) for k, v in pipeline.finite(metrics).items() if there.get(k) != v]
+    points = [(k, v, now, 0) for k, v in naming.finite(metrics).items() if there.get(k) != v]
     for start in range(0, len(points), METRICS_PER_CALL):
         log_points(client, run_id, points[start : start + METRICS_PER_CALL])
     client.log_artifacts(run_id, str(artifacts), "evaluation")
-    for path, folder in ((Path("dvc.lock"), None), (pipeline.PARAMS_YAML, None), (DETECTOR, "models")):
+    for path, folder in ((Path("dvc.lock"), None), (Path("params.yaml"), None), (DETECTOR, "models")):
         if path.is_file():
             client.log_artifact(run_id, str(path), folder)
     client.set_terminated(run_id, "FINISHED")

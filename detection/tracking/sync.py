@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detection import pipeline
 from detection.errors import DataError, TrackingError, reason
 from detection.params import Params
+from detection.tracking import naming
 from detection.tracking.client import (
     RUN_JSON,
     STANDS_FOR,
@@ -91,13 +91,13 @@ def _training(store: Store, params: Params) -> SyncResult:
     if row is not None and _finished(row):
         return SyncResult(row.info.run_id, _points(store, row.info.run_id), False)
     if row is None:
-        tags = pipeline.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
+        tags = naming.environment_tags(made_in) | ({STANDS_FOR: lost} if lost else {})
         run_id = create_run(store, params, "train", tags)
     else:
         run_id = str(row.info.run_id)
         reopen(store, run_id, experiment_tags(row.data.tags))
     points = bring_training(store, run_id, params, gaps(store, run_id))
-    store.client.log_artifact(run_id, str(pipeline.PARAMS_YAML))
+    store.client.log_artifact(run_id, str(Path("params.yaml")))
     store.client.set_terminated(run_id, "FINISHED")
     return SyncResult(run_id, points, False)
 
@@ -127,4 +127,4 @@ def _finished(row: Any) -> bool:
 
 
 def _has(row: Any, scores: dict[str, float]) -> bool:
-    return all(row.data.metrics.get(name) == value for name, value in pipeline.finite(scores).items())
+    return all(row.data.metrics.get(name) == value for name, value in naming.finite(scores).items())

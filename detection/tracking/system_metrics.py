@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from detection.pipeline import finite
+from detection.tracking.naming import finite
 
 EVERY_S = 10.0
 PREFIX = "system/"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.pipeline import finite
+from detection.tracking.naming import finite
 from detection.tracking.store import artifact_home, lock_path, tracking_uri
 
 
