@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.evaluate import CLASSES, PICTURES, draw
 from detection.data.index import Index
-from detection.evaluation.analysis import per_class
+from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.params import load
@@ -54,7 +54,7 @@ def make_repository(folder: Path) -> None:
         )
         _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
         _write(folder / "reports/evaluation/detections.json", results.to_coco(index))
-        table = per_class.table(index, classes, by_coco, by_voc)
+        table = per_class_table(classes, by_coco, by_voc, index)
         table.to_csv(folder / "reports/evaluation/per_class.csv", index=False)
         if step == 0:
             for words in ("init -q", "add data reports", "-c user.name=b -c user.email=b@b commit -qm one"):

@@ -116,7 +116,7 @@ def ours_with_analysis(truth: Path, found: Path) -> tuple[list[float], float]:
     overlaps = given.overlaps()
     matches = match(overlaps)
     score = coco_metrics.score_matches(overlaps, matches)
-    tables.tables(overlaps, matches, given.classes, given.pictures)
+    tables.build_tables(overlaps, matches, given.classes, given.pictures)
     return list(score.stats.values()), loaded
 
 
@@ -124,7 +124,7 @@ def ours_compared(truth: Path, found: Path) -> tuple[list[float], float]:
     """The paired bootstrap of AP50: difference, interval, share of rounds in which the second is better."""
     from detection.evaluation import external_coco
     from detection.evaluation.analysis import bootstrap
-    from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
+    from detection.evaluation.analysis.bootstrap import BootstrapSample
     from detection.evaluation.protocol.coco_metrics import AT_50
     from detection.evaluation.protocol.matching import match
     from detection.evaluation.protocol.overlaps import Overlaps
@@ -137,7 +137,7 @@ def ours_compared(truth: Path, found: Path) -> tuple[list[float], float]:
     for detections in (given.found, second):
         overlaps = Overlaps.of(given.truth, detections, len(given.classes))
         samples.append(
-            BootstrapSample.of(overlaps, match(overlaps), pictures=len(given.pictures), thresholds=(AT_50,))
+            BootstrapSample.of(overlaps, match(overlaps), num_images=len(given.pictures), thresholds=(AT_50,))
         )
     return list(bootstrap.paired(*samples).stats["AP50"]), loaded
 

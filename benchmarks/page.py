@@ -29,6 +29,7 @@ from benchmarks.evaluate import draw
 from detection.data.index import Index
 from detection.data.sources.digest import listing_hash, sizes
 from detection.evaluation import external_coco
+from detection.evaluation.analysis.tables import write_tables
 from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import evaluate
 
@@ -96,7 +97,7 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
 def _write_evaluation(folder: Path, index: Index, results: SplitDetections, classes: tuple[str, ...]) -> None:
     tables = evaluate(index, results, classes, rounds=ROUNDS).tables
     detections = msgspec.json.encode(results.to_coco(index))
-    tables.write(folder, {**tables, "detections.json": detections})
+    write_tables(folder, {**tables, "detections.json": detections})
 
 
 def plot(folder: Path) -> float:

@@ -18,13 +18,12 @@ from torch import Tensor
 from detection.data.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, collate, eval_sample, loader_workers
 from detection.device import autocast, pick_device, pick_precision
-from detection.evaluation.analysis import bootstrap, curves, per_class
-from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
-from detection.evaluation.analysis.tables import Tables
-from detection.evaluation.analysis.tables import tables as analysis_tables
+from detection.evaluation.analysis import bootstrap
+from detection.evaluation.analysis.bootstrap import BootstrapSample
+from detection.evaluation.analysis.tables import Tables, build_tables, per_class_table, pr_curve_table
 from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
 from detection.evaluation.protocol.matching import match
-from detection.evaluation.protocol.overlaps import Overlaps, picture_order
+from detection.evaluation.protocol.overlaps import Overlaps, image_order
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe
@@ -144,7 +143,7 @@ def evaluate(
     classes: Sequence[str],
     *,
     verify: bool = False,
-    rounds: int = bootstrap.ROUNDS,
+    rounds: int = bootstrap.DEFAULT_ROUNDS,
 ) -> Evaluation:
     """Score by COCO's and VOC's protocols, and say why the detector fails and how far chance goes.
 
@@ -163,16 +162,16 @@ def evaluate(
     by_coco, by_voc = coco_metrics.score_matches(overlaps, matches), voc_metrics.score_overlaps(overlaps)
     if verify:
         oracle.verify(overlaps, by_coco)
-    order = picture_order(index)
+    order = image_order(index)
     ids = [name.decode() for name in index.ids[order]]
-    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, pictures=len(index)), rounds=rounds)
+    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, num_images=len(index)), rounds=rounds)
     stats = {**by_coco.stats, **by_voc.stats}
     tables = {
-        **analysis_tables(overlaps, matches, classes, ids, index.sizes[order]),
+        **build_tables(overlaps, matches, classes, ids, index.sizes[order]),
         "metrics.json": dict(stats),
         "intervals.json": spread.to_json(classes),
-        "per_class.csv": per_class.table(index, classes, by_coco, by_voc),
-        "pr_curves.csv": curves.table(by_coco, classes),
+        "per_class.csv": per_class_table(classes, by_coco, by_voc, index),
+        "pr_curves.csv": pr_curve_table(classes, by_coco),
     }
     ap = dict(zip(classes, by_coco.per_class["AP"].tolist(), strict=True))
     return Evaluation(stats=stats, ap=ap, tables=tables)

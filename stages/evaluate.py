@@ -19,7 +19,7 @@ def main() -> None:
 
     from detection import inference, profiling
     from detection.data.prepared import Prepared
-    from detection.evaluation.analysis import tables
+    from detection.evaluation.analysis.tables import write_tables
     from detection.inference import evaluate
     from detection.models.build import check_classes, load_detector
     from detection.tracking.stages import log_evaluation
@@ -42,7 +42,7 @@ def main() -> None:
     found = evaluate(index, results, loaded.classes, verify=chosen.evaluate.verify)
     figures = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
     detections = msgspec.json.encode(results.to_coco(index))
-    tables.write(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
+    write_tables(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
 
     for name in SAID:
         log.info("test %-14s %.4f", name, found.stats[name])

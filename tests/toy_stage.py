@@ -14,7 +14,7 @@ from detection import params
 from detection.data import prepared, statistics
 from detection.data.index import Index
 from detection.data.sources.dataset import read
-from detection.evaluation.analysis import per_class
+from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
 
@@ -42,7 +42,7 @@ def main() -> None:
     stats = {**by_coco.stats, **by_voc.stats}
     write("reports/evaluation/metrics.json", {k: v if v == v else None for k, v in stats.items()})
     write("reports/evaluation/detections.json", found.to_coco(index))
-    table = per_class.table(index, names, by_coco, by_voc)
+    table = per_class_table(names, by_coco, by_voc, index)
     table.to_csv("reports/evaluation/per_class.csv", index=False)
     for stage in ("train", "evaluation"):
         write(f"reports/{stage}/run.json", {"run_id": os.environ.get("TOY_ROW")})

@@ -50,7 +50,7 @@ def score(
     """
     _check(format, ground_truth, devkit, year, image_set, verify)
     from detection.evaluation import external_coco, external_voc
-    from detection.evaluation.analysis.tables import jsonable
+    from detection.evaluation.analysis.tables import nan_to_null
     from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
     from detection.evaluation.protocol.matching import match
 
@@ -72,7 +72,7 @@ def score(
         content = _voc(by_voc, given.classes, f"VOC{year} {image_set}", overlap, ties)
     if report:
         _report(report, given, overlaps, content)
-    return _table(content) if table else json.dumps(jsonable(content), indent=1)
+    return _table(content) if table else json.dumps(nan_to_null(content), indent=1)
 
 
 def _check(
@@ -96,23 +96,23 @@ def _check(
 
 def _report(folder: Path, given: "ExternalData", overlaps: "Overlaps", content: dict[str, Any]) -> None:
     """Write the whole analysis; it rests on COCO's matching, whatever the format."""
-    from detection.evaluation.analysis import bootstrap, curves, tables
-    from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
+    from detection.evaluation.analysis import bootstrap, tables
+    from detection.evaluation.analysis.bootstrap import BootstrapSample
     from detection.evaluation.protocol import coco_metrics
     from detection.evaluation.protocol.matching import match
 
     matches = match(overlaps)
     by_coco = coco_metrics.score_matches(overlaps, matches)
-    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, pictures=len(given.pictures)))
+    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, num_images=len(given.pictures)))
     files = {
-        **tables.tables(overlaps, matches, given.classes, given.pictures, given.sizes),
+        **tables.build_tables(overlaps, matches, given.classes, given.pictures, given.sizes),
         "scores.json": content,
         "intervals.json": spread.to_json(given.classes),
-        "per_class.csv": curves.per_class(by_coco, given.classes),
-        "pr_curves.csv": curves.table(by_coco, given.classes),
+        "per_class.csv": tables.per_class_table(given.classes, by_coco),
+        "pr_curves.csv": tables.pr_curve_table(given.classes, by_coco),
     }
     try:
-        tables.write(folder, files)
+        tables.write_tables(folder, files)
     except OSError as error:
         raise DetectionError(f"--report {folder} cannot be written: {error.strerror}") from None
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detection.evaluation.analysis.bootstrap import LEVEL
+from detection.evaluation.analysis.bootstrap import CONFIDENCE_LEVEL
 from detection.experiments import compare_charts, differences
 from detection.experiments.compare_content import ExperimentData
 from detection.experiments.verdict import DECIDES, Comparison, sign
@@ -54,7 +54,7 @@ def write(out: Path, contents: Sequence[ExperimentData], verdicts: Sequence[Comp
         figures=compare_charts.draw(names, contents, verdicts),
         label_of=NAMES,
         decides=DECIDES,
-        level=LEVEL,
+        level=CONFIDENCE_LEVEL,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")

@@ -5,8 +5,13 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from detection.evaluation.analysis.bootstrap import LEVEL, BootstrapResult, Difference, paired
-from detection.evaluation.analysis.bootstrap_ap import BootstrapSample
+from detection.evaluation.analysis.bootstrap import (
+    CONFIDENCE_LEVEL,
+    BootstrapResult,
+    BootstrapSample,
+    Difference,
+    paired,
+)
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
@@ -46,7 +51,7 @@ class Comparison:
         words = {
             1: f"{self.name} is better than {self.first}",
             -1: f"{self.name} is worse than {self.first}",
-            0: f"{self.name} and {self.first}: no difference that {self.spread.pictures:,} pictures can show",
+            0: f"{self.name} and {self.first}: no difference that {self.spread.images:,} pictures can show",
         }
         return words[self.sign]
 
@@ -57,8 +62,8 @@ class Comparison:
         if self.identical:
             return "nothing to judge: there is no difference in any score"
         return (
-            f"{DECIDES} {one.value:+.3f} ({self.name} - {self.first}); {LEVEL:.0%} of {self.spread.rounds:,} "
-            f"draws of the same test pictures for both lie from {one.low:+.3f} to {one.high:+.3f}, "
+            f"{DECIDES} {one.value:+.3f} ({self.name} - {self.first}); {CONFIDENCE_LEVEL:.0%} of "
+            f"{self.spread.rounds:,} draws of the same test pictures for both lie from {one.low:+.3f} to {one.high:+.3f}, "
             f"and {one.better:.0%} are above 0"
         )
 
@@ -94,4 +99,4 @@ def _same(one: SplitDetections, other: SplitDetections) -> bool:
 
 def _sample(content: ExperimentData) -> BootstrapSample:
     overlaps = Overlaps.of_index(content.truth, content.results, len(content.prepared.classes))
-    return BootstrapSample.of(overlaps, match(overlaps), pictures=len(content.truth))
+    return BootstrapSample.of(overlaps, match(overlaps), num_images=len(content.truth))

@@ -82,8 +82,10 @@ def _kinds(reports: Path) -> list[tuple[str, float]]:
     table = read_table(reports / "evaluation/errors.csv")
     if table is None:
         return []
-    table = table[~table["kind"].isin(SUMS)].dropna().sort_values("dAP50", ascending=False, kind="stable")
-    return [(str(row["kind"]), float(row["dAP50"])) for row in table.to_dict("records")]
+    table = (
+        table[~table["error_type"].isin(SUMS)].dropna().sort_values("dAP50", ascending=False, kind="stable")
+    )
+    return [(str(row["error_type"]), float(row["dAP50"])) for row in table.to_dict("records")]
 
 
 def _mixed_up(reports: Path) -> list[str]:
@@ -96,14 +98,14 @@ def _weak(reports: Path) -> tuple[float, list[tuple[str, float, int]]]:
     table = read_table(reports / "evaluation/recall.csv")
     if table is None:
         return 0.0, []
-    first = table[table["over"] == table["over"].iloc[0]]
-    whole = float(first["kept"].sum() / first["objects"].sum())
-    rare = table[(table["objects"] >= ENOUGH) & (table["recall_kept"] < whole - 0.02)]
-    rare = rare.sort_values("recall_kept", kind="stable").head(WORST)
+    first = table[table["attribute"] == table["attribute"].iloc[0]]
+    whole = float(first["detected_above_threshold"].sum() / first["objects"].sum())
+    rare = table[(table["objects"] >= ENOUGH) & (table["recall_above_threshold"] < whole - 0.02)]
+    rare = rare.sort_values("recall_above_threshold", kind="stable").head(WORST)
     return whole, [
         (
-            in_words(str(row["over"]), row["low"], row["high"]),
-            float(row["recall_kept"]),
+            in_words(str(row["attribute"]), row["low"], row["high"]),
+            float(row["recall_above_threshold"]),
             int(row["objects"]),
         )
         for row in rare.to_dict("records")

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scenes import CLASSES, PICTURES, crowded, scene
 
 from detection.errors import DetectionError
-from detection.evaluation.analysis import bootstrap, bootstrap_ap
-from detection.evaluation.analysis.bootstrap_ap import BootstrapSample, average_precision
+from detection.evaluation.analysis import bootstrap
+from detection.evaluation.analysis.bootstrap import BootstrapSample, average_precision
+from detection.evaluation.analysis.tables import nan_to_null
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.coco_metrics import AT_50
 from detection.evaluation.protocol.matching import match
@@ -21,10 +22,10 @@ Side = TypeVar("Side", GroundTruth, Predictions)
 
 
 def sampled(
-    truth: GroundTruth, found: Predictions, thresholds: tuple[int, ...] = bootstrap_ap.EVERY
+    truth: GroundTruth, found: Predictions, thresholds: tuple[int, ...] = bootstrap.ALL_THRESHOLDS
 ) -> BootstrapSample:
     pairs = Overlaps.of(truth, found, CLASSES)
-    return BootstrapSample.of(pairs, match(pairs), pictures=PICTURES, thresholds=thresholds)
+    return BootstrapSample.of(pairs, match(pairs), num_images=PICTURES, thresholds=thresholds)
 
 
 def by_coco(truth: GroundTruth, found: Predictions) -> NDArray[np.float64]:
@@ -78,7 +79,7 @@ def test_one_threshold_and_small_blocks_change_nothing(monkeypatch: pytest.Monke
     assert np.array_equal(
         average_precision(sampled(truth, found, (AT_50,)), drawn)[:, 0], whole[:, AT_50], equal_nan=True
     )
-    monkeypatch.setattr(bootstrap_ap, "BLOCK", 1)
+    monkeypatch.setattr(bootstrap, "BLOCK_SIZE", 1)
     assert np.array_equal(average_precision(sampled(truth, found), drawn), whole, equal_nan=True)
 
 
@@ -105,7 +106,7 @@ def one_class(right: NDArray[np.bool_]) -> BootstrapSample:
         images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4
     )
     pairs = Overlaps.of(truth, found, 1)
-    return BootstrapSample.of(pairs, match(pairs), pictures=pictures)
+    return BootstrapSample.of(pairs, match(pairs), num_images=pictures)
 
 
 def test_interval_of_a_share_is_the_textbooks() -> None:
@@ -134,7 +135,7 @@ def test_pairing_sees_what_two_intervals_hide() -> None:
 
 
 def test_other_ground_truth_is_refused() -> None:
-    with pytest.raises(DetectionError, match="different pictures, classes or objects"):
+    with pytest.raises(DetectionError, match="different images, classes or objects"):
         bootstrap.paired(sampled(*scene(2)), sampled(*scene(3)))
 
 
@@ -142,13 +143,13 @@ def test_nothing_to_find_is_null_in_json() -> None:
     truth, found = scene(1)
     spread = bootstrap.intervals(sampled(truth, found), rounds=20)
     names = [f"class {label}" for label in range(CLASSES)]
-    written = spread.to_json(names)
-    assert list(written) == ["rounds", "pictures", "level", "stats", "per_class"]
+    written = nan_to_null(spread.to_json(names))
+    assert list(written) == ["rounds", "images", "level", "stats", "per_class"]
     assert written["stats"]["AP"]["low"] <= written["stats"]["AP"]["value"] <= written["stats"]["AP"]["high"]
     assert list(written["per_class"]["AP50"]) == names
     assert written["per_class"]["AP50"]["class 4"] == {"value": None, "low": None, "high": None}
     json.dumps(written, allow_nan=False)
     empty = truth.take(np.zeros(0, dtype=np.int64)), found.take(np.zeros(0, dtype=np.int64))
     pairs = Overlaps.of(*empty, CLASSES)
-    nothing = bootstrap.intervals(BootstrapSample.of(pairs, match(pairs), pictures=0), rounds=3)
-    assert nothing.to_json(names)["stats"]["AP50"]["value"] is None
+    nothing = bootstrap.intervals(BootstrapSample.of(pairs, match(pairs), num_images=0), rounds=3)
+    assert np.isnan(nothing.stats["AP50"].value)

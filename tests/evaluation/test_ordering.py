@@ -8,7 +8,7 @@ from detection.evaluation.protocol import ordering
 
 @pytest.mark.parametrize("seed", range(20))
 def test_equals_the_plain_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ordering, "BLOCK", int(2 ** np.random.default_rng(seed).integers(3, 20)))
+    monkeypatch.setattr(ordering, "BLOCK_SIZE", int(2 ** np.random.default_rng(seed).integers(3, 20)))
     rng = np.random.default_rng(seed)
     count = int(rng.integers(0, 3000))
     keys = rng.integers(0, 2 ** int(rng.integers(1, 40)), count)
@@ -23,7 +23,7 @@ def test_scores_at_the_edge(scores: list[float]) -> None:
 
 
 def test_blocks_are_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ordering, "BLOCK", 10)
+    monkeypatch.setattr(ordering, "BLOCK_SIZE", 10)
     starts = np.array([0, 3, 9, 30, 31, 31, 40])
     blocks = list(ordering.blocks(starts))
     assert [low for low, _ in blocks] == [0, *(high for _, high in blocks[:-1])]

@@ -45,7 +45,7 @@ def test_20_scenes_of_more_than_100_detections() -> None:
 
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [assert_same(*scene(seed)) for seed in range(5)]
-    monkeypatch.setattr(ordering, "BLOCK", 7)
+    monkeypatch.setattr(ordering, "BLOCK_SIZE", 7)
     for seed, one in enumerate(whole):
         assert assert_same(*scene(seed)).stats["AP"] == pytest.approx(one.stats["AP"], abs=0, nan_ok=True)
 

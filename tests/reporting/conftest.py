@@ -14,6 +14,7 @@ import pytest
 from detection.data import prepared, statistics
 from detection.data.index import Index
 from detection.data.sources.dataset import RawDataset, read
+from detection.evaluation.analysis.tables import write_tables
 from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import evaluate
 from detection.params import ShapesDataset, load
@@ -135,7 +136,7 @@ def write_evaluation(folder: Path, raw: RawDataset) -> None:
     results = plausible(index, len(raw.classes))
     tables = evaluate(index, results, raw.classes, rounds=100).tables
     detections = json.dumps(results.to_coco(index)).encode()
-    tables.write(folder, {**tables, "detections.json": detections})
+    write_tables(folder, {**tables, "detections.json": detections})
     write_speed(folder / "speed.json")
     (folder / "run.json").write_text('{"run_id": null}')
 

@@ -20,13 +20,13 @@ def table(path: Path, **columns: Any) -> None:
 def test_the_dearest_kind_of_error_is_named(tmp_path: Path, worst: str) -> None:
     kinds = [*ON_ERRORS, *SUMS]
     gains = [0.2 if kind == worst else 0.9 if kind in SUMS else 0.1 for kind in kinds]
-    table(tmp_path / "evaluation/errors.csv", kind=kinds, count=3, dAP50=gains)
+    table(tmp_path / "evaluation/errors.csv", error_type=kinds, count=3, dAP50=gains)
     assert advise(tmp_path) == {"errors": f"Most is lost (0.200 of AP50) by {ON_ERRORS[worst]}"}
 
 
 def test_errors_of_a_detector_that_has_not_learnt_are_no_advice(tmp_path: Path) -> None:
     kinds = [*ON_ERRORS, *SUMS]
-    table(tmp_path / "evaluation/errors.csv", kind=kinds, count=3, dAP50=0.1)
+    table(tmp_path / "evaluation/errors.csv", error_type=kinds, count=3, dAP50=0.1)
     metrics = tmp_path / "evaluation/metrics.json"
     metrics.write_text('{"AP50": 0.012}')
     advice = advise(tmp_path)
@@ -54,12 +54,12 @@ def test_training(tmp_path: Path, curve: list[float], best: int, said: str) -> N
 def test_recall_names_the_weakest_kind_with_enough_objects(tmp_path: Path) -> None:
     table(
         tmp_path / "evaluation/recall.csv",
-        over=["size", "size", "crowding", "crowding", "crowding"],
+        attribute=["size", "size", "crowding", "crowding", "crowding"],
         low=[0, 32, 0, 0.3, 0.5],
         high=[32, None, 1e-9, 0.5, None],
         objects=[50, 50, 60, 37, 3],
-        kept=[40, 40, 68, 12, 0],
-        recall_kept=[0.8, 0.8, 0.9, 0.3, 0.0],
+        detected_above_threshold=[40, 40, 68, 12, 0],
+        recall_above_threshold=[0.8, 0.8, 0.9, 0.3, 0.0],
     )
     text = advise(tmp_path)["recall"]
     assert text.startswith(

@@ -212,7 +212,7 @@ def confusion_files(folder: Path, classes: list[str]) -> Path:
         count=[7, 3, 2, 5],
     )
     (folder / "evaluation/analysis.json").write_text(
-        '{"iou": {"right": 0.5}, "threshold": {"score": 0.4375}}'
+        '{"iou": {"foreground": 0.5}, "threshold": {"score": 0.4375}}'
     )
     return folder
 

@@ -29,18 +29,18 @@ def album(finished: Path) -> Album:
 
 
 def test_every_picture_is_one_that_the_files_name(finished: Path, album: Album) -> None:
-    lists = json.loads((finished / "reports/evaluation/pictures.json").read_text())
+    lists = json.loads((finished / "reports/evaluation/hard_examples.json").read_text())
     names = {
         "worst": "worst",
-        "confident": "confident_wrong",
+        "confident": "confident_false_positives",
         "missed": "largest_missed",
-        "suspects": "suspects",
+        "suspects": "suspected_label_errors",
     }
     shown = {gallery.name: gallery.cards for gallery in album.galleries}
     assert list(shown) == [*names, "typical"]
     for name, key in names.items():
-        assert {card.picture for card in shown[name]} <= {row["picture"] for row in lists[key]}
-    assert [card.picture for card in shown["worst"]] == [row["picture"] for row in lists["worst"][:COUNT]]
+        assert {card.picture for card in shown[name]} <= {row["image"] for row in lists[key]}
+    assert [card.picture for card in shown["worst"]] == [row["image"] for row in lists["worst"][:COUNT]]
     for cards in shown.values():
         assert 0 < len(cards) <= COUNT
         for card in cards:
@@ -51,12 +51,12 @@ def test_every_picture_is_one_that_the_files_name(finished: Path, album: Album) 
 
 
 def test_the_tally_is_that_of_the_file(finished: Path, album: Album) -> None:
-    lists = json.loads((finished / "reports/evaluation/pictures.json").read_text())
+    lists = json.loads((finished / "reports/evaluation/hard_examples.json").read_text())
     cards = replace(album, score=lists["score"]).galleries[0].cards
     for card, row in zip(cards, lists["worst"], strict=False):
         found = [mark for mark in card.drawing.found if mark.score >= lists["score"]]
-        assert sum(mark.kind == "right" for mark in found) == row["right"]
-        assert sum(mark.kind == "wrong" for mark in found) == row["wrong"]
+        assert sum(mark.kind == "right" for mark in found) == row["true_positives"]
+        assert sum(mark.kind == "wrong" for mark in found) == row["false_positives"]
         missed = [m for m in card.drawing.objects if m.kind == "object" and m.score < lists["score"]]
         assert len(missed) == row["missed"]
 

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from detection.evaluation.analysis.error_types import (
     BACKGROUND,
+    BACKGROUND_IOU,
     CLASSIFICATION,
-    FOREGROUND,
-    KINDS,
-    ON_BACKGROUND,
+    ERROR_TYPES,
+    FOREGROUND_IOU,
     CrossClassPairs,
     ErrorTypes,
     MatchResult,
 )
 from detection.evaluation.protocol.ordering import ranges
-from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, union
+from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, pairwise_iou
 
-COUNT = 50
+MAX_ENTRIES = 50
 """Rows of each list."""
 
 
@@ -43,44 +43,46 @@ class ApLoss:
     right detections that score less. Divided by the number of classes these add up to the loss of the mean.
     """
 
-    wrong: NDArray[np.float64]
+    false_positive: NDArray[np.float64]
     """[D] by each wrong detection; 0 for the others."""
     missed: NDArray[np.float64]
     """[T] by each object that no detection finds, however low its score; 0 for the others."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, verdicts: MatchResult) -> "ApLoss":
+    def of(cls, overlaps: Overlaps, result: MatchResult) -> "ApLoss":
         """Share the loss out."""
-        labels, truth = overlaps.found.labels, overlaps.truth.labels
-        objects = np.bincount(truth[verdicts.counted], minlength=overlaps.classes)
+        labels, truth = overlaps.predictions.labels, overlaps.ground_truth.labels
+        objects = np.bincount(truth[result.counted], minlength=overlaps.num_classes)
         share = np.divide(1, objects * np.sum(objects > 0), out=np.zeros(len(objects)), where=objects > 0)
 
-        rows = verdicts.judged(overlaps)
-        starts = np.searchsorted(labels[rows], np.arange(overlaps.classes + 1))
+        rows = result.ranked(overlaps)
+        starts = np.searchsorted(labels[rows], np.arange(overlaps.num_classes + 1))
         place = np.arange(len(rows)) - starts[labels[rows]] + 1
-        until = np.concatenate([[0.0], np.cumsum(verdicts.right[rows] / place)])
+        until = np.concatenate([[0.0], np.cumsum(result.true_positive[rows] / place)])
         below = until[starts[labels[rows] + 1]] - until[1:]
         wrong = np.zeros(len(labels))
-        wrong[rows] = np.where(verdicts.wrong[rows], below * share[labels[rows]], 0.0)
-        return cls(wrong=wrong, missed=np.where(verdicts.counted & ~verdicts.found, share[truth], 0.0))
+        wrong[rows] = np.where(result.false_positive[rows], below * share[labels[rows]], 0.0)
+        return cls(
+            false_positive=wrong, missed=np.where(result.counted & ~result.detected, share[truth], 0.0)
+        )
 
 
 def rank_images(
     overlaps: Overlaps,
-    verdicts: MatchResult,
-    strangers: CrossClassPairs,
+    result: MatchResult,
+    cross_class: CrossClassPairs,
     errors: ErrorTypes,
     score: float,
     classes: Sequence[str],
     pictures: Sequence[str],
-    count: int = COUNT,
+    count: int = MAX_ENTRIES,
 ) -> dict[str, Any]:
     """Rank pictures, detections and objects, the one to look at first on top.
 
     Args:
         overlaps: The sparse pass.
-        verdicts: COCO's matching at IoU 0.5.
-        strangers: False positives near objects of other classes.
+        result: COCO's matching at IoU 0.5.
+        cross_class: False positives near objects of other classes.
         errors: The kind of each false positive.
         score: Threshold from which detections are taken seriously; NaN where there are none.
         classes: Names, in label order.
@@ -100,27 +102,27 @@ def rank_images(
           no detection of any class overlaps by 0.5, whatever its score).
     """
     names = _Names(overlaps, classes, pictures)
-    kind = errors.kind
-    kept = overlaps.found.scores >= score
-    seen = np.zeros(len(verdicts.counted), dtype=np.bool_)
-    seen[verdicts.object[kept & verdicts.right]] = True
-    missed = verdicts.counted & ~seen
+    kind = errors.types
+    kept = overlaps.predictions.scores >= score
+    seen = np.zeros(len(result.counted), dtype=np.bool_)
+    seen[result.object[kept & result.true_positive]] = True
+    missed = result.counted & ~seen
     largest = np.flatnonzero(missed)
     largest = largest[np.argsort(-_areas(overlaps, largest), kind="stable")][:count]
     return {
-        "pictures": len(pictures),
-        "iou": FOREGROUND,
+        "images": len(pictures),
+        "iou": FOREGROUND_IOU,
         "score": score,
-        "worst": _worst(overlaps, verdicts, kept, missed, pictures, count),
-        "confident_wrong": [
-            names.detection(row) | {"kind": KINDS[kind[row]]}
-            for row in _best(overlaps, verdicts.wrong, count)
+        "worst": _worst(overlaps, result, kept, missed, pictures, count),
+        "confident_false_positives": [
+            names.detection(row) | {"error_type": ERROR_TYPES[kind[row]]}
+            for row in _best(overlaps, result.false_positive, count)
         ],
         "largest_missed": [names.object(row) for row in largest.tolist()],
-        "suspects": [
-            *_unlabelled(overlaps, names, kept & (kind == ON_BACKGROUND), count),
-            *_other_class(overlaps, names, verdicts, strangers, kept & (kind == CLASSIFICATION), count),
-            *_unseen(overlaps, names, verdicts, strangers, count),
+        "suspected_label_errors": [
+            *_unlabelled(overlaps, names, kept & (kind == BACKGROUND), count),
+            *_other_class(overlaps, names, result, cross_class, kept & (kind == CLASSIFICATION), count),
+            *_unseen(overlaps, names, result, cross_class, count),
         ],
     }
 
@@ -134,18 +136,18 @@ class _Names:
     pictures: Sequence[str]
 
     def detection(self, row: int) -> dict[str, Any]:
-        found = self.overlaps.found
+        found = self.overlaps.predictions
         return self._named(found.images[row], found.labels[row], found.boxes[row]) | {
             "score": float(found.scores[row])
         }
 
     def object(self, row: int) -> dict[str, Any]:
-        truth = self.overlaps.truth
+        truth = self.overlaps.ground_truth
         return self._named(truth.images[row], truth.labels[row], truth.boxes[row])
 
     def _named(self, image: int, label: int, box: NDArray[np.float64]) -> dict[str, Any]:
         return {
-            "picture": self.pictures[image],
+            "image": self.pictures[image],
             "class": self.classes[label],
             "box": [round(side, 2) for side in box.tolist()],
         }
@@ -153,30 +155,31 @@ class _Names:
 
 def _worst(
     overlaps: Overlaps,
-    verdicts: MatchResult,
+    result: MatchResult,
     kept: NDArray[np.bool_],
     missed: NDArray[np.bool_],
     pictures: Sequence[str],
     count: int,
 ) -> list[dict[str, Any]]:
-    lost = ApLoss.of(overlaps, verdicts)
-    where, there = overlaps.found.images, overlaps.truth.images
-    by_wrong = np.bincount(where, lost.wrong, len(pictures))
+    lost = ApLoss.of(overlaps, result)
+    where, there = overlaps.predictions.images, overlaps.ground_truth.images
+    by_wrong = np.bincount(where, lost.false_positive, len(pictures))
     by_missed = np.bincount(there, lost.missed, len(pictures))
     total = by_wrong + by_missed
     order = np.argsort(-total, kind="stable")[:count]
     right, wrong = (
-        np.bincount(where[kept & each], minlength=len(pictures)) for each in (verdicts.right, verdicts.wrong)
+        np.bincount(where[kept & each], minlength=len(pictures))
+        for each in (result.true_positive, result.false_positive)
     )
     unfound = np.bincount(there[missed], minlength=len(pictures))
     return [
         {
-            "picture": pictures[image],
-            "lost_AP50": float(total[image]),
-            "by_wrong": float(by_wrong[image]),
-            "by_missed": float(by_missed[image]),
-            "right": int(right[image]),
-            "wrong": int(wrong[image]),
+            "image": pictures[image],
+            "AP50_loss": float(total[image]),
+            "loss_by_false_positives": float(by_wrong[image]),
+            "loss_by_missed": float(by_missed[image]),
+            "true_positives": int(right[image]),
+            "false_positives": int(wrong[image]),
             "missed": int(unfound[image]),
         }
         for image in order.tolist()
@@ -187,7 +190,7 @@ def _worst(
 def _best(overlaps: Overlaps, chosen: NDArray[np.bool_], count: int) -> list[int]:
     """Rows of some detections, the highest score first."""
     rows = np.flatnonzero(chosen)
-    scores = overlaps.found.scores[rows]
+    scores = overlaps.predictions.scores[rows]
     if len(rows) > count:  # a fifth of the time of sorting them all
         above = scores >= np.partition(scores, -count)[-count]
         rows, scores = rows[above], scores[above]
@@ -200,63 +203,63 @@ def _unlabelled(
 ) -> list[dict[str, Any]]:
     """TIDE's kind leaves objects out that need not be found; a crowd or a difficult object explains too."""
     rows = np.array(_best(overlaps, chosen, 8 * count), dtype=np.int64)
-    found, truth = overlaps.found.take(rows), overlaps.truth
+    found, truth = overlaps.predictions.take(rows), overlaps.ground_truth
     start = np.searchsorted(truth.images, found.images, side="left")
     end = np.searchsorted(truth.images, found.images, side="right")
     explained = np.zeros(len(rows), dtype=np.bool_)
     for left, thing in ranges(start, end - start):
         detection, _, common = intersections(found, truth, left, thing)
         inside = common / np.prod(found.boxes[detection, 2:], axis=1)
-        explained[detection[inside >= BACKGROUND]] = True
-    return [{"why": "unlabelled"} | names.detection(row) for row in rows[~explained].tolist()[:count]]
+        explained[detection[inside >= BACKGROUND_IOU]] = True
+    return [{"reason": "unlabeled"} | names.detection(row) for row in rows[~explained].tolist()[:count]]
 
 
 def _other_class(
     overlaps: Overlaps,
     names: _Names,
-    verdicts: MatchResult,
-    strangers: CrossClassPairs,
+    result: MatchResult,
+    cross_class: CrossClassPairs,
     chosen: NDArray[np.bool_],
     count: int,
 ) -> list[dict[str, Any]]:
-    scores = overlaps.found.scores
-    _, target = best_of_each(strangers.detection, strangers.object, strangers.iou, len(scores))
-    own = np.full(len(verdicts.counted), -np.inf)
-    own[verdicts.object[verdicts.right]] = scores[verdicts.right]
+    scores = overlaps.predictions.scores
+    _, target = best_of_each(cross_class.detection, cross_class.object, cross_class.iou, len(scores))
+    own = np.full(len(result.counted), -np.inf)
+    own[result.object[result.true_positive]] = scores[result.true_positive]
     surer = np.zeros(len(scores), dtype=np.bool_)
     rows = np.flatnonzero(chosen)
     surer[rows] = scores[rows] > own[target[rows]]
     return [
-        {"why": "other class"} | names.detection(row) | {"labelled": names.object(target[row])["class"]}
+        {"reason": "other class"} | names.detection(row) | {"labeled_as": names.object(target[row])["class"]}
         for row in _best(overlaps, surer, count)
     ]
 
 
 def _unseen(
-    overlaps: Overlaps, names: _Names, verdicts: MatchResult, strangers: CrossClassPairs, count: int
+    overlaps: Overlaps, names: _Names, result: MatchResult, cross_class: CrossClassPairs, count: int
 ) -> list[dict[str, Any]]:
-    seen = np.zeros(len(verdicts.counted), dtype=np.bool_)
-    seen[overlaps.object[overlaps.iou >= FOREGROUND]] = True
-    seen[strangers.object[strangers.iou >= FOREGROUND]] = True
-    seen |= _under_right(overlaps, verdicts, ~seen & verdicts.counted)
-    rows = np.flatnonzero(verdicts.counted & ~seen)
+    seen = np.zeros(len(result.counted), dtype=np.bool_)
+    seen[overlaps.object[overlaps.iou >= FOREGROUND_IOU]] = True
+    seen[cross_class.object[cross_class.iou >= FOREGROUND_IOU]] = True
+    seen |= _under_right(overlaps, result, ~seen & result.counted)
+    rows = np.flatnonzero(result.counted & ~seen)
     rows = rows[np.argsort(-_areas(overlaps, rows), kind="stable")][:count]
-    return [{"why": "unseen"} | names.object(row) for row in rows.tolist()]
+    return [{"reason": "undetected"} | names.object(row) for row in rows.tolist()]
 
 
-def _under_right(overlaps: Overlaps, verdicts: MatchResult, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _under_right(overlaps: Overlaps, result: MatchResult, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """[T] of some objects, those under a true positive of another class (not in `CrossClassPairs`)."""
-    things, truth = np.flatnonzero(chosen), overlaps.truth
-    right = overlaps.found.take(np.flatnonzero(verdicts.right))
+    things, truth = np.flatnonzero(chosen), overlaps.ground_truth
+    right = overlaps.predictions.take(np.flatnonzero(result.true_positive))
     start = np.searchsorted(right.images, truth.images[things], side="left")
     end = np.searchsorted(right.images, truth.images[things], side="right")
     covered = np.zeros(len(chosen), dtype=np.bool_)
     for left, detection in ranges(start, end - start):
-        detection, thing, common = intersections(right, truth, detection, things[left])
-        covered[thing[common / union(right, truth, detection, thing, common) >= FOREGROUND]] = True
+        _, thing, iou = pairwise_iou(right, truth, detection, things[left])
+        covered[thing[iou >= FOREGROUND_IOU]] = True
     return covered
 
 
 def _areas(overlaps: Overlaps, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    areas: NDArray[np.float64] = np.prod(overlaps.truth.boxes[rows, 2:], axis=1)
+    areas: NDArray[np.float64] = np.prod(overlaps.ground_truth.boxes[rows, 2:], axis=1)
     return areas

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.analysis.error_types import FOREGROUND, MatchResult
+from detection.evaluation.analysis.error_types import FOREGROUND_IOU, MatchResult
 from detection.evaluation.protocol.ordering import ranges
-from detection.evaluation.protocol.overlaps import Overlaps, Predictions, intersections, union
+from detection.evaluation.protocol.overlaps import Overlaps, Predictions, pairwise_iou
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,14 +28,14 @@ AT_SIDE = 1.0
 """Pixels from a picture's side that still touch it."""
 
 
-def by_kind(
-    overlaps: Overlaps, verdicts: MatchResult, score: float, sizes: NDArray[np.number] | None
+def recall_by_attribute(
+    overlaps: Overlaps, result: MatchResult, score: float, sizes: NDArray[np.number] | None
 ) -> "pd.DataFrame":
     """Recall of objects that need to be found, by what they are like.
 
     Args:
         overlaps: The sparse pass.
-        verdicts: COCO's matching at IoU 0.5.
+        result: COCO's matching at IoU 0.5.
         score: The threshold that `recall_kept` is about.
         sizes: [N, 2] height and width of the pictures; None: truncation is left out.
 
@@ -46,27 +46,27 @@ def by_kind(
     """
     import pandas as pd
 
-    kept = np.zeros(len(verdicts.counted), dtype=np.bool_)
-    kept[verdicts.object[verdicts.right & (overlaps.found.scores >= score)]] = True
-    rows = np.flatnonzero(verdicts.counted)
+    kept = np.zeros(len(result.counted), dtype=np.bool_)
+    kept[result.object[result.true_positive & (overlaps.predictions.scores >= score)]] = True
+    rows = np.flatnonzero(result.counted)
     parts = []
     for over, values in _values(overlaps, sizes).items():
         edges = np.array(BINS[over])
         place = np.searchsorted(edges, values[rows], side="right") - 1
         objects, found, of_kept = (
             np.bincount(place, weights, len(edges) - 1).astype(np.int64)
-            for weights in (None, verdicts.found[rows], kept[rows])
+            for weights in (None, result.detected[rows], kept[rows])
         )
         some = np.flatnonzero(objects)
         columns = {
-            "over": over,
+            "attribute": over,
             "low": edges[some],
             "high": np.where(np.isinf(edges[some + 1]), np.nan, edges[some + 1]),
             "objects": objects[some],
-            "found": found[some],
-            "kept": of_kept[some],
+            "detected": found[some],
+            "detected_above_threshold": of_kept[some],
             "recall": found[some] / objects[some],
-            "recall_kept": of_kept[some] / objects[some],
+            "recall_above_threshold": of_kept[some] / objects[some],
         }
         parts.append(pd.DataFrame(columns))
     return pd.concat(parts, ignore_index=True)
@@ -74,7 +74,7 @@ def by_kind(
 
 def _values(overlaps: Overlaps, sizes: NDArray[np.number] | None) -> dict[str, NDArray[np.float64]]:
     """[T] by the names of `BINS`."""
-    truth = overlaps.truth
+    truth = overlaps.ground_truth
     x, y, width, height = truth.boxes.T
     values = {
         "size": np.sqrt(truth.areas),
@@ -95,7 +95,7 @@ def _values(overlaps: Overlaps, sizes: NDArray[np.number] | None) -> dict[str, N
 
 def _crowding(overlaps: Overlaps) -> NDArray[np.float64]:
     """[T] each object's greatest IoU with another one of its picture."""
-    truth = overlaps.truth
+    truth = overlaps.ground_truth
     mine = Predictions(
         images=truth.images, labels=truth.labels, boxes=truth.boxes, scores=np.zeros(len(truth.labels))
     )
@@ -104,8 +104,8 @@ def _crowding(overlaps: Overlaps) -> NDArray[np.float64]:
     greatest = np.zeros(len(truth.labels))
     for left, right in ranges(start, end - start):
         other = left != right
-        one, another, common = intersections(mine, truth, left[other], right[other])
-        np.maximum.at(greatest, one, common / union(mine, truth, one, another, common))
+        one, _, iou = pairwise_iou(mine, truth, left[other], right[other])
+        np.maximum.at(greatest, one, iou)
     return greatest
 
 
@@ -118,7 +118,7 @@ OFFSETS = {
 """What is measured of a right detection against its object, besides the IoU."""
 
 
-def localisation(overlaps: Overlaps, verdicts: MatchResult, score: float) -> "pd.DataFrame":
+def localization(overlaps: Overlaps, result: MatchResult, score: float) -> "pd.DataFrame":
     """How the boxes of right detections above a threshold lie on their objects.
 
     Returns:
@@ -128,17 +128,17 @@ def localisation(overlaps: Overlaps, verdicts: MatchResult, score: float) -> "pd
     """
     import pandas as pd
 
-    rows = np.flatnonzero(verdicts.right & (overlaps.found.scores >= score))
-    things = verdicts.object[rows]
-    detection, thing, common = intersections(overlaps.found, overlaps.truth, rows, things)
-    found, truth = overlaps.found.boxes[rows], overlaps.truth.boxes[things]
+    rows = np.flatnonzero(result.true_positive & (overlaps.predictions.scores >= score))
+    things = result.object[rows]
+    _, _, iou = pairwise_iou(overlaps.predictions, overlaps.ground_truth, rows, things)
+    found, truth = overlaps.predictions.boxes[rows], overlaps.ground_truth.boxes[things]
     shift = (found[:, :2] + found[:, 2:] / 2 - truth[:, :2] - truth[:, 2:] / 2) / truth[:, 2:]
     growth = found[:, 2:] / truth[:, 2:] - 1
-    measures = {"IoU": common / union(overlaps.found, overlaps.truth, detection, thing, common)}
+    measures = {"IoU": iou}
     measures |= dict(zip(OFFSETS, (*shift.T, *growth.T), strict=True))
     parts = []
     for name, values in measures.items():
-        edges = np.linspace(FOREGROUND, 1, 21) if name == "IoU" else np.linspace(-0.5, 0.5, 41)
+        edges = np.linspace(FOREGROUND_IOU, 1, 21) if name == "IoU" else np.linspace(-0.5, 0.5, 41)
         quantiles = np.quantile(values, (0.1, 0.5, 0.9)) if len(values) else np.full(3, np.nan)
         columns = {
             "measure": name,

@@ -1,4 +1,4 @@
-"""The whole analysis of an evaluation as tables, and as files."""
+"""Tables of an evaluation as data frames and JSON, and the code that writes them to files."""
 
 import json
 import math
@@ -11,170 +11,239 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.data.index import Index
 from detection.evaluation.analysis import error_types, hard_examples, recall, thresholds
 from detection.evaluation.analysis.error_types import (
-    BACKGROUND,
-    FOREGROUND,
-    KINDS,
+    BACKGROUND_IOU,
+    ERROR_TYPES,
+    FOREGROUND_IOU,
     CrossClassPairs,
+    ErrorTypes,
     MatchResult,
 )
+from detection.evaluation.analysis.thresholds import Calibration, Sweep
+from detection.evaluation.protocol.coco_metrics import AT_50, RECALLS, CocoScore
 from detection.evaluation.protocol.matching import Matches
 from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.voc_metrics import VocScore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ALL = "all"
-"""All classes in one pot."""
-MISSED, BACKGROUND_CLASS = "(missed)", "(background)"
-"""Last column and last row of the confusion matrix; brackets keep them apart from a class's name."""
-RULE = "greatest F1 of all detections in one pot, at IoU 0.5"
+ALL_CLASSES = "all"
+"""`class` of the first rows: pooled detections in `score_sweep.csv` and `best_f1.csv`, the mean over the
+classes in `pr_curves.csv`. A class of the dataset may have the same name."""
+MISSED_COLUMN, BACKGROUND_ROW = "(missed)", "(background)"
+"""Last column and last row of the confusion matrix; brackets keep them apart from class names."""
+THRESHOLD_RULE = "greatest micro-averaged F1 at IoU 0.5"
 
 Tables = Mapping[str, "pd.DataFrame | dict[str, Any] | bytes"]
-"""Files by name: CSV, JSON, or what stands in it already."""
+"""File contents by file name: a CSV table, a JSON object, or encoded content."""
 
 
-def tables(
+def build_tables(
     overlaps: Overlaps,
     matches: Matches,
     classes: Sequence[str],
-    picture_ids: Sequence[str],
+    image_ids: Sequence[str],
     sizes: NDArray[np.number] | None = None,
 ) -> Tables:
-    """Why a detector fails, where to look, and from which score on it should be believed.
+    """Error analysis of a detector: error types, thresholds, recall and hard examples.
 
     Args:
-        overlaps: The sparse pass.
-        matches: COCO's matching of it.
+        overlaps: Ground truth and detections.
+        matches: COCO's matching of `overlaps`.
         classes: Names, in label order.
-        picture_ids: What picture i of the overlaps is called.
-        sizes: [N, 2] their heights and widths; None: it is not known which objects are cut off.
+        image_ids: [N] image ids, in the order of `overlaps`.
+        sizes: [N, 2] image heights and widths; None omits recall by truncation.
 
     Returns:
-        By file name:
+        Tables by file name:
 
-        * `analysis.json`: `iou`, AP50 and what each kind of error costs, the threshold of best F1 and what it
-          brings, the calibration error;
-        * `errors.csv`: `kind`, `count`, `dAP50`;
-        * `errors_per_class.csv`: `class`, `objects`, `right`, a column a kind, `missed`;
-        * `confusion.csv`: `actual`, `predicted`, `count` at that threshold, zeros left out;
+        * `analysis.json`: `iou` thresholds, `AP50`, `errors` (count and dAP50 of each type), `threshold` of
+          the best F1 with its precision and recall, `calibration_error`;
+        * `errors.csv`: `error_type`, `count`, `dAP50`;
+        * `errors_per_class.csv`: `class`, `objects`, `true_positives`, one column per error type, `missed`;
+        * `confusion.csv`: `actual`, `predicted`, `count` at the threshold of the best F1, without zeros;
         * `score_sweep.csv`: `class`, `score`, `precision`, `recall`, `f1`;
-        * `best_f1.csv`: the threshold of best F1 of each class alone;
+        * `best_f1.csv`: the threshold of the best F1 of each class, with the same columns;
         * `calibration.csv`: `score_from`, `detections`, `mean_score`, `precision`;
-        * `recall.csv`, `localisation.csv`: see `recall.by_kind` and `recall.localisation`;
-        * `pictures.json`: which pictures to look at, see `pictures.shortlists`.
+        * `recall.csv`, `localization.csv`: see `recall.recall_by_attribute` and `recall.localization`;
+        * `hard_examples.json`: see `hard_examples.rank_images`.
     """
     import pandas as pd
 
-    verdicts = MatchResult.of(overlaps, matches)
-    strangers = CrossClassPairs.of(overlaps, verdicts)
-    errors = error_types.analyse(overlaps, verdicts, strangers)
-    whole, of_class = thresholds.sweeps(overlaps, verdicts)
-    best = whole.best
-    sweeps = [(ALL, whole), *zip(classes, of_class, strict=True)]
-    calibration = thresholds.calibrate(overlaps, verdicts)
-    matrix = thresholds.confusion(overlaps, verdicts, strangers, best.score)
-    actual, predicted = np.nonzero(matrix)
-    names = np.array([*classes, ""], dtype=object)
-    rows, columns = names.copy(), names.copy()
-    rows[-1], columns[-1] = BACKGROUND_CLASS, MISSED
+    result = MatchResult.of(overlaps, matches)
+    cross_class = CrossClassPairs.of(overlaps, result)
+    errors = error_types.analyze(overlaps, result, cross_class)
+    pooled, per_class = thresholds.sweeps(overlaps, result)
+    score = pooled.best.score
+    sweeps = [(ALL_CLASSES, pooled), *zip(classes, per_class, strict=True)]
+    calibration = thresholds.calibrate(overlaps, result)
+    confusion = thresholds.confusion_matrix(overlaps, result, cross_class, score)
     return {
-        "analysis.json": {
-            "iou": {"right": FOREGROUND, "background": BACKGROUND},
-            "AP50": errors.ap50,
-            "errors": {
-                kind: {"count": errors.counts[kind], "dAP50": errors.gains[kind]} for kind in errors.counts
-            },
-            "threshold": {"rule": RULE, **asdict(best)},
-            "calibration_error": calibration.error,
-        },
+        "analysis.json": _summary(errors, pooled, calibration),
         "errors.csv": pd.DataFrame(
-            {"kind": list(errors.counts), "count": errors.counts.values(), "dAP50": errors.gains.values()}
-        ),
-        "errors_per_class.csv": _errors_per_class(overlaps, verdicts, errors, classes),
-        "confusion.csv": pd.DataFrame(
-            {"actual": rows[actual], "predicted": columns[predicted], "count": matrix[actual, predicted]}
-        ),
-        "score_sweep.csv": pd.concat(
-            [
-                pd.DataFrame(
-                    {
-                        "class": name,
-                        "score": s.scores,
-                        "precision": s.precision,
-                        "recall": s.recall,
-                        "f1": s.f1,
-                    }
-                )
-                for name, s in sweeps
-            ],
-            ignore_index=True,
-        ),
-        "best_f1.csv": pd.DataFrame([{"class": name, **asdict(s.best)} for name, s in sweeps]),
-        "calibration.csv": pd.DataFrame(
             {
-                "score_from": calibration.low,
-                "detections": calibration.detections,
-                "mean_score": calibration.score,
-                "precision": calibration.precision,
+                "error_type": list(errors.counts),
+                "count": errors.counts.values(),
+                "dAP50": errors.gains.values(),
             }
         ),
-        "recall.csv": recall.by_kind(overlaps, verdicts, best.score, sizes),
-        "localisation.csv": recall.localisation(overlaps, verdicts, best.score),
-        "pictures.json": hard_examples.rank_images(
-            overlaps, verdicts, strangers, errors, best.score, classes, picture_ids
+        "errors_per_class.csv": _errors_per_class(overlaps, result, errors, classes),
+        "confusion.csv": _confusion_table(confusion, classes),
+        "score_sweep.csv": _sweep_table(sweeps),
+        "best_f1.csv": pd.DataFrame([{"class": name, **asdict(sweep.best)} for name, sweep in sweeps]),
+        "calibration.csv": _calibration_table(calibration),
+        "recall.csv": recall.recall_by_attribute(overlaps, result, score, sizes),
+        "localization.csv": recall.localization(overlaps, result, score),
+        "hard_examples.json": hard_examples.rank_images(
+            overlaps, result, cross_class, errors, score, classes, image_ids
         ),
     }
 
 
-def write(folder: Path, content: Tables) -> None:
-    """Write tables under their names: each file whole, and none under its name before all are written."""
-    contents = {name: _encoded(one) for name, one in content.items()}
+def per_class_table(
+    classes: Sequence[str], coco: CocoScore, voc: VocScore | None = None, index: Index | None = None
+) -> "pd.DataFrame":
+    """Scores of each class, in label order; NaN in a class without objects.
+
+    Args:
+        classes: Names, in label order.
+        coco: COCO's scores: columns `AP`, `AP50`, `AP75`.
+        voc: VOC's scores, if any: columns `voc_ap50_11pt`, `voc_ap50_area`.
+        index: Ground truth, if any: column `objects`, without difficult and crowd objects.
+    """
+    import pandas as pd
+
+    columns: dict[str, Any] = {"class": list(classes)}
+    if index is not None:
+        counted = index.labels[~(index.difficult | index.crowd)]
+        columns["objects"] = np.bincount(counted, minlength=len(classes))
+    columns |= coco.per_class
+    if voc is not None:
+        columns |= {"voc_ap50_11pt": voc.ap_11pt, "voc_ap50_area": voc.ap_area}
+    return pd.DataFrame(columns)
+
+
+def pr_curve_table(classes: Sequence[str], coco: CocoScore) -> "pd.DataFrame":
+    """Precision at IoU 0.5 over COCO's 101 recalls.
+
+    Returns:
+        Columns `class`, `recall`, `precision`: first `ALL_CLASSES`, the mean over the classes that have
+        objects, then every class. Precision is NaN in a class without objects and 0 at a recall that is not
+        reached.
+    """
+    import pandas as pd
+
+    curves = coco.precision[AT_50].T  # [C, 101]
+    known = curves[~np.isnan(curves).any(axis=1)]
+    mean = known.mean(axis=0) if len(known) else np.full(len(RECALLS), np.nan)
+    return pd.DataFrame(
+        {
+            "class": np.repeat(np.array([ALL_CLASSES, *classes], dtype=object), len(RECALLS)),
+            "recall": np.tile(RECALLS.round(2), len(classes) + 1),
+            "precision": np.concatenate([mean, *curves]),
+        }
+    )
+
+
+def write_tables(folder: Path, tables: Tables) -> None:
+    """Write tables to a folder: under temporary names first, so that an error leaves the old files intact."""
+    contents = {name: _encode(table) for name, table in tables.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = {name: folder / f".{name}.{os.getpid()}" for name in contents}
+    temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
-        for name, path in unfinished.items():
+        for name, path in temporary.items():
             path.write_bytes(contents[name])
-        for name, path in unfinished.items():
+        for name, path in temporary.items():
             os.replace(path, folder / name)
     finally:
-        for path in unfinished.values():
+        for path in temporary.values():
             path.unlink(missing_ok=True)
 
 
-def _encoded(one: "pd.DataFrame | dict[str, Any] | bytes") -> bytes:
-    if isinstance(one, bytes):
-        return one
-    text = json.dumps(jsonable(one), indent=2) + "\n" if isinstance(one, dict) else one.to_csv(index=False)
-    return text.encode()
+def nan_to_null(value: Any) -> Any:
+    """The same JSON value with None for NaN, which JSON cannot represent."""
+    if isinstance(value, dict):
+        return {name: nan_to_null(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [nan_to_null(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _encode(table: "pd.DataFrame | dict[str, Any] | bytes") -> bytes:
+    if isinstance(table, bytes):
+        return table
+    if isinstance(table, dict):
+        return (json.dumps(nan_to_null(table), indent=2) + "\n").encode()
+    return table.to_csv(index=False).encode()
+
+
+def _summary(errors: ErrorTypes, pooled: Sweep, calibration: Calibration) -> dict[str, Any]:
+    return {
+        "iou": {"foreground": FOREGROUND_IOU, "background": BACKGROUND_IOU},
+        "AP50": errors.ap50,
+        "errors": {
+            name: {"count": count, "dAP50": errors.gains[name]} for name, count in errors.counts.items()
+        },
+        "threshold": {"rule": THRESHOLD_RULE, **asdict(pooled.best)},
+        "calibration_error": calibration.error,
+    }
 
 
 def _errors_per_class(
-    overlaps: Overlaps, verdicts: MatchResult, errors: error_types.ErrorTypes, classes: Sequence[str]
+    overlaps: Overlaps, result: MatchResult, errors: ErrorTypes, classes: Sequence[str]
 ) -> "pd.DataFrame":
     import pandas as pd
 
-    found, truth = overlaps.found.labels, overlaps.truth.labels
+    predicted, actual = overlaps.predictions.labels, overlaps.ground_truth.labels
 
-    def count(labels: Any) -> Any:
+    def count(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.bincount(labels, minlength=len(classes))
 
     return pd.DataFrame(
         {
             "class": list(classes),
-            "objects": count(truth[verdicts.counted]),
-            "right": count(found[verdicts.right]),
-            **{kind: count(found[errors.kind == number]) for number, kind in enumerate(KINDS)},
-            "missed": count(truth[errors.missed]),
+            "objects": count(actual[result.counted]),
+            "true_positives": count(predicted[result.true_positive]),
+            **{name: count(predicted[errors.types == number]) for number, name in enumerate(ERROR_TYPES)},
+            "missed": count(actual[errors.missed]),
         }
     )
 
 
-def jsonable(value: Any) -> Any:
-    """JSON has no NaN: null."""
-    if isinstance(value, dict):
-        return {name: jsonable(one) for name, one in value.items()}
-    if isinstance(value, list):
-        return [jsonable(one) for one in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _confusion_table(matrix: NDArray[np.int64], classes: Sequence[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = np.array([*classes, BACKGROUND_ROW], dtype=object)
+    columns = np.array([*classes, MISSED_COLUMN], dtype=object)
+    actual, predicted = np.nonzero(matrix)
+    return pd.DataFrame(
+        {"actual": rows[actual], "predicted": columns[predicted], "count": matrix[actual, predicted]}
+    )
+
+
+def _sweep_table(sweeps: Sequence[tuple[str, Sweep]]) -> "pd.DataFrame":
+    import pandas as pd
+
+    tables = [
+        pd.DataFrame(
+            {"class": name, "score": s.scores, "precision": s.precision, "recall": s.recall, "f1": s.f1}
+        )
+        for name, s in sweeps
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _calibration_table(calibration: Calibration) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "score_from": calibration.low,
+            "detections": calibration.detections,
+            "mean_score": calibration.score,
+            "precision": calibration.precision,
+        }
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.analysis.error_types import FOREGROUND, CrossClassPairs, MatchResult
+from detection.evaluation.analysis.error_types import FOREGROUND_IOU, CrossClassPairs, MatchResult
 from detection.evaluation.protocol.ordering import falling
 from detection.evaluation.protocol.overlaps import Overlaps
 
@@ -45,24 +45,28 @@ class Sweep:
     """Where F1 is greatest, at one of the detections' own scores; of equals the highest score."""
 
 
-def sweeps(overlaps: Overlaps, verdicts: MatchResult) -> tuple[Sweep, list[Sweep]]:
+def sweeps(overlaps: Overlaps, result: MatchResult) -> tuple[Sweep, list[Sweep]]:
     """Walk along the score: from 0 to 1 in hundredths, or from least to greatest where scores lie elsewhere.
 
     Args:
         overlaps: For scores and classes.
-        verdicts: Right and wrong.
+        result: Right and wrong.
 
     Returns:
         Of all detections in one pot, and of each class.
     """
-    rows = np.flatnonzero(verdicts.right | verdicts.wrong)
-    rows = rows[falling(overlaps.found.scores[rows])[::-1]]
-    scores, right, labels = overlaps.found.scores[rows], verdicts.right[rows], overlaps.found.labels[rows]
+    rows = np.flatnonzero(result.true_positive | result.false_positive)
+    rows = rows[falling(overlaps.predictions.scores[rows])[::-1]]
+    scores, right, labels = (
+        overlaps.predictions.scores[rows],
+        result.true_positive[rows],
+        overlaps.predictions.labels[rows],
+    )
     low, high = (0.0, 1.0) if _is_share(scores) else (scores[0], scores[-1])
     grid = np.linspace(low, high, 101)
-    objects = np.bincount(overlaps.truth.labels[verdicts.counted], minlength=overlaps.classes)
+    objects = np.bincount(overlaps.ground_truth.labels[result.counted], minlength=overlaps.num_classes)
     by_class = np.argsort(labels, kind="stable")
-    parts = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, overlaps.classes)))
+    parts = np.split(by_class, np.searchsorted(labels[by_class], np.arange(1, overlaps.num_classes)))
     of_class = [
         _sweep(grid, scores[part], right[part], int(count))
         for part, count in zip(parts, objects, strict=False)  # numpy splits nothing into one part
@@ -81,8 +85,8 @@ def _sweep(
     return Sweep(scores=grid, precision=precision, recall=recall, f1=f1, best=best)
 
 
-def confusion(
-    overlaps: Overlaps, verdicts: MatchResult, strangers: CrossClassPairs, score: float
+def confusion_matrix(
+    overlaps: Overlaps, result: MatchResult, cross_class: CrossClassPairs, score: float
 ) -> NDArray[np.int64]:
     """What objects are taken for by the detections that score at least `score`.
 
@@ -94,18 +98,18 @@ def confusion(
         nothing was said of, in the last row detections on no object, or on one that was taken. A row sums up
         to the class's objects, a column to its detections.
     """
-    classes, labels, actual = overlaps.classes, overlaps.found.labels, overlaps.truth.labels
-    kept = overlaps.found.scores >= score
+    classes, labels, actual = overlaps.num_classes, overlaps.predictions.labels, overlaps.ground_truth.labels
+    kept = overlaps.predictions.scores >= score
     matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    right = kept & verdicts.right
+    right = kept & result.true_positive
     np.add.at(matrix, (labels[right], labels[right]), 1)
-    wrong = kept & verdicts.wrong
-    taken = ~verdicts.counted
-    taken[verdicts.object[right]] = True
+    wrong = kept & result.false_positive
+    taken = ~result.counted
+    taken[result.object[right]] = True
 
-    pairs = np.flatnonzero((strangers.iou >= FOREGROUND) & wrong[strangers.detection])
-    detection, thing = strangers.detection[pairs], strangers.object[pairs]
-    order = np.lexsort((thing, -strangers.iou[pairs], detection, -overlaps.found.scores[detection]))
+    pairs = np.flatnonzero((cross_class.iou >= FOREGROUND_IOU) & wrong[cross_class.detection])
+    detection, thing = cross_class.detection[pairs], cross_class.object[pairs]
+    order = np.lexsort((thing, -cross_class.iou[pairs], detection, -overlaps.predictions.scores[detection]))
     for d, t in zip(detection[order].tolist(), thing[order].tolist(), strict=True):
         if wrong[d] and not taken[t]:
             wrong[d], taken[t] = False, True
@@ -132,16 +136,16 @@ class Calibration:
     or where scores lie outside of 0 … 1."""
 
 
-def calibrate(overlaps: Overlaps, verdicts: MatchResult) -> Calibration:
+def calibrate(overlaps: Overlaps, result: MatchResult) -> Calibration:
     """Compare scores with the share of right detections, those neither right nor wrong left out."""
-    rows = np.flatnonzero(verdicts.right | verdicts.wrong)
-    scores = overlaps.found.scores[rows]
+    rows = np.flatnonzero(result.true_positive | result.false_positive)
+    scores = overlaps.predictions.scores[rows]
     if not _is_share(scores):
         rows, scores = rows[:0], scores[:0]
     place = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
     count = np.bincount(place, minlength=BINS)
     mean = _share(np.bincount(place, scores, BINS), count)
-    precision = _share(np.bincount(place, verdicts.right[rows], BINS), count)
+    precision = _share(np.bincount(place, result.true_positive[rows], BINS), count)
     some = count > 0
     gap = np.abs(mean - precision)[some]
     error = float(np.average(gap, weights=count[some])) if len(rows) else float("nan")

@@ -15,7 +15,13 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.protocol.matching import AREAS, EVERY_THRESHOLD, THRESHOLDS, Matches, in_areas
+from detection.evaluation.protocol.matching import (
+    AREAS,
+    EVERY_THRESHOLD,
+    THRESHOLDS,
+    Matches,
+    area_range_bits,
+)
 from detection.evaluation.protocol.ordering import blocks
 from detection.evaluation.protocol.overlaps import Overlaps
 
@@ -42,7 +48,7 @@ class _Line:
 
     classes: int
     rows: NDArray[np.int64]
-    """[D] in `Overlaps.found`."""
+    """[D] in `Overlaps.predictions`."""
     ranks: NDArray[np.uint8]
     """[D] places among those of the same picture and class, up to 255."""
     labels: NDArray[np.int64]
@@ -56,7 +62,7 @@ class _Line:
     def of(cls, overlaps: Overlaps, matches: Matches, rows: NDArray[np.int64], first: int, end: int) -> Self:
         """Those in some rows, of the classes from `first` to before `end`."""
         ranks = np.minimum(overlaps.rank.take(rows), 255).astype(np.uint8)
-        labels = overlaps.found.labels.take(rows) - first
+        labels = overlaps.predictions.labels.take(rows) - first
         return cls(end - first, rows, ranks, labels, matches.matched.take(rows), matches.ignored.take(rows))
 
     def under(self, cap: int) -> "_Line":
@@ -86,15 +92,15 @@ class _Line:
 
 def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
     """Precision over recall of every class, as `COCOeval.accumulate` has it."""
-    shape = (len(THRESHOLDS), len(RECALLS), overlaps.classes, len(AREAS), len(CAPS))
+    shape = (len(THRESHOLDS), len(RECALLS), overlaps.num_classes, len(AREAS), len(CAPS))
     arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
-    truth = overlaps.truth
-    counted = np.where(truth.ignored, 0, in_areas(truth.areas))
+    truth = overlaps.ground_truth
+    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
     objects = []  # of each range of area and class
     for a in range(len(AREAS)):
         here = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
-        objects.append(np.bincount(truth.labels[here], minlength=overlaps.classes))
-    starts = np.append(0, np.cumsum(np.bincount(overlaps.found.labels, minlength=overlaps.classes)))
+        objects.append(np.bincount(truth.labels[here], minlength=overlaps.num_classes))
+    starts = np.append(0, np.cumsum(np.bincount(overlaps.predictions.labels, minlength=overlaps.num_classes)))
     for first, end in blocks(starts):
         mine = Arrays(*(column[..., first:end, :, :] for column in arrays))
         goals = [_Goal.of(count[first:end]) for count in objects]
@@ -102,7 +108,7 @@ def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
         for m, cap in reversed(list(enumerate(CAPS))):
             line = line.under(cap)
             for a in range(len(AREAS)):
-                _fill(mine, a, m, overlaps.found.scores, line, goals[a])
+                _fill(mine, a, m, overlaps.predictions.scores, line, goals[a])
     return arrays
 
 

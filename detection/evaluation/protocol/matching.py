@@ -35,20 +35,20 @@ class Matches:
     ignored: Bits
     """[D] it does not count: on an ignored object, or on none while its own area is out of range."""
     object: NDArray[np.int64]
-    """[D] the object it has at IoU 0.5 and among all sizes, a row of `Overlaps.truth`; -1: none."""
+    """[D] the object it has at IoU 0.5 and among all sizes, a row of `Overlaps.ground_truth`; -1: none."""
 
     @property
-    def right(self) -> Bits:
+    def true_positive(self) -> Bits:
         """[D] true positives."""
         return self.matched & ~self.ignored
 
     @property
-    def wrong(self) -> Bits:
+    def false_positive(self) -> Bits:
         """[D] false positives; of detections beyond `MAX_DETECTIONS` it means nothing."""
         return ~self.matched & ~self.ignored
 
 
-def in_areas(areas: NDArray[np.float64]) -> Bits:
+def area_range_bits(areas: NDArray[np.float64]) -> Bits:
     """The bits of those ranges that hold an area, at every threshold."""
     bits = np.zeros(len(areas), dtype=np.int64)
     for a, (low, high) in enumerate(AREAS.tolist()):
@@ -63,7 +63,7 @@ def match(overlaps: Overlaps) -> Matches:
     always is), the later in the file of equals; an ignored one, or one out of the range of areas, only if no
     other is left.
     """
-    matched, ignored, taken = np.empty((3, len(overlaps.found.scores)), dtype=np.int64)
+    matched, ignored, taken = np.empty((3, len(overlaps.predictions.scores)), dtype=np.int64)
     for part, rows, first in overlaps.parts():
         one = _match(part)
         matched[rows], ignored[rows] = one.matched, one.ignored
@@ -73,12 +73,12 @@ def match(overlaps: Overlaps) -> Matches:
 
 def _match(overlaps: Overlaps) -> Matches:
     """Of a few pictures."""
-    truth, found = overlaps.truth, overlaps.found
-    counts = np.where(truth.ignored, 0, in_areas(truth.areas))
+    truth, found = overlaps.ground_truth, overlaps.predictions
+    counts = np.where(truth.ignored, 0, area_range_bits(truth.areas))
     pairs = np.flatnonzero(
-        (overlaps.cover >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS)
+        (overlaps.coco_iou >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS)
     )
-    detection, thing, cover = overlaps.detection[pairs], overlaps.object[pairs], overlaps.cover[pairs]
+    detection, thing, cover = overlaps.detection[pairs], overlaps.object[pairs], overlaps.coco_iou[pairs]
     reached = _reached(cover)
 
     matched, ignored = np.zeros((2, len(found.scores)), dtype=np.int64)
@@ -99,7 +99,7 @@ def _match(overlaps: Overlaps) -> Matches:
         ignored,
         taken,
     )
-    outside = ~in_areas(found.boxes[:, 2] * found.boxes[:, 3])
+    outside = ~area_range_bits(found.boxes[:, 2] * found.boxes[:, 3])
     return Matches(matched=matched, ignored=ignored | (outside & ~matched), object=taken)
 
 

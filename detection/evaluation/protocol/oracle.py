@@ -43,8 +43,12 @@ def verify(overlaps: Overlaps, ours: CocoScore) -> None:
     Raises:
         VerificationError: A number differs, be it in the last bit.
     """
-    truth = overlaps.truth.take(np.argsort(overlaps.objects))  # as it was given: our sorting is judged too
-    theirs = score(truth, overlaps.found.take(np.argsort(overlaps.rows)), overlaps.classes)
+    truth = overlaps.ground_truth.take(
+        np.argsort(overlaps.object_order)
+    )  # as it was given: our sorting is judged too
+    theirs = score(
+        truth, overlaps.predictions.take(np.argsort(overlaps.detection_order)), overlaps.num_classes
+    )
     for name in STATS:
         mine, other = ours.stats[name], theirs.stats[name]
         if mine != other and not (np.isnan(mine) and np.isnan(other)):

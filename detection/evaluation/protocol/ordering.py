@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK = 1 << 18
+BLOCK_SIZE = 1 << 18
 """Pairs or detections looked at in one go: they stay in the processor's cache, whatever the split's size."""
 
 
@@ -21,20 +21,20 @@ def runs(keys: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def blocks(starts: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Groups of rows put together: from which to before which, with about `BLOCK` rows in each.
+    """Groups of rows put together: from which to before which, with about `BLOCK_SIZE` rows in each.
 
     Args:
         starts: [G + 1] the row where each group begins, and the end of the last.
     """
-    cuts = np.searchsorted(starts, np.arange(BLOCK, starts[-1], BLOCK))
+    cuts = np.searchsorted(starts, np.arange(BLOCK_SIZE, starts[-1], BLOCK_SIZE))
     return pairwise(np.unique([0, *cuts.tolist(), len(starts) - 1]).tolist())
 
 
 def ranges(start: NDArray[np.int64], count: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], ...]]:
-    """All pairs `(i, start[i] + 0 … count[i] - 1)`, in order and in blocks of about `BLOCK`; at least one."""
+    """All pairs `(i, start[i] + 0 … count[i] - 1)`, in order, in blocks of about `BLOCK_SIZE`."""
     total = np.zeros(len(count) + 1, dtype=np.int64)
     np.cumsum(count, out=total[1:])
-    cuts = np.searchsorted(total, np.arange(BLOCK, total[-1], BLOCK), side="left")
+    cuts = np.searchsorted(total, np.arange(BLOCK_SIZE, total[-1], BLOCK_SIZE), side="left")
     edges = np.unique(np.concatenate([[0], cuts, [len(count)]]))
     for low, high in pairwise(edges.tolist()) if len(edges) > 1 else [(0, 0)]:
         mine = count[low:high]
@@ -49,7 +49,7 @@ def best_first(keys: NDArray[np.int64], scores: NDArray[np.float64]) -> NDArray[
     Sorted by ranges of keys first, then in each range: a sort of millions of rows at once waits for memory.
     Keys are sorted in 16 bits, which numpy does by radix.
     """
-    digits = min(16, (4 * len(keys) // BLOCK + 1).bit_length())
+    digits = min(16, (4 * len(keys) // BLOCK_SIZE + 1).bit_length())
     shift = max(0, int(keys.max(initial=0)).bit_length() - digits)
     part = (keys >> shift).astype(np.uint16)
     rows = np.argsort(part, kind="stable")

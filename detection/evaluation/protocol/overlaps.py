@@ -1,10 +1,10 @@
-"""The one sparse pass over a split: which detection overlaps which object of its class.
+"""Sparse comparison of a split's detections with its ground truth.
 
 COCO's scores, VOC's scores, error types and the confusion matrix all read the pairs found here. Boxes are
-`x, y, width, height` in float64 and every IoU is computed in pycocotools' order of operations, so that its
-numbers are met to the last bit.
+`x, y, width, height` in float64, and IoU follows pycocotools' order of operations, so that every number
+equals pycocotools' to the last bit.
 
-Letters: D detections, T objects, P pairs of a detection and an object that overlap.
+Letters: D detections, T objects, P pairs of a detection and an object that overlap, N images.
 """
 
 from collections.abc import Iterator
@@ -22,224 +22,230 @@ from detection.evaluation.protocol.results import SplitDetections
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GroundTruth:
-    """The objects of a split, those of one picture and class in the order of their file."""
+    """Objects of a split; those of one image and class in the order of their file."""
 
     images: NDArray[np.int64]
-    """[T] pictures, numbered in the order of their ids: it decides between equal scores."""
+    """[T] image numbers, ascending by image id. The order decides between equal scores."""
     labels: NDArray[np.int64]
-    """[T] classes from 0."""
+    """[T] classes, from 0."""
     boxes: NDArray[np.float64]
     """[T, 4] `x, y, width, height`."""
     areas: NDArray[np.float64]
-    """[T] what the annotation says, of the segmentation where there is one."""
+    """[T] annotated areas: of the segmentation if the dataset has one."""
     ignored: NDArray[np.bool_]
-    """[T] crowds and difficult objects: need not be found, and a detection on one is not wrong."""
+    """[T] crowds and difficult objects: neither missed nor false positives count on them."""
 
-    def take(self, rows: NDArray[np.int64] | slice) -> "GroundTruth":
-        """Some objects, in the given order."""
-        return GroundTruth(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
+    def take(self, indices: NDArray[np.int64] | slice) -> "GroundTruth":
+        """Return the objects at `indices`, in that order."""
+        return GroundTruth(
+            **{field.name: _take(getattr(self, field.name), indices) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Predictions:
-    """The detections on a split."""
+    """Detections on a split."""
 
     images: NDArray[np.int64]
-    """[D], as in `GroundTruth`."""
+    """[D] image numbers, as in `GroundTruth`."""
     labels: NDArray[np.int64]
-    """[D]."""
+    """[D] classes, from 0."""
     boxes: NDArray[np.float64]
     """[D, 4] `x, y, width, height`."""
     scores: NDArray[np.float64]
-    """[D] finite."""
+    """[D] finite scores."""
 
-    def take(self, rows: NDArray[np.int64] | slice) -> "Predictions":
-        """Some detections, in the given order."""
-        return Predictions(**{field.name: _take(getattr(self, field.name), rows) for field in fields(self)})
+    def take(self, indices: NDArray[np.int64] | slice) -> "Predictions":
+        """Return the detections at `indices`, in that order."""
+        return Predictions(
+            **{field.name: _take(getattr(self, field.name), indices) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overlaps:
-    """Objects and detections in order of picture and class, and their pairs."""
+    """Objects and detections sorted by image and class, and their overlapping pairs."""
 
-    truth: GroundTruth
-    """Sorted by picture and class."""
-    found: Predictions
-    """Sorted by picture and class, then the best score first; equal scores as they came."""
-    classes: int
-    """How many there are; labels are below it."""
+    ground_truth: GroundTruth
+    """Objects sorted by image and class."""
+    predictions: Predictions
+    """Detections sorted by image, class and descending score; equal scores keep their input order."""
+    num_classes: int
+    """Number of classes; labels are below it."""
     rank: NDArray[np.int64]
-    """[D] place of a detection among those of its picture and class, from 0."""
-    rows: NDArray[np.int64]
-    """[D] where each detection stood before it was sorted."""
-    objects: NDArray[np.int64]
-    """[T] where each object stood before it was sorted."""
+    """[D] position of a detection among those of its image and class, from 0."""
+    detection_order: NDArray[np.int64]
+    """[D] input position of each detection."""
+    object_order: NDArray[np.int64]
+    """[T] input position of each object."""
     detection: NDArray[np.int64]
-    """[P] rows of `found`, rising; a pair shares picture, class and some area."""
+    """[P] index into `predictions`, ascending; a pair has the same image and class and a positive overlap."""
     object: NDArray[np.int64]
-    """[P] rows of `truth`, rising within a detection."""
+    """[P] index into `ground_truth`, ascending within a detection."""
     iou: NDArray[np.float64]
     """[P] intersection over union."""
-    cover: NDArray[np.float64]
-    """[P] what COCO compares with its thresholds: the IoU, and with an ignored object the share of the
-    detection that lies in it."""
+    coco_iou: NDArray[np.float64]
+    """[P] overlap that COCO compares with its thresholds: the IoU; for an ignored object, the intersection
+    over the area of the detection."""
 
     @cached_property
     def by_score(self) -> NDArray[np.int64]:
-        """[D] rows of `found`, class after class, the best score first; equal ones by picture, then rank."""
-        return best_first(self.found.labels, self.found.scores)
+        """[D] indices into `predictions` by class and descending score; equal scores by image, then rank."""
+        return best_first(self.predictions.labels, self.predictions.scores)
 
     @classmethod
-    def of(cls, truth: GroundTruth, found: Predictions, classes: int) -> "Overlaps":
-        """Sort both sides and find the pairs."""
-        key_of_truth, key_of_found = _keys(truth, classes), _keys(found, classes)
-        objects = np.argsort(key_of_truth, kind="stable")
-        rows = best_first(key_of_found, found.scores)
-        truth, key_of_truth = truth.take(objects), key_of_truth.take(objects)
-        found, key_of_found = found.take(rows), key_of_found.take(rows)
-        starts = runs(key_of_found)  # of each picture and class
+    def of(cls, ground_truth: GroundTruth, predictions: Predictions, num_classes: int) -> "Overlaps":
+        """Sort both sides and find the overlapping pairs."""
+        object_keys, detection_keys = _keys(ground_truth, num_classes), _keys(predictions, num_classes)
+        object_order = np.argsort(object_keys, kind="stable")
+        detection_order = best_first(detection_keys, predictions.scores)
+        ground_truth, object_keys = ground_truth.take(object_order), object_keys.take(object_order)
+        predictions, detection_keys = predictions.take(detection_order), detection_keys.take(detection_order)
+        starts = runs(detection_keys)  # of each image and class
         first = starts[:-1]
-        start = np.searchsorted(key_of_truth, key_of_found[first], side="left")
-        count = np.searchsorted(key_of_truth, key_of_found[first], side="right") - start
-        rank, none = np.empty(len(rows), dtype=np.int64), np.zeros(0, dtype=np.int64)
-        parts = [_overlapping(truth, found, none, none)]
+        start = np.searchsorted(object_keys, detection_keys[first], side="left")
+        count = np.searchsorted(object_keys, detection_keys[first], side="right") - start
+        rank, none = np.empty(len(detection_order), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        parts = [_overlapping(ground_truth, predictions, none, none)]
         for low, high in blocks(starts):
-            row, each = int(starts[low]), np.diff(starts[low : high + 1])
-            rank[row : starts[high]] = np.arange(row, starts[high]) - np.repeat(first[low:high], each)
-            for left, thing in ranges(np.repeat(start[low:high], each), np.repeat(count[low:high], each)):
-                parts.append(_overlapping(truth, found, row + left, thing))
+            offset, lengths = int(starts[low]), np.diff(starts[low : high + 1])
+            rank[offset : starts[high]] = np.arange(offset, starts[high]) - np.repeat(
+                first[low:high], lengths
+            )
+            for detection, objects in ranges(
+                np.repeat(start[low:high], lengths), np.repeat(count[low:high], lengths)
+            ):
+                parts.append(_overlapping(ground_truth, predictions, offset + detection, objects))
         columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
         return cls(
-            truth=truth,
-            found=found,
-            classes=classes,
+            ground_truth=ground_truth,
+            predictions=predictions,
+            num_classes=num_classes,
             rank=rank,
-            rows=rows,
-            objects=objects,
+            detection_order=detection_order,
+            object_order=object_order,
             detection=columns[0],
             object=columns[1],
             iou=columns[2],
-            cover=columns[3],
+            coco_iou=columns[3],
         )
 
-    def parts(self) -> Iterator[tuple["Overlaps", slice, int]]:
-        """The same in parts of whole pictures with about `BLOCK` detections each, rows counted anew in each.
-
-        Yields:
-            A part, its rows among the detections, and the row of its first object.
-        """
-        images = self.found.images
-        starts = runs(images)
-        for begins, ends in blocks(starts):
-            low, high = starts[[begins, ends]].tolist()
-            first = int(np.searchsorted(self.truth.images, images[low], side="left"))
-            last = int(np.searchsorted(self.truth.images, images[high - 1], side="right"))
-            pairs = slice(*np.searchsorted(self.detection, (low, high)).tolist())
-            rows = slice(low, high)
-            part = replace(
-                self,
-                truth=self.truth.take(slice(first, last)),
-                found=self.found.take(rows),
-                rank=self.rank[rows],
-                rows=self.rows[rows],
-                objects=self.objects[first:last],
-                detection=self.detection[pairs] - low,
-                object=self.object[pairs] - first,
-                iou=self.iou[pairs],
-                cover=self.cover[pairs],
-            )
-            yield part, rows, first
-
     @classmethod
-    def of_index(cls, index: Index, results: SplitDetections, classes: int) -> "Overlaps":
-        """Pairs of a packed index and detections on it; difficult objects and crowds are ignored alike."""
-        place = np.argsort(picture_order(index), kind="stable")
-        truth = GroundTruth(
-            images=place[np.repeat(np.arange(len(index)), np.diff(index.offsets))],
+    def of_index(cls, index: Index, results: SplitDetections, num_classes: int) -> "Overlaps":
+        """Compare detections with a packed index; difficult objects and crowds are ignored alike."""
+        number = np.argsort(image_order(index), kind="stable")
+        ground_truth = GroundTruth(
+            images=number[np.repeat(np.arange(len(index)), np.diff(index.offsets))],
             labels=index.labels,
             boxes=_xywh(index.boxes),
             areas=index.areas.astype(np.float64),
             ignored=index.difficult | index.crowd,
         )
-        found = Predictions(
-            images=place[results.images],
+        predictions = Predictions(
+            images=number[results.images],
             labels=results.labels,
             boxes=_xywh(results.boxes),
             scores=results.scores.astype(np.float64),
         )
-        return cls.of(truth, found, classes)
+        return cls.of(ground_truth, predictions, num_classes)
+
+    def parts(self) -> Iterator[tuple["Overlaps", slice, int]]:
+        """Split into parts of whole images with about `BLOCK_SIZE` detections each.
+
+        Yields:
+            A part, with indices relative to it; its slice of the detections; the index of its first object.
+        """
+        images = self.predictions.images
+        starts = runs(images)
+        for begin, end in blocks(starts):
+            low, high = starts[[begin, end]].tolist()
+            first = int(np.searchsorted(self.ground_truth.images, images[low], side="left"))
+            last = int(np.searchsorted(self.ground_truth.images, images[high - 1], side="right"))
+            pairs = slice(*np.searchsorted(self.detection, (low, high)).tolist())
+            detections = slice(low, high)
+            part = replace(
+                self,
+                ground_truth=self.ground_truth.take(slice(first, last)),
+                predictions=self.predictions.take(detections),
+                rank=self.rank[detections],
+                detection_order=self.detection_order[detections],
+                object_order=self.object_order[first:last],
+                detection=self.detection[pairs] - low,
+                object=self.object[pairs] - first,
+                iou=self.iou[pairs],
+                coco_iou=self.coco_iou[pairs],
+            )
+            yield part, detections, first
 
 
-def picture_order(index: Index) -> NDArray[np.int64]:
-    """[N] rows of an index in the order in which its overlaps number the pictures: that of their ids."""
+def image_order(index: Index) -> NDArray[np.int64]:
+    """[N] rows of an index by image id: the order in which its `Overlaps` number the images."""
     return np.argsort(index.image_ids(), kind="stable")
 
 
 def best_of_each(
-    detection: NDArray[np.int64], thing: NDArray[np.int64], iou: NDArray[np.float64], count: int
+    detection: NDArray[np.int64], objects: NDArray[np.int64], iou: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Of pairs sorted by detection, each detection's greatest IoU and the first object that has it.
+    """Greatest IoU of each detection, and the first object that has it.
 
     Args:
-        detection: [P], rising.
-        thing: [P].
-        iou: [P].
-        count: D.
+        detection: [P] index of the detection, ascending.
+        objects: [P] index of the object.
+        iou: [P] IoU of the pair.
+        count: Number of detections, D.
 
     Returns:
-        [D] IoU, and [D] object; 0 and -1 for a detection without a pair.
+        [D] IoU and [D] object; 0 and -1 for a detection without a pair.
     """
-    best, taken = np.zeros(count), np.full(count, -1)
+    best, nearest = np.zeros(count), np.full(count, -1)
     if len(detection):
         starts = np.flatnonzero(np.diff(detection, prepend=-1))
         greatest = np.maximum.reduceat(iou, starts)
         lengths = np.diff(starts, append=len(detection))
-        number = np.where(iou == np.repeat(greatest, lengths), np.arange(len(iou)), len(iou))
+        position = np.where(iou == np.repeat(greatest, lengths), np.arange(len(iou)), len(iou))
         best[detection[starts]] = greatest
-        taken[detection[starts]] = thing[np.minimum.reduceat(number, starts)]
-    return best, taken
+        nearest[detection[starts]] = objects[np.minimum.reduceat(position, starts)]
+    return best, nearest
 
 
 def intersections(
-    found: Predictions, truth: GroundTruth, detection: NDArray[np.int64], thing: NDArray[np.int64]
+    predictions: Predictions, truth: GroundTruth, detection: NDArray[np.int64], objects: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Of some pairs, those that share some area: detection, object, and that area; `bbIou` of maskApi.c."""
-    x, y, w, h = (found.boxes[detection, side] for side in range(4))
-    gx, gy, gw, gh = (truth.boxes[thing, side] for side in range(4))
+    """Pairs with a positive intersection: detection, object and area (`bbIou` of pycocotools' maskApi.c)."""
+    x, y, w, h = (predictions.boxes[detection, side] for side in range(4))
+    gx, gy, gw, gh = (truth.boxes[objects, side] for side in range(4))
     width = np.minimum(w + x, gw + gx) - np.maximum(x, gx)
     height = np.minimum(h + y, gh + gy) - np.maximum(y, gy)
     kept = np.flatnonzero((width > 0) & (height > 0))
-    return detection[kept], thing[kept], width[kept] * height[kept]
+    return detection[kept], objects[kept], width[kept] * height[kept]
 
 
-def union(
-    found: Predictions,
-    truth: GroundTruth,
-    detection: NDArray[np.int64],
-    thing: NDArray[np.int64],
-    common: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """[P] area that either box of a pair covers."""
-    return _area(found.boxes[detection]) + _area(truth.boxes[thing]) - common
+def pairwise_iou(
+    predictions: Predictions, truth: GroundTruth, detection: NDArray[np.int64], objects: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Pairs with a positive intersection: detection, object and IoU."""
+    detection, objects, common = intersections(predictions, truth, detection, objects)
+    union = _area(predictions.boxes[detection]) + _area(truth.boxes[objects]) - common
+    return detection, objects, common / union
 
 
 def _overlapping(
-    truth: GroundTruth, found: Predictions, detection: NDArray[np.int64], thing: NDArray[np.int64]
+    truth: GroundTruth, predictions: Predictions, detection: NDArray[np.int64], objects: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    detection, thing, common = intersections(found, truth, detection, thing)
-    iou = common / union(found, truth, detection, thing, common)
-    inside = common / _area(found.boxes[detection])
-    return detection, thing, iou, np.where(truth.ignored[thing], inside, iou)
+    detection, objects, common = intersections(predictions, truth, detection, objects)
+    area = _area(predictions.boxes[detection])
+    iou = common / (area + _area(truth.boxes[objects]) - common)
+    return detection, objects, iou, np.where(truth.ignored[objects], common / area, iou)
 
 
-def _take(column: NDArray[Any], rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-    """`column[rows]`; for rows of boxes `take` is four times as fast."""
-    return column[rows] if isinstance(rows, slice) else column.take(rows, axis=0)
+def _take(column: NDArray[Any], indices: NDArray[np.int64] | slice) -> NDArray[Any]:
+    """`column[indices]`; `take` is four times as fast for [n, 4] boxes."""
+    return column[indices] if isinstance(indices, slice) else column.take(indices, axis=0)
 
 
-def _keys(side: GroundTruth | Predictions, classes: int) -> NDArray[np.int64]:
-    """A number for each picture and class; added in place, as fresh memory costs more than the sums."""
-    keys: NDArray[np.int64] = side.images * classes
+def _keys(side: GroundTruth | Predictions, num_classes: int) -> NDArray[np.int64]:
+    """Number of each image and class; computed in place, as allocation costs more than the sums."""
+    keys: NDArray[np.int64] = side.images * num_classes
     keys += side.labels
     return keys
 

@@ -67,12 +67,12 @@ def score_overlaps(overlaps: Overlaps, *, strict: bool = False, unstable: bool =
             translations sort: another numpy or another processor gives another order and other sixth digits.
             The devkit's sort, and ours, keeps the order of the file.
     """
-    truth, found = overlaps.truth, overlaps.found
-    objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.classes)
+    truth, found = overlaps.ground_truth, overlaps.predictions
+    objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.num_classes)
     order = _best_first(overlaps, unstable=unstable)
     right, wrong = (judged[order] for judged in _judge(overlaps, order, strict=strict))
-    starts = np.searchsorted(found.labels[order], np.arange(overlaps.classes + 1))
-    ap_11pt, ap_area = np.full((2, overlaps.classes), np.nan)
+    starts = np.searchsorted(found.labels[order], np.arange(overlaps.num_classes + 1))
+    ap_11pt, ap_area = np.full((2, overlaps.num_classes), np.nan)
     for label in np.flatnonzero(objects):
         mine = slice(starts[label], starts[label + 1])
         true, false = np.cumsum(right[mine]), np.cumsum(wrong[mine])
@@ -107,12 +107,12 @@ def average_area(recall: NDArray[np.float64], precision: NDArray[np.float64]) ->
 
 
 def _best_first(overlaps: Overlaps, *, unstable: bool) -> NDArray[np.int64]:
-    """[D] rows of `Overlaps.found`: class after class, the best score first, equal ones as they came."""
-    found = overlaps.found
+    """[D] rows of `Overlaps.predictions`: by class, then by descending score, equal ones as they came."""
+    found = overlaps.predictions
     if not unstable:
-        return np.lexsort((overlaps.rows, -found.scores, found.labels))
-    as_given = np.lexsort((overlaps.rows, found.labels))
-    starts = np.searchsorted(found.labels[as_given], np.arange(overlaps.classes + 1))
+        return np.lexsort((overlaps.detection_order, -found.scores, found.labels))
+    as_given = np.lexsort((overlaps.detection_order, found.labels))
+    starts = np.searchsorted(found.labels[as_given], np.arange(overlaps.num_classes + 1))
     parts = [as_given[low:high] for low, high in pairwise(starts)]
     return np.concatenate([as_given[:0], *(part[np.argsort(-found.scores[part])] for part in parts)])
 
@@ -121,13 +121,15 @@ def _judge(
     overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """[D] right, and [D] wrong; neither: on a difficult or crowd object."""
-    best, taken = best_of_each(overlaps.detection, overlaps.object, overlaps.iou, len(overlaps.rows))
-    ignored = overlaps.truth.ignored
+    best, taken = best_of_each(
+        overlaps.detection, overlaps.object, overlaps.iou, len(overlaps.detection_order)
+    )
+    ignored = overlaps.ground_truth.ignored
     hit = best > MIN_OVERLAP if strict else best >= MIN_OVERLAP
     rightful = hit & ~ignored[taken] if len(ignored) else hit
     candidates = order[rightful[order]]
     _, first = np.unique(taken[candidates], return_index=True)
-    right = np.zeros(len(overlaps.rows), dtype=np.bool_)
+    right = np.zeros(len(overlaps.detection_order), dtype=np.bool_)
     right[candidates[first]] = True
     return right, (rightful | ~hit) & ~right
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detection.evaluation.analysis.tables import BACKGROUND_CLASS, MISSED
+from detection.evaluation.analysis.tables import BACKGROUND_ROW, MISSED_COLUMN
 from detection.report.charts.style import INK, chart
 from detection.report.readers import read_json, read_table
 
@@ -27,7 +27,7 @@ def matrix(reports: Path) -> "pd.DataFrame | None":
     pivot = table.pivot_table(
         index="actual", columns="predicted", values="count", aggfunc="sum", fill_value=0
     )
-    rows, columns = [*names, BACKGROUND_CLASS], [*names, MISSED]
+    rows, columns = [*names, BACKGROUND_ROW], [*names, MISSED_COLUMN]
     return pivot.reindex(index=rows, columns=columns, fill_value=0).astype(int)
 
 
@@ -65,7 +65,7 @@ def draw(reports: Path) -> "Figure | None":
 def thresholds(reports: Path) -> str:
     """The thresholds that the matrix stands for, as one line."""
     analysis = read_json(reports / "evaluation/analysis.json")
-    score, iou = analysis.get("threshold", {}).get("score"), analysis.get("iou", {}).get("right")
+    score, iou = analysis.get("threshold", {}).get("score"), analysis.get("iou", {}).get("foreground")
     return f"score ≥ {score:.3f} (best F1), IoU ≥ {iou:g}" if score is not None else "no detections"
 
 
@@ -74,7 +74,7 @@ def mistakes(reports: Path, count: int = 8) -> list[tuple[str, str, int]]:
     table = read_table(reports / "evaluation/confusion.csv")
     if table is None:
         return []
-    outside = (BACKGROUND_CLASS, MISSED)
+    outside = (BACKGROUND_ROW, MISSED_COLUMN)
     wrong = table[
         (table["actual"] != table["predicted"])
         & ~table["actual"].isin(outside)

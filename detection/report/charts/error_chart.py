@@ -18,14 +18,14 @@ def draw(reports: Path) -> "Figure | None":
     table = read_table(reports / "evaluation/errors.csv")
     if table is None or table["dAP50"].isna().all():
         return None
-    table = table[~table["kind"].isin(SUMS)].sort_values("dAP50", kind="stable")
+    table = table[~table["error_type"].isin(SUMS)].sort_values("dAP50", kind="stable")
     figure, axes = chart(9.0, 2.9)
     places = range(len(table))
     axes.barh(places, table["dAP50"].clip(lower=0), height=0.62, color=BLUE)
     for place, gain, count in zip(places, table["dAP50"], table["count"], strict=True):
         text = f"  +{max(gain, 0):.3f}   ({count:,})"
         axes.text(max(gain, 0), place, text, va="center", fontsize=9, color=SOFT)
-    axes.set_yticks(places, table["kind"])
+    axes.set_yticks(places, table["error_type"])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(visible=False, axis="y")
     axes.set_xlim(0, max(table["dAP50"].max() * 1.22, 0.01))

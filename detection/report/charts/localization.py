@@ -19,10 +19,10 @@ TITLES = {
 
 
 def draw(reports: Path) -> "Figure | None":
-    """Draw `evaluation/localisation.csv`; None where no detection is right."""
+    """Draw `evaluation/localization.csv`; None where no detection is right."""
     from matplotlib.figure import Figure
 
-    table = read_table(reports / "evaluation/localisation.csv")
+    table = read_table(reports / "evaluation/localization.csv")
     if table is None or table["detections"].sum() == 0:
         return None
     figure = Figure(figsize=(9.0, 4.6), layout="constrained")

@@ -28,11 +28,11 @@ def draw(reports: Path) -> "Figure | None":
     table = read_table(reports / "evaluation/recall.csv")
     if table is None:
         return None
-    kinds = [name for name in TITLES if name in set(table["over"])]
+    kinds = [name for name in TITLES if name in set(table["attribute"])]
     figure = Figure(figsize=(9.0, 5.6 if len(kinds) > 2 else 3.0), layout="constrained")
     grid = figure.subplots(-(-len(kinds) // 2), 2, squeeze=False).ravel()
     for axes, name in zip(grid, kinds, strict=False):
-        _panel(axes, table[table["over"] == name], name)
+        _panel(axes, table[table["attribute"] == name], name)
     for axes in grid[len(kinds) :]:
         axes.set_visible(False)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -42,7 +42,7 @@ def draw(reports: Path) -> "Figure | None":
 def _panel(axes: "Axes", part: pd.DataFrame, name: str) -> None:
     places = range(len(part))
     axes.bar(places, part["recall"], width=0.7, color=SKY, alpha=0.45, label="found with any score")
-    axes.bar(places, part["recall_kept"], width=0.7, color=BLUE, label="found above the threshold")
+    axes.bar(places, part["recall_above_threshold"], width=0.7, color=BLUE, label="found above the threshold")
     for place, height, count in zip(places, part["recall"], part["objects"], strict=True):
         axes.text(place, height + 0.02, f"{count:,}", ha="center", fontsize=7.5, color=SOFT)
     names = [bin_name(name, low, high) for low, high in zip(part["low"], part["high"], strict=True)]

@@ -1,4 +1,4 @@
-"""The page's galleries: the pictures that `evaluation/pictures.json` says to look at."""
+"""The page's galleries: the pictures that `evaluation/hard_examples.json` says to look at."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ from detection.report.images.svg_boxes import Drawing
 from detection.report.readers import read_json
 
 WHY = {
-    "unlabelled": "said with confidence, and no object is labelled there",
+    "unlabeled": "said with confidence, and no object is labelled there",
     "other class": "said with confidence, and labelled as another class",
-    "unseen": "labelled, and nothing is found there with any score",
+    "undetected": "labelled, and nothing is found there with any score",
 }
 """Kinds of suspects."""
 
@@ -93,7 +93,7 @@ def build(
     Raises:
         DataError: A picture cannot be read.
     """
-    lists = read_json(reports / "evaluation/pictures.json")
+    lists = read_json(reports / "evaluation/hard_examples.json")
     row_of = {name.decode(): row for row, name in enumerate(index.ids)}
     plans = [
         (name, title, text, _grouped(items, row_of, count))
@@ -129,18 +129,22 @@ TYPICAL = (
 
 
 def _plans(lists: dict[str, Any]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """Name, title, what to do, and rows of `pictures.json` with a `note`."""
+    """Name, title, what to do, and rows of `hard_examples.json` with a `note`."""
     worst = [row | {"note": _of_worst(row)} for row in lists.get("worst", [])]
     wrong = [
-        row | {"note": f"{row['class']} {row['score']:.2f}: {row['kind']}"}
-        for row in lists.get("confident_wrong", [])
+        row | {"note": f"{row['class']} {row['score']:.2f}: {row['error_type']}"}
+        for row in lists.get("confident_false_positives", [])
     ]
     missed = [
         row | {"note": f"missed {row['class']}, {row['box'][2]:.0f} by {row['box'][3]:.0f} px"}
         for row in lists.get("largest_missed", [])
     ]
     kinds = [
-        [row | {"note": _of_suspect(row)} for row in lists.get("suspects", []) if row["why"] == why]
+        [
+            row | {"note": _of_suspect(row)}
+            for row in lists.get("suspected_label_errors", [])
+            if row["reason"] == why
+        ]
         for why in WHY
     ]
     suspects = [row for row in chain.from_iterable(zip_longest(*kinds)) if row]
@@ -178,17 +182,20 @@ def _plans(lists: dict[str, Any]) -> list[tuple[str, str, str, list[dict[str, An
 def _of_worst(row: dict[str, Any]) -> str:
     parts = [
         f"{row[key]:.4f} by {name}"
-        for key, name in (("by_wrong", "wrong detections"), ("by_missed", "missed objects"))
+        for key, name in (
+            ("loss_by_false_positives", "wrong detections"),
+            ("loss_by_missed", "missed objects"),
+        )
         if row[key] >= 5e-5
     ]
-    return f"costs {row['lost_AP50']:.4f} of AP50" + (": " + ", ".join(parts) if len(parts) > 1 else "")
+    return f"costs {row['AP50_loss']:.4f} of AP50" + (": " + ", ".join(parts) if len(parts) > 1 else "")
 
 
 def _of_suspect(row: dict[str, Any]) -> str:
-    if row["why"] == "unlabelled":
+    if row["reason"] == "unlabeled":
         return f"{row['class']} {row['score']:.2f}, not labelled?"
-    if row["why"] == "other class":
-        return f"labelled {row['labelled']}, said {row['class']} {row['score']:.2f}"
+    if row["reason"] == "other class":
+        return f"labelled {row['labeled_as']}, said {row['class']} {row['score']:.2f}"
     return f"labelled {row['class']}, nothing finds it"
 
 
@@ -198,7 +205,7 @@ def _grouped(
     """The first pictures that occur, each with all that is said of it."""
     chosen: dict[int, list[dict[str, Any]]] = {}
     for item in items:
-        row = row_of.get(item["picture"])
+        row = row_of.get(item["image"])
         if row is not None and (row in chosen or len(chosen) < count):
             chosen.setdefault(row, []).append(item)
     return chosen

@@ -93,10 +93,13 @@ def judge(
     verdicts = MatchResult.of(overlaps, match(overlaps))
 
     right, wrong = np.zeros((2, len(mine)), dtype=np.bool_)
-    right[overlaps.rows], wrong[overlaps.rows] = verdicts.right, verdicts.wrong
+    right[overlaps.detection_order], wrong[overlaps.detection_order] = (
+        verdicts.true_positive,
+        verdicts.false_positive,
+    )
     found_at = np.full(len(some.labels), -1.0)
-    hits = np.flatnonzero(verdicts.right)
-    found_at[overlaps.objects[verdicts.object[hits]]] = overlaps.found.scores[hits]
+    hits = np.flatnonzero(verdicts.true_positive)
+    found_at[overlaps.object_order[verdicts.object[hits]]] = overlaps.predictions.scores[hits]
     judged = {}
     for number, row in enumerate(rows):
         objects = slice(int(some.offsets[number]), int(some.offsets[number + 1]))

@@ -17,7 +17,7 @@ ENOUGH = 20
 ON_ERRORS = {
     "classification": "boxes that sit right and are named wrong: see which classes are taken for which in "
     "the confusion matrix, and check their labels; more pictures of them, or more epochs.",
-    "localisation": "boxes that lie beside their object (IoU 0.1 to 0.5): try a larger `image_size` or more "
+    "localization": "boxes that lie beside their object (IoU 0.1 to 0.5): try a larger `image_size` or more "
     "epochs, and see with `detection doctor` whether anchors fit the objects.",
     "both": "boxes that lie beside an object of another class: usually too little training; more epochs or "
     "pictures.",
@@ -75,7 +75,7 @@ def _scores(reports: Path) -> str:
         return ""
     half = (ap["high"] - ap["low"]) / 2
     return (
-        f"With {spread['pictures']:,} test pictures AP is known to about ±{half:.3f}: compare experiments "
+        f"With {spread['images']:,} test pictures AP is known to about ±{half:.3f}: compare experiments "
         "with `detection compare`, which draws the same pictures for both."
     )
 
@@ -84,10 +84,10 @@ def _errors(reports: Path) -> str:
     table = read_table(reports / "evaluation/errors.csv")
     if table is None:
         return ""
-    table = table[~table["kind"].isin(SUMS)].dropna().sort_values("dAP50", kind="stable")
+    table = table[~table["error_type"].isin(SUMS)].dropna().sort_values("dAP50", kind="stable")
     if table.empty or table["dAP50"].iloc[-1] <= 0:
         return ""
-    kind, gain = str(table["kind"].iloc[-1]), float(table["dAP50"].iloc[-1])
+    kind, gain = str(table["error_type"].iloc[-1]), float(table["dAP50"].iloc[-1])
     return f"Most is lost ({gain:.3f} of AP50) by {ON_ERRORS[kind]}"
 
 
@@ -119,17 +119,17 @@ def _recall(reports: Path) -> str:
     table = read_table(reports / "evaluation/recall.csv")
     if table is None:
         return ""
-    first = table[table["over"] == table["over"].iloc[0]]
-    whole = first["kept"].sum() / first["objects"].sum()
-    enough = table[table["objects"] >= ENOUGH].sort_values("recall_kept", kind="stable")
-    if enough.empty or enough["recall_kept"].iloc[0] > whole - 0.05:
+    first = table[table["attribute"] == table["attribute"].iloc[0]]
+    whole = first["detected_above_threshold"].sum() / first["objects"].sum()
+    enough = table[table["objects"] >= ENOUGH].sort_values("recall_above_threshold", kind="stable")
+    if enough.empty or enough["recall_above_threshold"].iloc[0] > whole - 0.05:
         return "" if enough.empty else "No kind of object is found much more rarely than the others."
     worst = enough.iloc[0]
-    over = str(worst["over"])
+    over = str(worst["attribute"])
     what = in_words(over, worst["low"], worst["high"])
     return (
-        f"Weakest: {what} ({worst['objects']:,}), {worst['recall_kept']:.0%} of them found above the "
-        f"threshold, {whole:.0%} of all; {ON_RECALL[over]}."
+        f"Weakest: {what} ({worst['objects']:,}), {worst['recall_above_threshold']:.0%} of them found "
+        f"above the threshold, {whole:.0%} of all; {ON_RECALL[over]}."
     )
 
 
@@ -142,7 +142,7 @@ def _confusion(reports: Path) -> str:
 
 
 def _localisation(reports: Path) -> str:
-    table = read_table(reports / "evaluation/localisation.csv")
+    table = read_table(reports / "evaluation/localization.csv")
     if table is None or table["detections"].sum() == 0:
         return ""
     medians = table.groupby("measure")["median"].first().drop("IoU")
