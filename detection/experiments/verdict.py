@@ -63,8 +63,8 @@ class Comparison:
             return "nothing to judge: there is no difference in any score"
         return (
             f"{DECIDES} {one.value:+.3f} ({self.name} - {self.first}); {CONFIDENCE_LEVEL:.0%} of "
-            f"{self.spread.rounds:,} draws of the same test pictures for both lie from {one.low:+.3f} to {one.high:+.3f}, "
-            f"and {one.better:.0%} are above 0"
+            f"{self.spread.rounds:,} draws of the same test pictures for both lie from {one.low:+.3f} to "
+            f"{one.high:+.3f}, and {one.better:.0%} are above 0"
         )
 
 
