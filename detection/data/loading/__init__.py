@@ -1,1 +1,1 @@
-"""From a packed index to training batches: image I/O, cache, augmentation, loader."""
+"""From the packed index to training batches: image decoding, cache, augmentation, sampler, loader."""

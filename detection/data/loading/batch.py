@@ -1,68 +1,130 @@
-"""A batch of pictures, and the ground truth that goes with it.
+"""Batches of images with padded ground truth.
 
-Letters: B pictures in a batch, M most objects of one picture in it.
-Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0.
+Letters: B images in a batch, M maximum number of objects per image in it.
+Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels are class indices from 0.
 """
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from detection.params.recipe import Recipe, SSDRecipe
+
+STRIDE = 32
+"""Batches are padded to multiples of the stride of the coarsest backbone level."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Ground truth of a batch, padded to the picture with most objects."""
+    """Ground truth of a batch, padded to the image with most objects."""
 
     boxes: Tensor
     """Tensor[B, M, 4], float32, in pixels of the batch."""
     labels: Tensor
     """Tensor[B, M], int64; 0 where `mask` is false."""
     mask: Tensor
-    """Tensor[B, M], bool: which rows are objects."""
+    """Tensor[B, M], bool: true for objects, false for padding."""
     sizes: Tensor
-    """Tensor[B, 2], int64: height and width that each picture fills of the padded batch, from its corner."""
+    """Tensor[B, 2], int64: height and width of each resized image before padding."""
 
     def to(self, device: torch.device) -> "Targets":
-        """The same on another device."""
+        """Copy to a device."""
         return Targets(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
     def pin_memory(self) -> "Targets":
-        """See `Batch.pin_memory`."""
+        """Copy to pinned memory; see `Batch.pin_memory`."""
         return Targets(*(getattr(self, field.name).pin_memory() for field in fields(self)))
 
     def __getitem__(self, part: slice) -> "Targets":
-        """Some pictures of the batch."""
+        """Targets of a slice of the images."""
         return Targets(*(getattr(self, field.name)[part] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSizes:
-    """How the pictures of a batch lie in it, and how large they were."""
+    """Sizes of the images of a batch."""
 
-    inside: Tensor
-    """Tensor[B, 2], int64: height and width that each picture fills of the padded batch."""
+    resized: Tensor
+    """Tensor[B, 2], int64: height and width of each resized image before padding."""
     original: Tensor
-    """Tensor[B, 2], int64: height and width of each picture's file."""
+    """Tensor[B, 2], int64: height and width of each image file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pictures of one size with their ground truth."""
+    """Images padded to one size, with their ground truth."""
 
     images: Tensor
     """Tensor[B, 3, H, W], uint8, RGB."""
     targets: Targets
     """Ground truth in pixels of the batch."""
     sizes: ImageSizes
-    """Inside the batch, and of the files."""
+    """Sizes of the images before padding and in their files."""
     rows: list[int]
-    """Which pictures of the index these are."""
+    """Row of each image in the index."""
 
     def pin_memory(self) -> "Batch":
-        """The same in memory that a GPU fetches from by itself, so that a copy without blocking is one.
+        """Copy to pinned memory, so that copies to a GPU do not block.
 
-        torch's loader calls it by this name; what has no such method it leaves as it is, without a word.
+        `DataLoader` calls this method by name and silently skips objects without it.
         """
-        sizes = ImageSizes(self.sizes.inside.pin_memory(), self.sizes.original.pin_memory())
+        sizes = ImageSizes(self.sizes.resized.pin_memory(), self.sizes.original.pin_memory())
         return Batch(self.images.pin_memory(), self.targets.pin_memory(), sizes, self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, ready for a batch."""
+
+    image: Tensor
+    """Tensor[3, h, w], uint8, RGB."""
+    boxes: NDArray[np.float32]
+    """[M, 4] in pixels of `image`."""
+    labels: NDArray[np.int64]
+    """[M]."""
+    original: tuple[int, int]
+    """Height and width of the image file."""
+    row: int
+    """Row of the image in the index."""
+
+
+def fill_color(recipe: Recipe) -> tuple[int, int, int]:
+    """RGB of the padding: the mean, which becomes 0 when the detector normalizes the image."""
+    red, green, blue = recipe.image_mean
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def pads_to_stride(recipe: Recipe) -> bool:
+    """Return whether the sides of a batch must be multiples of `STRIDE`.
+
+    Required if anchor strides are derived from the sides: 100 pixels over 13 cells give 7 instead of 8.
+    """
+    return not isinstance(recipe, SSDRecipe) and getattr(recipe, "anchor_strides", None) is None
+
+
+def collate(samples: list[Sample], recipe: Recipe) -> Batch:
+    """Make a batch: pad images with `fill_color` on the right and bottom, and boxes with zeros."""
+    resized = torch.tensor([sample.image.shape[1:] for sample in samples])
+    height, width = (-(-int(side) // STRIDE) * STRIDE for side in resized.amax(0))
+    sides = set(resized.flatten().tolist())
+    if len(sides) == 1 and (sides == {height} or not pads_to_stride(recipe)):
+        images = torch.stack([sample.image for sample in samples])  # squares that need no padding
+    else:
+        fill = torch.tensor(fill_color(recipe), dtype=torch.uint8).view(1, 3, 1, 1)
+        images = fill.repeat(len(samples), 1, height, width)
+        for canvas, sample in zip(images, samples, strict=True):
+            canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    count = max((len(sample.boxes) for sample in samples), default=0)
+    boxes = torch.zeros(len(samples), count, 4)
+    labels = torch.zeros(len(samples), count, dtype=torch.int64)
+    mask = torch.zeros(len(samples), count, dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        objects = len(sample.boxes)
+        boxes[i, :objects] = torch.from_numpy(sample.boxes)
+        labels[i, :objects] = torch.from_numpy(sample.labels)
+        mask[i, :objects] = True
+    sizes = ImageSizes(resized, torch.tensor([sample.original for sample in samples]))
+    return Batch(images, Targets(boxes, labels, mask, resized), sizes, [sample.row for sample in samples])

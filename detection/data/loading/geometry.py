@@ -1,10 +1,10 @@
-"""Where a picture goes: a window of it, onto a canvas of some size, mirrored or not.
+"""Geometric transform of an image: crop a window, resize it, flip it horizontally.
 
-The window is drawn while there are only boxes; pixels are touched once, by one crop and one uint8 resize to
-the final size; colours change on whichever of the two has fewer of them. That order is four times faster
-than augmenting the full-size picture step by step.
+The window is drawn from the boxes alone. Pixels are touched once, by one crop and one uint8 resize to the
+final size; colors change before or after the resize, whichever has fewer pixels. This is four times faster
+than augmenting the full-size image step by step.
 
-Letters: M boxes of one picture; boxes are float32 `x1, y1, x2, y2`, absolute pixels, half-open.
+Letters: M boxes of one image; boxes are float32 `x1, y1, x2, y2`, absolute pixels, half-open.
 """
 
 from collections.abc import Callable
@@ -18,24 +18,24 @@ from torchvision.transforms.v2 import functional as F
 
 Floats = NDArray[np.float32]
 Window = tuple[int, int, int, int]
-"""`x1, y1, x2, y2` in pixels of the picture, whole numbers; may reach beyond it."""
+"""`x1, y1, x2, y2` in whole pixels of the image; may extend beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What happens to the pixels and boxes of one picture."""
+    """Crop, resize and flip of one image and its boxes."""
 
     window: Window
-    """The part that is shown; filled where it lies beyond the picture."""
+    """Part of the image that is shown; padded where it extends beyond the image."""
     height: int
-    """Of the result, in pixels."""
+    """Height of the result in pixels."""
     width: int
-    """Of the result, in pixels."""
+    """Width of the result in pixels."""
     flip: bool = False
-    """Mirror left and right."""
+    """Flip horizontally."""
 
     def boxes(self, boxes: Floats) -> Floats:
-        """Boxes [M, 4] of the picture to boxes of the result, clipped to it."""
+        """Transform boxes [M, 4] of the image and clip them to the result."""
         x1, y1, x2, y2 = self.window
         scale = np.array([self.width / (x2 - x1), self.height / (y2 - y1)] * 2, np.float32)
         moved = (boxes - np.array([x1, y1, x1, y1], np.float32)) * scale
@@ -45,31 +45,31 @@ class Geometry:
         clipped: Floats = np.clip(moved, 0, limit).astype(np.float32)
         return clipped
 
-    def picture(
-        self, picture: Tensor, fill: tuple[int, int, int], change: Callable[[Tensor], Tensor] | None = None
+    def image(
+        self, image: Tensor, fill: tuple[int, int, int], color: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Pixels Tensor[3, H, W] uint8 to Tensor[3, height, width] uint8.
+        """Transform an image, Tensor[3, H, W] uint8, to Tensor[3, height, width] uint8.
 
         Args:
-            picture: The whole picture.
-            fill: RGB of what lies beyond it.
-            change: Of the colours. It sees the picture's own pixels and no fill, before or after the resize:
-                where there are fewer.
+            image: The whole image.
+            fill: RGB of the padding.
+            color: Color transform. It gets the pixels of the image without padding, before or after the
+                resize, whichever has fewer pixels.
         """
         x1, y1, x2, y2 = self.window
         top, left = max(y1, 0), max(x1, 0)
-        bottom, right = min(y2, picture.shape[1]), min(x2, picture.shape[2])
-        down, across = self.height / (y2 - y1), self.width / (x2 - x1)
-        rows = _span((top - y1) * down, (bottom - y1) * down, self.height)
-        columns = _span((left - x1) * across, (right - x1) * across, self.width)
-        part = picture[:, top:bottom, left:right]
+        bottom, right = min(y2, image.shape[1]), min(x2, image.shape[2])
+        scale_y, scale_x = self.height / (y2 - y1), self.width / (x2 - x1)
+        rows = _span((top - y1) * scale_y, (bottom - y1) * scale_y, self.height)
+        columns = _span((left - x1) * scale_x, (right - x1) * scale_x, self.width)
+        part = image[:, top:bottom, left:right]
         size = rows.stop - rows.start, columns.stop - columns.start
-        if change is None:
+        if color is None:
             part = _resize(part, *size)
         elif part[0].numel() < size[0] * size[1]:
-            part = _resize(change(part), *size)
+            part = _resize(color(part), *size)
         else:
-            part = change(_resize(part, *size))
+            part = color(_resize(part, *size))
         if part.shape[1:] != (self.height, self.width):
             canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, self.height, self.width)
             canvas[:, rows, columns] = part
@@ -82,26 +82,26 @@ def _span(start: float, stop: float, limit: int) -> slice:
     return slice(first, max(round(stop), first + 1))
 
 
-def _resize(picture: Tensor, height: int, width: int) -> Tensor:
-    if picture.shape[1:] == (height, width):
-        return picture
-    resized: Tensor = F.resize(picture, [height, width], antialias=True)
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    if image.shape[1:] == (height, width):
+        return image
+    resized: Tensor = F.resize(image, [height, width], antialias=True)
     return resized
 
 
-def result_size(height: int, width: int, resize: str, size: int, longest: int | None) -> tuple[int, int]:
-    """Height and width that a picture gets.
+def result_size(height: int, width: int, resize: str, size: int, max_size: int | None) -> tuple[int, int]:
+    """Height and width of a resized image.
 
     Args:
-        height: Of the picture.
-        width: Of the picture.
-        resize: `stretch` to `size` by `size`; `keep` the aspect ratio.
-        size: Side, or short side, in pixels.
-        longest: With `keep`, limit of the long side in pixels.
+        height: Height of the image.
+        width: Width of the image.
+        resize: `stretch` to a square, or `keep` the aspect ratio.
+        size: Side of the square, or length of the shorter side, in pixels.
+        max_size: Limit of the longer side in pixels, with `keep`.
     """
     if resize == "stretch":
         return size, size
     scale = size / min(height, width)
-    if longest is not None:
-        scale = min(scale, longest / max(height, width))
+    if max_size is not None:
+        scale = min(scale, max_size / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))

@@ -1,85 +1,74 @@
-"""Picture files by PIL alone: any mode as RGB, and turned where its annotation means it turned.
+"""Image files to RGB: PIL images without torch, and tensors by torchvision's decoders, twice as fast as PIL.
 
-Picture files to uint8 tensors: torchvision's decoders (twice as fast as PIL), PIL for the odd ones.
+An image has the size of its index entry only after EXIF rotation if its annotation was made on the rotated
+image; then it is rotated. 16-bit images keep their upper 8 bits, animations their first frame, and
+transparency is dropped.
 """
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 from detection.errors import DataError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """Decode a picture, the first frame where it has several.
+    """Decode an image file to an RGB PIL image.
 
     Args:
         path: The file.
-        size: Height and width that the dataset's index has. A picture that has them only when EXIF's rotation
-            is applied was annotated turned, and is turned; None: as stored.
-
-    Returns:
-        An RGB picture. 16-bit grey keeps its upper 8 bits, transparency is dropped.
+        size: Expected height and width; None accepts any and does not rotate.
 
     Raises:
         DataError: The file is missing, cannot be decoded or has another size.
     """
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
-            warnings.simplefilter("ignore")  # odd EXIF, large pictures: `prepare` has looked at them
+            warnings.simplefilter("ignore")  # odd EXIF data, large images: checked by `prepare`
             if size and opened.size != size[::-1]:
                 ImageOps.exif_transpose(opened, in_place=True)
-            picture = _to_rgb(opened)
+            image = _to_rgb(opened)
     except FileNotFoundError:
-        raise DataError(f"{path} is not there; run dvc repro prepare after moving pictures") from None
-    except Exception as error:  # PIL's decoders raise whatever a broken file makes them stumble over
-        raise DataError(f"{path} cannot be read as a picture: {error}") from None
-    if size and picture.size != size[::-1]:
-        found, expected = (f"{w}x{h} pixels" for w, h in (picture.size, size[::-1]))
-        raise DataError(
-            f"{path} has {found}, and was prepared with {expected}; run `dvc repro -f -s prepare`"
-        )
-    return picture
+        raise DataError(f"{path} does not exist; run `dvc repro prepare` after moving images") from None
+    except Exception as error:  # PIL's decoders raise exceptions of any type for a corrupt file
+        raise DataError(f"{path} cannot be decoded as an image: {error}") from None
+    if size and image.size != size[::-1]:
+        actual, expected = (f"{width}x{height} pixels" for width, height in (image.size, size[::-1]))
+        raise DataError(f"{path} has {actual}, but {expected} when prepared; run `dvc repro -f -s prepare`")
+    return image
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):  # PIL's own conversion cuts at 255, and leaves a white sheet
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    return picture.convert("RGB")
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode a picture.
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> "Tensor":
+    """Decode an image file to Tensor[3, H, W], uint8, RGB; arguments and errors as for `decode`."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_image, read_file
 
-    Args:
-        path: The file.
-        size: Height and width that the dataset's index has. A picture that has them only when EXIF's rotation
-            is applied was annotated turned, and is turned; None: as stored.
-
-    Returns:
-        Tensor[3, H, W], uint8, RGB. 16-bit pictures keep their upper 8 bits, animations their first frame,
-        transparency is dropped.
-
-    Raises:
-        DataError: The file is missing, cannot be decoded or has another size.
-    """
     try:
         with warnings.catch_warnings():  # deprecated since torchvision 0.29, still its fastest decoder
             warnings.simplefilter("ignore", DeprecationWarning)
-            picture: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
+            image: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
     except RuntimeError:
-        return _by_pil(path, size)
-    if picture.dim() == 4:
-        picture = picture[0]
-    if picture.dtype == torch.uint16:
-        picture = (picture.to(torch.int32) >> 8).to(torch.uint8)
-    return picture if size in (None, tuple(picture.shape[1:])) else _by_pil(path, size)
+        image = _from_pil(decode(path, size))
+    if image.dim() == 4:
+        image = image[0]
+    if image.dtype == torch.uint16:
+        image = (image.to(torch.int32) >> 8).to(torch.uint8)
+    return image if size in (None, tuple(image.shape[1:])) else _from_pil(decode(path, size))
 
 
-def _by_pil(path: str | Path, size: tuple[int, int] | None) -> Tensor:
-    return torch.from_numpy(np.array(decode(path, size))).permute(2, 0, 1).contiguous()
+def _from_pil(image: Image.Image) -> "Tensor":
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
