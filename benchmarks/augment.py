@@ -16,7 +16,7 @@ PIL's decoder and the transforms of v2 in their stock order:
   references' does: crowds left out, xywh to xyxy, clamped, and every polygon drawn as a mask, needed or not
   (pycocotools). A second peer, without it, shows what that costs.
 
-Our `turn_hue` is torchvision's `adjust_hue` in another form (equal to one grey level, and tested); another
+Our `adjust_hue` is torchvision's `adjust_hue` in another form (equal to one grey level, and tested); another
 side has torchvision's own code in its place. Three boxes a picture. CPU time of one thread, medians over
 rounds in which the sides take turns.
 
@@ -240,11 +240,11 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
 
     def with_stock_hue(sample: Callable[[int], Any]) -> Callable[[int], Any]:
         def call(row: int) -> Any:
-            own, color_jitter.turn_hue = color_jitter.turn_hue, stock
+            own, color_jitter.adjust_hue = color_jitter.adjust_hue, stock
             try:
                 return sample(row)
             finally:
-                color_jitter.turn_hue = own
+                color_jitter.adjust_hue = own
 
         return call
 

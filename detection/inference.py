@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detection.data.index import Index
-from detection.data.loading.loader import DetectionDataset, Loader, collate, eval_sample, loader_workers
+from detection.data.loading.batch import collate
+from detection.data.loading.loader import DetectionDataset, Loader, eval_sample, loader_workers
 from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.analysis import bootstrap
 from detection.evaluation.analysis.bootstrap import BootstrapSample

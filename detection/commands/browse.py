@@ -78,7 +78,7 @@ def _tile(pictures: "DetectionDataset", key: tuple[int, int]) -> "Tile":
     from detection.report.images.contact_sheet import Tile
 
     sample = pictures[key]
-    image = fromarray(sample.picture.permute(1, 2, 0).contiguous().numpy())
+    image = fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     name = PurePosixPath(pictures.index[sample.row].file).name
     text = f"{name}  {image.width}×{image.height}"
     return Tile(picture=image, boxes=sample.boxes, labels=sample.labels, text=text)

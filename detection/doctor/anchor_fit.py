@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from detection.data.index import Index
+from detection.data.loading.batch import STRIDE, pads_to_stride
 from detection.data.loading.geometry import result_size
-from detection.data.loading.loader import STRIDE, in_whole_cells
 from detection.models.build import build_detector
 from detection.models.detector import BackboneDetector, map_sizes
 from detection.ops.anchors import AnchorGrid, DefaultBoxes, Grid, Size
@@ -157,7 +157,7 @@ class Anchors:
             [result_size(h, w, recipe.resize, recipe.image_size, longest) for h, w in index.sizes.tolist()],
             dtype=np.int64,
         ).reshape(-1, 2)
-        as_is = (resized[:, :1] == resized[:, 1:]) & (not in_whole_cells(recipe))
+        as_is = (resized[:, :1] == resized[:, 1:]) & (not pads_to_stride(recipe))
         padded = np.where(as_is, resized, -(-resized // STRIDE) * STRIDE)
         # only where anchors must lie inside do pictures of one padded size differ
         alike = np.concatenate([padded, resized if _must_be_inside(recipe) else padded], axis=1)

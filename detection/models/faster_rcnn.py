@@ -56,7 +56,7 @@ class FasterRCNN(BackboneDetector):
         maps = self.features(images)
         logits, deltas = self.rpn(maps)
         anchors = self.rpn.anchors_of(maps, images)
-        inside = sizes.inside.to(images.device, non_blocking=True)
+        inside = sizes.resized.to(images.device, non_blocking=True)
         proposals, mask = self.rpn.propose(logits, deltas, anchors, maps, inside)
         return self.roi_heads.detect(_pooled(maps), proposals, mask, sizes, images.shape[2])
 

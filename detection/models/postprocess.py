@@ -107,7 +107,7 @@ def _to_original(boxes: Tensor, sizes: ImageSizes) -> Tensor:
     """Boxes [B, N, 4] from pixels of the batch to pixels of the files, and inside of those."""
     inside, original = (
         size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
-        for size in (sizes.inside, sizes.original)
+        for size in (sizes.resized, sizes.original)
     )  # [B, 1, 4]: x, y, x, y
     return torch.minimum((boxes * (original / inside)).clamp(min=0), original)
 
@@ -164,7 +164,7 @@ def topk_per_level(
     def best(count: int) -> Candidates:
         part = rows[:, :count]
         picked = outputs.gather(1, part[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(picked, anchors[part]), sizes.inside)
+        boxes = clip(decode(picked, anchors[part]), sizes.resized)
         more = (values[:, count:] >= 0).any(1)
         return Candidates(boxes, values[:, :count], labels[:, :count], more)
 

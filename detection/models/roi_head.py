@@ -155,7 +155,7 @@ class RoIHead(nn.Module):
             boxes = decode(
                 batched_gather(deltas.flatten(1, 2), own), batched_gather(proposals, rows), WEIGHTS
             )
-            boxes = clip(boxes, sizes.inside)
+            boxes = clip(boxes, sizes.resized)
             good = good[:, :wanted] & (boxes[..., 2:] - boxes[..., :2] >= SMALLEST).all(dim=2)
             return Candidates(boxes, torch.where(good, values, -1.0), labels, more)
 

@@ -132,7 +132,7 @@ def _candidates(
     def best(count: int) -> Candidates:
         values, rows, labels = topk_scores(scores, min(count, scores[0].numel()))
         picked = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(picked, priors[rows], WEIGHTS), sizes.inside)
+        boxes = clip(decode(picked, priors[rows], WEIGHTS), sizes.resized)
         more = (values[:, -1] > recipe.score_threshold) & (count < scores[0].numel())
         real = values > recipe.score_threshold
         if count > recipe.topk_candidates:

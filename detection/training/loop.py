@@ -91,7 +91,7 @@ def fit(job: TrainingJob, row: Run, interrupts: StopSignals) -> dict[str, float]
     if saved and settings.determinism == "bitwise":
         torch.set_num_threads(saved["threads"])  # sums come out otherwise with another number of them
     history = History(job.reports, row, saved["history"] if saved else None)
-    buffer = LossBuffer(history, job.loader.pictures.index)
+    buffer = LossBuffer(history, job.loader.dataset.index)
     batches = _stream(job.loader, state.step, steps_per_epoch)
     clock = time.monotonic() - state.seconds
     pace = CheckpointTimer(state.step)

@@ -203,7 +203,7 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
     images, _, sizes = batch(count)
     ours, theirs = pair.ours.eval(), pair.theirs.eval()
     with torch.inference_mode():
-        inside, features = their_inside(pair, images, sizes.inside)
+        inside, features = their_inside(pair, images, sizes.resized)
         raw = ours.core(images)
         for mine, map_ in zip(ours.features(images), features.values(), strict=True):
             assert relative(mine, map_) <= 1e-5
@@ -211,10 +211,10 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
         expected, _ = theirs.roi_heads(features, proposals, inside.image_sizes, None)
         maps = list(features.values())
         boxes, mask = ours.rpn.propose(
-            raw["objectness"], raw["deltas"], ours.rpn.anchors_of(maps, images), maps, sizes.inside
+            raw["objectness"], raw["deltas"], ours.rpn.anchors_of(maps, images), maps, sizes.resized
         )
         found = ours.roi_heads.detect(
-            _pooled(maps), *padded(proposals), ImageSizes(sizes.inside, sizes.inside), SIDE
+            _pooled(maps), *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
         )
         whole = ours.detect(images, sizes)
     swapped = 0

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from detection import distributed
-from detection.data.loading.loader import BatchSampler, loader_process
+from detection.data.loading.loader import BatchSampler, init_worker
 from detection.params.stages import Crops
 from detection.training.pretrain.classifier import Batches
 from detection.training.pretrain.crops import CropSet, augment, centre
@@ -63,7 +63,7 @@ class FolderExamples:
             num_workers=workers,
             collate_fn=collate,
             multiprocessing_context="fork" if workers else None,
-            worker_init_fn=loader_process,
+            worker_init_fn=init_worker,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
@@ -94,5 +94,5 @@ class FolderCheck:
             num_workers=self.workers,
             collate_fn=collate,
             multiprocessing_context="fork" if self.workers else None,
-            worker_init_fn=loader_process,
+            worker_init_fn=init_worker,
         )

@@ -60,7 +60,7 @@ def cut_crops(index: Index, root: Path, settings: Crops, classes: int, seed: int
             if (free := _background(rng, record.boxes, record.height, record.width)) is not None:
                 windows.append(free)
                 names.append(classes)
-        pixels += [Geometry(window, side, side).picture(picture, FILL) for window in windows]
+        pixels += [Geometry(window, side, side).image(picture, FILL) for window in windows]
         labels += names
         if len(labels) >= settings.limit:
             break

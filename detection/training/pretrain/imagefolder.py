@@ -105,10 +105,10 @@ class FolderPictures(Dataset[tuple[Tensor, int]]):
         side, label = self.settings.image_size, int(self.folder.labels[row])
         if not self.train:
             window = middle(height, width, side / self.settings.eval_resize)
-            return Geometry(window, side, side).picture(picture, FILL), label
+            return Geometry(window, side, side).image(picture, FILL), label
         rng = np.random.default_rng((self.seed, epoch, row))
         window = random_window(rng, height, width, self.settings.scale)
-        pixels = Geometry(window, side, side, flip=rng.random() < 0.5).picture(picture, FILL)
+        pixels = Geometry(window, side, side, flip=rng.random() < 0.5).image(picture, FILL)
         return jitter(rng, pixels, self.settings.jitter), label
 
 

@@ -20,7 +20,7 @@ from detection.data.loading.loader import (
     BatchSampler,
     DetectionDataset,
     Loader,
-    aspect_groups,
+    aspect_ratio_groups,
     loader_workers,
 )
 from detection.errors import DataError
@@ -34,7 +34,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def split(tmp_path: Path) -> Index:
-    """Five pictures of three shapes: objects, a difficult one, a crowd, and one picture without any."""
+    """Five images of three shapes: with objects, a difficult object, a crowd, and without objects."""
     rng = np.random.default_rng(0)
     records = []
     for i, (height, width) in enumerate([(40, 60), (60, 40), (50, 50), (40, 60), (100, 30)]):
@@ -50,31 +50,31 @@ def split(tmp_path: Path) -> Index:
     return pack(records)
 
 
-def everything(loader: Loader, epoch: int, start: int = 0) -> list[Any]:
+def batches_of(loader: Loader, epoch: int, start: int = 0) -> list[Any]:
     return [
         (batch.rows, batch.images, batch.targets.boxes, batch.targets.labels, batch.targets.mask)
         for batch in loader.epoch(epoch, start)
     ]
 
 
-def same(a: list[Any], b: list[Any]) -> bool:
+def equal(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(
         x[0] == y[0] and all(torch.equal(s, t) for s, t in zip(x[1:], y[1:], strict=True))
         for x, y in zip(a, b, strict=True)
     )
 
 
-def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, recipe: Recipe) -> None:
-    pictures = DetectionDataset(split, tmp_path, recipe, train=False)
-    (batch,) = Loader(pictures, 5, workers=0, shuffle=False).epoch(0)
+def test_a_batch_is_padded_and_has_its_sizes(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    dataset = DetectionDataset(split, tmp_path, recipe, train=False)
+    (batch,) = Loader(dataset, 5, workers=0, shuffle=False).epoch(0)
     assert batch.images.dtype == torch.uint8
-    assert batch.images.shape == (5, 3, 96, 64)  # whole cells of 32
+    assert batch.images.shape == (5, 3, 96, 64)  # multiples of 32
     assert batch.rows == [0, 1, 2, 3, 4]
     assert batch.sizes.original.tolist() == [[40, 60], [60, 40], [50, 50], [40, 60], [100, 30]]
-    assert batch.sizes.inside.tolist() == [[40, 60], [60, 40], [40, 40], [40, 60], [80, 24]]
+    assert batch.sizes.resized.tolist() == [[40, 60], [60, 40], [40, 40], [40, 60], [80, 24]]
     assert batch.targets.mask.sum(1).tolist() == [3, 3, 0, 3, 3]
     assert batch.targets.boxes[~batch.targets.mask].abs().sum() == 0
-    fill = torch.tensor(pictures.fill, dtype=torch.uint8)
+    fill = torch.tensor(dataset.fill, dtype=torch.uint8)
     assert torch.equal(batch.images[4, :, 90, 40], fill)
     scaled = torch.tensor([2.0, 3, 20, 25]) * torch.tensor([0.8, 0.8, 0.8, 0.8])
     torch.testing.assert_close(batch.targets.boxes[4, 0], scaled)
@@ -84,39 +84,35 @@ def test_a_batch_is_padded_and_knows_its_sizes(split: Index, tmp_path: Path, rec
     ("changes", "side"),
     [({}, 64), ({"resize": "stretch"}, 64), ({"anchor_strides": (8, 16, 32, 64, 128)}, 40)],
 )
-def test_squares_are_padded_where_anchors_take_their_strides_from_the_size(
+def test_squares_are_padded_if_anchor_strides_depend_on_the_size(
     split: Index, tmp_path: Path, recipe: Recipe, changes: dict[str, Any], side: int
 ) -> None:
-    pictures = DetectionDataset(
-        split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False
-    )
-    (batch,) = Loader(pictures, 1, workers=0, shuffle=False).epoch(0)
+    dataset = DetectionDataset(split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False)
+    (batch,) = Loader(dataset, 1, workers=0, shuffle=False).epoch(0)
     assert batch.images.shape == (1, 3, side, side)
-    assert batch.sizes.inside.tolist() == [[40, 40]]
+    assert batch.sizes.resized.tolist() == [[40, 40]]
 
 
-def test_a_batch_is_pinned_whole(
+def test_all_tensors_of_a_batch_are_pinned(
     split: Index, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By torch's own loader thread, which says nothing about what it does not know how to pin."""
+    """Pinned by torch's loader thread, which silently skips objects that it cannot pin."""
     (batch,) = Loader(DetectionDataset(split, tmp_path, recipe, train=False), 5, 0, False).epoch(0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)  # takes a GPU otherwise
     pinned = pin_memory(batch)
     assert torch.equal(pinned.images, batch.images + 1)
     for name in ("boxes", "labels", "mask", "sizes"):
         assert torch.equal(getattr(pinned.targets, name), getattr(batch.targets, name) + 1)
-    assert torch.equal(pinned.sizes.inside, batch.sizes.inside + 1)
+    assert torch.equal(pinned.sizes.resized, batch.sizes.resized + 1)
     assert torch.equal(pinned.sizes.original, batch.sizes.original + 1)
     assert pinned.rows == batch.rows
 
 
-def test_training_leaves_crowds_and_difficult_objects_out(
-    split: Index, tmp_path: Path, recipe: Recipe
-) -> None:
-    for wanted, counts in ((False, [2, 2, 0, 1, 2]), (True, [3, 3, 0, 2, 3])):
-        chosen = replace(recipe, train_difficult=wanted, augmentation="none")
+def test_training_drops_crowds_and_difficult_objects(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    for train_difficult, counts in ((False, [2, 2, 0, 1, 2]), (True, [3, 3, 0, 2, 3])):
+        changed = replace(recipe, train_difficult=train_difficult, augmentation="none")
         (batch,) = Loader(
-            DetectionDataset(split, tmp_path, chosen, train=True), 5, workers=0, shuffle=False
+            DetectionDataset(split, tmp_path, changed, train=True), 5, workers=0, shuffle=False
         ).epoch(0)
         assert batch.targets.mask.sum(1).tolist() == counts
 
@@ -125,25 +121,25 @@ def test_training_leaves_crowds_and_difficult_objects_out(
 def test_an_epoch_is_a_function_of_seed_and_number(
     split: Index, tmp_path: Path, recipe: Recipe, augmentation: Any
 ) -> None:
-    chosen = replace(recipe, augmentation=augmentation)
+    changed = replace(recipe, augmentation=augmentation)
 
     def loader(seed: int, workers: int = 0) -> Loader:
         return Loader(
-            DetectionDataset(split, tmp_path, chosen, train=True, seed=seed), 2, workers, shuffle=True
+            DetectionDataset(split, tmp_path, changed, train=True, seed=seed), 2, workers, shuffle=True
         )
 
-    first = everything(loader(0), 3)
-    assert same(first, everything(loader(0), 3))
-    assert same(first, everything(loader(0, workers=2), 3))  # whoever loads it
-    assert same(first[1:], everything(loader(0), 3, start=1))  # and wherever one begins
-    assert not same(first, everything(loader(0), 4))
-    assert not same(first, everything(loader(1), 3))
+    first = batches_of(loader(0), 3)
+    assert equal(first, batches_of(loader(0), 3))
+    assert equal(first, batches_of(loader(0, workers=2), 3))  # in any process
+    assert equal(first[1:], batches_of(loader(0), 3, start=1))  # from any batch on
+    assert not equal(first, batches_of(loader(0), 4))
+    assert not equal(first, batches_of(loader(1), 3))
 
 
-def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path, recipe: Recipe) -> None:
-    """As the tracking's thread is: locks that it holds at the fork stay held in the child."""
-    pictures = DetectionDataset(split, tmp_path, recipe, train=True)
-    expected = everything(Loader(pictures, 2, 0, shuffle=True), 0)
+def test_workers_start_beside_busy_threads(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    """Like the MLflow uploader's thread: a lock that it holds at the fork stays locked in the child."""
+    dataset = DetectionDataset(split, tmp_path, recipe, train=True)
+    expected = batches_of(Loader(dataset, 2, 0, shuffle=True), 0)
     log, done = logging.getLogger("busy"), threading.Event()
     log.propagate = False  # pytest keeps every record that reaches the root
     log.addHandler(logging.FileHandler(tmp_path / "busy.log"))
@@ -157,7 +153,7 @@ def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path
         thread.start()
     try:
         for _ in range(3):
-            assert same(expected, everything(Loader(pictures, 2, 2, shuffle=True), 0))
+            assert equal(expected, batches_of(Loader(dataset, 2, 2, shuffle=True), 0))
     finally:
         done.set()
         for thread in threads:
@@ -168,84 +164,83 @@ def test_loader_processes_start_beside_busy_threads(split: Index, tmp_path: Path
 
 
 @pytest.mark.parametrize("megabytes", [1, 0.008])
-def test_a_cache_changes_nothing_but_who_decodes(
+def test_a_cache_does_not_change_the_batches(
     split: Index, tmp_path: Path, recipe: Recipe, megabytes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does a budget that holds one picture of the five, nor how many processes fill it."""
-    chosen = replace(recipe, augmentation="ssd")
+    """Nor does a budget for one of the five images, nor the number of workers that fill it."""
+    changed = replace(recipe, augmentation="ssd")
 
     def loader(workers: int, cache: Any) -> Loader:
-        pictures = DetectionDataset(split, tmp_path, chosen, train=True, cache_mb=cache)
-        return Loader(pictures, 2, workers, shuffle=True)
+        dataset = DetectionDataset(split, tmp_path, changed, train=True, cache_mb=cache)
+        return Loader(dataset, 2, workers, shuffle=True)
 
     plain, cached, shared = loader(0, 0), loader(0, megabytes), loader(2, megabytes)
     for epoch in range(4):
-        expected = everything(plain, epoch)
-        assert same(expected, everything(cached, epoch))
-        assert same(expected, everything(shared, epoch))
-    cache = shared.pictures.cache
+        expected = batches_of(plain, epoch)
+        assert equal(expected, batches_of(cached, epoch))
+        assert equal(expected, batches_of(shared, epoch))
+    cache = shared.dataset.cache
     assert cache is not None
     assert len(cache) == (5 if megabytes == 1 else 1)
-    assert cache.held.all()  # by the loader's processes, in memory that this one sees
+    assert cache.filled.all()  # by the workers, in memory shared with this process
 
     decoded: list[Path] = []
     monkeypatch.setattr("detection.data.loading.loader.read_image", lambda path: decoded.append(path))
     if megabytes == 1:
-        everything(cached, 9)
+        batches_of(cached, 9)
         assert decoded == []
 
 
-def test_a_picture_of_another_size_than_its_annotation_is_not_cached(tmp_path: Path) -> None:
+def test_an_image_of_another_size_than_in_the_index_is_not_cached(tmp_path: Path) -> None:
     cache = ImageCache(np.array([[4, 6], [5, 5]], np.int32), megabytes=1)
     cache.put(0, torch.ones(3, 6, 4, dtype=torch.uint8))
-    cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # a row without a place
+    cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # a row beyond the budget
     assert cache.get(0) is cache.get(2) is None
-    picture = torch.randint(0, 256, (3, 5, 5), dtype=torch.uint8)
-    cache.put(1, picture)
+    image = torch.randint(0, 256, (3, 5, 5), dtype=torch.uint8)
+    cache.put(1, image)
     held = cache.get(1)
     assert held is not None
-    assert torch.equal(held, picture)
+    assert torch.equal(held, image)
 
 
-def test_like_aspect_ratios_come_together(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+def test_batches_group_similar_aspect_ratios(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     loader = Loader(DetectionDataset(split, tmp_path, recipe, train=True), 2, workers=0, shuffle=True)
-    groups = loader.order.groups
+    groups = loader.sampler.groups
     assert groups is not None
-    assert groups[0] == groups[3]  # 60 x 40, both
+    assert groups[0] == groups[3]  # both 60 x 40
     assert len(set(groups.tolist())) == 4
-    square = replace(recipe, resize="stretch")
-    assert aspect_groups(DetectionDataset(split, tmp_path, square, train=True)) is None
-    assert (
-        aspect_groups(DetectionDataset(split, tmp_path, replace(recipe, augmentation="letterbox"), True))
-        is None
-    )
-    assert (
-        aspect_groups(DetectionDataset(split.select(np.array([0, 3])), tmp_path, recipe, train=True)) is None
-    )
+    one_shape = split.select(np.array([0, 3]))
+    cases: list[tuple[Index, dict[str, Any]]]
+    cases = [(split, {"resize": "stretch"}), (split, {"augmentation": "letterbox"}), (one_shape, {})]
+    for index, changes in cases:
+        dataset = DetectionDataset(index, tmp_path, replace(recipe, **changes), train=True)
+        assert aspect_ratio_groups(dataset) is None
 
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
-def test_grouping_loses_and_repeats_nothing(count: int, size: int, kinds: int, seed: int) -> None:
-    groups = np.random.default_rng(seed).integers(0, kinds, count)
+def test_grouping_neither_drops_nor_repeats_images(
+    count: int, size: int, group_count: int, seed: int
+) -> None:
+    groups = np.random.default_rng(seed).integers(0, group_count, count)
     grouped, plain = BatchSampler(count, size, seed, groups), BatchSampler(count, size, seed)
     batches = [[row for _, row in batch] for batch in grouped]
     assert len(batches) == len(grouped) == len(plain)
     rows = [row for batch in batches for row in batch]
-    assert sorted(rows) == sorted(row for batch in plain for _, row in batch)  # even who is left out
+    assert sorted(rows) == sorted(row for batch in plain for _, row in batch)  # including the dropped ones
     mixed = [batch for batch in batches if len(set(groups[batch])) > 1]
-    assert len(mixed) < max(kinds, 2)
+    assert len(mixed) < max(group_count, 2)
     grouped.start = len(batches) // 2
     assert [[row for _, row in batch] for batch in grouped] == batches[grouped.start :]
     grouped.epoch, grouped.start = 1, 0
     assert count < 9 or size == count or [[row for _, row in batch] for batch in grouped] != batches
 
 
-def test_orders_cover_the_split() -> None:
+def test_the_sampler_covers_the_split() -> None:
     shuffled = BatchSampler(10, 3, seed=0)
     rows = [row for batch in shuffled for _, row in batch]
     assert len(shuffled) == 3
-    assert len(set(rows)) == 9  # the incomplete batch is left out
+    assert len(set(rows)) == 9  # the incomplete batch is dropped
     assert rows != sorted(rows)
     plain = BatchSampler(10, 3, seed=None)
     assert [row for batch in plain for _, row in batch] == list(range(10))
@@ -260,19 +255,19 @@ def test_workers() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
-def test_pictures_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
+def test_images_of_any_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.jpg" if mode == "CMYK" else "x.png")
     Image.new("RGB", (7, 5), (200, 30, 60)).convert(mode).save(path)
-    picture = read_image(path)
-    assert picture.shape == (3, 5, 7)
-    assert picture.dtype == torch.uint8
+    image = read_image(path)
+    assert image.shape == (3, 5, 7)
+    assert image.dtype == torch.uint8
     if mode in ("RGB", "RGBA"):
-        assert picture[:, 0, 0].tolist() == [200, 30, 60]
+        assert image[:, 0, 0].tolist() == [200, 30, 60]
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x.png is not there"):
+def test_undecodable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x.png does not exist"):
         read_image(tmp_path / "x.png")
     (tmp_path / "y.jpg").write_bytes(b"text")
-    with pytest.raises(DataError, match=r"y.jpg cannot be read as a picture"):
+    with pytest.raises(DataError, match=r"y.jpg cannot be decoded"):
         read_image(tmp_path / "y.jpg")

@@ -1,4 +1,4 @@
-"""Policies: their own rules, and above all that boxes stay on their objects."""
+"""Augmentation policies: their rules, and boxes that stay on their objects."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.data.index import Record, pack
-from detection.data.loading.augment import OVERLAPS, SHORT_SIDES, draw_geometry, kept
+from detection.data.loading.augment import MIN_IOUS, MULTISCALE_SIDES, draw_geometry, keep_mask
 from detection.data.loading.geometry import Geometry
 from detection.data.loading.loader import DetectionDataset
 from detection.params import Recipe, load
@@ -31,14 +31,14 @@ def recipe_for(policy: Any, **fields: Any) -> Recipe:
     return replace(OWN, **{"augmentation": policy, "image_size": 128, "max_size": None, **fields})
 
 
-# -- boxes stay on their objects: drawn in colours of their own, found again by colour
+# -- boxes stay on their objects: each object has its own color and is located by it
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[np.ndarray]]:
-    """Four pictures of different shapes with six objects each, none touching, each of its own colour."""
+    """Four images of different shapes, each with six separate objects of different colors."""
     folder, rng = tmp_path_factory.mktemp("drawn"), np.random.default_rng(1)
-    records, colours = [], []
+    records, colors = [], []
     for i, (height, width) in enumerate([(240, 320), (320, 240), (200, 200), (150, 400)]):
         pixels = rng.integers(0, 30, (height, width, 3), dtype=np.uint8)  # dark noise
         boxes = []
@@ -50,20 +50,20 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[np.
                 y = row * cell_h + int(rng.integers(5, cell_h - h))
                 boxes.append((x, y, x + w, y + h))
         hues = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [255, 0, 255], [0, 255, 255]])
-        for (x1, y1, x2, y2), colour in zip(boxes, hues, strict=True):
-            pixels[y1:y2, x1:x2] = colour
+        for (x1, y1, x2, y2), color in zip(boxes, hues, strict=True):
+            pixels[y1:y2, x1:x2] = color
         Image.fromarray(pixels).save(folder / f"{i}.png")
         none = np.zeros(6, np.bool_)
         packed = np.array(boxes, np.float32)
         areas = np.zeros(6, np.float32)
         records.append(Record(f"{i}.png", str(i), height, width, packed, np.arange(6), none, none, areas))
-        colours.append(hues)
-    return folder, pack(records), colours
+        colors.append(hues)
+    return folder, pack(records), colors
 
 
-def found(pixels: torch.Tensor, colour: np.ndarray) -> np.ndarray | None:
-    """The box around the pixels of a colour; what is blurred with more than two fifths of another is not."""
-    on = np.where(colour[:, None, None] > 0, pixels.numpy() > 155, pixels.numpy() < 100).all(axis=0)
+def box_of_color(pixels: torch.Tensor, color: np.ndarray) -> np.ndarray | None:
+    """Bounding box of the pixels of a color; a blend with more than 40 % of another does not count."""
+    on = np.where(color[:, None, None] > 0, pixels.numpy() > 155, pixels.numpy() < 100).all(axis=0)
     rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
     if not len(rows):
         return None
@@ -72,55 +72,54 @@ def found(pixels: torch.Tensor, colour: np.ndarray) -> np.ndarray | None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) -> None:
-    """Over the whole way from file to sample, many seeds: within a pixel and a half of where the colour is.
+    """From file to sample, over many seeds: within 1.5 pixels of the located color.
 
-    A pixel for rounding (the picture lies on whole pixels of its canvas), half a one for the resize's blur.
-    Colours stay as drawn, so that they can be found; the next test holds that changing them moves nothing.
+    One pixel for rounding (the window has whole pixels), half a pixel for the blur of the resize.
+    Color transforms are disabled; the next test checks that they move nothing.
     """
-    folder, index, colours = drawn
-    monkeypatch.setattr("detection.data.loading.loader.jitter_colors", lambda policy, rng, picture: picture)
-    monkeypatch.setattr("detection.data.loading.loader.GREY", (15, 15, 15))
+    folder, index, colors = drawn
+    monkeypatch.setattr("detection.data.loading.loader.jitter_colors", lambda policy, rng, image: image)
     shapes: tuple[Any, ...] = ("keep",) if policy == "multiscale" else ("keep", "stretch")
     sets = [DetectionDataset(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]
-    for pictures in sets:
-        pictures.fill = (15, 15, 15)
+    for dataset in sets:
+        dataset.fill = (15, 15, 15)
     compared, windows = 0, set()
     for epoch in range(SEEDS):
         for row in range(len(index)):
             sample = sets[epoch % len(sets)][epoch, row]
-            height, width = sample.picture.shape[1:]
+            height, width = sample.image.shape[1:]
             windows.add((height, width, *sample.boxes.ravel().tolist()))
             assert (sample.boxes[:, :2] < sample.boxes[:, 2:]).all()
             assert (sample.boxes >= 0).all()
             assert (sample.boxes <= [width, height, width, height]).all()
             for box, label in zip(sample.boxes, sample.labels, strict=True):
                 if (box[2:] - box[:2]).min() < 3:
-                    continue  # a sliver: blurred into its neighbours
-                seen = found(sample.picture, colours[row][label])
+                    continue  # blurred into its neighbors
+                seen = box_of_color(sample.image, colors[row][label])
                 assert seen is not None, (epoch, row, label)
                 np.testing.assert_allclose(seen, box, atol=1.5, err_msg=f"{epoch=} {row=} {label=}")
                 compared += 1
             for label in set(range(6)) - set(sample.labels.tolist()) if policy in SQUARE else ():
-                seen = found(sample.picture, colours[row][label])
-                if seen is not None:  # what is large enough is never dropped
+                seen = box_of_color(sample.image, colors[row][label])
+                if seen is not None:  # large objects are never dropped
                     assert (seen[2:] - seen[:2]).min() <= 3 or (seen[2:] - seen[:2]).prod() <= 50
     assert compared > 2 * SEEDS * len(index)
     assert len(windows) >= (len(index) if policy == "none" else 2 * len(index))
 
 
 @pytest.mark.parametrize("policy", ["ssd", "ssd_legacy", "letterbox"])
-def test_changing_colours_moves_nothing(drawn: Any, policy: str) -> None:
+def test_color_transforms_move_nothing(drawn: Any, policy: str) -> None:
     folder, index, _ = drawn
-    pictures = DetectionDataset(index, folder, recipe_for(policy), train=True)
+    dataset = DetectionDataset(index, folder, recipe_for(policy), train=True)
     for epoch in range(10):
-        sample = pictures[epoch, 0]
-        seen = sample.picture.float().amax(0)
+        sample = dataset[epoch, 0]
+        seen = sample.image.float().amax(0)
         for x1, y1, x2, y2 in sample.boxes.round().astype(int):
-            if min(x2 - x1, y2 - y1) > 8:  # objects are bright inside, whatever their colour became
+            if min(x2 - x1, y2 - y1) > 8:  # objects are bright in any color
                 assert seen[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].min() > 80
 
 
-# -- each policy's own rules
+# -- the rules of each policy
 
 
 def boxes_in(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
@@ -130,27 +129,27 @@ def boxes_in(rng: np.random.Generator, count: int, height: int, width: int) -> n
 
 @settings(deadline=None, max_examples=100)
 @given(st.sampled_from(POLICIES), SIZES, SIZES, st.integers(0, 10_000), st.integers(0, 6))
-def test_geometries_are_valid_and_cuts_show_an_object(
+def test_windows_are_valid_and_crops_show_an_object(
     policy: str, h: int, w: int, seed: int, count: int
 ) -> None:
     rng = np.random.default_rng(seed)
     boxes = boxes_in(rng, count, h, w)
     geometry = draw_geometry(recipe_for(policy), rng, h, w, boxes)
     x1, y1, x2, y2 = geometry.window
-    assert max(x1, 0) < min(x2, w)  # some of the picture is shown
+    assert max(x1, 0) < min(x2, w)  # part of the image is visible
     assert max(y1, 0) < min(y2, h)
     if policy in ("none", "flip", "multiscale"):
         assert geometry.window == (0, 0, w, h)
-        assert kept(policy, geometry, boxes).all()
+        assert keep_mask(policy, geometry, boxes).all()
     if policy in ("ssd", "ssd_legacy", "ssdlite") and count:
-        assert kept(policy, geometry, boxes).any()
+        assert keep_mask(policy, geometry, boxes).any()
     if policy in ("ssdlite", "crop"):
         assert 0 <= x1 < x2 <= w
         assert 0 <= y1 < y2 <= h
     if policy in SQUARE:
         assert geometry.height == geometry.width == 128
     assert policy != "none" or not geometry.flip
-    assert geometry.picture(torch.zeros(3, h, w, dtype=torch.uint8), (0, 0, 0)).shape == (
+    assert geometry.image(torch.zeros(3, h, w, dtype=torch.uint8), (0, 0, 0)).shape == (
         3,
         geometry.height,
         geometry.width,
@@ -159,15 +158,15 @@ def test_geometries_are_valid_and_cuts_show_an_object(
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("h", "w"), [(1, 1), (1, 400), (300, 1)])
-def test_pictures_of_one_pixel_or_row_pass(policy: str, h: int, w: int) -> None:
-    picture, boxes = torch.zeros(3, h, w, dtype=torch.uint8), np.array([[0, 0, w, h]], np.float32)
+def test_images_of_one_pixel_or_row(policy: str, h: int, w: int) -> None:
+    image, boxes = torch.zeros(3, h, w, dtype=torch.uint8), np.array([[0, 0, w, h]], np.float32)
     for seed in range(30):
         geometry = draw_geometry(recipe_for(policy, max_size=320), np.random.default_rng(seed), h, w, boxes)
-        assert geometry.picture(picture, (1, 1, 1)).shape == (3, geometry.height, geometry.width)
+        assert geometry.image(image, (1, 1, 1)).shape == (3, geometry.height, geometry.width)
         assert np.isfinite(geometry.boxes(boxes)).all()
 
 
-def test_every_second_picture_is_mirrored() -> None:
+def test_half_of_the_images_are_flipped() -> None:
     for policy in set(POLICIES) - {"none"}:
         flips = [
             draw_geometry(
@@ -182,27 +181,27 @@ def test_every_second_picture_is_mirrored() -> None:
         assert 0.4 < np.mean(flips) < 0.6, policy
 
 
-def test_multiscale_draws_the_references_short_sides() -> None:
+def test_multiscale_draws_the_short_sides_of_the_references() -> None:
     recipe = recipe_for("multiscale", image_size=800, max_size=1333)
     none = np.zeros((0, 4), np.float32)
     drawn = [draw_geometry(recipe, np.random.default_rng(s), 375, 500, none) for s in range(300)]
-    assert {g.height for g in drawn} == set(SHORT_SIDES) == set(range(480, 801, 32))
+    assert {g.height for g in drawn} == set(MULTISCALE_SIDES) == set(range(480, 801, 32))
     assert all(abs(g.width / g.height - 4 / 3) < 0.01 for g in drawn)
     wide = [draw_geometry(recipe, np.random.default_rng(s), 100, 400, none) for s in range(50)]
     assert max(g.width for g in wide) == 1333
     small = [
         draw_geometry(recipe_for("multiscale"), np.random.default_rng(s), 50, 50, none) for s in range(99)
     ]
-    assert {g.height for g in small} == {round(128 * side / 800) for side in SHORT_SIDES}
+    assert {g.height for g in small} == {round(128 * side / 800) for side in MULTISCALE_SIDES}
 
 
-def test_crops_keep_the_overlap_that_was_drawn() -> None:
-    """The original never enforced it."""
+def test_crops_reach_the_minimum_iou() -> None:
+    """Unlike the original implementation."""
     box = np.array([[20, 20, 60, 60]], np.float32)
 
     class High(np.random.Generator):
         def integers(self, *_: object, **__: object) -> int:  # type: ignore[override]
-            return OVERLAPS.index(0.7)
+            return MIN_IOUS.index(0.7)
 
     rng = High(np.random.PCG64(0))
     for _ in range(50):
@@ -210,11 +209,11 @@ def test_crops_keep_the_overlap_that_was_drawn() -> None:
         shared = max(0, min(x2, 60) - max(x1, 20)) * max(0, min(y2, 60) - max(y1, 20))
         union = (x2 - x1) * (y2 - y1) + 1600 - shared
         assert shared / union >= 0.7
-    assert 0.5 in OVERLAPS  # which the original's list lacked
+    assert 0.5 in MIN_IOUS  # missing in the original's list
 
 
-def test_the_legacy_policy_lets_every_cut_with_an_object_pass() -> None:
-    """Then a small object is seldom cut closely, and five cuts of six are made."""
+def test_the_legacy_policy_accepts_every_crop_with_an_object() -> None:
+    """Crops around a small object are rarely tight, and five of six images are cropped."""
     box = np.array([[100, 100, 160, 160]], np.float32)
 
     def windows(policy: str) -> list[tuple[int, int, int, int]]:
@@ -224,7 +223,7 @@ def test_the_legacy_policy_lets_every_cut_with_an_object_pass() -> None:
     def area(window: tuple[int, int, int, int]) -> float:
         return (window[2] - window[0]) * (window[3] - window[1]) / 300**2
 
-    # zooming out apart, which half of both do
+    # without those that zoom out, half of both
     legacy = [w for w in windows("ssd_legacy") if w[0] >= 0 and w[1] >= 0 and w[2] <= 300 and w[3] <= 300]
     whole = np.mean([area(w) == 1 for w in legacy])
     assert 0.08 < whole < 0.3
@@ -239,10 +238,10 @@ def test_letterbox_scales_and_stretches_within_its_limits() -> None:
         x1, y1, x2, y2 = draw_geometry(
             recipe_for("letterbox", image_size=600), np.random.default_rng(seed), 375, 500, none
         ).window
-        across, down = 500 / (x2 - x1), 375 / (y2 - y1)  # sides of the picture, as shares of the canvas's
+        across, down = 500 / (x2 - x1), 375 / (y2 - y1)  # sides of the image as fractions of the canvas
         scales.append(max(across, down))
         stretches.append(across / down / (500 / 375))
-        for start, end, length in ((x1, x2, 500), (y1, y2, 375)):  # all of it on the canvas, or no margin
+        for start, end, length in ((x1, x2, 500), (y1, y2, 375)):  # whole image on the canvas, or no padding
             assert (start <= 0 and end >= length) or (start >= 0 and end <= length)
     assert 0.24 < min(scales) < 0.3
     assert 1.9 < max(scales) < 2.02
@@ -250,13 +249,13 @@ def test_letterbox_scales_and_stretches_within_its_limits() -> None:
     assert 1.5 < max(stretches) < 1.3 / 0.7 + 0.03
 
 
-def test_crop_takes_most_of_the_picture() -> None:
+def test_crop_keeps_most_of_the_image() -> None:
     none = np.zeros((0, 4), np.float32)
     squares = 0
     for seed in range(300):
         x1, y1, x2, y2 = draw_geometry(recipe_for("crop"), np.random.default_rng(seed), 375, 500, none).window
         w, h = x2 - x1, y2 - y1
-        if (x1, y1, x2, y2) == (62, 0, 437, 375):  # no draw found room
+        if (x1, y1, x2, y2) == (62, 0, 437, 375):  # no draw fits
             squares += 1
             continue
         assert 0.84 <= w * h / (375 * 500) <= 1
@@ -264,11 +263,11 @@ def test_crop_takes_most_of_the_picture() -> None:
     assert squares < 150
 
 
-def test_what_became_too_small_is_dropped() -> None:
+def test_objects_that_become_too_small_are_dropped() -> None:
     boxes = np.array([[0, 0, 100, 100], [50, 50, 54, 54], [50, 50, 60, 60], [90, 0, 100, 100]], np.float32)
-    shrunk = Geometry((0, 0, 80, 80), 40, 40)  # halved, the last 20 columns and rows cut off
-    assert kept("crop", shrunk, boxes).tolist() == [True, False, False, False]  # areas 1600, 4, 25, 0
-    assert kept("letterbox", shrunk, boxes).tolist() == [True, True, True, False]
+    shrunk = Geometry((0, 0, 80, 80), 40, 40)  # halved, without the last 20 columns and rows
+    assert keep_mask("crop", shrunk, boxes).tolist() == [True, False, False, False]  # areas 1600, 4, 25, 0
+    assert keep_mask("letterbox", shrunk, boxes).tolist() == [True, True, True, False]
     thin = np.array([[10, 10, 12, 70], [79, 10, 99, 70], [60, 10, 99, 70]], np.float32)
-    assert kept("letterbox", shrunk, thin).tolist() == [False, False, True]
-    assert kept("ssd", shrunk, thin).tolist() == [True, False, True]  # by the centre
+    assert keep_mask("letterbox", shrunk, thin).tolist() == [False, False, True]
+    assert keep_mask("ssd", shrunk, thin).tolist() == [True, False, True]  # by the center

@@ -9,23 +9,23 @@ from detection.data.loading.geometry import Geometry, result_size
 SIZES = st.integers(20, 90)
 
 
-def picture_with(box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:
+def image_with(box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:
     """A white rectangle on black."""
-    picture = torch.zeros(3, height, width, dtype=torch.uint8)
-    picture[:, box[1] : box[3], box[0] : box[2]] = 255
-    return picture
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, box[1] : box[3], box[0] : box[2]] = 255
+    return image
 
 
-def bright(picture: torch.Tensor) -> np.ndarray:
-    """Box around what is brighter than half."""
-    rows, columns = torch.where(picture.float().mean(0) > 127)
+def bright_box(image: torch.Tensor) -> np.ndarray:
+    """Bounding box of the bright pixels."""
+    rows, columns = torch.where(image.float().mean(0) > 127)
     return np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
 
 
 @settings(deadline=None, max_examples=150)
 @given(SIZES, SIZES, SIZES, SIZES, st.booleans(), st.integers(0, 10_000))
-def test_boxes_go_where_the_pixels_go(h: int, w: int, out_h: int, out_w: int, flip: bool, seed: int) -> None:
-    """Windows inside and beyond the picture, any output size, mirrored or not."""
+def test_boxes_follow_the_pixels(h: int, w: int, out_h: int, out_w: int, flip: bool, seed: int) -> None:
+    """Windows inside and beyond the image, any output size, flipped or not."""
     rng = np.random.default_rng(seed)
     x1, y1 = int(rng.integers(0, w - 12)), int(rng.integers(0, h - 12))
     box = (x1, y1, int(rng.integers(x1 + 10, w)), int(rng.integers(y1 + 10, h)))
@@ -36,31 +36,31 @@ def test_boxes_go_where_the_pixels_go(h: int, w: int, out_h: int, out_w: int, fl
         else (min(left, x1), min(top, y1), max(w - right, box[2]), max(h - bottom, box[3]))
     )
     geometry = Geometry(window, out_h, out_w, flip)
-    result = geometry.picture(picture_with(box, h, w), (0, 0, 0))
+    result = geometry.image(image_with(box, h, w), (0, 0, 0))
     assert result.shape == (3, out_h, out_w)
     (moved,) = geometry.boxes(np.array([box], np.float32))
-    np.testing.assert_allclose(bright(result), moved, atol=1.01)
+    np.testing.assert_allclose(bright_box(result), moved, atol=1.01)
 
 
 @given(SIZES, SIZES, st.integers(0, 10_000))
-def test_mirroring_twice_changes_nothing(h: int, w: int, seed: int) -> None:
+def test_flipping_twice_is_the_identity(h: int, w: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = np.sort(rng.random((5, 2, 2)) * [w, h], axis=1).reshape(5, 4).astype(np.float32)
     flip = Geometry((0, 0, w, h), h, w, flip=True)
     np.testing.assert_allclose(flip.boxes(flip.boxes(boxes)), boxes, atol=1e-4)
-    picture = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
-    assert torch.equal(flip.picture(flip.picture(picture, (0, 0, 0)), (0, 0, 0)), picture)
+    image = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
+    assert torch.equal(flip.image(flip.image(image, (0, 0, 0)), (0, 0, 0)), image)
 
 
-def test_what_lies_beyond_the_picture_is_filled() -> None:
-    result = Geometry((-10, 0, 10, 10), 10, 20).picture(
+def test_padding_has_the_fill_color() -> None:
+    result = Geometry((-10, 0, 10, 10), 10, 20).image(
         torch.full((3, 10, 10), 255, dtype=torch.uint8), (1, 2, 3)
     )
     assert result[:, 0, 0].tolist() == [1, 2, 3]
     assert result[:, 0, 10].tolist() == [255, 255, 255]
 
 
-def test_no_boxes_stay_no_boxes() -> None:
+def test_no_boxes() -> None:
     assert Geometry((0, 0, 10, 10), 20, 20, True).boxes(np.zeros((0, 4), np.float32)).shape == (0, 4)
 
 
@@ -68,7 +68,7 @@ def test_no_boxes_stay_no_boxes() -> None:
     ("given", "expected"),
     [
         ((480, 640, "keep", 800, 1333), (800, 1067)),  # torchvision's rule: short side, unless
-        ((400, 1000, "keep", 800, 1333), (533, 1333)),  # the long side gets too long
+        ((400, 1000, "keep", 800, 1333), (533, 1333)),  # the long side exceeds its limit
         ((1000, 500, "keep", 600, 1000), (1000, 500)),
         ((480, 640, "stretch", 300, None), (300, 300)),
         ((10, 3000, "keep", 800, 1333), (4, 1333)),
@@ -80,33 +80,33 @@ def test_result_sizes(given: tuple[int, int, str, int, int | None], expected: tu
 
 @settings(deadline=None)
 @given(SIZES, SIZES, SIZES, SIZES, st.integers(0, 10_000))
-def test_mirroring_is_the_last_thing(h: int, w: int, out_h: int, out_w: int, seed: int) -> None:
-    """Mirrored pixels and boxes are those of the plain geometry, mirrored."""
+def test_the_flip_comes_last(h: int, w: int, out_h: int, out_w: int, seed: int) -> None:
+    """Flipped pixels and boxes equal those of the plain geometry, flipped."""
     rng = np.random.default_rng(seed)
     left, top, right, bottom = (int(v) for v in rng.integers(-9, 10, 4))
     window = (left, top, w - right, h - bottom)
-    plain, mirrored = (Geometry(window, out_h, out_w, flip) for flip in (False, True))
-    picture = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
+    plain, flipped = (Geometry(window, out_h, out_w, flip) for flip in (False, True))
+    image = torch.randint(0, 256, (3, h, w), dtype=torch.uint8)
     fill = (1, 2, 3)
-    assert torch.equal(mirrored.picture(picture, fill), plain.picture(picture, fill).flip(2))
+    assert torch.equal(flipped.image(image, fill), plain.image(image, fill).flip(2))
     boxes = np.sort(rng.random((5, 2, 2)) * [w, h], axis=1).reshape(5, 4).astype(np.float32)
-    a, b = plain.boxes(boxes), mirrored.boxes(boxes)
+    a, b = plain.boxes(boxes), flipped.boxes(boxes)
     np.testing.assert_allclose(b[:, [2, 0]], out_w - a[:, [0, 2]], atol=1e-3)
     np.testing.assert_array_equal(b[:, [1, 3]], a[:, [1, 3]])
 
 
 @pytest.mark.parametrize(("side", "seen_side"), [(20, 10), (80, 40), (200, 40)])
-def test_colours_change_on_the_picture_alone_where_it_has_fewer_pixels(side: int, seen_side: int) -> None:
-    """A quarter of the window is picture: 40 pixels wide before the resize, half of the result's after it."""
+def test_colors_change_before_or_after_the_resize_and_never_on_the_padding(side: int, seen_side: int) -> None:
+    """The image fills a quarter of the window: 40 pixels before the resize, half of the result after it."""
     seen = []
 
-    def change(part: torch.Tensor) -> torch.Tensor:
+    def color(part: torch.Tensor) -> torch.Tensor:
         seen.append(tuple(part.shape))
         return part + 100
 
-    picture = torch.full((3, 40, 40), 100, dtype=torch.uint8)
-    result = Geometry((-40, 0, 40, 80), side, side, flip=True).picture(picture, (1, 2, 3), change)
+    image = torch.full((3, 40, 40), 100, dtype=torch.uint8)
+    result = Geometry((-40, 0, 40, 80), side, side, flip=True).image(image, (1, 2, 3), color)
     assert seen == [(3, seen_side, seen_side)]
     assert (result[:, : side // 2, : side // 2] == 200).all()
     assert (result[:, :, side // 2 :] == torch.tensor([1, 2, 3]).view(3, 1, 1)).all()
-    assert (picture == 100).all()
+    assert (image == 100).all()
