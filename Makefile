@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install identity repro fresh ui compare test deps
+.PHONY: help install identity repro fresh ui compare test
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -77,6 +77,3 @@ test: install  ## Lint, types and tests
 	ruff format --check .
 	mypy
 	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile
-
-deps:  ## For developers: write dvc.yaml's code dependencies anew, after an import came or went
-	@detection deps

@@ -31,7 +31,7 @@ from detection.data.sources.digest import listing_hash, sizes
 from detection.evaluation import external_coco
 from detection.evaluation.analysis.tables import write_tables
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import evaluate
+from detection.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640

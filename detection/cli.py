@@ -77,7 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument(
         "experiments", nargs="*", metavar="EXPERIMENT", help="default: what stands in the workspace"
     )
-    commands.add_parser("deps", help="for developers: write dvc.yaml's code dependencies anew")
     return parser
 
 

@@ -1,9 +1,4 @@
-"""Running a detector over pictures.
-
-What a detector finds on one picture, as plain values that people and JSON can read.
-
-Everything that is said about a detector on a split: one sparse pass, and all scores and tables from it.
-"""
+"""Inference: a detector over a split or over one image, and its detections as JSON."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +14,6 @@ from detection.data.index import Index
 from detection.data.loading.batch import collate
 from detection.data.loading.loader import DetectionDataset, Loader, eval_sample, loader_workers
 from detection.device import autocast, pick_device, pick_precision
-from detection.evaluation.analysis import bootstrap
-from detection.evaluation.analysis.bootstrap import BootstrapSample
-from detection.evaluation.analysis.tables import Tables, build_tables, per_class_table, pr_curve_table
-from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
-from detection.evaluation.protocol.matching import match
-from detection.evaluation.protocol.overlaps import Overlaps, image_order
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe
@@ -118,61 +107,3 @@ def detections_to_json(
         }
         for box, label, score in zip(boxes, labels, scores, strict=True)
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """Scores and tables."""
-
-    stats: dict[str, float]
-    """COCO's twelve numbers and VOC's two; NaN where there is nothing to find."""
-    ap: dict[str, float]
-    """COCO's AP of each class."""
-    tables: Tables
-    """By file name: those of `analysis.tables`, and `metrics.json` (the stats), `intervals.json` (see
-    `bootstrap.Spread.to_json`), `per_class.csv` and `pr_curves.csv`."""
-
-    def row(self) -> dict[str, float]:
-        """The scores as an experiment's row names them: `test/AP`, and `test/AP/person` of each class."""
-        by_class = {f"AP/{name}": value for name, value in self.ap.items()}
-        return {f"test/{name}": float(value) for name, value in {**self.stats, **by_class}.items()}
-
-
-def evaluate(
-    index: Index,
-    results: SplitDetections,
-    classes: Sequence[str],
-    *,
-    verify: bool = False,
-    rounds: int = bootstrap.DEFAULT_ROUNDS,
-) -> Evaluation:
-    """Score by COCO's and VOC's protocols, and say why the detector fails and how far chance goes.
-
-    Args:
-        index: The ground truth.
-        results: Detections on its pictures.
-        classes: Names, in label order.
-        verify: Run pycocotools too.
-        rounds: Of the bootstrap.
-
-    Raises:
-        VerificationError: pycocotools says another number.
-    """
-    overlaps = Overlaps.of_index(index, results, len(classes))
-    matches = match(overlaps)
-    by_coco, by_voc = coco_metrics.score_matches(overlaps, matches), voc_metrics.score_overlaps(overlaps)
-    if verify:
-        oracle.verify(overlaps, by_coco)
-    order = image_order(index)
-    ids = [name.decode() for name in index.ids[order]]
-    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, num_images=len(index)), rounds=rounds)
-    stats = {**by_coco.stats, **by_voc.stats}
-    tables = {
-        **build_tables(overlaps, matches, classes, ids, index.sizes[order]),
-        "metrics.json": dict(stats),
-        "intervals.json": spread.to_json(classes),
-        "per_class.csv": per_class_table(classes, by_coco, by_voc, index),
-        "pr_curves.csv": pr_curve_table(classes, by_coco),
-    }
-    ap = dict(zip(classes, by_coco.per_class["AP"].tolist(), strict=True))
-    return Evaluation(stats=stats, ap=ap, tables=tables)

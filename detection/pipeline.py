@@ -1,66 +1,130 @@
-"""What is known about an experiment outside MLflow: git, DVC, files. Imports no mlflow."""
+"""The pipeline as DVC and git know it: dvc.yaml, dvc.lock, the running experiment, the commit.
+
+The only reader of dvc.yaml and dvc.lock. All YAML is read by the rules of YAML 1.2, as DVC does.
+"""
 
 import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from detection.params import Params
+from detection.errors import DataError
+from detection.params import Params, schema
 
-NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")  # what differs between experiments by nature
-PARAMS_YAML = Path("params.yaml")
+PIPELINE, LOCK, PARAMS = "dvc.yaml", "dvc.lock", "params.yaml"
+CODE_FOLDERS = ("detection/", "stages/")
+NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")
+"""Git pathspecs of the files that differ between experiments by nature."""
+
+
+def stages(root: str | Path = ".") -> dict[str, dict[str, Any]]:
+    """Stages of a repository's dvc.yaml by name; empty where there is no such file.
+
+    Raises:
+        DataError: The file is not valid YAML.
+    """
+    path = Path(root, PIPELINE)
+    return parse(PIPELINE, path.read_bytes()).get("stages", {}) if path.is_file() else {}
+
+
+def paths(stage: Mapping[str, Any], *sections: str) -> list[str]:
+    """Paths in sections of a stage (`deps`, `outs`, `metrics`), without the options that may follow them."""
+    entries = (entry for section in sections for entry in stage.get(section, []))
+    return [entry if isinstance(entry, str) else next(iter(entry)) for entry in entries]
+
+
+def dependencies(stage: str, root: str | Path = ".") -> list[str]:
+    """Files and folders that a stage of dvc.yaml depends on, code and data, as listed."""
+    return paths(stages(root).get(stage, {}), "deps")
+
+
+def dependency_files(stage: str, root: str | Path = ".") -> Iterator[tuple[str, Path]]:
+    """Name and path of every file among a stage's dependencies; of a code folder its modules."""
+    for name in sorted(dependencies(stage, root)):
+        path = Path(root, name)
+        if not path.is_dir():
+            yield name, path
+            continue
+        pattern = "*.py" if is_code(name) else "*"
+        for file in sorted(one for one in path.rglob(pattern) if one.is_file()):
+            yield file.relative_to(root).as_posix(), file
+
+
+def is_code(path: str) -> bool:
+    """Return True for a dependency that is code of this repository."""
+    return path.startswith(CODE_FOLDERS)
+
+
+def code_files(names: Iterable[str], root: str | Path = ".") -> list[Path]:
+    """Modules that the named stages depend on, without duplicates."""
+    files = {file for name in names for path, file in dependency_files(name, root) if is_code(path)}
+    return sorted(files)
+
+
+def update_hash(digest: Any, files: Iterable[tuple[str, Path]]) -> None:
+    """Feed names and contents of files into a `hashlib` object."""
+    for name, file in files:
+        with file.open("rb") as content:
+            digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+
+
+def locked_stages(lock: bytes | None) -> dict[str, dict[str, Any]]:
+    """Stages of the content of a dvc.lock by name."""
+    return dict((parse(LOCK, lock) if lock else {}).get("stages", {}))
+
+
+def locked_outs(lock: bytes | None) -> dict[str, str]:
+    """md5 of every output that the content of a dvc.lock records, by path."""
+    outs = (out for stage in locked_stages(lock).values() for out in stage.get("outs", []))
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
+def locked_code(lock: bytes | None) -> dict[str, str]:
+    """md5 of every code dependency that the content of a dvc.lock records, by path."""
+    deps = (dep for stage in locked_stages(lock).values() for dep in stage.get("deps", []))
+    return {dep["path"]: dep["md5"] for dep in deps if is_code(dep["path"])}
+
+
+def locked_md5() -> dict[str, str]:
+    """md5 of every output that this workspace's dvc.lock records, by path; empty without DVC."""
+    path = Path(LOCK)
+    return locked_outs(path.read_bytes() if path.is_file() else None)
+
+
+def parse(name: str, content: bytes) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Args:
+        name: File name for the error message.
+        content: UTF-8.
+
+    Raises:
+        DataError: The content is not valid YAML.
+    """
+    try:
+        return schema.read(content.decode()) or {}
+    except yaml.YAMLError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{name} is not valid YAML ({reason}); resolve its merge conflicts") from None
 
 
 def experiment_name() -> str:
-    """DVC's name of the experiment that runs; empty under `dvc repro` and by hand."""
+    """DVC's name of the running experiment; empty under `dvc repro` and without DVC."""
     return os.environ.get("DVC_EXP_NAME", "")
 
 
 def commit() -> str:
-    """The commit an experiment stands on: its baseline, else HEAD; empty outside git."""
+    """The experiment's baseline commit, else HEAD; empty outside git."""
     return os.environ.get("DVC_EXP_BASELINE_REV") or run_quiet("git", "rev-parse", "HEAD").strip()
 
 
-def locked_md5() -> dict[str, str]:
-    """The md5 of every output that `dvc.lock` knows, by path; empty without DVC."""
-    stages = (_yaml("dvc.lock").get("stages") or {}).values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage.get("outs", []) if "md5" in out}
-
-
-def evaluation_key(params: Params) -> str:
-    """A hash over what an evaluation is made of: its params, and every file that DVC says it depends on."""
-    sha = hashlib.sha256(json.dumps(_section(params, "evaluate"), sort_keys=True).encode())
-    for path in sorted({*dependencies("evaluate"), "models/detector.pt"}):
-        if Path(path).is_file():
-            with open(path, "rb") as file:
-                sha.update(path.encode() + hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest()[:16]
-
-
-def _section(params: Params, section: str) -> dict[str, Any]:
-    return {key: value for key, value in params.flat().items() if key.startswith(f"{section}.")}
-
-
-def dependencies(stage: str) -> list[str]:
-    """Files and folders that a stage of dvc.yaml depends on, code and data, as listed."""
-    entry = (_yaml("dvc.yaml").get("stages") or {}).get(stage) or {}
-    return [dep if isinstance(dep, str) else next(iter(dep)) for dep in entry.get("deps", [])]
-
-
-def _yaml(path: str) -> dict[str, Any]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    return yaml.safe_load(text) or {}
-
-
 def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
-    """What a program prints; empty where it is not there, or leaves with another exit code than `codes`."""
+    """Stdout of a program; empty if it is missing, times out or exits with a code not in `codes`."""
     try:
         done = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
@@ -68,3 +132,15 @@ def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode in codes else ""
+
+
+PARAMS_YAML = Path("params.yaml")
+
+
+def evaluation_key(params: Params) -> str:
+    """Hash of everything that decides an evaluation: its params and all files that it depends on."""
+    values = {key: value for key, value in params.flat().items() if key.startswith("evaluate.")}
+    sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    files = dict(dependency_files("evaluate")) | {"models/detector.pt": Path("models/detector.pt")}
+    update_hash(sha, sorted((name, file) for name, file in files.items() if file.is_file()))
+    return sha.hexdigest()[:16]

@@ -20,7 +20,7 @@ def main() -> None:
     from detection import inference, profiling
     from detection.data.prepared import Prepared
     from detection.evaluation.analysis.tables import write_tables
-    from detection.inference import evaluate
+    from detection.evaluation.evaluate import evaluate
     from detection.models.build import check_classes, load_detector
     from detection.tracking.stages import log_evaluation
 
@@ -46,7 +46,7 @@ def main() -> None:
 
     for name in SAID:
         log.info("test %-14s %.4f", name, found.stats[name])
-    metrics = found.row() | profiling.flat(figures)
+    metrics = found.metrics() | profiling.flat(figures)
     log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
 
 

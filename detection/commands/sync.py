@@ -7,9 +7,7 @@ from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from detection import params
+from detection import params, pipeline
 from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
@@ -63,7 +61,7 @@ def _fetched(name: str) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="detection-sync-") as folder:
         files = DVCFileSystem(str(repository.root), rev=rev)
         try:
-            for path in [*BESIDE, *_paths(yaml.safe_load(files.read_bytes("dvc.yaml")))]:
+            for path in [*BESIDE, *_paths(pipeline.parse("dvc.yaml", files.read_bytes("dvc.yaml")))]:
                 if files.exists(path):
                     Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
                     files.get(path, str(Path(folder, path)), recursive=files.isdir(path))
@@ -73,11 +71,11 @@ def _fetched(name: str) -> Iterator[None]:
             yield
 
 
-def _paths(pipeline: dict[str, Any]) -> list[str]:
-    """What those stages read and leave that have to do with the row."""
-    stages = [(pipeline.get("stages") or {}).get(stage) or {} for stage in STAGES]
-    listed = [one for stage in stages for kind in ("deps", "outs", "metrics") for one in stage.get(kind, [])]
-    return sorted({one if isinstance(one, str) else next(iter(one)) for one in listed})
+def _paths(document: dict[str, Any]) -> list[str]:
+    """Files and folders that these stages read and write; nothing inside a folder that is listed itself."""
+    stages = [(document.get("stages") or {}).get(stage) or {} for stage in STAGES]
+    listed = {Path(path) for stage in stages for path in pipeline.paths(stage, "deps", "outs", "metrics")}
+    return sorted(str(path) for path in listed if not listed & set(path.parents))
 
 
 @contextmanager

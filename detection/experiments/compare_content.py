@@ -12,9 +12,10 @@ from detection.data.index import Index
 from detection.data.prepared import Prepared
 from detection.errors import DataError
 from detection.evaluation.protocol.results import SplitDetections
-from detection.experiments.contents import Workspace, code, read_params
+from detection.experiments.contents import Workspace, read_params
 from detection.experiments.find import Experiment
 from detection.params.reader import flatten
+from detection.pipeline import locked_code
 from detection.report.readers import read_json, read_table
 from detection.tracking.naming import as_text
 
@@ -96,7 +97,7 @@ def read(experiment: Experiment, folder: Path) -> ExperimentData:
         name=experiment.name,
         run_id=experiment.run_id(),
         params=_params(read_json(reports / "train/recipe.json"), read_params(Workspace(folder))),
-        code=code(Workspace(folder).read("dvc.lock")),
+        code=locked_code(Workspace(folder).read("dvc.lock")),
         metrics=read_json(reports / "evaluation/metrics.json"),
         training=read_json(reports / "train/metrics.json"),
         losses=read_table(reports / "train/losses.csv"),

@@ -1,15 +1,12 @@
 """The files of an experiment by their path in the repository, wherever they are kept."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import yaml
-
 from detection.errors import DataError
-from detection.params import schema
+from detection.pipeline import locked_outs, locked_stages, parse
 from detection.tracking.store import Store
 
 DETECTOR = "models/detector.pt"
@@ -67,7 +64,7 @@ class Revision:
         try:
             content: bytes = self._system.read_bytes(path)
         except Exception as error:  # DVC's remotes raise whatever their servers and disks do
-            if path not in dict(outs(self.read("dvc.lock"))):
+            if path not in locked_outs(self.read("dvc.lock")):
                 return None  # an output that no stage has made yet
             raise DataError(
                 f"{path} of {self._rev[:7]} is neither in DVC's cache nor in a remote ({error}); "
@@ -103,7 +100,7 @@ class RunFiles:
 
     def _cached(self, path: str) -> bytes | None:
         if self._lock is None:
-            self._lock = dict(outs(self._artifact("dvc.lock")))
+            self._lock = locked_outs(self._artifact("dvc.lock"))
         md5 = self._lock.get(path)
         if md5 is None:
             return None
@@ -116,41 +113,11 @@ class RunFiles:
         return cached.read_bytes()
 
 
-def outs(lock: bytes | None) -> Iterator[tuple[str, str]]:
-    """Path and md5 of every output that a `dvc.lock` knows."""
-    for stage in _stages(lock):
-        yield from ((one["path"], one["md5"]) for one in stage.get("outs", []) if "md5" in one)
-
-
-def code(lock: bytes | None) -> dict[str, str]:
-    """Path and md5 of every module that the stages of a `dvc.lock` were run with."""
-    deps = (one for stage in _stages(lock) for one in stage.get("deps", []))
-    return {one["path"]: one["md5"] for one in deps if one["path"].startswith(("detection/", "stages/"))}
-
-
 def is_scored(lock: bytes | None) -> bool:
     """Whether the scores beside a detector are its own: `dvc repro train` leaves those of another one."""
-    made = dict(outs(lock)).get(DETECTOR)
-    deps = _by_name(lock).get("evaluate", {}).get("deps", [])
+    made = locked_outs(lock).get(DETECTOR)
+    deps = locked_stages(lock).get("evaluate", {}).get("deps", [])
     return made is None or all(one.get("md5") == made for one in deps if one["path"] == DETECTOR)
-
-
-def _by_name(lock: bytes | None) -> dict[str, dict[str, Any]]:
-    return dict((_parsed("dvc.lock", lock) or {}).get("stages", {}))
-
-
-def _parsed(path: str, content: bytes | None) -> Any:
-    try:
-        return schema.read(content.decode()) if content else None
-    except yaml.YAMLError as error:
-        what = str(error).splitlines()[0]
-        raise DataError(
-            f"{path} is not valid YAML ({what}); look for marks of a merge, and mend it"
-        ) from None
-
-
-def _stages(lock: bytes | None) -> list[dict[str, Any]]:
-    return list(_by_name(lock).values())
 
 
 def read_json(files: Files, path: str) -> dict[str, Any]:
@@ -162,5 +129,5 @@ def read_json(files: Files, path: str) -> dict[str, Any]:
 
 def read_params(files: Files) -> dict[str, Any]:
     """The sections of its `params.yaml`; empty where it has none."""
-    sections: dict[str, Any] = _parsed("params.yaml", files.read("params.yaml")) or {}
-    return sections
+    content = files.read("params.yaml")
+    return parse("params.yaml", content) if content else {}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import DataError, TrackingError
-from detection.experiments.contents import DETECTOR, outs, read_json
+from detection.experiments.contents import DETECTOR, read_json
 from detection.experiments.find import Experiment
 from detection.experiments.runs import open_store
+from detection.pipeline import locked_outs
 from detection.tracking.client import find_run
 from detection.tracking.store import Store
 
@@ -134,7 +135,7 @@ def _store(store: Store, candidate: Candidate) -> None:
 def _tags(
     experiment: Experiment, recipe: Mapping[str, Any], metrics: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, str]:
-    md5 = dict(outs(experiment.files.read("dvc.lock")))
+    md5 = locked_outs(experiment.files.read("dvc.lock"))
     tags = {
         "model": recipe.get("model"),
         "dataset": recipe.get("dataset"),

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detection import pipeline
 from detection.errors import DataError
-from detection.experiments.contents import outs
 from detection.experiments.repository import Repository
-from detection.params import Params, schema
+from detection.params import Params
 
 NO_SCORES = ("check", "plots")
 """Stages that decide no score."""
@@ -20,15 +20,10 @@ def key(params: Params, root: Path) -> str:
     """A hash over all that decides the scores but the seed: params, and the modules of the stages."""
     values = {name: value for name, value in params.flat().items() if name != "seed"}
     sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for path in _modules(root):
-        sha.update(path.encode() + (root / path).read_bytes())
+    decisive = [stage for stage in pipeline.stages(root) if stage not in NO_SCORES]
+    files = pipeline.code_files(decisive, root)
+    pipeline.update_hash(sha, ((file.relative_to(root).as_posix(), file) for file in files))
     return sha.hexdigest()[:8]
-
-
-def _modules(root: Path) -> list[str]:
-    stages = schema.read((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    deps = {dep for stage in stages if stage not in NO_SCORES for dep in stages[stage]["deps"]}
-    return sorted(path for path in deps if path.startswith(("detection/", "stages/")))
 
 
 def name(key: str, seed: int) -> str:
@@ -49,7 +44,7 @@ def finished(repository: Repository, names: Sequence[str]) -> dict[str, dict[str
             metrics = repository.show(one.rev, METRICS)
             if metrics is not None:
                 scores[one.name] = json.loads(metrics)
-                data[one.name] = dict(outs(repository.show(one.rev, "dvc.lock"))).get(TEST)
+                data[one.name] = pipeline.locked_outs(repository.show(one.rev, "dvc.lock")).get(TEST)
     if len(set(data.values())) > 1:
         raise DataError(
             f"the test data changed between {' and '.join(sorted(data))}: they are not one experiment; "

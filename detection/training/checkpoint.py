@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ruamel.yaml import YAML
 
 from detection import distributed
 from detection.errors import CheckpointError, reason
 from detection.files import checkpoint_root, locked, save_weights
+from detection.pipeline import dependency_files, update_hash
 
 log = logging.getLogger(__name__)
 KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
@@ -34,25 +34,19 @@ FRESH = "DETECTION_FRESH"  # set to 1, what was saved before is not used
 
 
 def content_key(
-    stage: str, values: Mapping[str, Any], pipeline: str | Path = "dvc.yaml", without: str | None = None
+    stage: str, values: Mapping[str, Any], root: str | Path = ".", without: str | None = None
 ) -> str:
-    """Hash the values a stage uses and every file that dvc.yaml lists among its dependencies.
+    """Hash of the values that a stage uses and of every file that it depends on in dvc.yaml.
 
     Args:
         stage: Name in dvc.yaml.
-        values: What the stage uses of the params; must be JSON.
-        pipeline: dvc.yaml, in the stage's workspace.
+        values: Params that the stage uses; JSON.
+        root: The stage's workspace.
         without: Folder whose files this run does not read: ImageNet is the same whatever the dataset.
     """
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for dependency in sorted(YAML(typ="safe").load(Path(pipeline))["stages"][stage]["deps"]):
-        if without is not None and dependency.startswith(f"{without}/"):
-            continue
-        path = Path(pipeline).parent / dependency
-        files = sorted(p for p in path.rglob("*.py")) if path.is_dir() else [path]
-        for file in files:
-            with file.open("rb") as content:
-                digest.update(dependency.encode() + hashlib.file_digest(content, "sha256").digest())
+    files = dependency_files(stage, root)
+    update_hash(digest, (one for one in files if without is None or not one[0].startswith(f"{without}/")))
     return digest.hexdigest()[:20]
 
 

@@ -9,11 +9,11 @@ from ruamel.yaml import YAML
 
 from detection.data.index import Index
 from detection.errors import VerificationError
+from detection.evaluation.evaluate import evaluate
 from detection.evaluation.protocol.coco_metrics import CocoScore, score_matches
 from detection.evaluation.protocol.matching import Matches
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import evaluate
 
 ROOT = Path(__file__).parents[2]
 BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
@@ -26,7 +26,7 @@ def test_scores_and_files(make_index: Callable[..., Index]) -> None:
     found = evaluate(
         index, SplitDetections.of_image(0, BOXES[:1], [0.9], [0]), ["cat", "dog"], verify=True, rounds=5
     )
-    row = found.row()
+    row = found.metrics()
     assert (row["test/AP"], row["test/AP/cat"], row["test/AP/dog"]) == pytest.approx((0.5, 1, 0))
     assert row["test/voc_ap50_area"] == pytest.approx(0.5)
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["evaluate"]

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from detection.errors import DataError
-from detection.experiments.contents import Workspace, code, read_params
+from detection.experiments.contents import Workspace, read_params
 from detection.experiments.find import Experiment
 from detection.experiments.repository import RUN_JSONS, Repository
+from detection.pipeline import locked_code
 
 LOCK = """
 stages:
@@ -31,7 +32,7 @@ def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def code_of(files: Workspace) -> object:
-    return code(files.read("dvc.lock"))
+    return locked_code(files.read("dvc.lock"))
 
 
 def git(*words: str) -> None:

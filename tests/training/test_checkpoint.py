@@ -24,22 +24,27 @@ def pipeline(tmp_path: Path) -> Path:
     (tmp_path / "data.npz").write_bytes(b"data")
     (tmp_path / "code.py").write_text("x = 1")
     (tmp_path / "other.py").write_text("x = 1")
-    file = tmp_path / "dvc.yaml"
-    file.write_text("stages: {train: {cmd: x, deps: [data.npz, code.py]}}")
-    return file
+    (tmp_path / "detection/models").mkdir(parents=True)
+    (tmp_path / "detection/models/head.py").write_text("x = 1")
+    (tmp_path / "dvc.yaml").write_text(
+        "stages: {train: {cmd: x, deps: [data.npz, code.py, detection/models]}}"
+    )
+    return tmp_path
 
 
 def test_the_key_hangs_on_values_data_and_code_and_nothing_else(pipeline: Path) -> None:
     key = content_key("train", {"lr": 0.1}, pipeline)
     assert content_key("train", {"lr": 0.1}, pipeline) == key
     assert content_key("train", {"lr": 0.2}, pipeline) != key
-    (pipeline.parent / "other.py").write_text("x = 2")
+    (pipeline / "other.py").write_text("x = 2")
     assert content_key("train", {"lr": 0.1}, pipeline) == key
-    for name in ("data.npz", "code.py"):
-        before = (pipeline.parent / name).read_bytes()
-        (pipeline.parent / name).write_bytes(b"changed")
+    (pipeline / "detection/models/notes.txt").write_text("no code")
+    assert content_key("train", {"lr": 0.1}, pipeline) == key
+    for name in ("data.npz", "code.py", "detection/models/head.py"):
+        before = (pipeline / name).read_bytes()
+        (pipeline / name).write_bytes(b"changed")
         assert content_key("train", {"lr": 0.1}, pipeline) != key
-        (pipeline.parent / name).write_bytes(before)
+        (pipeline / name).write_bytes(before)
     assert content_key("train", {"lr": 0.1}, pipeline) == key
 
 
