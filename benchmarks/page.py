@@ -30,8 +30,8 @@ from detection.data.index import Index
 from detection.data.sources.digest import listing_hash, sizes
 from detection.evaluation import external_coco
 from detection.evaluation.analysis.tables import write_tables
-from detection.evaluation.protocol.results import SplitDetections
 from detection.evaluation.evaluate import evaluate
+from detection.evaluation.protocol.results import SplitDetections
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640

@@ -1,7 +1,6 @@
 """Inference: a detector over a split or over one image, and its detections as JSON."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -15,8 +15,8 @@ from detection.data import prepared, statistics
 from detection.data.index import Index
 from detection.data.sources.dataset import RawDataset, read
 from detection.evaluation.analysis.tables import write_tables
-from detection.evaluation.protocol.results import SplitDetections
 from detection.evaluation.evaluate import evaluate
+from detection.evaluation.protocol.results import SplitDetections
 from detection.params import ShapesDataset, load
 from detection.report.charts import dataset_figures as dataset_figures
 
