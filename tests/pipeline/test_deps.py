@@ -146,7 +146,7 @@ def test_closure_follows_every_kind_of_import(tmp_path: Path) -> None:
 
 
 def _foreign(path: Path) -> set[str]:
-    """Top-level names of the packages that importing a module imports; not those imported inside functions."""
+    """Top-level names of the packages imported by a module itself, not inside its functions."""
     names: set[str] = set()
     waiting: list[ast.AST] = [ast.parse(path.read_text())]
     while waiting:
