@@ -6,7 +6,7 @@
 
 Each recipe keeps its own assignment, losses, sampling and postprocessing, at a reduced size: 128 pixels where
 it has no fixed size (256 where the finest map has a stride of 32), narrow pyramids, the smallest backbone of
-its kind, and the anchors of its `on: shapes`. From random weights, without augmentation, in the default
+its kind, and the anchors of its `overrides.shapes`. From random weights, without augmentation, in the default
 precision, by AdamW at one learning rate for all but VGG16, whose thirteen layers have no normalisation and
 hardly learn at it: what is tried is the detector, not its schedule. Scored by COCO's protocol on the same
 eight pictures.
@@ -16,7 +16,6 @@ import argparse
 import os
 import tempfile
 import time
-from dataclasses import replace
 from itertools import chain, count
 from typing import Any
 
@@ -51,12 +50,12 @@ def reduced(name: str, keep_backbone: bool) -> Recipe:
         changes["backbone"] = SMALLEST.get(recipe.backbone, recipe.backbone)
         if hasattr(recipe, "fpn_channels"):
             changes["fpn_channels"] = min(recipe.fpn_channels, 64)
-        if hasattr(recipe, "roi_hidden"):
-            changes["roi_hidden"] = min(recipe.roi_hidden, 256)
+        if hasattr(recipe, "roi"):
+            changes["roi.hidden_channels"] = min(recipe.roi.hidden_channels, 256)
     if not recipe.fixed_size:
         coarse = getattr(recipe, "fpn_levels", ())[:1] == (4,)  # of MobileNet: stride 32
         changes |= {"image_size": 2 * SIDE if coarse else SIDE, "max_size": None}
-    return without_weights(replace(recipe, **changes))
+    return without_weights(recipe.update(changes))
 
 
 def overfit(recipe: Recipe, data: RawDataset, limit: int) -> tuple[float, int]:

@@ -38,7 +38,7 @@ from detection.data.prepared import Prepared
 from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
-from detection.params.recipe import Optimizer
+from detection.params import Optimizer
 from detection.training.optim import make_optimizer
 
 LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01, "fcos": 0.01, "ssd": 0.001, "ssdlite": 0.0125}
@@ -85,26 +85,26 @@ def fitted_peer(recipe: dict[str, Any], classes: int, size: dict[str, int]) -> t
     above = feature_pyramid_network.LastLevelP6P7(width, width) if one_stage else None
     layers = {f"layer{i}": str(i) for i in stages}
     pyramid = BackboneWithFPN(body, layers, channels, width, above)
-    sizes = recipe["anchor_sizes"]
-    anchors = AnchorGenerator(sizes, (tuple(recipe["aspect_ratios"]),) * len(sizes))
+    sizes = recipe["anchors"]["sizes"]
+    anchors = AnchorGenerator(sizes, (tuple(recipe["anchors"]["aspect_ratios"]),) * len(sizes))
     if one_stage:
         norm = partial(torch.nn.GroupNorm, 32) if recipe["head_norm"] == "group" else None
         head = RetinaNetHead(width, anchors.num_anchors_per_location()[0], classes + 1, norm_layer=norm)
         return RetinaNet(pyramid, classes + 1, anchor_generator=anchors, head=head, **size)
     pool = torchvision.ops.MultiScaleRoIAlign([str(i) for i in stages], 7, 2)
-    hidden = recipe["roi_hidden"]
+    hidden = recipe["roi"]["hidden_channels"]
     return FasterRCNN(
         pyramid,
         None,  # its predictor knows the number of classes
         rpn_anchor_generator=anchors,
-        rpn_pre_nms_top_n_train=recipe["rpn_pre_nms_train"],
-        rpn_post_nms_top_n_train=recipe["rpn_post_nms_train"],
-        rpn_pre_nms_top_n_test=recipe["rpn_pre_nms_test"],
-        rpn_post_nms_top_n_test=recipe["rpn_post_nms_test"],
+        rpn_pre_nms_top_n_train=recipe["rpn"]["pre_nms_top_n"]["train"],
+        rpn_post_nms_top_n_train=recipe["rpn"]["post_nms_top_n"]["train"],
+        rpn_pre_nms_top_n_test=recipe["rpn"]["pre_nms_top_n"]["test"],
+        rpn_post_nms_top_n_test=recipe["rpn"]["post_nms_top_n"]["test"],
         box_roi_pool=pool,
         box_head=TwoMLPHead(width * 49, hidden),
         box_predictor=FastRCNNPredictor(hidden, classes + 1),
-        box_batch_size_per_image=recipe["roi_batch"],
+        box_batch_size_per_image=recipe["roi"]["batch_size_per_image"],
         **size,
     )
 

@@ -19,13 +19,18 @@ from detection.device import autocast
 from detection.models.build import build_detector
 from detection.models.detector import Detector
 from detection.params.recipe import (
+    RPN,
+    Anchors,
+    DefaultBoxes,
     FasterRCNNRecipe,
     FCOSRecipe,
-    Optimizer,
     Recipe,
     RetinaNetRecipe,
+    RoI,
     SSDRecipe,
+    TopN,
 )
+from detection.params.recipe_base import Optimizer
 from detection.training.optim import make_optimizer
 
 OBJECTS = 8  # of a picture
@@ -66,9 +71,11 @@ SSD300 = SSDRecipe(
     backbone="vgg16",
     image_size=300,
     batch_size=32,
-    scales=(0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
-    aspect_ratios=((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,)),
-    steps=(8, 16, 32, 64, 100, 300),
+    default_boxes=DefaultBoxes(
+        scales=(0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05),
+        aspect_ratios=((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,)),
+        steps=(8, 16, 32, 64, 100, 300),
+    ),
     score_threshold=0.01,
     nms_threshold=0.45,
     detections_per_image=200,
@@ -81,8 +88,9 @@ SSDLITE = SSDRecipe(
     backbone="mobilenet_v3_large",
     image_size=320,
     batch_size=192,
-    scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0),
-    aspect_ratios=((2.0, 3.0),) * 6,
+    default_boxes=DefaultBoxes(
+        scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2.0, 3.0),) * 6
+    ),
     reduced_tail=True,
     score_threshold=0.001,
     nms_threshold=0.55,
@@ -99,24 +107,15 @@ MOBILENET_320 = FasterRCNNRecipe(
     batch_size=16,
     epochs=1,
     fpn_levels=(4, 5),
-    anchor_sizes=((32, 64, 128, 256, 512),) * 3,
-    rpn_pre_nms_test=150,
-    rpn_post_nms_test=150,
-    rpn_score_threshold=0.05,
+    anchors=Anchors(sizes=((32, 64, 128, 256, 512),) * 3),
+    rpn=RPN(pre_nms_top_n=TopN(test=150), post_nms_top_n=TopN(test=150), score_threshold=0.05),
 )
 C4 = FasterRCNNRecipe(
     architecture="fasterrcnn",
     features="c4",
-    anchor_sizes=((128, 256, 512),),
-    anchor_strides=(16,),
-    rpn_channels=512,
-    rpn_pre_nms_train=12000,
-    rpn_post_nms_train=600,
-    pooling="roi_pool",
-    pool_size=14,
-    roi_head="layer4",
-    roi_batch=128,
-    roi_positive_fraction=0.5,
+    anchors=Anchors(sizes=((128, 256, 512),), strides=(16,)),
+    rpn=RPN(channels=512, pre_nms_top_n=TopN(train=12000), post_nms_top_n=TopN(train=600)),
+    roi=RoI(pooling="roi_pool", pool_size=14, head="layer4", batch_size_per_image=128, positive_fraction=0.5),
     **R50,
 )
 WIDE, SQUARE = (800, 1088, 16), (320, 320, 2)
@@ -141,7 +140,7 @@ def build(case: Case, classes: int = 90) -> tuple[Detector, Any]:
     torchvision's own resizing is switched off: both get pictures of the final size.
     """
     layers = 6 if case.recipe.backbone.startswith("mobilenet") else 5
-    recipe = replace(case.recipe, trainable_layers=layers, freeze_bn=False)
+    recipe = replace(case.recipe, trainable_layers=layers, bn="live")
     ours = build_detector(recipe, classes, None).train()
     if case.builder is None:
         return ours, None

@@ -54,14 +54,14 @@ def _album(settings: params.Plots) -> "Album | None":
     if score is None:
         best = read_json(REPORTS / "evaluation/analysis.json").get("threshold", {}).get("score")
         score = 0.5 if best is None else best
-    rows = gallery.typical(index, settings.samples)
+    rows = gallery.typical(index, settings.sample_images)
     try:
         prepared.check_unchanged("test")
         if rows:
             chosen = image_matches.judge(index, results, rows, len(prepared.classes)).values()
             sheet = sample_sheet.contact_sheet(list(chosen), prepared.root, prepared.classes, score)
             sheet.save(FOLDER / "samples.png")
-        return gallery.build(REPORTS, prepared, index, results, score, settings.samples)
+        return gallery.build(REPORTS, prepared, index, results, score, settings.sample_images)
     except DataError as error:
         log.warning("the page shows no test pictures: %s", error)
         return None

@@ -52,13 +52,13 @@ def test_iou_equals_torchvisions(given_problem: tuple[Tensor, Tensor, Tensor]) -
         assert (iou[b][~mask[b]] == -1).all()
 
 
-@given(problems, st.sampled_from([(0.7, 0.3), (0.5, 0.4), (0.5, 0.5)]), st.sampled_from(["none", "ties"]))
+@given(problems, st.sampled_from([(0.7, 0.3), (0.5, 0.4), (0.5, 0.5)]), st.sampled_from(["none", "all_ties"]))
 @settings(deadline=None, max_examples=150)
 def test_matching_equals_torchvisions(
     given_problem: tuple[Tensor, Tensor, Tensor], thresholds: tuple[float, float], best: str
 ) -> None:
     truth, mask, anchors = given_problem
-    theirs = Matcher(*thresholds, allow_low_quality_matches=best == "ties")
+    theirs = Matcher(*thresholds, allow_low_quality_matches=best == "all_ties")
     ours = match(truth, mask, anchors, *thresholds, best)  # type: ignore[arg-type]
     check(theirs, ours, truth, mask, anchors)
 
@@ -67,7 +67,7 @@ def test_matching_equals_torchvisions(
 @settings(deadline=None, max_examples=150)
 def test_ssds_matching_equals_torchvisions(given_problem: tuple[Tensor, Tensor, Tensor]) -> None:
     truth, mask, anchors = given_problem
-    check(SSDMatcher(0.5), match(truth, mask, anchors, 0.5, 0.5, "own"), truth, mask, anchors)
+    check(SSDMatcher(0.5), match(truth, mask, anchors, 0.5, 0.5, "unique"), truth, mask, anchors)
 
 
 def check(theirs: Matcher, ours: Tensor, truth: Tensor, mask: Tensor, anchors: Tensor) -> None:
@@ -79,7 +79,7 @@ def check(theirs: Matcher, ours: Tensor, truth: Tensor, mask: Tensor, anchors: T
             assert torch.equal(ours[b], original(mask, b, expected))
 
 
-@given(problems, st.sampled_from(["none", "ties", "own"]))
+@given(problems, st.sampled_from(["none", "all_ties", "unique"]))
 @settings(deadline=None)
 def test_in_parts_or_at_once_is_the_same(given_problem: tuple[Tensor, Tensor, Tensor], best: str) -> None:
     truth, mask, anchors = given_problem
@@ -98,13 +98,13 @@ def test_in_parts_or_at_once_is_the_same(given_problem: tuple[Tensor, Tensor, Te
 def test_each_pictures_own_anchors(given_problem: tuple[Tensor, Tensor, Tensor]) -> None:
     truth, mask, anchors = given_problem
     each = anchors.expand(len(truth), -1, -1) + torch.arange(len(truth))[:, None, None]
-    together = match(truth, mask, each, 0.5, 0.4, "ties")
+    together = match(truth, mask, each, 0.5, 0.4, "all_ties")
     for b in range(len(truth)):
-        alone = match(truth[b : b + 1], mask[b : b + 1], each[b], 0.5, 0.4, "ties")
+        alone = match(truth[b : b + 1], mask[b : b + 1], each[b], 0.5, 0.4, "all_ties")
         assert torch.equal(together[b], alone[0])
 
 
-@given(problems, st.sampled_from(["none", "ties", "own"]))
+@given(problems, st.sampled_from(["none", "all_ties", "unique"]))
 @settings(deadline=None)
 def test_anchors_that_take_no_part(given_problem: tuple[Tensor, Tensor, Tensor], best: str) -> None:
     truth, mask, anchors = given_problem
@@ -120,8 +120,8 @@ def test_the_docstrings_example_and_an_object_that_overlaps_nothing() -> None:
     truth = torch.tensor([[[0.0, 0, 10, 10], [90, 90, 95, 95]]])
     mask = torch.tensor([[True, True]])
     assert match(truth, mask, anchors, 0.7, 0.3, "none").tolist() == [[-1, -2, -2, -1]]
-    assert match(truth, mask, anchors, 0.7, 0.3, "ties").tolist() == [[-1, -2, 0, -1]]
-    assert match(truth, mask, anchors, 0.7, 0.3, "own").tolist() == [[-1, -2, 0, -1]]
+    assert match(truth, mask, anchors, 0.7, 0.3, "all_ties").tolist() == [[-1, -2, 0, -1]]
+    assert match(truth, mask, anchors, 0.7, 0.3, "unique").tolist() == [[-1, -2, 0, -1]]
 
 
 def test_empty_boxes_have_no_iou() -> None:

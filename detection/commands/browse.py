@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, get_args
 
 from detection import params
 from detection.errors import DataError, ParamsError
-from detection.params.recipe import Augmentation, Recipe
-from detection.params.rules import check_recipe
+from detection.params.recipe import Recipe
+from detection.params.recipe_base import Augmentation
 from detection.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -66,9 +66,10 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
         raise ParamsError(
             f"--augmentation: there is no {augmentation!r}; {did_you_mean(augmentation, policies)}"
         )
-    changed = replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
-    check_recipe(changed, "the recipe", "--augmentation")
-    return changed
+    try:
+        return replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ParamsError(f"--augmentation {augmentation}: {error}") from None
 
 
 def _tile(pictures: "DetectionDataset", key: tuple[int, int]) -> "Tile":

@@ -98,7 +98,7 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = FOLDER) -> None
         "dataset": raw.name,
         "format": dataset.format,
         "path": raw.path,
-        "licence": dataset.licence,
+        "license": dataset.license,
         "digest": raw.digest,
         "listing": raw.listing,
     }

@@ -27,7 +27,7 @@ def describe(raw: RawDataset, dataset: Dataset) -> dict[str, Any]:
         "name": raw.name,
         "format": dataset.format,
         "path": raw.path,
-        "licence": dataset.licence,
+        "license": dataset.license,
         "digest": raw.digest,
         "classes": list(raw.classes),
         "splits": {split: describe_split(index, raw.classes) for split, index in raw.splits.items()},

@@ -14,7 +14,7 @@ Anchor sizes from a dataset's objects, by k-means.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -199,13 +199,13 @@ class Anchors:
 
 def _threshold(recipe: Recipe) -> float:
     if isinstance(recipe, FasterRCNNRecipe):
-        return recipe.rpn_fg_iou
+        return recipe.rpn.fg_iou
     assert not isinstance(recipe, FCOSRecipe)
     return recipe.fg_iou
 
 
 def _must_be_inside(recipe: Recipe) -> bool:
-    return isinstance(recipe, FasterRCNNRecipe) and recipe.inside_anchors
+    return isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only
 
 
 def _levels(grid: Grid, group: _Group) -> Iterator[Floats]:
@@ -226,17 +226,18 @@ def _nearest(centres: Floats, wanted: Floats) -> NDArray[np.int64]:
 def _grid(recipe: Recipe, like: Grid) -> Grid:
     """The grid of a recipe with other sizes."""
     if isinstance(recipe, SSDRecipe):
+        boxes = recipe.default_boxes
         return DefaultBoxes(
-            recipe.scales, recipe.aspect_ratios, steps=recipe.steps, clip_centers=recipe.clip_centers
+            boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
         )
     assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
     assert isinstance(like, AnchorGrid)
     return AnchorGrid(
-        recipe.anchor_sizes,
-        recipe.aspect_ratios,
+        recipe.anchors.sizes,
+        recipe.anchors.aspect_ratios,
         strides=like.strides,
         offset=like.offset,
-        rounded=recipe.anchor_rounding,
+        rounded=recipe.anchors.round,
     )
 
 
@@ -244,23 +245,26 @@ def _candidates(recipe: Recipe, sides: Floats) -> Iterator[tuple[Recipe, str]]:
     """The recipe with other sizes, and how they were found."""
     if isinstance(recipe, SSDRecipe):
         for factor in FACTORS.tolist():
-            scales = tuple(round(scale * factor, 3) for scale in recipe.scales)
+            scales = tuple(round(scale * factor, 3) for scale in recipe.default_boxes.scales)
             if scales[-2] <= 1:
-                yield replace(recipe, scales=scales), f"all of the recipe's times {factor:.2f}"
+                yield (
+                    recipe.update({"default_boxes.scales": scales}),
+                    f"all of the recipe's times {factor:.2f}",
+                )
         return
     assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
     for factor in FACTORS.tolist():
-        yield _sized(recipe, recipe.anchor_sizes, factor), f"all of the recipe's times {factor:.2f}"
+        yield _sized(recipe, recipe.anchors.sizes, factor), f"all of the recipe's times {factor:.2f}"
     sides = sides[sides > 0]
     if len(sides):
-        yield _sized(recipe, cluster(sides, recipe.anchor_sizes)), "k-means of the objects' sides"
+        yield _sized(recipe, cluster(sides, recipe.anchors.sizes)), "k-means of the objects' sides"
 
 
 def _sized(
     recipe: FasterRCNNRecipe | RetinaNetRecipe, sizes: Sequence[Sequence[float]], factor: float = 1.0
 ) -> Recipe:
     whole = tuple(tuple(float(max(1, round(size * factor))) for size in level) for level in sizes)
-    return replace(recipe, anchor_sizes=whole)
+    return recipe.update({"anchors.sizes": whole})
 
 
 ROUNDS = 100
@@ -275,7 +279,7 @@ def cluster(sides: NDArray[np.float64], layout: Sequence[Sequence[float]]) -> li
 
     Args:
         sides: Roots of the objects' areas, in pixels, all above 0.
-        layout: The recipe's `anchor_sizes`.
+        layout: The recipe's `anchors.sizes`.
     """
     if all(list(level) == list(layout[0]) for level in layout):
         return [k_means(sides, len(layout[0]))] * len(layout)

@@ -109,7 +109,7 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
     worst_share = np.mean(coverage.best[coverage.labels == worst] >= FITS)
     return [
         *lines,
-        f"    suggested: models.{model}.on.{dataset}.{key}: {value}",
+        f"    suggested: models.{model}.overrides.{dataset}.{key}: {value}",
         "      in params.yaml, or as -S, with a + before it where params.yaml has no such line yet\n"
         f"      ({how}): {coverage.share(FITS):.1%} fit, of the worst, {classes[worst]}, {worst_share:.1%}",
     ]
@@ -117,10 +117,10 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
 
 def _sizes(recipe: Recipe) -> tuple[str, str]:
     if isinstance(recipe, SSDRecipe):
-        return "scales", str(list(recipe.scales))
+        return "default_boxes.scales", str(list(recipe.default_boxes.scales))
     assert not isinstance(recipe, FCOSRecipe)
-    levels = ("[" + ", ".join(f"{size:g}" for size in level) + "]" for level in recipe.anchor_sizes)
-    return "anchor_sizes", "[" + ", ".join(levels) + "]"
+    levels = ("[" + ", ".join(f"{size:g}" for size in level) + "]" for level in recipe.anchors.sizes)
+    return "anchors.sizes", "[" + ", ".join(levels) + "]"
 
 
 def _idle(shapes: "Sequence[Shape]") -> list[str]:

@@ -55,7 +55,7 @@ def reliability_warnings(
         classes: Names, in label order.
     """
     learnt = np.bincount(splits["train"].labels, minlength=len(classes)) > 0
-    cuts = not isinstance(dataset, ShapesDataset) and dataset.holdout > 0
+    cuts = not isinstance(dataset, ShapesDataset) and dataset.holdout_fraction > 0
     lines = []
     if isinstance(dataset, VocDataset) and dataset.classes is None:  # elsewhere somebody has listed them
         labels = np.concatenate([index.labels for index in splits.values()])
@@ -65,7 +65,7 @@ def reliability_warnings(
         if not named and not cuts:
             continue
         size = f"{split} ({len(index):,} pictures, {len(index.labels):,} objects)"
-        more = f"name more pictures for {split}" if named else f"raise datasets.{name}.holdout"
+        more = f"name more pictures for {split}" if named else f"raise datasets.{name}.holdout_fraction"
         off = ap50_margin(index, len(classes))
         if math.isnan(off):
             lines.append(f"{size} has nothing to score; {more}")

@@ -139,7 +139,7 @@ def _tags(
     tags = {
         "model": recipe.get("model"),
         "dataset": recipe.get("dataset"),
-        "licence": data.get("licence"),
+        "license": data.get("license"),
         "dvc.experiment": experiment.name,
         "dvc.rev": experiment.rev,
         "digest.detector": md5.get(DETECTOR),

@@ -61,17 +61,17 @@ def widen_depthwise(network: nn.Module) -> None:
             layer.__class__ = WideDepthwise
 
 
-def make_backbone(name: str, freeze_bn: bool | str = False, classes: int = 1000, **options: Any) -> nn.Module:
+def make_backbone(name: str, bn: str = "live", classes: int = 1000, **options: Any) -> nn.Module:
     """Make a classification network with random weights.
 
     Args:
         name: `resnet18`, `mobilenet_v3_large`, `vgg16`, …: a name of torchvision's models.
-        freeze_bn: Put constants in the place of BatchNorm layers, or of their `statistics` alone.
+        bn: BatchNorm layers: `live`, `frozen` or `frozen_stats`, as in the recipe.
         classes: Outputs of its classifier.
         options: Passed on to torchvision.
     """
-    if freeze_bn:
-        options["norm_layer"] = FixedStatistics if freeze_bn == "statistics" else FrozenBatchNorm2d
+    if bn != "live":
+        options["norm_layer"] = FixedStatistics if bn == "frozen_stats" else FrozenBatchNorm2d
     elif name.startswith("resnet"):
         # Residual blocks begin as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1): without it
         # a ResNet-50's first hundred steps are lost on outputs that grow from block to block.

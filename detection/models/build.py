@@ -24,7 +24,7 @@ from detection.params.recipe import (
 )
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 
 
 def build_detector(recipe: Recipe, classes: int, backbone: dict[str, Tensor] | None) -> Detector:
@@ -60,10 +60,10 @@ def _network(recipe: Recipe) -> nn.Module:
         return make_backbone("vgg16")  # has no BatchNorm
     if recipe.architecture == "ssdlite":
         assert isinstance(recipe, SSDRecipe)
-        options = {"reduced_tail": True} if recipe.reduced_tail else {}
+        options: dict[str, Any] = {"reduced_tail": True} if recipe.reduced_tail else {}
         return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM, **options)
     # torchvision's detectors give every live BatchNorm the usual epsilon, MobileNet's too
-    return make_backbone(recipe.backbone, freeze_bn=recipe.freeze_bn, norm_layer=nn.BatchNorm2d)
+    return make_backbone(recipe.backbone, bn=recipe.bn, norm_layer=nn.BatchNorm2d)
 
 
 def without_weights(recipe: Recipe) -> Recipe:
@@ -74,13 +74,13 @@ def without_weights(recipe: Recipe) -> Recipe:
     """
     layers = 6 if recipe.backbone.startswith("mobilenet") else 5
     waits = any(phase.freeze_backbone for phase in recipe.schedule.phases)
-    if recipe.freeze_bn or recipe.trainable_layers < layers or waits:
+    if recipe.bn != "live" or recipe.trainable_layers < layers or waits:
         log.info(
             "backbone %s: no weights, so all its layers are trained and BatchNorm is live", recipe.backbone
         )
     phases = tuple(replace(phase, freeze_backbone=False) for phase in recipe.schedule.phases)
     schedule = replace(recipe.schedule, phases=phases)
-    return replace(recipe, freeze_bn=False, trainable_layers=layers, schedule=schedule)
+    return replace(recipe, bn="live", trainable_layers=layers, schedule=schedule)
 
 
 @dataclass(frozen=True, slots=True)

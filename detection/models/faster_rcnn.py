@@ -88,26 +88,26 @@ def build(recipe: FasterRCNNRecipe, classes: int, network: nn.Module) -> FasterR
         )
     else:
         body = c4_features(network, recipe.backbone, recipe.trainable_layers)
-    if recipe.roi_head == "layer4":
+    if recipe.roi.head == "layer4":
         assert top is not None  # a rule of the recipe
         head, width = _layer4_head(top), network.fc.in_features  # type: ignore[union-attr]
     else:
-        head, width = _fc_head(recipe, body.out_channels, network), recipe.roi_hidden
+        head, width = _fc_head(recipe, body.out_channels, network), recipe.roi.hidden_channels
     predictor = FastRCNNPredictor(width, classes + 1)
-    if recipe.roi_init == "small":
+    if recipe.roi.output_init == "normal":
         nn.init.normal_(predictor.cls_score.weight, std=0.01)
         nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
         nn.init.zeros_(predictor.cls_score.bias)
         nn.init.zeros_(predictor.bbox_pred.bias)
-    pool = {"roi_align": PyramidRoIAlign, "roi_pool": RoIPool}[recipe.pooling](recipe.pool_size)
+    pool = {"roi_align": PyramidRoIAlign, "roi_pool": RoIPool}[recipe.roi.pooling](recipe.roi.pool_size)
     roi_head = RoIHead(recipe, pool, head, predictor, classes)
     return FasterRCNN(body, RPN(recipe, body.out_channels), roi_head, recipe.image_mean, recipe.image_std)
 
 
 def _fc_head(recipe: FasterRCNNRecipe, channels: int, network: Any) -> nn.Module:
     """Two fully connected layers, VGG16's own where they fit; or four convolutions and one."""
-    side, hidden = recipe.pool_size, recipe.roi_hidden
-    if recipe.roi_head == "conv_fc":
+    side, hidden = recipe.roi.pool_size, recipe.roi.hidden_channels
+    if recipe.roi.head == "conv_fc":
         convolved: nn.Module = FastRCNNConvFCHead(
             (channels, side, side), [channels] * 4, [hidden], norm_layer=nn.BatchNorm2d
         )

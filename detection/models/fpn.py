@@ -88,7 +88,7 @@ def pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: Any) -> nn.Module:
     if isinstance(recipe, RetinaNetRecipe):
         if recipe.pyramid == "aligned":
             return AlignedBackbone(network, recipe.trainable_layers, channels)
-        top = recipe.top_from
+        top = recipe.p6_from
     extra = P6P7(channels if top == "p5" else width, channels)
     extra.use_P5 = top == "p5"  # torchvision tells by the widths, which may be equal
     return fpn(network, recipe.backbone, recipe.trainable_layers, recipe.fpn_levels, channels, extra)

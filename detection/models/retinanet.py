@@ -68,12 +68,13 @@ class RetinaNet(BackboneDetector):
         super().__init__(backbone, recipe.image_mean, recipe.image_std)
         self.recipe = recipe
         self.anchors = AnchorGrid(
-            recipe.anchor_sizes,
-            recipe.aspect_ratios,
-            strides=recipe.anchor_strides,
-            rounded=recipe.anchor_rounding,
+            recipe.anchors.sizes,
+            recipe.anchors.aspect_ratios,
+            strides=recipe.anchors.strides,
+            offset=recipe.anchors.offset,
+            rounded=recipe.anchors.round,
         )
-        channels, depth, per_place = recipe.fpn_channels, recipe.tower_depth, self.anchors.per_place[0]
+        channels, depth, per_place = recipe.fpn_channels, recipe.head_convs, self.anchors.per_place[0]
         norm = group_norm if recipe.head_norm == "group" else None
         self.head = Head(
             ClassTower(channels, depth, norm, per_place, classes), BoxTower(channels, depth, norm, per_place)
@@ -83,12 +84,12 @@ class RetinaNet(BackboneDetector):
         """See `Detector.losses`: focal loss of the classes, and the recipe's loss of the boxes.
 
         Each is a picture's sum over its number of positives, then the mean of the pictures, or with the
-        normaliser `batch` the batch's sum over the batch's number of positives.
+        normalizer `batch` the batch's sum over the batch's number of positives.
         """
         recipe, targets = self.recipe, pad_empty(targets)
         logits, deltas, anchors, _ = self._outputs(images)
         matches = match(
-            targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.bg_iou, recipe.forced_match
+            targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.bg_iou, recipe.low_quality_matches
         )
         positive = matches >= 0
         class_loss = focal_loss(logits, matched_labels(targets, matches), positive, matches != IGNORE)
@@ -96,7 +97,7 @@ class RetinaNet(BackboneDetector):
         deltas_loss = box_loss(recipe.box_loss, deltas, boxes, anchors, UNIT)
         count = positive.sum(1)  # [B]
         sums = {"class": class_loss.sum(1), "box": masked_sum(deltas_loss, positive, 1)}
-        if recipe.loss_normaliser == "batch":
+        if recipe.loss_normalizer == "batch":
             return {name: value.sum() / distributed.normalizer(count.sum()) for name, value in sums.items()}
         return {name: (value / count.clamp(min=1)).mean() for name, value in sums.items()}
 

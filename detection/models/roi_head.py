@@ -94,7 +94,9 @@ class RoIHead(nn.Module):
         positive = (labels > 0) & valid
         return {
             "roi_class": (each * valid).sum() / distributed.normalizer(valid.sum()),
-            "roi_box": box_loss(of_class, wanted, positive, valid, recipe.roi_beta, recipe.roi_normaliser),
+            "roi_box": box_loss(
+                of_class, wanted, positive, valid, recipe.roi.smooth_l1_beta, recipe.roi.box_loss_normalizer
+            ),
         }
 
     @torch.no_grad()
@@ -112,12 +114,14 @@ class RoIHead(nn.Module):
             targets.boxes,
             targets.mask,
             candidates,
-            recipe.roi_fg_iou,
-            recipe.roi_bg_iou,
+            recipe.roi.fg_iou,
+            recipe.roi.bg_iou,
             best="none",
             allowed=there,
         )
-        drawn = sample(matches >= 0, matches == BACKGROUND, recipe.roi_batch, recipe.roi_positive_fraction)
+        drawn = sample(
+            matches >= 0, matches == BACKGROUND, recipe.roi.batch_size_per_image, recipe.roi.positive_fraction
+        )
         valid = drawn.valid[:, : valid_width(drawn.valid)]
         place = torch.arange(valid.shape[1], device=mask.device)[None]
         index = batched_gather(drawn.index, place % valid.sum(dim=1, keepdim=True).clamp(min=1))

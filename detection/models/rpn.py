@@ -66,14 +66,14 @@ class RPN(nn.Module):
         super().__init__()
         self.recipe = recipe
         self.anchors = AnchorGrid(
-            recipe.anchor_sizes,
-            recipe.aspect_ratios,
-            strides=recipe.anchor_strides,
-            offset=recipe.anchor_offset,
-            rounded=recipe.anchor_rounding,
+            recipe.anchors.sizes,
+            recipe.anchors.aspect_ratios,
+            strides=recipe.anchors.strides,
+            offset=recipe.anchors.offset,
+            rounded=recipe.anchors.round,
         )
-        width = recipe.rpn_channels or channels
-        self.head = RPNHead(channels, width, self.anchors.per_place[0], recipe.rpn_convs)
+        width = recipe.rpn.channels or channels
+        self.head = RPNHead(channels, width, self.anchors.per_place[0], recipe.rpn.num_convs)
         self.confusion = ConfusionMeter("rpn", 2)
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -102,14 +102,14 @@ class RPN(nn.Module):
             Proposals Tensor[B, P, 4], best first, and Tensor[B, P] of which are there; the others are zeros.
         """
         recipe = self.recipe
-        most = recipe.rpn_pre_nms_train if self.training else recipe.rpn_pre_nms_test
+        most = recipe.rpn.pre_nms_top_n.train if self.training else recipe.rpn.pre_nms_top_n.test
         index, level = _best_of_each_map(logits, self.anchors.counts(map_sizes(maps)), most)  # [B, K], [K]
         scores = batched_gather(logits, index)
         boxes = clip(decode(batched_gather(deltas, index), anchors[index]), inside)
         sides = boxes[..., 2:] - boxes[..., :2]
-        valid = (sides >= recipe.rpn_min_size).all(dim=2) & (scores.sigmoid() >= recipe.rpn_score_threshold)
-        kept = grouped_nms(boxes, scores, level, len(maps), valid, recipe.rpn_nms_threshold)
-        most = recipe.rpn_post_nms_train if self.training else recipe.rpn_post_nms_test
+        valid = (sides >= recipe.rpn.min_size).all(dim=2) & (scores.sigmoid() >= recipe.rpn.score_threshold)
+        kept = grouped_nms(boxes, scores, level, len(maps), valid, recipe.rpn.nms_threshold)
+        most = recipe.rpn.post_nms_top_n.train if self.training else recipe.rpn.post_nms_top_n.test
         ranked = scores.masked_fill(~kept, -torch.inf)
         values, best = ranked.topk(min(most, scores.shape[1]), dim=1)
         mask = values > -torch.inf
@@ -131,12 +131,14 @@ class RPN(nn.Module):
             targets.boxes,
             targets.mask,
             anchors,
-            recipe.rpn_fg_iou,
-            recipe.rpn_bg_iou,
-            best="ties",
-            allowed=_inside(anchors, targets.sizes) if recipe.inside_anchors else None,
+            recipe.rpn.fg_iou,
+            recipe.rpn.bg_iou,
+            best="all_ties",
+            allowed=_inside(anchors, targets.sizes) if recipe.rpn.inside_anchors_only else None,
         )  # [B, A]
-        drawn = sample(matches >= 0, matches == BACKGROUND, recipe.rpn_batch, recipe.rpn_positive_fraction)
+        drawn = sample(
+            matches >= 0, matches == BACKGROUND, recipe.rpn.batch_size_per_image, recipe.rpn.positive_fraction
+        )
         index, positive, valid = drawn.index, drawn.positive, drawn.valid  # [B, S]
         drawn_logits = batched_gather(logits, index)
         self.confusion.add(positive.long(), (drawn_logits > 0).long(), valid)
@@ -146,7 +148,9 @@ class RPN(nn.Module):
         found = batched_gather(deltas, index)
         return {
             "rpn_objectness": (each * valid).sum() / distributed.normalizer(valid.sum()),
-            "rpn_box": box_loss(found, wanted, positive, valid, recipe.rpn_beta, recipe.rpn_normaliser),
+            "rpn_box": box_loss(
+                found, wanted, positive, valid, recipe.rpn.smooth_l1_beta, recipe.rpn.box_loss_normalizer
+            ),
         }
 
 

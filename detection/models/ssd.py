@@ -61,8 +61,9 @@ class SSD(BackboneDetector):
     def __init__(self, recipe: SSDRecipe, classes: int, backbone: nn.Module) -> None:
         super().__init__(backbone, recipe.image_mean, recipe.image_std)
         self.recipe = recipe
+        boxes = recipe.default_boxes
         self.priors = DefaultBoxes(
-            recipe.scales, recipe.aspect_ratios, steps=recipe.steps, clip_centers=recipe.clip_centers
+            boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
         )
         widths = _widths(backbone, recipe.image_size)
         output = _output if recipe.architecture == "ssd" else _light_output
@@ -81,7 +82,7 @@ class SSD(BackboneDetector):
         """
         recipe, targets = self.recipe, pad_empty(targets)
         logits, deltas, priors = self._outputs(images)
-        matches = match(targets.boxes, targets.mask, priors, recipe.fg_iou, recipe.fg_iou, "own")
+        matches = match(targets.boxes, targets.mask, priors, recipe.fg_iou, recipe.fg_iou, "unique")
         positive = matches >= 0
         labels = torch.where(positive, matched_labels(targets, matches) + 1, 0)
         entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # [B, A]

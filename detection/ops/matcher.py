@@ -47,7 +47,7 @@ def match(
     anchors: Tensor,
     high: float,
     low: float,
-    best: Literal["none", "ties", "own"],
+    best: Literal["none", "all_ties", "unique"],
     allowed: Tensor | None = None,
 ) -> Tensor:
     """Match each anchor with the object that it overlaps most, or with none.
@@ -56,10 +56,10 @@ def match(
     it is background, in between nothing. An object that no anchor fits would then never be learnt, so it may
     claim its best anchors, however bad (Ren et al. 2015, section 3.1.2):
 
-    * `ties`: every anchor that ties for an object's largest IoU is matched, with the object that the *anchor*
-      overlaps most. Equals torchvision's `Matcher(high, low, allow_low_quality_matches=True)`.
-    * `own`: the first of them is matched with that object; where two objects claim one anchor, the later one
-      gets it. Equals torchvision's `SSDMatcher(high)` for `low == high` (Liu et al. 2015, section 2.2).
+    * `all_ties`: every anchor that ties for an object's largest IoU is matched, with the object that the
+      *anchor* overlaps most. Equals torchvision's `Matcher(high, low, allow_low_quality_matches=True)`.
+    * `unique`: the first of them is matched with that object; where two objects claim one anchor, the later
+      one gets it. Equals torchvision's `SSDMatcher(high)` for `low == high` (Liu et al. 2015, section 2.2).
 
     For example, with `high=0.7, low=0.3`, IoUs of one object [0.1, 0.5, 0.6] become [-1, -2, -2], and with
     either claim [-1, -2, 0].
@@ -97,18 +97,18 @@ def match(
             forced = torch.maximum(forced, _claims(iou, first, best, allowed))
     matches = torch.where(value >= high, index, torch.where(value < low, BACKGROUND, IGNORE))
     if best != "none":
-        matches = torch.where(forced >= 0, index if best == "ties" else forced, matches)
+        matches = torch.where(forced >= 0, index if best == "all_ties" else forced, matches)
     return matches if allowed is None else torch.where(allowed, matches, IGNORE)
 
 
-def _claims(iou: Tensor, first: int, best: Literal["ties", "own"], allowed: Tensor | None) -> Tensor:
+def _claims(iou: Tensor, first: int, best: Literal["all_ties", "unique"], allowed: Tensor | None) -> Tensor:
     """Tensor[B, A]: the number of an object that claims the anchor (the last of several), or negative."""
     if allowed is not None:
         iou = iou.masked_fill(~allowed[:, None], -1)
     most, where = iou.max(dim=2)  # [B, m]
     number = torch.arange(first, first + iou.shape[1], device=iou.device).expand(most.shape)
     number = torch.where(most > 0, number, BACKGROUND)
-    if best == "ties":
+    if best == "all_ties":
         claimed = torch.where(iou == most[..., None], number[..., None], BACKGROUND)
         return claimed.amax(dim=1)
     nobody = torch.full_like(iou[:, 0], BACKGROUND, dtype=torch.int64)

@@ -10,15 +10,8 @@ need nothing but Python; what reads YAML into them is imported when it is asked 
 from typing import TYPE_CHECKING, Any
 
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
-from detection.params.recipe import (
-    FasterRCNNRecipe,
-    FCOSRecipe,
-    Optimizer,
-    Recipe,
-    RetinaNetRecipe,
-    Schedule,
-    SSDRecipe,
-)
+from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Evaluate, Plots, Pretrain, Train
 
 if TYPE_CHECKING:

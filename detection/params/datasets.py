@@ -15,7 +15,7 @@ class DatasetBase:
     """Folder of the raw data, relative to `DATA_ROOT`."""
     digest: str | None = None
     """What `prepare` must find: a hash over annotations and picture listing. Null: any, and it says which."""
-    licence: str = "unknown"
+    license: str = "unknown"
     """Terms of the data, for the cards."""
 
 
@@ -48,10 +48,10 @@ class VocDataset(DatasetBase):
     ImageSets/Main/trainval.txt of the folder VOC2007 under `path`. A name that ends in `/` is a folder
     without lists, all of it; `./` is `path` itself."""
     val: tuple[str, ...] = ()
-    """Split lists that choose the checkpoint; none: see `holdout`."""
+    """Split lists that choose the checkpoint; none: see `holdout_fraction`."""
     test: tuple[str, ...] = ()
-    """Split lists that `evaluate` scores; none: see `holdout`."""
-    holdout: float = 0.0
+    """Split lists that `evaluate` scores; none: see `holdout_fraction`."""
+    holdout_fraction: float = 0.0
     """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
     again becomes `test` where there is none."""
     classes: tuple[str, ...] | None = None
@@ -77,10 +77,10 @@ class CocoDataset(DatasetBase):
     train: tuple[CocoSplit, ...]
     """What is trained on."""
     val: tuple[CocoSplit, ...] = ()
-    """What chooses the checkpoint; none: see `holdout`."""
+    """What chooses the checkpoint; none: see `holdout_fraction`."""
     test: tuple[CocoSplit, ...] = ()
-    """What `evaluate` scores; none: see `holdout`."""
-    holdout: float = 0.0
+    """What `evaluate` scores; none: see `holdout_fraction`."""
+    holdout_fraction: float = 0.0
     """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
     again becomes `test` where there is none."""
 

@@ -16,10 +16,8 @@ from yaml import YAMLError
 
 from detection.errors import ParamsError
 from detection.params import schema
-from detection.params.bounds import check_bounds
 from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.recipe import ARCHITECTURES, Recipe
-from detection.params.rules import check_recipe
 from detection.params.schema import pick, validate
 from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Train
 
@@ -113,9 +111,11 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     chosen = pick(raw["models"], model, "model", "model", file)
     data = pick(datasets, dataset, "dataset", "dataset", file)
     if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int):
-        raise ParamsError(f"{file}: seed must be a whole number, not {raw['seed']!r}")
+        raise ParamsError(f"{file}: seed: must be a whole number, not {raw['seed']!r}")
+    if raw["seed"] < 0:
+        raise ParamsError(f"{file}: seed: must be at least 0, not {raw['seed']}")
     recipe, overrides = _merged(model, chosen, dataset, budgets[dataset], file)
-    params = Params(
+    return Params(
         model=model,
         dataset=dataset,
         seed=raw["seed"],
@@ -128,8 +128,6 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
         evaluate=validate(Evaluate, raw["evaluate"], "evaluate", file),
         plots=validate(Plots, raw["plots"], "plots", file),
     )
-    check_bounds(params.flat() | flatten({"plots": asdict(params.plots)}), file)
-    return params
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -166,13 +164,13 @@ def _dataset(name: str, values: Any, file: str) -> Dataset:
 
 
 def _check_model(name: str, values: Any, datasets: Mapping[str, Dataset], file: str) -> None:
-    """Check the recipe as published, and as each of its `on` entries leaves it."""
+    """Check the recipe as published, and as each of its `overrides` entries leaves it."""
     _merged(name, values, "", Budget(), file)
-    for dataset in values.get("on") or {}:
-        pick(datasets, dataset, f"models.{name}.on.{dataset}", "dataset", file)
+    for dataset in values.get("overrides") or {}:
+        pick(datasets, dataset, f"models.{name}.overrides.{dataset}", "dataset", file)
         for fixed in ("architecture", "backbone"):
-            if fixed in (values["on"][dataset] or {}):
-                where = f"models.{name}.on.{dataset}.{fixed}"
+            if fixed in (values["overrides"][dataset] or {}):
+                where = f"models.{name}.overrides.{dataset}.{fixed}"
                 raise ParamsError(f"{file}: {where}: a recipe has one {fixed}; make another entry of models")
         _merged(name, values, dataset, Budget(), file)
 
@@ -183,12 +181,10 @@ def _merged(
     key = f"models.{model}"
     architecture = _field(values, "architecture", key, file)
     kind = pick(ARCHITECTURES, architecture, f"{key}.architecture", "architecture", file)
-    own: Recipe = validate(kind, {k: v for k, v in values.items() if k != "on"}, key, file)
-    check_recipe(own, key, file)
-    merged, overrides = merge({**asdict(own), "on": values.get("on")}, budget, model, dataset)
-    where = f"{key}.on.{dataset}" if dataset else key
+    own: Recipe = validate(kind, {k: v for k, v in values.items() if k != "overrides"}, key, file)
+    merged, overrides = merge({**asdict(own), "overrides": values.get("overrides")}, budget, model, dataset)
+    where = f"{key}.overrides.{dataset}" if dataset else key
     recipe: Recipe = validate(kind, merged, where, file)
-    check_recipe(recipe, where, file)
     return recipe, overrides
 
 
@@ -212,7 +208,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def merge(
     raw: Mapping[str, Any], budget: Budget, model: str, dataset: str
 ) -> tuple[dict[str, Any], list[Override]]:
-    """Merge a raw recipe with its `on` entry and a budget.
+    """Merge a raw recipe with its `overrides` entry and a budget.
 
     Args:
         raw: The recipe as it stands in `params.yaml`; all keys valid.
@@ -221,14 +217,14 @@ def merge(
         dataset: Name of the dataset.
 
     Returns:
-        The merged mapping without `on`, and what was overridden. A budget's batch size scales the learning
-        rate linearly, its image size scales `max_size`, its epochs scale the milestones and phases.
+        The merged mapping without `overrides`, and what was overridden. A budget's batch size scales the
+        learning rate linearly, its image size scales `max_size`, its epochs scale the milestones and phases.
     """
-    merged = copy.deepcopy({key: value for key, value in raw.items() if key != "on"})
+    merged = copy.deepcopy({key: value for key, value in raw.items() if key != "overrides"})
     overrides: list[Override] = []
-    for path, value in _leaves((raw.get("on") or {}).get(dataset) or {}):
+    for path, value in _leaves((raw.get("overrides") or {}).get(dataset) or {}):
         _put(merged, path, copy.deepcopy(value))
-        overrides.append(Override(".".join(path), value, f"models.{model}.on.{dataset}"))
+        overrides.append(Override(".".join(path), value, f"models.{model}.overrides.{dataset}"))
 
     def override(key: str, value: Any, source: str) -> None:
         if _get(merged, key.split(".")) != value:

@@ -1,18 +1,17 @@
-"""Plain mappings into the frozen dataclasses, with errors that a person can act on.
+"""Validation of plain values against the params dataclasses, and the YAML reader.
 
-msgspec does the conversion: it imports in a hundredth of a second, where pydantic's half second would be all
-the time that a message about a slip in `params.yaml` may take.
+msgspec converts the values; its import takes 0.01 s, pydantic's 0.5 s.
 
-YAML 1.2's core schema on libyaml's parser: a tenth of the time that a parser in Python takes.
-
-YAML 1.1, PyYAML's own dialect, reads `1e-05` (which DVC writes) as a word, `off` as false, `1:2` as 62 and
-`010` as 8. YAML 1.2 (section 10.3.2), which DVC reads too, does none of that.
+YAML is read with the core schema of YAML 1.2 (section 10.3.2), as DVC does, on libyaml's parser, which takes
+a tenth of the time of a parser in Python. PyYAML's own dialect, YAML 1.1, reads `1e-05` (which DVC writes) as
+a string, `off` as false, `1:2` as 62 and `010` as 8.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import yaml
@@ -21,66 +20,120 @@ from detection.errors import ParamsError
 from detection.text import did_you_mean
 
 T = TypeVar("T")
+UNIONS = (Union, UnionType)
 
 
-def validate(kind: type[T], values: object, key: str, file: str) -> T:
-    """Build `kind` from plain values.
+def validate(cls: type[T], values: object, key: str, file: str) -> T:
+    """Build a params dataclass from plain values.
 
-    Values are taken strictly (the string "0.1" is no number); a list becomes a tuple, a whole number a float.
+    Types are strict (the string "0.1" is not a number); a list becomes a tuple, a whole number a float.
 
     Args:
-        kind: A params dataclass.
-        values: What the YAML holds at `key`.
+        cls: Dataclass to build.
+        values: Content of the YAML at `key`.
         key: Dotted path in `file`, for messages.
-        file: The params file, for messages.
+        file: Name of the params file, for messages.
 
     Raises:
-        ParamsError: All faults at once, one a line, each with its key and the nearest valid spelling.
+        ParamsError: All problems at once, one per line, each with its key and the nearest valid spelling.
     """
-    if faults := [f"{file}: {fault}" for fault in _faults(kind, values, key)]:
-        raise ParamsError("\n".join(faults))
-    return msgspec.convert(values, kind, strict=True)
+    problems: list[str] = []
+    built: T = _build(cls, values, key, problems)
+    refuse(problems, file)
+    return built
+
+
+def check_keys(cls: type, values: object, key: str, file: str) -> None:
+    """Check the values of some of a dataclass's fields; rules between fields are not checked.
+
+    Raises:
+        ParamsError: As `validate`, but missing keys are allowed.
+    """
+    problems: list[str] = []
+    _fields(cls, values, key, problems)
+    refuse(problems, file)
+
+
+def refuse(problems: Sequence[str], file: str) -> None:
+    """Raise a ParamsError with one line per problem, if any."""
+    if problems:
+        raise ParamsError("\n".join(f"{file}: {problem}" for problem in problems))
 
 
 def pick(mapping: Mapping[str, Any], name: object, key: str, what: str, file: str) -> Any:
-    """`mapping[name]`, or an error that names the nearest valid name."""
+    """`mapping[name]`, or an error with the nearest valid name."""
     if isinstance(name, str) and name in mapping:
         return mapping[name]
-    raise ParamsError(f"{file}: {key}: there is no {what} {name!r}; {did_you_mean(name, mapping)}")
+    raise ParamsError(f"{file}: {key}: unknown {what} {name!r}; {did_you_mean(name, mapping)}")
 
 
-def _faults(kind: Any, values: object, key: str) -> Iterator[str]:
-    if not isinstance(values, Mapping):
-        yield f"{key} must be a mapping of keys to values, not {values!r}"
-        return
-    known = {field.name: field for field in fields(kind)}
-    for name in values:
-        if name not in known:
-            yield f"{key}.{name}: unknown key; {did_you_mean(name, known)}"
-    for name, field in known.items():
-        if name in values:
-            yield from _value_faults(field.type, values[name], f"{key}.{name}")
-        elif field.default is MISSING and field.default_factory is MISSING:
-            yield f"{key}.{name}: this key is needed and missing"
-
-
-def _value_faults(kind: Any, value: object, key: str) -> Iterator[str]:
-    options = get_args(kind) if get_origin(kind) not in (None, Literal, tuple) else (kind,)
-    nested = next((option for option in options if is_dataclass(option)), None)
-    if nested is not None and not (value is None and type(None) in options):
-        yield from _faults(nested, value, key)
-        return
+def _build(cls: Any, values: object, key: str, problems: list[str]) -> Any:
+    before = len(problems)
+    built = _fields(cls, values, key, problems)
+    if isinstance(values, Mapping):
+        required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        problems += [f"{key}.{name}: missing; this key is required" for name in required if name not in built]
+    if len(problems) > before:
+        return None
     try:
-        msgspec.convert(value, kind, strict=True)
+        return cls(**built)
+    except ValueError as error:  # a rule of __post_init__
+        problems.append(f"{key}.{error}")
+
+
+def _fields(cls: Any, values: object, key: str, problems: list[str]) -> dict[str, Any]:
+    """Convert the values of known fields; collect the problems of all."""
+    if not isinstance(values, Mapping):
+        problems.append(f"{key}: must be a mapping of keys to values, not {values!r}")
+        return {}
+    known = {field.name: field.type for field in fields(cls)}
+    problems += [
+        f"{key}.{name}: unknown key; {did_you_mean(name, known)}" for name in values if name not in known
+    ]
+    return {
+        name: _convert(kind, values[name], f"{key}.{name}", problems)
+        for name, kind in known.items()
+        if name in values
+    }
+
+
+def _convert(annotation: Any, value: object, key: str, problems: list[str]) -> Any:
+    options = get_args(annotation) if get_origin(annotation) in UNIONS else (annotation,)
+    for option in options:
+        items = get_args(option)
+        if is_dataclass(option) and value is not None:
+            return _build(option, value, key, problems)
+        if get_origin(option) is tuple and is_dataclass(items[0]) and isinstance(value, list | tuple):
+            return tuple(_build(items[0], one, f"{key}[{i}]", problems) for i, one in enumerate(value))
+    try:
+        converted = msgspec.convert(value, annotation, strict=True)
     except msgspec.ValidationError as error:
         words = [word for option in options if get_origin(option) is Literal for word in get_args(option)]
         if words and isinstance(value, str):
             advice = did_you_mean(value, words)
             others = f" Possible: {', '.join(words)}" if advice.startswith("did") else ""
-            yield f"{key}: {value!r} is not possible; {advice}{others}"
+            problems.append(f"{key}: {value!r} is not possible; {advice}{others}")
         else:
             reason = str(error).replace("`", "")
-            yield f"{key}: {reason}: {value!r}"
+            problems.append(f"{key}: {reason}: {value!r}")
+        return None
+    problems += [f"{key}: {problem}" for problem in dict.fromkeys(_out_of_bounds(annotation, converted))]
+    return converted
+
+
+def _out_of_bounds(annotation: Any, value: Any) -> Iterator[str]:
+    """Problems of the numbers in a value, however deep its tuples."""
+    if get_origin(annotation) is Annotated:
+        _, bounds = get_args(annotation)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not bounds.allow(value):
+            yield f"must be {bounds}, not {value}"
+    elif isinstance(value, tuple):
+        for one in value:
+            yield from _out_of_bounds(get_args(annotation)[0], one)
+    elif get_origin(annotation) in UNIONS:
+        for option in get_args(annotation):
+            yield from _out_of_bounds(option, value)
 
 
 BASES = {"0o": 8, "0x": 16}
@@ -94,19 +147,19 @@ SCALARS = {
     ),
     "merge": (r"<<", "<"),
 }
-"""Tags of plain scalars: what they look like, and the characters that they can begin with."""
+"""Tags of plain scalars: pattern, and possible first characters."""
 
 
 class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Plain values only; a key that stands twice in a mapping is an error."""
+    """Loader of plain values; a duplicate key is an error."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name, filled below
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's attribute, filled below
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """See PyYAML.
 
         Raises:
-            ConstructorError: A key stands twice.
+            ConstructorError: A key occurs twice.
         """
         seen = set()
         for key, _ in node.value:
@@ -114,7 +167,7 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
                 raise yaml.constructor.ConstructorError(
                     None,
                     None,
-                    f"the key {key.value!r} stands twice; keep one, with the entries of both",
+                    f"duplicate key {key.value!r}; keep one, with the entries of both",
                     key.start_mark,
                 )
             seen.add(key.value)
@@ -140,6 +193,6 @@ def read(text: str) -> Any:
     """Plain values of a YAML document.
 
     Raises:
-        yaml.YAMLError: It is none, or a key stands twice; may have a `problem` and a `problem_mark`.
+        yaml.YAMLError: Invalid YAML or a duplicate key; may have a `problem` and a `problem_mark`.
     """
     return yaml.load(text, Loader)

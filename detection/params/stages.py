@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from detection.params.constraints import Count, CountOrZero, Fraction, Positive
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checks:
@@ -26,20 +28,20 @@ class Checks:
     """A box without area, or with its corners exchanged."""
     duplicate_object: Literal["error", "drop", "keep"] = "keep"
     """The same class and box twice in a picture; `drop`: the first stays."""
-    missing_picture: Literal["error", "drop"] = "error"
+    missing_image: Literal["error", "drop"] = "error"
     """The annotated picture is not there."""
-    broken_picture: Literal["error", "drop"] = "error"
+    broken_image: Literal["error", "drop"] = "error"
     """No picture, or one that ends too early. `prepare` looks at headers and end marks, `detection doctor`
     decodes."""
-    picture_size: Literal["error", "drop", "keep"] = "error"
+    image_size_mismatch: Literal["error", "drop", "keep"] = "error"
     """The picture has another size than its annotation says; `keep`: the picture is right."""
     exif_rotation: Literal["error", "drop", "keep"] = "keep"
     """EXIF turns or mirrors the picture. `keep`: it is turned where the annotation has the turned size."""
-    outside: Literal["error", "drop", "clip", "keep"] = "clip"
+    box_outside_image: Literal["error", "drop", "clip", "keep"] = "clip"
     """A box reaches out of its picture by more than a pixel; wholly outside, `clip` leaves it out."""
-    absurd_box: Literal["error", "drop", "keep"] = "keep"
+    degenerate_box: Literal["error", "drop", "keep"] = "keep"
     """A side shorter than a pixel, or 100 times shorter than the other."""
-    same_picture: Literal["error", "drop", "keep"] = "error"
+    split_leak: Literal["error", "drop", "keep"] = "error"
     """Two splits share a picture, byte for byte; `drop`: it stays in test before val before train."""
 
 
@@ -55,19 +57,19 @@ class Prepare:
 class Crops:
     """Pretraining by classifying the objects cut out of the training split."""
 
-    image_size: int = 64
+    image_size: Count = 64
     """Side of the square crops in pixels."""
     context: float = 0.2
     """Margin around an object, as a share of its sides."""
     background: float = 0.3
     """Pieces of background, as a share of the objects; they are a class of their own."""
-    limit: int = 50_000
+    limit: Count = 50_000
     """Most crops that are cut; they are kept in memory (about 20 kB each at 64 px)."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Crops per step."""
-    epochs: int = 12
+    epochs: Count = 12
     """Passes over the objects."""
-    lr: float = 0.05
+    lr: Positive = 0.05
     """Peak learning rate (SGD, cosine with one epoch of warm-up)."""
     weight_decay: float = 5e-4
     """Weight decay."""
@@ -79,19 +81,19 @@ class ImageFolder:
 
     path: str = "imagenet"
     """Folder, relative to `DATA_ROOT`, that holds `train/<class>/*` and `val/<class>/*`."""
-    image_size: int = 224
+    image_size: Count = 224
     """Side of the square pictures in pixels."""
     scale: tuple[float, float] = (0.53, 1.0)
     """Least and largest share of a picture's area that a training crop shows."""
     jitter: float = 0.03
     """Largest change of brightness, contrast, saturation and hue."""
-    eval_resize: int = 224
+    eval_resize: Count = 224
     """Short side in pixels that a val picture is scaled to before its middle is cut out."""
-    batch_size: int = 128
+    batch_size: Count = 128
     """Pictures per step, over all devices."""
-    iterations: int = 550_000
+    iterations: Count = 550_000
     """Steps."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Learning rate (SGD)."""
     milestones: tuple[int, ...] = (150_000, 300_000)
     """Steps at which it is multiplied by `gamma`."""
@@ -101,7 +103,7 @@ class ImageFolder:
     """Of SGD."""
     weight_decay: float = 1e-4
     """Of all weights."""
-    log_every: int = 100
+    log_every: Count = 100
     """Steps between log lines."""
 
 
@@ -122,7 +124,7 @@ class Pretrain:
 class EarlyStop:
     """Stop when the monitored metric no longer rises."""
 
-    patience: int = 10
+    patience: Count = 10
     """Validations without a rise before training stops."""
     min_delta: float = 0.0
     """What counts as a rise."""
@@ -134,43 +136,43 @@ class Train:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
-    devices: int | Literal["auto"] = "auto"
+    devices: Count | Literal["auto"] = "auto"
     """How many of them share each batch, one process each; `auto`: as many GPUs as share it equally, or one
     CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 autocast where the hardware multiplies in bf16."""
     channels_last: bool = True
     """Memory layout of pictures and weights."""
-    workers: int | Literal["auto"] = "auto"
+    workers: CountOrZero | Literal["auto"] = "auto"
     """Processes that load pictures; 0 loads in the training process."""
-    cache_mb: int = 0
+    cache_mb: CountOrZero = 0
     """Memory in MiB for decoded pictures, shared by a device's loader processes; others are decoded each
     time. A training comes out the same, whatever is kept."""
-    threads: int | Literal["auto"] = "auto"
+    threads: Count | Literal["auto"] = "auto"
     """Threads of a CPU training; part of what makes a run repeatable."""
     determinism: Literal["fast", "seeded", "bitwise"] = "seeded"
     """`seeded`: the same seed gives the same training, up to rounding on a GPU. `bitwise`: with the same kind
     of machine, versions and threads the same weights to the last bit; an operation that cannot do that is
     refused by name. `fast`: as `seeded`, but a GPU may round to TF32 and try out its convolutions. The
     pretraining keeps to it too."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Split each batch into so many forward and backward passes before one optimiser step. What a loss is
     divided by, where it is counted over a batch (positives, samples), is then counted over each part."""
-    clip_gradients: float | None = None
+    clip_gradients: Positive | None = None
     """Largest norm of the gradient; null: no clipping."""
-    ema: float | None = None
+    ema: Fraction | None = None
     """Decay of an exponential moving average of the weights, which is then validated and saved."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between validations."""
     monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP"
     """Metric on `val` that chooses the checkpoint."""
     early_stop: EarlyStop | None = None
     """Null: train to the end."""
-    log_every: int = 20
+    log_every: Count = 20
     """Steps between log lines; losses of every step are kept."""
-    samples_every: int = 5
+    sample_every_epochs: CountOrZero = 5
     """Epochs between sample predictions in the tracked row; 0: none."""
-    samples: int = 6
+    sample_images: Count = 6
     """How many pictures they show."""
 
 
@@ -178,13 +180,13 @@ class Train:
 class Evaluate:
     """Scoring the test split."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pictures per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """Precision of the forward pass; fp32 gives the same detections everywhere."""
-    score_threshold: float | None = None
+    score_threshold: Fraction | None = None
     """Drop detections below this score; null: the recipe's threshold."""
     verify: bool = False
     """Run pycocotools beside our evaluator, and stop at any difference."""
@@ -194,9 +196,9 @@ class Evaluate:
 class Plots:
     """The figures and the page."""
 
-    samples: int = 12
+    sample_images: CountOrZero = 12
     """Pictures of each gallery, and of the sheet `samples.png`."""
-    score_threshold: float | None = None
+    score_threshold: Fraction | None = None
     """Detections below this score are not drawn at first; null: the threshold of best F1."""
-    smoothing: float = 0.9
+    smoothing: Fraction = 0.9
     """Weight of the past in the drawn loss curves (exponential moving average)."""

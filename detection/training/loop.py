@@ -257,9 +257,9 @@ def _validate(
     log.info(
         "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
     )
-    if settings.samples_every and epoch % settings.samples_every == 0 and distributed.is_main():
+    if settings.sample_every_epochs and epoch % settings.sample_every_epochs == 0 and distributed.is_main():
         picture = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
-        row.artifact(job.validator.draw(results, settings.samples, picture), SAMPLES)
+        row.artifact(job.validator.draw(results, settings.sample_images, picture), SAMPLES)
 
 
 def _read_meters(detector: Detector) -> dict[str, float]:
@@ -280,8 +280,10 @@ def _keep_samples(job: TrainingJob) -> None:
     for picture in drawn.glob("*.png"):
         shutil.copyfile(picture, kept / picture.name)
     if not drawn.exists():
-        every, pictures = job.settings.samples_every, len(job.validator.index)
-        told = f"no picture was drawn: every {every} epochs (train.samples_every), of {pictures} of val\n"
+        every, pictures = job.settings.sample_every_epochs, len(job.validator.index)
+        told = (
+            f"no picture was drawn: every {every} epochs (train.sample_every_epochs), of {pictures} of val\n"
+        )
         (kept / "none.txt").write_text(told, encoding="utf-8")
 
 

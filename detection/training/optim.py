@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer as TorchOptimizer
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.params.recipe import Optimizer, Phase, Schedule
+from detection.params.recipe_base import Optimizer, Phase, Schedule
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
 PRETRAINED = (  # under a pyramid, and in SSD, whose VGG16 has its conv5 behind the first map

@@ -127,20 +127,20 @@ def plant(root: Path) -> dict[str, str]:
     folder.list("train", [*folder.listed, "../../outside", "good0"])
     return {
         **dict.fromkeys(["no_width", "inverted"], "zero_area"),
-        **dict.fromkeys(["partly_out", "wholly_out"], "outside"),
-        "thread": "absurd_box",
+        **dict.fromkeys(["partly_out", "wholly_out"], "box_outside_image"),
+        "thread": "degenerate_box",
         "twice_drawn": "duplicate_object",
         "typo": "unknown_class",
         **dict.fromkeys(["no_name", "no_numbers", "broken_xml", "entities"], "broken_annotation"),
-        "no_picture": "missing_picture",
-        **dict.fromkeys(["text", "empty", "cut_jpg", "cut_png"], "broken_picture"),
-        "other_size": "picture_size",
+        "no_picture": "missing_image",
+        **dict.fromkeys(["text", "empty", "cut_jpg", "cut_png"], "broken_image"),
+        "other_size": "image_size_mismatch",
         "turned": "exif_rotation",
         "two_files": "duplicate_id",
         "good0 is listed twice": "duplicate_id",
         **dict.fromkeys(["leads_out", "../../outside"], "unsafe_name"),
         "no_xml": "missing_annotation",
-        "shared_train": "same_picture",
+        "shared_train": "split_leak",
     }
 
 
@@ -182,7 +182,7 @@ def test_prepare_refuses_all_kinds_in_one_message(
     named = {line.split(":")[0].strip() for line in done.stderr.splitlines()[1:-1]}
     defaults = Checks()
     assert named == {kind for kind in faults.values() if getattr(defaults, kind) == "error"}
-    assert "broken_picture: 4: " in done.stderr
+    assert "broken_image: 4: " in done.stderr
     assert "and 1 more" in done.stderr
     assert not (tmp_path / "work/data").exists()
 
@@ -193,10 +193,10 @@ def test_what_is_dropped_stands_in_the_card(planted: tuple[Path, dict[str, str]]
     folder = project(tmp_path / "work", ENTRY, **dict.fromkeys(errors, "drop"))
     done = run(folder, data, "stages.prepare")
     assert done.returncode == 0, done.stderr
-    assert "outside: 2 clipped: JPEGImages/partly_out.jpg: cat [39, 19, 70, 30]" in done.stdout
+    assert "box_outside_image: 2 clipped: JPEGImages/partly_out.jpg: cat [39, 19, 70, 30]" in done.stdout
     card = json.loads((folder / "reports/dataset/card.json").read_text())
     assert card["faults"]["zero_area"]["count"] == 2
-    assert card["faults"]["broken_picture"]["action"] == "drop"
+    assert card["faults"]["broken_image"]["action"] == "drop"
     left = {"no_width", "inverted", "partly_out", "wholly_out", "thread", "twice_drawn", "typo", "no_name"}
     left |= {"no_numbers", "turned", "two_files", "good0", "good1", "good2"}
     with np.load(folder / "data/prepared/train.npz") as index:
@@ -220,7 +220,7 @@ def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> None:
-    """And those of a recipe's `on: bccd` do not."""
+    """And those of a recipe's `overrides.bccd` do not."""
     folder = project(tmp_path / "work", ENTRY)
     published, ours = (
         run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", model)
@@ -235,7 +235,7 @@ def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> 
     assert lines["WBC"][3] == "99.5%"
     assert "136 objects fit no anchor and can only claim a bad one" in published.stdout
     assert (
-        "suggested: models.retinanet_v2.on.bccd.anchor_sizes: [[19, 24, 30], [38, 48, 60],"
+        "suggested: models.retinanet_v2.overrides.bccd.anchors.sizes: [[19, 24, 30], [38, 48, 60],"
         in published.stdout
     )
     assert fitted["Platelets"] == ["209", "21", "px", "99.0%", "0.69"]

@@ -18,9 +18,9 @@ def test_the_better_one_is_called_better(project: Project) -> None:
     assert re.search(r"^ +model +fasterrcnn_resnet18 +retinanet_resnet18$", text, re.MULTILINE)
     assert re.search(r"^ +AP +0\.\d{3} +0\.\d{3} +\+0\.\d{3}$", text, re.MULTILINE)
     assert "recipe.architecture" in text
-    assert "recipe.rpn_fg_iou" not in text, "RetinaNet has no such thing"
+    assert "recipe.rpn.fg_iou" not in text, "RetinaNet has no such thing"
     assert re.search(r"\d+ more are params of one kind of detector", text)
-    assert "recipe.rpn_fg_iou" in Path("out/page.html").read_text()
+    assert "recipe.rpn.fg_iou" in Path("out/page.html").read_text()
     assert not re.search("^ +seed ", text, re.MULTILINE), "what is the same in both is not listed"
     turned = compare(["better", "plain"], Path("out/page.html"), 200)
     assert turned.startswith("plain is worse than better\n  AP -0.")

@@ -52,12 +52,12 @@ def test_every_kind_has_a_param() -> None:
     ],
 )
 def test_boxes_outside(action: str, left: list[list[float]]) -> None:
-    faults = Problems(replace(Checks(), outside=action))  # type: ignore[arg-type]
+    faults = Problems(replace(Checks(), box_outside_image=action))  # type: ignore[arg-type]
     checked = check_boxes(index_of([0, 0, 10, 10], [40, 30, 60, 50], [60, 50, 70, 60]), CLASSES, faults)
     assert checked.boxes.tolist() == left
     assert checked.offsets.tolist() == [0, len(left)]
-    assert faults.counts() == {"outside": 2}
-    assert faults.refused() == ({"outside": 2} if action == "error" else {})
+    assert faults.counts() == {"box_outside_image": 2}
+    assert faults.refused() == ({"box_outside_image": 2} if action == "error" else {})
     assert str(faults.found[0]) == "a.jpg: cat [40, 30, 60, 50], in a picture of 50x40"
     if action == "clip":
         assert checked.areas.tolist() == [100, 100]
@@ -74,8 +74,8 @@ def test_thin_boxes_and_repeats() -> None:
     boxes = index_of([0, 0, 0.4, 9], [1, 1, 5, 5], [1, 1, 5, 5], [1, 1, 5, 5], labels=[0, 0, 1, 0])
     faults = Problems(Checks())
     assert len(check_boxes(boxes, CLASSES, faults).boxes) == 4
-    assert faults.counts() == {"duplicate_object": 1, "absurd_box": 1}
-    strict = Problems(replace(Checks(), absurd_box="drop", duplicate_object="drop"))
+    assert faults.counts() == {"duplicate_object": 1, "degenerate_box": 1}
+    strict = Problems(replace(Checks(), degenerate_box="drop", duplicate_object="drop"))
     assert check_boxes(boxes, CLASSES, strict).labels.tolist() == [0, 1]
 
 
@@ -86,9 +86,9 @@ def test_thin_boxes_and_repeats() -> None:
         ((0, 0), 1, None, (40, 50)),
         ((40, 50), 6, "exif_rotation", (40, 50)),
         ((50, 40), 6, "exif_rotation", (50, 40)),
-        ((50, 40), 3, "picture_size", (40, 50)),
-        ((50, 40), 1, "picture_size", (40, 50)),
-        ((80, 100), 1, "picture_size", (40, 50)),
+        ((50, 40), 3, "image_size_mismatch", (40, 50)),
+        ((50, 40), 1, "image_size_mismatch", (40, 50)),
+        ((80, 100), 1, "image_size_mismatch", (40, 50)),
     ],
 )
 def test_which_size_counts(
@@ -96,7 +96,7 @@ def test_which_size_counts(
 ) -> None:
     index = index_of([0, 0, 9, 9])
     index = replace(index, sizes=np.array([given], dtype=np.int32))
-    faults = Problems(replace(Checks(), picture_size="keep"))
+    faults = Problems(replace(Checks(), image_size_mismatch="keep"))
     headers = {"a.jpg": Header(length=9, height=40, width=50, orientation=orientation)}
     assert check_images(index, headers, faults).sizes.tolist() == [list(size)]
     assert set(faults.counts()) >= ({kind} if kind else set())
@@ -174,7 +174,7 @@ def test_a_folder_without_lists_is_cut_in_three(voc_tree: Tree) -> None:
     root = voc_tree({f"{number:03d}": OBJECT for number in range(60)}, "voc/trees")
     for name in ("ImageSets/Main/train.txt", "ImageSets/Main/test.txt"):
         (root / name).unlink()
-    entry = VocDataset(format="voc", path="voc", train=("trees/",), holdout=0.2)
+    entry = VocDataset(format="voc", path="voc", train=("trees/",), holdout_fraction=0.2)
     splits = read("mine", entry).splits
     ids = {split: {name.decode() for name in index.ids} for split, index in splits.items()}
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 60
@@ -200,14 +200,14 @@ def test_pictures_and_annotations_in_one_folder(voc_tree: Tree, data_root: Path)
 
 def test_a_dataset_without_test_says_how_to_cut_one(voc_tree: Tree) -> None:
     voc_tree({"a": OBJECT})
-    with pytest.raises(DataError, match=r"datasets\.mine names no test: .*`holdout: 0\.1`"):
+    with pytest.raises(DataError, match=r"datasets\.mine names no test: .*`holdout_fraction: 0\.1`"):
         read("mine", VocDataset(format="voc", path="voc", train=("./",)))
 
 
 def test_a_cut_that_leaves_no_test_is_refused(voc_tree: Tree) -> None:
     voc_tree({"a": OBJECT, "b": OBJECT})
-    entry = VocDataset(format="voc", path="voc", train=("./",), holdout=0.001)
+    entry = VocDataset(format="voc", path="voc", train=("./",), holdout_fraction=0.001)
     with pytest.raises(
-        DataError, match=r"none of its 2 pictures fell to test.*raise datasets\.mine\.holdout"
+        DataError, match=r"none of its 2 pictures fell to test.*raise datasets\.mine\.holdout_fraction"
     ):
         read("mine", entry)

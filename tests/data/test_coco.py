@@ -18,7 +18,7 @@ Write = Callable[..., None]
 
 
 def image(number: int, name: str | None = None) -> dict[str, Any]:
-    return {"id": number, "file_name": name or f"{number}.jpg", "height": 40, "width": 50, "licence": 3}
+    return {"id": number, "file_name": name or f"{number}.jpg", "height": 40, "width": 50, "license": 3}
 
 
 def annotation(picture: int, category: int, bbox: list[float], **more: object) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> Non
         ({"images": [image(7, "../../x.jpg"), image(2)]}, "leads out of the folder pictures"),
         (
             {"images": [image(7, "gone.jpg"), image(2)]},
-            r"missing_picture: 1: pictures/gone\.jpg: is not",
+            r"missing_image: 1: pictures/gone\.jpg: is not",
         ),
         ({"images": {}}, "not a COCO instances file"),
         ({"annotations": []}, "no annotated objects"),

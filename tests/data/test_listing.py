@@ -91,7 +91,7 @@ def test_what_is_held_out_depends_on_the_picture_alone() -> None:
 def test_the_cut_keeps_every_picture_once(voc_tree: Tree) -> None:
     voc_tree({f"{number:03d}": OBJECT for number in range(40)})
     whole = read_it().splits["train"]
-    parts = read_it(holdout=0.3).splits
+    parts = read_it(holdout_fraction=0.3).splits
     joined = np.sort(np.concatenate([parts["train"].ids, parts["val"].ids]))
     np.testing.assert_array_equal(joined, whole.ids)
     assert 0 < len(parts["val"]) < 30

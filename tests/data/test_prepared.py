@@ -144,11 +144,11 @@ def test_card_of_an_empty_split_has_no_shares() -> None:
 
 
 def test_card_files(data_root: Path, tmp_path: Path) -> None:
-    entry = replace(SMALL, licence="mine")
+    entry = replace(SMALL, license="mine")
     raw = read("small", entry)
     statistics.save(statistics.describe(raw, entry), tmp_path)
     saved = json.loads((tmp_path / "card.json").read_text())
-    assert (saved["name"], saved["licence"], saved["digest"]) == ("small", "mine", raw.digest)
+    assert (saved["name"], saved["license"], saved["digest"]) == ("small", "mine", raw.digest)
     lines = [line.split(",") for line in (tmp_path / "classes.csv").read_text().splitlines()]
     assert lines[0] == ["class", "train", "val", "test"]
     assert [line[0] for line in lines[1:]] == list(raw.classes)

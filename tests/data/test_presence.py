@@ -10,7 +10,7 @@ from detection.params import CocoDataset, VocDataset, load
 from detection.params.datasets import CocoSplit, Dataset
 
 PARAMS = Path(__file__).resolve().parents[2] / "params.yaml"
-FOLDER = VocDataset(format="voc", path="mine", train=("./",), holdout=0.1)
+FOLDER = VocDataset(format="voc", path="mine", train=("./",), holdout_fraction=0.1)
 
 
 def told(name: str, dataset: Dataset | None = None) -> str:
@@ -41,7 +41,7 @@ def test_only_the_year_that_is_missing_is_downloaded(data_root: Path) -> None:
     message = told("voc0712")
     assert f"train: VOC2012 is not in {data_root}/VOCdevkit; `detection download voc2012` fetches" in message
     check_present("voc2007", load(PARAMS, dataset="voc2007").data)
-    slip = VocDataset(format="voc", path="VOCdevkit", train=("VOC2007/trainvall",), holdout=0.1)
+    slip = VocDataset(format="voc", path="VOCdevkit", train=("VOC2007/trainvall",), holdout_fraction=0.1)
     assert "did you mean 'trainval.txt'?" in told("mine", slip)
 
 

@@ -155,7 +155,7 @@ def test_what_is_missing_is_named(voc_tree: Tree) -> None:
     root = voc_tree({"a": obj(1, 1, 9, 9), "b": obj(1, 1, 9, 9)})
     refused(r"train\.txt", train=("trian",))
     (root / "JPEGImages/a.jpg").unlink()
-    refused(r"missing_picture: 1: Annotations/a\.xml: there is no picture a\.\* in JPEGImages/")
+    refused(r"missing_image: 1: Annotations/a\.xml: there is no picture a\.\* in JPEGImages/")
     (root / "Annotations/a.xml").unlink()
     refused(r"Annotations/a\.xml: is not there; add it, or take it out of the split list")
 
@@ -181,7 +181,7 @@ def test_a_dataset_that_is_not_there(data_root: Path) -> None:
 @pytest.mark.parametrize("share", [-0.1, 1.0, 7])
 def test_an_impossible_holdout(voc_tree: Tree, share: float) -> None:
     voc_tree({"a": obj(1, 1, 9, 9)})
-    refused(r"datasets\.mine\.holdout must be at least 0 and below 1", holdout=share)
+    refused(r"datasets\.mine\.holdout_fraction must be at least 0 and below 1", holdout_fraction=share)
 
 
 def bccd(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> RawDataset:
@@ -206,7 +206,10 @@ def test_voc2007_with_parts_fractions_and_difficult_objects(
 ) -> None:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     entry = dataset(
-        path="voc2007_trainval_320/VOCdevkit", train=("VOC2007/train",), test=("VOC2007/val",), holdout=0.1
+        path="voc2007_trainval_320/VOCdevkit",
+        train=("VOC2007/train",),
+        test=("VOC2007/val",),
+        holdout_fraction=0.1,
     )
     raw = read("voc2007_320", entry)
     counts = {split: len(index) for split, index in raw.splits.items()}

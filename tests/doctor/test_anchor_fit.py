@@ -9,22 +9,28 @@ from detection.data.index import Index, Record, pack
 from detection.doctor.anchor_fit import FITS, Anchors, cluster, k_means
 from detection.ops.boxes import iou
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params.recipe import Anchors as AnchorParams
+from detection.params.recipe import DefaultBoxes, RetinaNetAnchors, RoI
 
 RETINANET = RetinaNetRecipe(
     architecture="retinanet", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
-    anchor_sizes=((16, 20), (32, 40), (64, 80), (128, 160), (256, 320)), freeze_bn=False,
+    epochs=1, bn="live",
+    anchors=RetinaNetAnchors(sizes=((16, 20), (32, 40), (64, 80), (128, 160), (256, 320))),
 )  # fmt: skip
 FASTER = FasterRCNNRecipe(
     architecture="fasterrcnn", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
-    anchor_sizes=((12,), (24,), (48,), (72,), (96,)), roi_hidden=8, freeze_bn=False,
+    epochs=1, bn="live",
+    anchors=AnchorParams(sizes=((12,), (24,), (48,), (72,), (96,))), roi=RoI(hidden_channels=8),
 )  # fmt: skip
 ONE_MAP = replace(
-    FASTER, features="c4", anchor_sizes=((16, 32, 64),), anchor_strides=(16,), anchor_offset=0.5
+    FASTER, features="c4", anchors=AnchorParams(sizes=((16, 32, 64),), strides=(16,), offset=0.5)
 )  # fmt: skip
 LITE = SSDRecipe(
     architecture="ssdlite", backbone="mobilenet_v3_small", resize="stretch", image_size=320, batch_size=1,
-    scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2, 3),) * 6, freeze_bn=False,
-    clip_centers=True,
+    fixed_size=True, epochs=1, bn="live",
+    default_boxes=DefaultBoxes(
+        scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2, 3),) * 6, clip_centers=True
+    ),
 )  # fmt: skip
 
 
@@ -50,7 +56,9 @@ def split(sides: tuple[float, float], seed: int = 0) -> Index:
 
 
 @pytest.mark.parametrize(
-    "recipe", [RETINANET, FASTER, ONE_MAP, replace(ONE_MAP, inside_anchors=True), LITE], ids=range(5)
+    "recipe",
+    [RETINANET, FASTER, ONE_MAP, ONE_MAP.update({"rpn.inside_anchors_only": True}), LITE],
+    ids=range(5),
 )
 def test_best_iou_is_that_of_all_anchors(recipe: Recipe) -> None:
     tried = Anchors(recipe, split((6, 90)), 2)
@@ -58,7 +66,7 @@ def test_best_iou_is_that_of_all_anchors(recipe: Recipe) -> None:
     assert len(own.best) == 4 * 10, "the crowd and the difficult object are left out"
     for group in tried.groups:
         anchors = tried.grid(group.maps, group.padded).numpy()
-        if isinstance(recipe, FasterRCNNRecipe) and recipe.inside_anchors:
+        if isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only:
             height, width = group.inside
             inside = (anchors >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
             anchors = anchors[inside]
@@ -71,7 +79,7 @@ def test_best_iou_is_that_of_all_anchors(recipe: Recipe) -> None:
 
 def test_small_objects_are_missed_and_smaller_anchors_suggested() -> None:
     """Sides of 9 to 13 pixels overlap a square of 48 by a tenth at most."""
-    large = replace(FASTER, anchor_sizes=((48,), (72,), (96,), (128,), (160,)))
+    large = FASTER.update({"anchors.sizes": ((48,), (72,), (96,), (128,), (160,))})
     tried = Anchors(large, split((9, 13)), 2)
     own = tried.coverage()
     assert own.share(FITS) == 0
@@ -82,7 +90,7 @@ def test_small_objects_are_missed_and_smaller_anchors_suggested() -> None:
     recipe, coverage, how = found
     assert isinstance(recipe, FasterRCNNRecipe)
     assert coverage.share(FITS) > 0.8
-    assert 6 < recipe.anchor_sizes[0][0] < 16
+    assert 6 < recipe.anchors.sizes[0][0] < 16
     assert how
 
 

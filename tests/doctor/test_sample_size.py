@@ -56,8 +56,8 @@ def test_small_splits_say_what_follows_and_what_to_do() -> None:
         "and which checkpoint is best is mostly luck; name more pictures for val"
     )
     assert "and detectors that differ by less cannot be told apart; name more" in test
-    cut = VocDataset(format="voc", path="mine", train=("./",), holdout=0.1)
-    assert all(line.endswith("raise datasets.mine.holdout") for line in told(small, small, cut))
+    cut = VocDataset(format="voc", path="mine", train=("./",), holdout_fraction=0.1)
+    assert all(line.endswith("raise datasets.mine.holdout_fraction") for line in told(small, small, cut))
 
 
 def test_classes_that_are_missing_are_named_for_val_and_test() -> None:

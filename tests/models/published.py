@@ -167,8 +167,8 @@ MADE: dict[str, Callable[[Any], Any]] = {
     "priors": lambda recipe: sum(map(len, _priors(recipe))),
     "prior_sides": _prior_sides,
     "box_weights": lambda recipe: list((ssd if isinstance(recipe, SSDRecipe) else roi_head).WEIGHTS),
-    "rpn_sigma": lambda recipe: round(recipe.rpn_beta**-0.5, 6),
-    "roi_sigma": lambda recipe: round(recipe.roi_beta**-0.5, 6),
+    "rpn_sigma": lambda recipe: round(recipe.rpn.smooth_l1_beta**-0.5, 6),
+    "roi_sigma": lambda recipe: round(recipe.roi.smooth_l1_beta**-0.5, 6),
     "focal": lambda recipe: [ALPHA, PRIOR],
 }
 

@@ -5,7 +5,6 @@ Whatever asks for data raises: `.item()`, `nonzero`, a selection by a mask, a co
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,8 +19,8 @@ from detection.params import load
 from detection.training.optim import make_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
-    "fasterrcnn": {"fpn_channels": 32, "roi_hidden": 32},
-    "fasterrcnn_vgg16": {"roi_hidden": 32},
+    "fasterrcnn": {"fpn_channels": 32, "roi.hidden_channels": 32},
+    "fasterrcnn_vgg16": {"roi.hidden_channels": 32},
     "retinanet": {"fpn_channels": 32},
     "fcos": {"fpn_channels": 32},
     "ssd300": {},
@@ -59,7 +58,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
 
 @pytest.mark.parametrize("model", CASES)
 def test_a_training_step_never_waits_for_the_gpu(model: str, on_a_gpu: Watch) -> None:
-    recipe = replace(without_weights(load(model=model, dataset="voc2007").recipe), **CASES[model])
+    recipe = without_weights(load(model=model, dataset="voc2007").recipe).update(CASES[model])
     detector = build_detector(recipe, 20, None).train()
     optimizer = make_optimizer(detector, recipe.optimizer)
     side = recipe.image_size if recipe.resize == "stretch" else 256

@@ -161,13 +161,14 @@ def test_padding_changes_nothing(detectors: dict[int, Detector]) -> None:
         torch.testing.assert_close(value, found[1][name], rtol=1e-6, atol=0)
 
 
-def test_the_normaliser_batch_divides_by_the_whole_batchs_positives() -> None:
+def test_the_normalizer_batch_divides_by_the_whole_batchs_positives() -> None:
     """Picture i's loss is its sum over its n_i; the batch's is the sum of all over the sum of n_i."""
     images, (boxes, _) = torch.rand(2, 3, SIDE, SIDE), objects("500 objects")
     mask = torch.tensor([[True] * 5, [True, False, False, False, False]])
     targets = targets_of(boxes[:, :5], mask, SIDE)
     each, whole = (
-        small("retinanet", loss_normaliser=name, forced_match="own").eval() for name in ("picture", "batch")
+        small("retinanet", loss_normalizer=name, low_quality_matches="unique").eval()
+        for name in ("image", "batch")
     )
     single = [each.losses(images[i : i + 1], targets[i : i + 1])["box"] for i in range(2)]
     together, mean = whole.losses(images, targets)["box"], each.losses(images, targets)["box"]

@@ -3,7 +3,7 @@
 `pytest -s tests/models/test_torchvision_parity.py` prints one line a builder.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -33,11 +33,18 @@ class Builder:
 
 COCO_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
 BUILDERS = {
-    "retinanet_resnet50_fpn": Builder("retinanet", {"freeze_bn": False}, 96, 0),
+    "retinanet_resnet50_fpn": Builder("retinanet", {"bn": "live"}, 96, 0),
     "retinanet_resnet50_fpn_v2": Builder("retinanet_v2", {}, 96, 0),
-    "fcos_resnet50_fpn": Builder("fcos", {"freeze_bn": False}, 96, 0),
+    "fcos_resnet50_fpn": Builder("fcos", {"bn": "live"}, 96, 0),
     "ssd300_vgg16": Builder(
-        "ssd300", {"scales": COCO_SCALES, "clip_centers": False, "topk_candidates": 400}, 300, 1
+        "ssd300",
+        {
+            "default_boxes.scales": COCO_SCALES,
+            "default_boxes.clip_centers": False,
+            "topk_candidates": 400,
+        },
+        300,
+        1,
     ),
     "ssdlite320_mobilenet_v3_large": Builder("ssdlite320", {"reduced_tail": True}, 320, 1),
 }
@@ -63,7 +70,7 @@ def make_pair(name: str) -> Pair:
     build = getattr(torchvision.models.detection, name)
     theirs = build(weights=None, weights_backbone=None, num_classes=CLASSES + spec.background)
     recipe = load(model=spec.recipe, dataset="coco2017").recipe
-    recipe = replace(recipe, trainable_layers=trained_layers(recipe), **spec.changes)
+    recipe = recipe.update({"trainable_layers": trained_layers(recipe), **spec.changes})
     ours = build_detector(recipe, CLASSES, None)
     stir(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)

@@ -1,6 +1,5 @@
 """Two-stage detectors: published counts, resilience, export."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,12 +20,12 @@ SIDE = 64
 def recipe_of(model: str, dataset: str, **changes: Any) -> FasterRCNNRecipe:
     recipe = load(model=model, dataset=dataset).recipe
     assert isinstance(recipe, FasterRCNNRecipe)
-    return replace(recipe, **changes)
+    return recipe.update(changes)
 
 
 def small(classes: int = 3, **changes: Any) -> FasterRCNN:
     torch.manual_seed(0)
-    few: dict[str, Any] = {"fpn_channels": 16, "roi_hidden": 32, "rpn_post_nms_test": 20}
+    few: dict[str, Any] = {"fpn_channels": 16, "roi.hidden_channels": 32, "rpn.post_nms_top_n.test": 20}
     recipe = without_weights(recipe_of("fasterrcnn_resnet18", "shapes", **few | changes))
     detector = build_detector(recipe, classes, None)
     assert isinstance(detector, FasterRCNN)
@@ -41,7 +40,7 @@ def targets_of(boxes: Tensor, mask: Tensor | None = None) -> Targets:
 
 
 def test_resnet50_c4_has_the_parameters_of_torchvisions_equivalent() -> None:
-    recipe = recipe_of("fasterrcnn_resnet50_c4", "voc2007", freeze_bn=True, rpn_channels=None)
+    recipe = recipe_of("fasterrcnn_resnet50_c4", "voc2007", **{"bn": "frozen", "rpn.channels": None})
     assert sum(p.numel() for p in build_detector(recipe, 20, None).parameters()) == 33_154_390
 
 
@@ -57,7 +56,12 @@ def test_anchors_of_600_pixels_are_as_many_as_published(model: str, cells: int, 
 
 
 def test_only_anchors_inside_the_picture_are_sampled() -> None:
-    detector = small(inside_anchors=True, anchor_sizes=((12,), (200,), (200,), (200,), (200,)))
+    detector = small(
+        **{
+            "rpn.inside_anchors_only": True,
+            "anchors.sizes": ((12,), (200,), (200,), (200,), (200,)),
+        }
+    )
     images, targets = torch.rand(1, 3, SIDE, SIDE), targets_of(torch.tensor([[[10.0, 10, 60, 60]]]))
     maps = detector.features(images)
     logits, deltas = (out.detach().requires_grad_() for out in detector.rpn(maps))
@@ -84,14 +88,16 @@ def objects(case: str) -> tuple[Tensor, Tensor | None]:
     }[case]
 
 
-@pytest.mark.parametrize("normaliser", ["sampled", "positives"])
+@pytest.mark.parametrize("normalizer", ["sampled", "positives"])
 @pytest.mark.parametrize(
     "case",
     ["no room", "no objects", "one picture without", "500 objects", "duplicates", "a point"],
 )
-def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, normaliser: str) -> None:
+def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, normalizer: str) -> None:
     classes = 1 if case == "duplicates" else 3
-    detector = small(classes, rpn_normaliser=normaliser, roi_normaliser=normaliser).train()
+    detector = small(
+        classes, **{f"{stage}.box_loss_normalizer": normalizer for stage in ("rpn", "roi")}
+    ).train()
     boxes, mask = objects(case)
     losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(boxes, mask))
     torch.stack(list(losses.values())).sum().backward()

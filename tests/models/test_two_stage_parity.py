@@ -1,6 +1,6 @@
 """Our two-stage detectors against torchvision's builders: same weights, same tensors, float32."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -24,11 +24,15 @@ BUILDERS = {
     "fasterrcnn_mobilenet_320": peers.fasterrcnn_mobilenet_v3_large_320_fpn,
 }
 CLASSES, SIDE = 3, 96
-SMALLER = {"roi_batch": 32, "rpn_post_nms_train": 200, "rpn_post_nms_test": 50}
+SMALLER = {
+    "roi.batch_size_per_image": 32,
+    "rpn.post_nms_top_n.train": 200,
+    "rpn.post_nms_top_n.test": 50,
+}
 THEIR_NAMES = {
-    "roi_batch": "box_batch_size_per_image",
-    "rpn_post_nms_train": "rpn_post_nms_top_n_train",
-    "rpn_post_nms_test": "rpn_post_nms_top_n_test",
+    "roi.batch_size_per_image": "box_batch_size_per_image",
+    "rpn.post_nms_top_n.train": "rpn_post_nms_top_n_train",
+    "rpn.post_nms_top_n.test": "rpn_post_nms_top_n_test",
 }
 
 
@@ -75,7 +79,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     """The recipe at its published settings but for fewer proposals and samples, and torchvision's builder."""
     recipe = load(model=request.param, dataset="coco2017").recipe
     assert isinstance(recipe, FasterRCNNRecipe)
-    recipe = replace(without_weights(recipe), **SMALLER)
+    recipe = without_weights(recipe).update(SMALLER)
     torch.manual_seed(0)
     ours = build_detector(recipe, CLASSES, None)
     assert isinstance(ours, FasterRCNN)
@@ -88,8 +92,8 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     settle(ours)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.rpn.fg_bg_sampler = FirstOnes(recipe.rpn_batch, recipe.rpn_positive_fraction)
-    theirs.roi_heads.fg_bg_sampler = FirstOnes(recipe.roi_batch, recipe.roi_positive_fraction)
+    theirs.rpn.fg_bg_sampler = FirstOnes(recipe.rpn.batch_size_per_image, recipe.rpn.positive_fraction)
+    theirs.roi_heads.fg_bg_sampler = FirstOnes(recipe.roi.batch_size_per_image, recipe.roi.positive_fraction)
     return Pair(request.param, ours, theirs)
 
 

@@ -8,8 +8,6 @@ from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
 from detection.params import load
-from detection.params.bounds import AT_LEAST, POSITIVE, SHARES
-from detection.params.reader import flatten
 from detection.params.stages import Checks
 
 Edit = tuple[str, Any]
@@ -25,7 +23,7 @@ def edited(tmp_path: Path) -> Any:
             *path, last = key.split(".")
             node = raw
             for part in path:
-                node = node[part]
+                node = node.setdefault(part, {})
             if value is KeyError:
                 del node[last]
             else:
@@ -40,64 +38,79 @@ def edited(tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (("model", "retinanett"), "model: there is no model 'retinanett'; did you mean 'retinanet'?"),
-        (("dataset", "shape"), "dataset: there is no dataset 'shape'; did you mean 'shapes'?"),
+        (("model", "retinanett"), "model: unknown model 'retinanett'; did you mean 'retinanet'?"),
+        (("dataset", "shape"), "dataset: unknown dataset 'shape'; did you mean 'shapes'?"),
         (("models.retinanet.lrr", 1), "models.retinanet.lrr: unknown key"),
         (("models.retinanet.optimizer.lrr", 1), "optimizer.lrr: unknown key; did you mean 'lr'?"),
         (("models.retinanet.optimizer.lr", "0.1"), "optimizer.lr: Expected float, got str: '0.1'"),
         (("models.retinanet.optimizer.name", "sgdd"), "did you mean 'sgd'? Possible: sgd, adam, adamw"),
-        (("models.retinanet.image_size", KeyError), "image_size: this key is needed and missing"),
+        (("models.retinanet.image_size", KeyError), "image_size: missing"),
         (("models.retinanet.image_size", 0), "image_size: must be at least 1, not 0"),
         (("models.retinanet.iterations", 10), "give either epochs or iterations"),
-        (("models.retinanet.backbone", "vgg16"), "retinanet cannot stand on vgg16; possible: resnet18"),
-        (("models.retinanet.anchor_sizes", [[32]]), "needs one entry per pyramid level: 5, not 1"),
-        (("models.retinanet.on.shapes.x", 1), "models.retinanet.on.shapes.x: unknown key"),
+        (("models.retinanet.backbone", "vgg16"), "retinanet does not support vgg16; possible: resnet18"),
+        (("models.retinanet.anchors.sizes", [[32]]), "needs one entry per pyramid level: 5, not 1"),
+        (("models.retinanet.overrides.shapes.x", 1), "models.retinanet.overrides.shapes.x: unknown key"),
         (
-            ("models.retinanet.on.shapes.backbone", "resnet18"),
-            "on.shapes.backbone: a recipe has one backbone",
+            ("models.retinanet.overrides.shapes.backbone", "resnet18"),
+            "overrides.shapes.backbone: a recipe has one backbone",
         ),
         (("datasets.my data", {}), "datasets: a name is of letters, digits, _ and -, not 'my data'"),
-        (("models.retinanet.on.shape", {}), "models.retinanet.on.shape: there is no dataset 'shape'"),
+        (
+            ("models.retinanet.overrides.shape", {}),
+            "models.retinanet.overrides.shape: unknown dataset 'shape'",
+        ),
         (("models.ssd300.resize", "keep"), "set resize: stretch"),
-        (("models.ssd300.image_size", 512), "do not fit 512 pixels: these steps are for another image_size"),
-        (("models.ssd300.image_size", 200), "200 pixels leave nothing of the last"),
-        (("models.ssd300.scales", [0.1, 0.2]), "one entry more than there are feature maps: 7"),
-        (("models.ssd300.reduced_tail", True), "reduced_tail: is MobileNet's"),
-        (("models.retinanet_257.top_from", "p5"), "P6 from C5: set top_from: c5"),
-        (("models.retinanet_257.anchor_strides", [8]), "needs one entry per pyramid level: 4, not 1"),
+        (("models.ssd300.image_size", 512), "do not fit 512 pixels; the steps are for another image_size"),
+        (("models.ssd300.image_size", 200), "200 pixels leave no cell on the last"),
+        (("models.ssd300.default_boxes.scales", [0.1, 0.2]), "needs 7 entries"),
+        (("models.ssd300.reduced_tail", True), "reduced_tail: applies to MobileNet"),
+        (("models.retinanet_257.p6_from", "p5"), "needs fpn_levels: [3, 4, 5] and p6_from: c5"),
+        (("models.retinanet_257.anchors.strides", [8]), "needs one entry per pyramid level: 4, not 1"),
         (("models.retinanet.bg_iou", 0.6), "bg_iou: is above fg_iou (0.6 > 0.5)"),
-        (("models.retinanet.anchor_sizes", [[32], [64], [128], [256], [1, 2]]), "all levels share one head"),
-        (("models.fcos.fpn_channels", 100), "100 has no 32 parts"),
-        (("models.fasterrcnn.backbone", "vgg16"), "features: fpn cannot stand on vgg16; possible: resnet18"),
-        (("models.fasterrcnn.pooling", "roi_pool"), "roi_pool reads one map, the pyramid has 5"),
-        (("models.fasterrcnn.roi_head", "layer4"), "layer4 is what features: c4 leaves of a ResNet"),
-        (("models.fasterrcnn.anchor_strides", [16]), "anchor_strides: needs one entry per pyramid level: 5"),
-        (("models.fasterrcnn.anchor_sizes", [[8, 9], [8], [8], [8], [8]]), "all maps share one RPN head"),
-        (("models.fasterrcnn.rpn_beta", -1), "rpn_beta: must not be negative"),
-        (("models.fasterrcnn.anchor_sizes", [[0], [8], [8], [8], [8]]), "anchor_sizes: must be above 0"),
-        (("models.fasterrcnn.anchor_sizes", [[], [], [], [], []]), "there would be no anchor at all"),
-        (("models.retinanet.aspect_ratios", []), "aspect_ratios: are empty"),
-        (("models.ssd300.aspect_ratios", [[-2], [], [], [], [], []]), "aspect_ratios: must be above 0"),
+        (("models.retinanet.anchors.sizes", [[32], [64], [128], [256], [1, 2]]), "share one head"),
+        (("models.fcos.fpn_channels", 100), "100 is not a multiple"),
+        (("models.fasterrcnn.backbone", "vgg16"), "features: fpn does not support vgg16; possible: resnet18"),
+        (("models.fasterrcnn.roi.pooling", "roi_pool"), "roi_pool needs a single map"),
+        (("models.fasterrcnn.roi.head", "layer4"), "layer4 needs features: c4"),
+        (
+            ("models.fasterrcnn.anchors.strides", [16]),
+            "anchors.strides: needs one entry per pyramid level: 5",
+        ),
+        (("models.fasterrcnn.anchors.sizes", [[8, 9], [8], [8], [8], [8]]), "share one head"),
+        (("models.fasterrcnn.rpn.smooth_l1_beta", -1), "smooth_l1_beta: must be at least 0"),
+        (("models.fasterrcnn.anchors.sizes", [[0], [8], [8], [8], [8]]), "anchors.sizes: must be above 0"),
+        (("models.fasterrcnn.anchors.sizes", [[], [], [], [], []]), "there would be no anchors"),
+        (("models.retinanet.anchors.aspect_ratios", []), "aspect_ratios: is empty"),
+        (
+            ("models.ssd300.default_boxes.aspect_ratios", [[-2], [], [], [], [], []]),
+            "aspect_ratios: must be above 0",
+        ),
         (("models.ssd300.image_std", [1, 0, 1]), "image_std: must be above 0"),
         (("models.fasterrcnn.optimizer.lr", -1), "optimizer.lr: must be above 0"),
-        (("models.fasterrcnn.optimizer.momentum", 1), "optimizer.momentum: is from 0 to below 1, not 1"),
-        (("models.fasterrcnn.optimizer.weight_decay", -1), "weight_decay: must not be negative"),
+        (
+            ("models.fasterrcnn.optimizer.momentum", 1),
+            "optimizer.momentum: must be at least 0 and below 1, not 1",
+        ),
+        (("models.fasterrcnn.optimizer.weight_decay", -1), "weight_decay: must be at least 0"),
         (
             ("models.retinanet_v2.optimizer", {"name": "adamw", "nesterov": True}),
-            "optimizer.nesterov: is SGD's, with a momentum above 0",
+            "optimizer.nesterov: needs name: sgd",
         ),
         (
             ("models.fasterrcnn.schedule.phases", [{"until": 3, "lr_factor": -1}]),
-            "schedule.phases: lr_factor must not be negative",
+            "schedule.phases[0].lr_factor: must be at least 0",
         ),
-        (("models.fasterrcnn.rpn_bg_iou", 0.8), "rpn_bg_iou: is above rpn_fg_iou (0.8 > 0.7)"),
-        (("models.fasterrcnn.roi_positive_fraction", 25), "a share from 0 to 1, not 25"),
-        (("models.fasterrcnn.roi_batch", 0), "roi_batch: must be at least 1, not 0"),
-        (("models.fasterrcnn.fpn_levels", [2, 4]), "neighbours, rising, of resnet50's 2 to 5"),
+        (("models.fasterrcnn.rpn.bg_iou", 0.8), "rpn.bg_iou: is above fg_iou (0.8 > 0.7)"),
+        (("models.fasterrcnn.roi.positive_fraction", 25), "must be at least 0 and at most 1, not 25"),
+        (
+            ("models.fasterrcnn.roi.batch_size_per_image", 0),
+            "roi.batch_size_per_image: must be at least 1, not 0",
+        ),
+        (("models.fasterrcnn.fpn_levels", [2, 4]), "must be consecutive, from resnet50's 2 to 5"),
         (("models.fasterrcnn.trainable_layers", 6), "resnet50 has 5 stages: 0 to 5"),
         (("models.fasterrcnn_vgg16.backbone", "mobilenet_v3_large"), "possible: resnet18, resnet34"),
-        (("models.fasterrcnn_vgg16.anchor_sizes", [[8], [9]]), "needs one entry per map"),
-        (("models.fasterrcnn_vgg16.fpn_norm", "batch"), "there is no pyramid with features: c4"),
+        (("models.fasterrcnn_vgg16.anchors.sizes", [[8], [9]]), "needs one entry per map"),
+        (("models.fasterrcnn_vgg16.fpn_norm", "batch"), "features: c4 has no FPN"),
         (
             ("models.fasterrcnn_vgg16.schedule.phases", [{"until": 3}, {"until": 2}]),
             "schedule.phases: each must end after the one before",
@@ -106,15 +119,15 @@ def edited(tmp_path: Path) -> Any:
         (("train.accumulate", True), "train.accumulate: Expected int, got bool: True"),
         (("budgets.shapes.epoch", 3), "budgets.shapes.epoch: unknown key; did you mean 'epochs'?"),
         (("budgets.shapes", KeyError), "budgets.shapes is missing"),
-        (("seed", 1.5), "seed must be a whole number"),
+        (("seed", 1.5), "seed: must be a whole number"),
         (("seed", -1), "seed: must be at least 0, not -1"),
         (("train.validate_every", 0), "train.validate_every: must be at least 1, not 0"),
         (("train.early_stop", {"patience": 0}), "train.early_stop.patience: must be at least 1, not 0"),
-        (("train.ema", 2), "train.ema: is a share from 0 to 1, not 2"),
+        (("train.ema", 2), "train.ema: must be at least 0 and at most 1, not 2"),
         (("train.clip_gradients", -1), "train.clip_gradients: must be above 0, not -1"),
         (("evaluate.batch_size", 0), "evaluate.batch_size: must be at least 1, not 0"),
         (("evaluate", KeyError), "evaluate: this section is needed and missing"),
-        (("extra", 1), "there is no section 'extra'"),
+        (("extra", 1), "unknown section 'extra'"),
     ],
 )
 def test_a_slip_is_named_with_its_key_and_the_nearest_spelling(edited: Any, edit: Edit, words: str) -> None:
@@ -128,13 +141,6 @@ def test_all_faults_of_a_section_are_told_at_once(edited: Any) -> None:
     with pytest.raises(ParamsError) as raised:
         load(edited(("train.precison", "x"), ("train.monitor", "ap"), ("train.log_every", "x")))
     assert len(str(raised.value).splitlines()) == 3
-
-
-def test_every_bound_is_of_a_key_that_there_is(edited: Any) -> None:
-    early = edited(("train.early_stop", {"patience": 1}))
-    params = load(early)
-    known = params.flat() | flatten({"plots": asdict(params.plots)})
-    assert {*AT_LEAST, *SHARES, *POSITIVE} <= known.keys()
 
 
 def test_yaml_is_read_by_the_rules_of_1_2(tmp_path: Path) -> None:
@@ -152,7 +158,10 @@ def test_yaml_is_read_by_the_rules_of_1_2(tmp_path: Path) -> None:
 def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any) -> None:
     path = edited(
         ("budgets.shapes", {"image_size": 100, "batch_size": 4, "epochs": 13}),
-        ("models.retinanet.on.shapes", {"optimizer": {"lr": 0.08}, "image_size": 640, "trainable_layers": 2}),
+        (
+            "models.retinanet.overrides.shapes",
+            {"optimizer": {"lr": 0.08}, "image_size": 640, "trainable_layers": 2},
+        ),
     )
     params = load(path, model="retinanet", dataset="shapes")
     recipe = params.recipe
@@ -161,10 +170,10 @@ def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any
     assert recipe.max_size == round(1333 * 100 / 640)
     assert recipe.batch_size == 4
     assert recipe.optimizer.lr == pytest.approx(0.08 * 4 / 16)
-    assert recipe.optimizer.momentum == 0.9  # a sibling of what `on` changes stays
+    assert recipe.optimizer.momentum == 0.9  # a sibling of what `overrides` changes stays
     assert (recipe.epochs, recipe.schedule.milestones) == (13, (8, 11))
     sources = {one.key: one.source for one in params.overrides}
-    assert sources["trainable_layers"] == "models.retinanet.on.shapes"
+    assert sources["trainable_layers"] == "models.retinanet.overrides.shapes"
     assert sources["optimizer.lr"] == "budgets.shapes.batch_size, linear scaling"
     assert sources["schedule.milestones"] == "budgets.shapes.epochs, in proportion"
 
@@ -172,7 +181,7 @@ def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any
 def test_a_default_learning_rate_is_scaled_too(edited: Any) -> None:
     path = edited(
         ("models.retinanet.optimizer", {}),
-        ("models.retinanet.on", {}),
+        ("models.retinanet.overrides", {}),
         ("budgets.shapes", {"batch_size": 8}),
     )
     assert load(path, model="retinanet").recipe.optimizer.lr == pytest.approx(0.01)

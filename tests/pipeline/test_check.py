@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-VOC = "\n  mine: {format: voc, path: mine, train: [2007/trainval], test: [2007/test], licence: x}"
+VOC = "\n  mine: {format: voc, path: mine, train: [2007/trainval], test: [2007/test], license: x}"
 COCO = (
-    "\n  mine: {format: coco, path: mine, licence: x, train: [{images: a, annotations: a.json}],"
+    "\n  mine: {format: coco, path: mine, license: x, train: [{images: a, annotations: a.json}],"
     " test: [{images: b, annotations: b.json}]}"
 )
 

@@ -75,7 +75,7 @@ def experiment(store: Any, weights: Path) -> Experiment:
         "reports/evaluation/metrics.json": {"AP": 0.5, "AP50": 0.75, "AP_small": None},
         "reports/evaluation/run.json": {"run_id": run.info.run_id},
         "reports/train/recipe.json": {"model": "toy", "dataset": "shapes"},
-        "reports/dataset/card.json": {"licence": "MIT", "digest": "d1ge57", "classes": list(CLASSES)},
+        "reports/dataset/card.json": {"license": "MIT", "digest": "d1ge57", "classes": list(CLASSES)},
     }
     files = {path: json.dumps(one).encode() for path, one in content.items()}
     files["models/detector.pt"] = weights.read_bytes()
@@ -92,7 +92,7 @@ def test_promoted_loaded_elsewhere_and_used(
     assert version.tags["git.commit"] == "c0ffee"
     assert version.tags["dvc.rev"] == "beef"
     assert version.tags["digest.data"] == "d1ge57"
-    assert version.tags["licence"] == "MIT"
+    assert version.tags["license"] == "MIT"
     assert version.tags["test/AP50"] == "0.7500"
     assert "toy on shapes" in version.description
     assert store.client.get_run(version.run_id).info.status == "FINISHED"

@@ -21,7 +21,7 @@ from detection.params import ShapesDataset, load
 from detection.report.charts import dataset_figures as dataset_figures
 
 ROOT = Path(__file__).parents[2]
-SMALL = ShapesDataset(format="shapes", path="shapes", train=24, val=8, test=24, licence="drawn here")
+SMALL = ShapesDataset(format="shapes", path="shapes", train=24, val=8, test=24, license="drawn here")
 
 
 @pytest.fixture(scope="session")

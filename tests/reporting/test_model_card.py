@@ -21,7 +21,7 @@ def test_numbers_data_and_limits(workspace: Path) -> None:
         assert f"| {row['class']} | {row['objects']} | {row['AP']:.3f} |" in text
     card = json.loads(Path("reports/dataset/card.json").read_text())
     assert f"`{card['digest']}`" in text
-    assert card["licence"] in text
+    assert card["license"] in text
     errors = json.loads((evaluation / "analysis.json").read_text())["errors"]
     assert f"classification {errors['classification']['dAP50']:.3f}" in text
     recipe = json.loads(Path("reports/train/recipe.json").read_text())["recipe"]
@@ -39,6 +39,6 @@ def test_nothing_trained_nothing_scored(tmp_path: Path) -> None:
 def test_names_do_not_break_tables(workspace: Path) -> None:
     shutil.rmtree("reports/evaluation")
     path = Path("reports/dataset/card.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"licence": "a|b <i> `c`"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"license": "a|b <i> `c`"}))
     text = model_card.write(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
-    assert "| licence | a\\|b \\<i> \\`c\\` |" in text
+    assert "| license | a\\|b \\<i> \\`c\\` |" in text

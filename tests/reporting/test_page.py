@@ -130,7 +130,7 @@ def test_overridden_values_say_where_they_come_from(finished: Path) -> None:
     assert rows["image_size"]["source"] == "budgets.shapes"
     assert rows["optimizer.name"]["source"] == ""
     assert rows["optimizer.lr"]["value"] == re.sub(r"0+$", "", rows["optimizer.lr"]["value"])
-    assert rows["freeze_bn"]["value"] in ("true", "false")
+    assert rows["anchors.round"]["value"] in ("true", "false")
 
 
 def test_classes_named_like_missing_values(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def job_maker(tiny: Any, recipe: Recipe, folder: Path) -> Any:
         return TrainingJob(
             detector=detector,
             recipe=recipe,
-            settings=Train(precision="fp32", log_every=2, samples_every=0, **settings),
+            settings=Train(precision="fp32", log_every=2, sample_every_epochs=0, **settings),
             loader=Loader(pictures, recipe.batch_size, workers=0, shuffle=True),
             validator=Validator(tiny.splits["val"], tiny.root, tiny.classes, recipe, "fp32"),
             device=torch.device("cpu"),

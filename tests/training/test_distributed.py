@@ -94,7 +94,7 @@ def train(tiny: Any, folder: Path) -> Callable[..., list[str]]:
     Nothing couples the pictures of a batch: BatchNorm is frozen, losses are means over pictures.
     """
     chosen = small_recipe()
-    chosen = replace(chosen, freeze_bn=True, epochs=2, optimizer=replace(chosen.optimizer, lr=0.001))
+    chosen = replace(chosen, bn="frozen", epochs=2, optimizer=replace(chosen.optimizer, lr=0.001))
 
     def run(count: int, name: str, before: Callable[[], None] = lambda: None) -> list[str]:
         def work() -> Any:
@@ -135,12 +135,12 @@ def test_two_processes_train_as_one_does(train: Any, undisturbed: list[str], fol
 @pytest.mark.parametrize("family", ["retinanet", "fcos"])
 def test_a_loss_over_the_batchs_positives_is_the_whole_batchs(family: str, folder: Path) -> None:
     chosen = small_recipe()
-    chosen = replace(chosen, freeze_bn=True)
+    chosen = replace(chosen, bn="frozen")
     if family == "retinanet":
-        recipe: Any = replace(chosen, loss_normaliser="batch", fpn_channels=64)
+        recipe: Any = replace(chosen, loss_normalizer="batch", fpn_channels=64)
     else:
         recipe = replace(load(model="fcos", dataset="shapes").recipe, backbone="resnet18", fpn_channels=64)
-        recipe = replace(recipe, image_size=64, max_size=None, trainable_layers=5, freeze_bn=True)
+        recipe = replace(recipe, image_size=64, max_size=None, trainable_layers=5, bn="frozen")
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).train()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -259,8 +259,8 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path) -> None:
 
 def test_several_gpus_join_live_statistics_and_leave_fixed_ones_alone() -> None:
     with torch.device("meta"):
-        for name, freeze, joined in (("resnet18", False, True), ("resnet18", "statistics", False)):
-            network = make_backbone(name, freeze_bn=freeze)
+        for name, freeze, joined in (("resnet18", "live", True), ("resnet18", "frozen_stats", False)):
+            network = make_backbone(name, bn=freeze)
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
             assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in network.modules()) == joined
     norm = FixedStatistics(2).train()

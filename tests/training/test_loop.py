@@ -16,7 +16,7 @@ import torch
 from detection.errors import DivergedError, ParamsError
 from detection.models.build import without_weights
 from detection.params import load
-from detection.params.recipe import Phase
+from detection.params.recipe_base import Phase
 from detection.params.stages import EarlyStop
 from detection.tracking.run import NoRun
 from detection.training import loop, state
@@ -172,15 +172,15 @@ def test_two_stages_log_their_meters_and_go_on_to_equal_bits(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> None:
     chosen = without_weights(load(model="fasterrcnn_resnet18", dataset="shapes").recipe)
-    few: dict[str, Any] = {"image_size": 64, "max_size": None, "fpn_channels": 16, "roi_hidden": 16}
+    few: dict[str, Any] = {"image_size": 64, "max_size": None, "fpn_channels": 16, "roi.hidden_channels": 16}
     few |= {
-        "roi_batch": 16,
-        "rpn_pre_nms_train": 50,
-        "rpn_pre_nms_test": 10,
+        "roi.batch_size_per_image": 16,
+        "rpn.pre_nms_top_n.train": 50,
+        "rpn.pre_nms_top_n.test": 10,
         "epochs": 1,
         "batch_size": BATCH,
     }
-    two_stage, row = replace(chosen, **few), ListRow()
+    two_stage, row = chosen.update(few), ListRow()
     whole = make_job("whole", recipe=two_stage)
     run(whole, row)
     (epoch,) = rows(whole.reports / "metrics.csv")
@@ -250,7 +250,7 @@ def test_early_stop_ends_when_val_no_longer_rises(make_job: Any, monkeypatch: py
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recipe: Any) -> None:
     # with BatchNorm frozen the parts of a batch do not see one another; losses are means over pictures
-    frozen = replace(recipe, freeze_bn=True)
+    frozen = replace(recipe, bn="frozen")
     whole, parts = make_job("whole", recipe=frozen), make_job("parts", recipe=frozen, accumulate=2)
     batch = next(iter(whole.loader.epoch(0)))
     for job in (whole, parts):
@@ -309,7 +309,7 @@ def test_iterations_end_within_an_epoch(make_job: Any, recipe: Any) -> None:
 
 def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
     job, row = make_job(), ListRow()
-    job = replace(job, settings=replace(job.settings, samples_every=2, samples=2))
+    job = replace(job, settings=replace(job.settings, sample_every_epochs=2, sample_images=2))
     run(job, row)
     assert row.files == ["samples/epoch_002.png"]
 

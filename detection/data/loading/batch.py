@@ -102,7 +102,8 @@ def pads_to_stride(recipe: Recipe) -> bool:
 
     Required if anchor strides are derived from the sides: 100 pixels over 13 cells give 7 instead of 8.
     """
-    return not isinstance(recipe, SSDRecipe) and getattr(recipe, "anchor_strides", None) is None
+    anchors = getattr(recipe, "anchors", None)
+    return not isinstance(recipe, SSDRecipe) and (anchors is None or anchors.strides is None)
 
 
 def collate(samples: list[Sample], recipe: Recipe) -> Batch:

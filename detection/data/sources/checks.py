@@ -39,10 +39,10 @@ def check_images(index: Index, headers: Headers, faults: Problems) -> Index:
         header = headers[name]
         given, stored = (int(sizes[row, 0]), int(sizes[row, 1])), (header.height, header.width)
         if header.missing:
-            faults.add("missing_picture", name, "is not there")
+            faults.add("missing_image", name, "is not there")
             kept[row] = False
         elif header.problem:
-            faults.add("broken_picture", name, header.problem)
+            faults.add("broken_image", name, header.problem)
             kept[row] = False
         elif given == stored and header.orientation == 1:
             continue
@@ -67,8 +67,8 @@ def _settle_size(
         return given, kept
     if given not in ((0, 0), stored):
         detail = f"has {stored[1]}x{stored[0]} pixels, its annotation says {given[1]}x{given[0]}"
-        faults.add("picture_size", name, detail)
-        kept &= faults.action("picture_size") == "keep"
+        faults.add("image_size_mismatch", name, detail)
+        kept &= faults.action("image_size_mismatch") == "keep"
     return stored, kept
 
 
@@ -90,9 +90,9 @@ def check_boxes(index: Index, classes: tuple[str, ...], faults: Problems) -> Ind
     borders = np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
     x1, y1, x2, y2 = index.boxes.T
     out = (x1 < -REACH) | (y1 < -REACH) | (x2 > widths + REACH) | (y2 > heights + REACH)
-    note("outside", out, lambda box: f"in a picture of {widths[box]}x{heights[box]}")
+    note("box_outside_image", out, lambda box: f"in a picture of {widths[box]}x{heights[box]}")
     boxes, areas = index.boxes, index.areas
-    if faults.action("outside") == "clip" and out.any():
+    if faults.action("box_outside_image") == "clip" and out.any():
         boxes, areas = boxes.copy(), areas.copy()
         boxes[out] = np.clip(boxes[out], borders[out][:, [0, 1, 0, 1]], borders[out][:, [2, 3, 2, 3]])
         areas[out] = np.minimum(areas[out], box_ops.areas(boxes[out]))
@@ -100,7 +100,7 @@ def check_boxes(index: Index, classes: tuple[str, ...], faults: Problems) -> Ind
     sides = boxes[:, 2:] - boxes[:, :2]
     short, long = sides.min(axis=1, initial=np.inf), sides.max(axis=1, initial=0)
     absurd = left & ((short < THINNEST) | (long > LONGEST * short))
-    note("absurd_box", absurd, lambda box: f"{sides[box, 0]:g} wide and {sides[box, 1]:g} high")
+    note("degenerate_box", absurd, lambda box: f"{sides[box, 0]:g} wide and {sides[box, 1]:g} high")
     note("duplicate_object", left & _repeated(owners, index), lambda box: "annotated before")
     index = replace(index, boxes=boxes, areas=areas)
     return index if left.all() else index.keep_boxes(left)
@@ -143,9 +143,9 @@ def check_splits(
             owner, other = first.setdefault(_content(root / name), (split, name))
             if owner != split:
                 same = "" if other == name else f" as {other}"
-                faults.add("same_picture", name, f"of {split} is also in {owner}{same}")
+                faults.add("split_leak", name, f"of {split} is also in {owner}{same}")
                 leaked[split].add(name)
-    if faults.action("same_picture") == "keep":
+    if faults.action("split_leak") == "keep":
         return splits
     return {split: _without(index, leaked[split]) for split, index in splits.items()}
 

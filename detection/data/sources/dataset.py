@@ -78,7 +78,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         generator.ensure(dataset)
         path, share = generator.folder(dataset), 0.0
     else:
-        path, share = dataset.path, dataset.holdout
+        path, share = dataset.path, dataset.holdout_fraction
     root = data_root() / path
     digest, faults = Digest(), Problems(checks)
     classes, splits = _splits(dataset, root, digest, faults)
@@ -134,7 +134,7 @@ def _check(raw: RawDataset, dataset: Dataset) -> None:
         count = sum(len(index) for index in raw.splits.values())
         raise DataError(
             f"dataset {raw.name}: none of its {count} pictures fell to test, so there is nothing to score; "
-            f"raise datasets.{raw.name}.holdout, or name a test"
+            f"raise datasets.{raw.name}.holdout_fraction, or name a test"
         )
     if dataset.digest and dataset.digest != raw.digest:
         raise DataError(

@@ -52,16 +52,19 @@ def check_present(name: str, dataset: Dataset) -> None:
 
 
 def _check_holdout(name: str, dataset: VocDataset | CocoDataset) -> None:
-    if not 0 <= dataset.holdout < 1:
-        raise DataError(f"datasets.{name}.holdout must be at least 0 and below 1, not {dataset.holdout}")
-    if not dataset.test and not dataset.holdout:
+    if not 0 <= dataset.holdout_fraction < 1:
         raise DataError(
-            f"datasets.{name} names no test: name one, or write `holdout: 0.1` to cut a tenth of train for it"
+            f"datasets.{name}.holdout_fraction must be at least 0 and below 1, not {dataset.holdout_fraction}"
+        )
+    if not dataset.test and not dataset.holdout_fraction:
+        raise DataError(
+            f"datasets.{name} names no test: name one, or write `holdout_fraction: 0.1` to cut it from train"
         )
     cut = sum(not split for split in (dataset.val, dataset.test))
-    if cut * dataset.holdout >= 1:
+    if cut * dataset.holdout_fraction >= 1:
         raise DataError(
-            f"datasets.{name}.holdout cuts val and test, and must be below 0.5, not {dataset.holdout}"
+            f"datasets.{name}.holdout_fraction cuts val and test: it must be below 0.5, "
+            f"not {dataset.holdout_fraction}"
         )
 
 

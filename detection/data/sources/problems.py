@@ -19,13 +19,13 @@ KINDS = {
     "unknown_class": "objects of a class that the dataset does not have",
     "zero_area": "boxes without area, or inverted",
     "duplicate_object": "objects annotated twice",
-    "missing_picture": "pictures that are not there",
-    "broken_picture": "pictures that cannot be read, or end too early",
-    "picture_size": "pictures of another size than their annotation says",
+    "missing_image": "pictures that are not there",
+    "broken_image": "pictures that cannot be read, or end too early",
+    "image_size_mismatch": "pictures of another size than their annotation says",
     "exif_rotation": "pictures that EXIF turns or mirrors",
-    "outside": "boxes that reach out of their picture",
-    "absurd_box": "boxes thinner than a pixel, or 100 times longer than wide",
-    "same_picture": "the same picture in two splits",
+    "box_outside_image": "boxes that reach out of their picture",
+    "degenerate_box": "boxes thinner than a pixel, or 100 times longer than wide",
+    "split_leak": "the same picture in two splits",
 }
 """Every kind, in the order of a report; each is a key of `prepare.checks`."""
 DONE = {"drop": " left out", "clip": " clipped", "keep": " kept as they are"}
@@ -102,7 +102,7 @@ class Problems:
         kinds = list(self.refused())
         lines = self.lines(kinds)
         mend = f"mend the data, or say in params.yaml what to do, such as prepare.checks.{kinds[0]}: "
-        mend += "keep" if kinds[0] == "same_picture" else "drop"
+        mend += "keep" if kinds[0] == "split_leak" else "drop"
         if len(lines) == 1 and self.refused()[kinds[0]] <= EXAMPLES:
             return f"dataset {name}: {lines[0]}; {mend}"
         more = f"{mend}; `detection doctor {name}` decodes the pictures too"

@@ -156,7 +156,7 @@ class _Pictures:
         if image_id in self._others:
             faults.add("duplicate_id", path, f"{name} and {self._others[image_id]} share the id {image_id}")
         if not name:
-            faults.add("missing_picture", path, f"there is no picture {image_id}.* in {self._inside or './'}")
+            faults.add("missing_image", path, f"there is no picture {image_id}.* in {self._inside or './'}")
         elif not is_inside(name):
             faults.add("unsafe_name", path, f"filename {name!r} leads out of the dataset's folder")
         else:

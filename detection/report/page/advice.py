@@ -28,8 +28,8 @@ ON_ERRORS = {
     "smaller anchors help small ones.",
 }
 ON_RECALL = {
-    "size": "a larger `image_size` or other `anchor_sizes` help objects of unusual size",
-    "aspect ratio": "other `aspect_ratios` of the anchors help; `detection doctor` suggests some",
+    "size": "a larger `image_size` or other `anchors.sizes` help objects of unusual size",
+    "aspect ratio": "other `anchors.aspect_ratios` help; `detection doctor` suggests some",
     "crowding": "a higher `nms_threshold` keeps neighbours apart",
     "truncation": "an augmentation that cuts pictures (`ssd`, `crop`) shows more objects cut off",
 }

@@ -20,7 +20,7 @@ from detection import distributed
 from detection.device import autocast
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
-from detection.params.recipe import Optimizer, Schedule
+from detection.params.recipe_base import Optimizer, Schedule
 from detection.training import launch
 from detection.training.checkpoint import Checkpoints
 from detection.training.history import Table

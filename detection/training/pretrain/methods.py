@@ -21,7 +21,7 @@ from detection.errors import CheckpointError, DataError
 from detection.files import data_root
 from detection.models.backbones import is_feature
 from detection.params import Params
-from detection.params.recipe import Optimizer, Schedule
+from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Crops, ImageFolder
 from detection.training.checkpoint import Checkpoints
 from detection.training.pretrain.classification_data import (

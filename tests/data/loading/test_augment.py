@@ -16,7 +16,7 @@ from detection.data.loading.augment import MIN_IOUS, MULTISCALE_SIDES, draw_geom
 from detection.data.loading.geometry import Geometry
 from detection.data.loading.loader import DetectionDataset
 from detection.params import Recipe, load
-from detection.params.recipe import Augmentation
+from detection.params.recipe_base import Augmentation
 
 POLICIES = get_args(Augmentation)
 SQUARE = ("letterbox", "crop")

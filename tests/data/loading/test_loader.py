@@ -82,12 +82,12 @@ def test_a_batch_is_padded_and_has_its_sizes(split: Index, tmp_path: Path, recip
 
 @pytest.mark.parametrize(
     ("changes", "side"),
-    [({}, 64), ({"resize": "stretch"}, 64), ({"anchor_strides": (8, 16, 32, 64, 128)}, 40)],
+    [({}, 64), ({"resize": "stretch"}, 64), ({"anchors.strides": (8, 16, 32, 64, 128)}, 40)],
 )
 def test_squares_are_padded_if_anchor_strides_depend_on_the_size(
     split: Index, tmp_path: Path, recipe: Recipe, changes: dict[str, Any], side: int
 ) -> None:
-    dataset = DetectionDataset(split.select(np.array([2])), tmp_path, replace(recipe, **changes), train=False)
+    dataset = DetectionDataset(split.select(np.array([2])), tmp_path, recipe.update(changes), train=False)
     (batch,) = Loader(dataset, 1, workers=0, shuffle=False).epoch(0)
     assert batch.images.shape == (1, 3, side, side)
     assert batch.sizes.resized.tolist() == [[40, 40]]
@@ -213,7 +213,7 @@ def test_batches_group_similar_aspect_ratios(split: Index, tmp_path: Path, recip
     cases: list[tuple[Index, dict[str, Any]]]
     cases = [(split, {"resize": "stretch"}), (split, {"augmentation": "letterbox"}), (one_shape, {})]
     for index, changes in cases:
-        dataset = DetectionDataset(index, tmp_path, replace(recipe, **changes), train=True)
+        dataset = DetectionDataset(index, tmp_path, recipe.update(changes), train=True)
         assert aspect_ratio_groups(dataset) is None
 
 

@@ -126,7 +126,7 @@ def test_a_picture_does_not_depend_on_how_many_there_are(data_root: Path) -> Non
 
 
 def test_settings_that_change_no_picture_share_the_folder(data_root: Path) -> None:
-    assert generator.ensure(SMALL) == generator.ensure(replace(SMALL, licence="MIT", digest="0" * 32))
+    assert generator.ensure(SMALL) == generator.ensure(replace(SMALL, license="MIT", digest="0" * 32))
 
 
 def test_first_users_at_once_get_one_whole_tree(data_root: Path) -> None:
