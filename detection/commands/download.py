@@ -1,134 +1,147 @@
-"""`detection download`: the official archives of a dataset, unpacked where its entry in params.yaml looks."""
+"""`detection download`: fetch a dataset's official archives and extract them to `DATA_ROOT`."""
 
-import json
+import argparse
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from detection.data.download.archives import SOURCES, Archive
-from detection.data.download.fetch import Report, check_room, fetch, unpack
+from detection.data.download.fetch import Report, check_disk_space, extract, fetch, size_of
 from detection.errors import DataError
-from detection.files import data_root, locked
+from detection.files import data_root, locked, read_json, write_json
 
+HELP = "download a dataset's official archives and extract them"
+EXTRACTED_RATIO = 1.05
+"""Size of the extracted files relative to the archive."""
+LOG_INTERVAL_S = 10.0
+"""Seconds between progress lines without a terminal."""
 log = logging.getLogger(__name__)
-UNPACKED = 1.05  # the content takes about as much room as the archive, which is deleted afterwards
-LINE_S = 10.0  # between plain lines where there is no terminal
 
 
-def download(name: str, mirror: list[str] | None = None, keep: bool = False) -> str:
-    """Download and unpack a dataset; what is there already is recognised, what broke off goes on.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    parser.add_argument("name", choices=tuple(SOURCES), metavar="DATASET", help=", ".join(SOURCES))
+    mirror = "folder URL with the archives, tried first; may be repeated"
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help=mirror)
+    parser.add_argument("--keep", action="store_true", help="keep the archives after extraction")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags."""
+    return download(args.name, mirrors=args.mirror, keep=args.keep)
+
+
+def download(name: str, mirrors: list[str], keep: bool = False) -> str:
+    """Download and extract a dataset; skip archives that are extracted already, resume unfinished ones.
 
     Args:
-        name: `voc2007`, `voc2012` or `coco2017`.
-        mirror: Folders (URLs) to look for the archives in before the known places.
-        keep: Keep the archives once they are unpacked.
+        name: Key of `SOURCES`.
+        mirrors: Folder URLs that are tried before the known addresses.
+        keep: Keep the archives after extraction.
 
     Raises:
-        DataError: A mirror is no URL, no place has an archive, the disk is too small, or an archive is not
-            what it should be.
+        DataError: A mirror is not a URL, no mirror has an archive, the disk is too small, or an archive is
+            damaged.
     """
     source = SOURCES[name]
-    for place in mirror or []:
-        _check_url(place)
-    folder, kept = data_root() / source.folder, data_root() / "archives"
+    for mirror in mirrors:
+        _check_url(mirror)
+    folder, archives = data_root() / source.folder, data_root() / "archives"
     try:
-        kept.mkdir(parents=True, exist_ok=True)
+        archives.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{kept} cannot be made: {error.strerror}; set DATA_ROOT to another folder") from None
-    with locked(kept / f"{name}.lock"):
-        done = kept / f"{name}.json"
-        left = [one for one in source.archives if not _unpacked(one, folder, done)]
-        if not left:
-            return f"{name} is there already: {folder.resolve()}"
-        room = UNPACKED * sum(one.size for one in left) + max(one.size for one in left)
-        have = sum(_there(kept / one.name) + _there(kept / f"{one.name}.part") for one in left)
-        check_room(folder, round(room - have), name)
-        for one in left:
-            urls = (*(f"{place.rstrip('/')}/{one.name}" for place in mirror or []), *one.urls)
-            begun = _there(kept / f"{one.name}.part")
-            log.info("%s, %s%s", one.name, _size(one.size), f", going on at {_size(begun)}" if begun else "")
-            with _progress(one) as report:
-                archive = fetch(Archive(one.name, one.size, one.sha256, urls, one.makes), kept, report)
-            log.info("%s: size and SHA-256 are right; unpacking into %s", one.name, folder.resolve())
-            unpack(archive, folder)
-            _remember(one, done)
-            if not keep:
-                archive.unlink()
-    return f"{name} is there: {folder.resolve()}\nnext: dvc exp run -S dataset={name}"
-
-
-def _check_url(place: str) -> None:
-    try:
-        known = place.isascii() and urlsplit(place).scheme in ("http", "https", "ftp", "file")
-    except ValueError:
-        known = False
-    if not known:
         raise DataError(
-            f"--mirror {place}: this is no URL; give one such as http://server/folder, or file:///folder "
-            "for a folder of this machine"
+            f"{archives} cannot be created: {error.strerror}; set DATA_ROOT to another folder"
+        ) from None
+    with locked(archives / f"{name}.lock"):
+        record = archives / f"{name}.json"
+        missing = [one for one in source.archives if not _is_extracted(one, folder, record)]
+        if not missing:
+            return f"{name} is complete: {folder.resolve()}"
+        needed = EXTRACTED_RATIO * sum(one.size for one in missing) + max(one.size for one in missing)
+        existing = sum(
+            size_of(archives / one.name) + size_of(archives / f"{one.name}.part") for one in missing
+        )
+        check_disk_space(folder, round(needed - existing), name)
+        for one in missing:
+            urls = (*(f"{mirror.rstrip('/')}/{one.name}" for mirror in mirrors), *one.urls)
+            start = size_of(archives / f"{one.name}.part")
+            log.info(
+                "%s, %s%s", one.name, _bytes(one.size), f", resuming at {_bytes(start)}" if start else ""
+            )
+            with _progress(one) as report:
+                path = fetch(replace(one, urls=urls), archives, report)
+            log.info("%s: size and SHA-256 verified; extracting to %s", one.name, folder.resolve())
+            extract(path, folder)
+            write_json(record, _extracted(record) | {one.name: one.sha256})
+            if not keep:
+                path.unlink()
+    return f"{name} is downloaded: {folder.resolve()}\nnext: dvc exp run -S dataset={name}"
+
+
+def _check_url(mirror: str) -> None:
+    try:
+        valid = mirror.isascii() and urlsplit(mirror).scheme in ("http", "https", "ftp", "file")
+    except ValueError:
+        valid = False
+    if not valid:
+        raise DataError(
+            f"--mirror {mirror}: not a URL; give one such as http://server/folder, or file:///folder for a "
+            "local folder"
         )
 
 
-def _unpacked(archive: Archive, folder: Path, done: Path) -> bool:
-    """Whether an archive was unpacked to its end, and nobody has removed what it made."""
-    return _finished(done).get(archive.name) == archive.sha256 and all(
-        (folder / made).exists() for made in archive.makes
-    )
+def _is_extracted(archive: Archive, folder: Path, record: Path) -> bool:
+    """Return whether an archive was extracted completely and its files still exist."""
+    complete = _extracted(record).get(archive.name) == archive.sha256
+    return complete and all((folder / file).exists() for file in archive.creates)
 
 
-def _remember(archive: Archive, done: Path) -> None:
-    content = _finished(done) | {archive.name: archive.sha256}
-    done.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _finished(done: Path) -> dict[str, str]:
-    """SHA-256 of the archives that were unpacked, by name; none where the file is not there or not whole."""
+def _extracted(record: Path) -> dict[str, str]:
+    """SHA-256 of the extracted archives by name; empty if the record is missing or invalid."""
     try:
-        return dict(json.loads(done.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):
+        return read_json(record)
+    except ValueError:
         return {}
 
 
 @contextmanager
 def _progress(archive: Archive) -> Iterator[Report]:
-    """A bar on a terminal, a plain line every ten seconds elsewhere."""
+    """Show a progress bar on a terminal, else log a line every `LOG_INTERVAL_S`."""
     if sys.stdout.isatty():
-        from rich import progress as bars
-
-        columns = (
-            bars.BarColumn(),
-            bars.DownloadColumn(),
-            bars.TransferSpeedColumn(),
-            bars.TimeRemainingColumn(),
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
         )
-        with bars.Progress(*columns) as bar, _lines_above():
+
+        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        with Progress(*columns) as bar, _log_above_bar():
             task = bar.add_task(archive.name, total=archive.size)
-            yield lambda there: bar.update(task, completed=there)
+            yield lambda count: bar.update(task, completed=count)
         return
     last = time.monotonic()
 
-    def line(there: int) -> None:
+    def report(count: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= LINE_S:
+        if time.monotonic() - last >= LOG_INTERVAL_S:
             last = time.monotonic()
-            log.info(
-                "%s: %s of %s (%d %%)",
-                archive.name,
-                _size(there),
-                _size(archive.size),
-                100 * there // archive.size,
-            )
+            done = f"{_bytes(count)} of {_bytes(archive.size)} ({100 * count // archive.size} %)"
+            log.info("%s: %s", archive.name, done)
 
-    yield line
+    yield report
 
 
 @contextmanager
-def _lines_above() -> Iterator[None]:
-    """While a bar stands, `rich` has a stdout of its own: what is logged comes above it, not into it."""
+def _log_above_bar() -> Iterator[None]:
+    """Log to the stdout that `rich` installs while a bar is shown, so that lines appear above the bar."""
     handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
     before = [(handler, handler.setStream(sys.stdout)) for handler in handlers]
     try:
@@ -139,9 +152,5 @@ def _lines_above() -> Iterator[None]:
                 handler.setStream(stream)
 
 
-def _size(count: int) -> str:
+def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _there(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

@@ -1,1 +1,1 @@
-"""Official archives: addresses, download, extraction."""
+"""Official archives of VOC and COCO: addresses, download with resume, extraction."""

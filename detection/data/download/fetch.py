@@ -1,9 +1,8 @@
-"""Large files from the network: resumed where a connection broke off, from another mirror where one is dead.
+"""Download of large files: resumed after a broken connection, continued from the next mirror, then extracted.
 
-`NAME.part` grows while a file is fetched; beside it `NAME.part.tag` holds where from, and what that server
-calls this version of the file (ETag, or its date). The same server is asked to go on only `If-Range` it still
-has that version; another one goes on where the first broke off, as an official archive is the same
-everywhere. A file gets its own name once its size and SHA-256 are right.
+`NAME.part` grows while a file is downloaded and becomes `NAME` when size and SHA-256 are correct. Any server
+may continue it, because mirrors have the same file; if the hash is then wrong, the file is downloaded again
+in whole.
 """
 
 import hashlib
@@ -12,8 +11,8 @@ import shutil
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from http.client import HTTPException, HTTPResponse
+from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -23,68 +22,66 @@ from detection.data.download.archives import Archive
 from detection.errors import DataError
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 30.0  # without a byte
-TRIES = 5  # of one mirror in a row, none of which brought a byte
-CHUNK = 1 << 20
+TIMEOUT_S = 30.0
+"""Seconds without a byte after which a connection counts as broken."""
+MAX_IDLE_TRIES = 5
+"""Consecutive requests to one mirror without a new byte; 2 if it cannot be reached at all."""
+CHUNK_BYTES = 1 << 20
 Report = Callable[[int], None]
-"""Told how many bytes are there."""
+"""Called with the number of bytes downloaded so far."""
 
 
 def fetch(archive: Archive, folder: Path, report: Report, pause_s: float = 1.0) -> Path:
-    """Bring an archive to a folder, from the first mirror that has it whole.
+    """Download an archive from the first mirror that delivers it; an existing valid file is kept.
 
     Args:
-        archive: What, and from where.
-        folder: Where it, and its unfinished part, are kept.
-        report: Told how many bytes are there, as they come.
-        pause_s: Before a mirror is asked again; doubled each time.
+        archive: File and mirrors.
+        folder: Folder of the file and its unfinished `.part`.
+        report: Progress callback.
+        pause_s: Pause before a request is repeated; doubled each time.
 
     Returns:
-        The file; one that is there already with the right size and hash is not fetched again.
+        The file.
 
     Raises:
-        DataError: No mirror gave it; says what each of them said, and what a person can do.
+        DataError: No mirror delivered the file; with each mirror's error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
-    if path.exists() and _right(path, archive):
+    if _is_valid(path, archive):
         return path
-    said = []
+    errors = []
     for url in archive.urls:
-        begun = _length(part) > 0
+        error = "delivered a damaged file"
         try:
-            _fetch_from(url, archive.size, part, report, pause_s)
-            if begun and not _right(part, archive):  # the beginning may have been another place's
+            for _ in range(2):  # again from the start if the file joins bytes of two versions
+                resumed = _download(url, archive.size, part, report, pause_s)
+                if _is_valid(part, archive):
+                    part.replace(path)
+                    return path
                 part.unlink()
-                _fetch_from(url, archive.size, part, report, pause_s)
-        except (OSError, HTTPException) as error:
-            said.append(f"{urlsplit(url).netloc}: {_reason(error)}")
-        else:
-            if _right(part, archive):
-                part.replace(path)
-                _tag(part).unlink(missing_ok=True)
-                return path
-            part.unlink()
-            said.append(f"{urlsplit(url).netloc}: gave a damaged file")
-        log.info("%s: %s", archive.name, said[-1])
+                if not resumed:
+                    break
+        except (OSError, HTTPException) as raised:
+            error = _reason(raised)
+        errors.append(f"{urlsplit(url).netloc}: {error}")
+        log.info("%s: %s", archive.name, errors[-1])
     raise DataError(
-        f"{archive.name} cannot be had ({'; '.join(said)}). Run the same command again to go on, name "
-        f"another place that has it with --mirror URL, or put the file at {path.resolve()} and run it again"
+        f"{archive.name} cannot be downloaded ({'; '.join(errors)}). Run the same command again to resume, "
+        f"add a mirror with --mirror URL, or put the file at {path.resolve()} and run it again"
     )
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar or zip into a folder; members that would leave it are refused before anything is written.
-
-    A zip's CRC of each member is checked as it is unpacked.
+def extract(archive: Path, folder: Path) -> None:
+    """Extract a tar or zip file; refuse members that would leave the folder before anything is written.
 
     Raises:
-        DataError: The archive is damaged, reaches outside the folder, or the disk is full.
+        DataError: The archive is damaged, has members outside the folder, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
+            with zipfile.ZipFile(archive) as zipped:  # checks the CRC of each member
                 _refuse_outside(folder, zipped.namelist(), archive)
                 zipped.extractall(folder)
             return
@@ -97,95 +94,87 @@ def unpack(archive: Path, folder: Path) -> None:
         reason = str(error).splitlines()[0].rstrip(":")
         raise DataError(f"{archive} is damaged ({reason}); delete it and download again") from None
     except OSError as error:
-        raise DataError(f"{archive} cannot be unpacked into {folder.resolve()}: {error}") from None
+        raise DataError(f"{archive} cannot be extracted to {folder.resolve()}: {error}") from None
 
 
-def check_room(folder: Path, needed: int, what: str) -> None:
-    """Refuse to begin what the disk cannot hold.
+def check_disk_space(folder: Path, needed: int, name: str) -> None:
+    """Check that `needed` bytes are free at a folder, which need not exist yet.
 
     Raises:
-        DataError: Fewer than `needed` bytes are free where `folder` is, or will be.
+        DataError: The disk has less space.
     """
-    there = next(place for place in (folder, *folder.resolve().parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
+    existing = next(parent for parent in (folder, *folder.resolve().parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise DataError(
-            f"{what} needs {needed / 1e9:.1f} GB at {folder.resolve()}, and {free / 1e9:.1f} GB are free; "
-            "free some disk, or set DATA_ROOT to a larger one"
+            f"{name} needs {needed / 1e9:.1f} GB at {folder.resolve()}, and {free / 1e9:.1f} GB are free; "
+            "free disk space, or set DATA_ROOT to a folder on a larger disk"
         )
 
 
-def _fetch_from(url: str, size: int, part: Path, report: Report, pause_s: float) -> None:
-    """Let `part` grow to `size` bytes; goes on after each break as long as a try brings something."""
-    idle = 0
-    while True:
-        before = _length(part)
-        report(before)
-        if before == size:
-            return
+def size_of(path: Path) -> int:
+    """Size of a file in bytes; 0 if it does not exist."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def _download(url: str, size: int, part: Path, report: Report, pause_s: float) -> bool:
+    """Download until `part` has `size` bytes; repeat broken requests as long as they make progress.
+
+    Returns:
+        Whether part of the file came from an earlier request.
+    """
+    idle, resumed = 0, size_of(part) > 0
+    while (start := size_of(part)) != size:
+        report(start)
+        resumed |= start > 0
+        failure: OSError | HTTPException
         try:
-            _go_on(url, size, part, report)
-            if (after := _length(part)) == size:
-                return
-            raise ConnectionError(f"the connection broke off at {after:,} of {size:,} bytes")
+            _request(url, size, part, report)
+            break
         except HTTPError as error:
             error.close()
             if error.code < 500:
                 raise
-            failure: OSError | HTTPException = error
+            failure = error
         except (OSError, HTTPException) as error:
             failure = error
-        idle = 0 if _length(part) > before else idle + 1
-        if idle >= (2 if isinstance(failure, URLError) else TRIES):
+        idle = 0 if size_of(part) > start else idle + 1
+        if idle >= (2 if isinstance(failure, URLError) else MAX_IDLE_TRIES):
             raise failure
-        log.info("%s: %s; trying again", urlsplit(url).netloc, _reason(failure))
+        log.info("%s: %s; retrying", urlsplit(url).netloc, _reason(failure))
         time.sleep(pause_s * 2**idle)
+    report(size)
+    return resumed
 
 
-def _go_on(url: str, size: int, part: Path, report: Report) -> None:
-    """One request: append to `part`, or write it anew where the server begins at the beginning."""
-    have, tag = _length(part), _tag(part)
+def _request(url: str, size: int, part: Path, report: Report) -> None:
+    """Send one request; append to `part`, or overwrite it if the server ignores the range."""
+    start = size_of(part)
     headers = {"User-Agent": "detection-pipeline", "Accept-Encoding": "identity"}
-    if 0 < have < size:
-        headers["Range"] = f"bytes={have}-"
-        place, _, version = tag.read_text(encoding="utf-8").partition("\n") if tag.exists() else ("", "", "")
-        if place == url and version:
-            headers["If-Range"] = version
-    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as answer:
-        going_on = answer.status == 206
-        total = _total(answer)
-        if total is not None and total != size:
+    if 0 < start < size:
+        headers["Range"] = f"bytes={start}-"
+    with urlopen(Request(url, headers=headers), timeout=TIMEOUT_S) as response:
+        partial = response.status == 206
+        content_range = response.headers.get("Content-Range") or ""
+        if partial and not content_range.startswith(f"bytes {start}-"):
+            raise OSError("sent another range than requested")
+        total = content_range.rpartition("/")[2] if partial else response.headers.get("Content-Length") or ""
+        if total.isdigit() and int(total) != size:
             raise OSError(f"has {total} bytes under this name, not {size}")
-        if going_on and not (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            raise OSError("answers with another part than was asked for")
-        version = answer.headers.get("ETag") or ""
-        version = answer.headers.get("Last-Modified") or "" if version.startswith("W/") else version
-        with part.open("ab" if going_on else "wb") as file:
-            tag.write_text(f"{url}\n{version}", encoding="utf-8")
-            for chunk in _chunks(answer):
+        with part.open("ab" if partial else "wb") as file:
+            # read1 returns bytes as they arrive; read would lose a chunk if the connection breaks
+            while chunk := response.read1(CHUNK_BYTES):
                 file.write(chunk)
                 report(file.tell())
                 if file.tell() > size:
-                    raise OSError(f"gives more than the {size} bytes it should have")
+                    raise OSError(f"sent more than the expected {size} bytes")
+            received = file.tell()
+    if received < size:
+        raise ConnectionError(f"connection broke at {received:,} of {size:,} bytes")
 
 
-def _chunks(answer: HTTPResponse) -> Iterator[bytes]:
-    """What comes, as it comes: `read` would wait for a whole chunk and lose it if the connection breaks."""
-    while chunk := answer.read1(CHUNK):
-        yield chunk
-
-
-def _total(answer: HTTPResponse) -> int | None:
-    """Size of the whole file, as the server tells it."""
-    if answer.status == 206:
-        total = (answer.headers.get("Content-Range") or "").rpartition("/")[2]
-    else:
-        total = answer.headers.get("Content-Length") or ""
-    return int(total) if total.isdigit() else None
-
-
-def _right(path: Path, archive: Archive) -> bool:
-    if _length(path) != archive.size:
+def _is_valid(path: Path, archive: Archive) -> bool:
+    if size_of(path) != archive.size:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == archive.sha256
@@ -195,22 +184,12 @@ def _refuse_outside(folder: Path, names: list[str], archive: Path) -> None:
     root = folder.resolve()
     for name in names:
         if not (root / name).resolve().is_relative_to(root):
-            raise DataError(
-                f"{archive}: its member {name} would leave {folder}; it is not the official archive"
-            )
-
-
-def _length(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _tag(part: Path) -> Path:
-    return part.with_name(f"{part.name}.tag")
+            raise DataError(f"{archive}: member {name} would leave {folder}; it is not the official archive")
 
 
 def _reason(error: OSError | HTTPException) -> str:
     if isinstance(error, HTTPError):
-        return f"answers {error.code} {error.reason}"
+        return f"HTTP {error.code} {error.reason}"
     if isinstance(error, URLError):
-        return f"is not reached, {getattr(error.reason, 'strerror', None) or error.reason}"
+        return f"unreachable, {getattr(error.reason, 'strerror', None) or error.reason}"
     return str(error) or type(error).__name__

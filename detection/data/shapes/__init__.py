@@ -1,1 +1,1 @@
-"""The generated dataset `shapes`."""
+"""Generated dataset `shapes`: composition, rendering, and the VOC tree on disk."""

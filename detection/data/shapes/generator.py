@@ -1,159 +1,141 @@
-"""`format: shapes`: a dataset that needs no download, drawn once and written as a true Pascal VOC tree.
+"""Generator of `format: shapes`, a dataset without download, written as a Pascal VOC tree.
 
-Every picture is a function of (seed, split, index). A tree lives in a folder named after everything that it
-was made from, so that two settings never mix and every workspace of the repository shares it; it is written
-beside, under a lock, and renamed when it is whole.
+An image is a function of (seed, split, index). The name of a tree's folder is a hash of everything that
+decides its content, so that two settings never share a folder and all workspaces of a repository share the
+tree. It is written to a temporary folder under a lock and renamed when complete.
 """
 
 import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from detection.data.shapes.compose import Thing, compose
-from detection.data.shapes.render import CLASSES, HUE_CENTRES, HUE_REACH
+from detection.data.shapes.compose import ShapeObject, compose
+from detection.data.shapes.render import CLASSES, HUE_CENTERS, HUE_REACH
 from detection.errors import DataError
-from detection.files import data_root, locked
+from detection.files import data_root, locked, write_json
 from detection.params.datasets import ShapesDataset
 
 VERSION = 2
-"""Raised when the drawing changes: other pictures, other folder."""
+"""Increment when a change alters images: they go to another folder."""
 SPLITS = ("train", "val", "test")
 MARKER = "shapes.json"
-"""What the tree was made from and what came of it; written last."""
+"""Settings and statistics of a tree; written last."""
+MIN_VALUES = {"image_size": 32, "train": 1, "val": 0, "test": 0, "seed": 0}
+"""Parameters that decide the images, with their minimum."""
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What the pictures depend on; nothing else of the dataset's entry does."""
+def _settings(dataset: ShapesDataset) -> dict[str, int]:
+    """Everything that decides the images.
 
-    version: int
-    image_size: int
-    train: int
-    val: int
-    test: int
-    seed: int
-
-    @classmethod
-    def of(cls, dataset: ShapesDataset) -> "Recipe":
-        """The recipe of a dataset's entry.
-
-        Raises:
-            DataError: A size, count or seed that cannot be drawn.
-        """
-        for key, least in (("image_size", 32), ("train", 1), ("val", 0), ("test", 0), ("seed", 0)):
-            if getattr(dataset, key) < least:
-                raise DataError(
-                    f"datasets of format shapes: {key} must be at least {least}, not {getattr(dataset, key)}"
-                )
-        return cls(VERSION, dataset.image_size, dataset.train, dataset.val, dataset.test, dataset.seed)
-
-    def key(self) -> str:
-        """Name of the folder."""
-        text = json.dumps(vars(self), sort_keys=True)
-        return f"{self.image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    Raises:
+        DataError: A value is too small.
+    """
+    for key, minimum in MIN_VALUES.items():
+        if getattr(dataset, key) < minimum:
+            raise DataError(
+                f"datasets of format shapes: {key} must be at least {minimum}, not {getattr(dataset, key)}"
+            )
+    return {"version": VERSION} | {key: getattr(dataset, key) for key in MIN_VALUES}
 
 
 def folder(dataset: ShapesDataset) -> str:
-    """Where the tree of these settings lies, relative to `DATA_ROOT`."""
-    return f"{dataset.path}/{Recipe.of(dataset).key()}"
+    """Folder of the VOC tree, relative to `DATA_ROOT`."""
+    text = json.dumps(_settings(dataset), sort_keys=True)
+    key = f"{dataset.image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"{dataset.path}/{key}"
 
 
 def ensure(dataset: ShapesDataset) -> Path:
-    """Draw the dataset unless it is there already.
+    """Generate the dataset unless it exists.
 
     Returns:
         Folder of the VOC tree: `JPEGImages`, `Annotations`, `ImageSets/Main`.
     """
-    recipe = Recipe.of(dataset)
-    home = data_root() / folder(dataset)
-    if home.is_dir():
-        return home
-    with locked(home.parent / f".{home.name}.lock"):
-        if not home.is_dir():  # somebody else may have drawn it while we waited
-            partial = home.parent / f".{home.name}.partial"
+    root = data_root() / folder(dataset)
+    if root.is_dir():
+        return root
+    with locked(root.parent / f".{root.name}.lock"):
+        if not root.is_dir():  # another process may have generated it meanwhile
+            partial = root.parent / f".{root.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
-            count = recipe.train + recipe.val + recipe.test
-            log.info("drawing %d pictures of shapes into %s", count, home)
-            _write(recipe, partial)
-            partial.rename(home)
-    return home
+            count = dataset.train + dataset.val + dataset.test
+            log.info("generating %d images of shapes in %s", count, root)
+            _write(_settings(dataset), partial)
+            partial.rename(root)
+    return root
 
 
-def _write(recipe: Recipe, root: Path) -> None:
-    """Draw all splits into `root`."""
+def _write(settings: dict[str, int], root: Path) -> None:
+    """Write all splits to `root`."""
     for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / name).mkdir(parents=True)
-    number = 0
-    drawn: dict[str, list[list[Thing]]] = {split: [] for split in SPLITS}
+    size, number = settings["image_size"], 0
+    statistics: dict[str, Any] = {}
     for part, split in enumerate(SPLITS):
-        names = []
-        for i in range(getattr(recipe, split)):
+        names: list[str] = []
+        composed: list[list[ShapeObject]] = []
+        for i in range(settings[split]):
             number += 1
-            names.append(f"{number:06d}")
-            picture, things = compose(recipe.image_size, np.random.default_rng((recipe.seed, part, i)))
-            drawn[split].append(things)
-            picture.save(root / "JPEGImages" / f"{names[-1]}.jpg", quality=90, subsampling=0)
-            xml = _annotation(f"{names[-1]}.jpg", recipe.image_size, things)
-            (root / "Annotations" / f"{names[-1]}.xml").write_text(xml, encoding="utf-8")
+            name = f"{number:06d}"
+            image, objects = compose(size, np.random.default_rng((settings["seed"], part, i)))
+            image.save(root / "JPEGImages" / f"{name}.jpg", quality=90, subsampling=0)
+            xml = _annotation(f"{name}.jpg", size, objects)
+            (root / "Annotations" / f"{name}.xml").write_text(xml, encoding="utf-8")
+            names.append(name)
+            composed.append(objects)
         lines = "".join(f"{name}\n" for name in names)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
-    figures = {split: _figures(pictures) for split, pictures in drawn.items()}
-    marker = {"recipe": vars(recipe), "hues": _hues(), "splits": figures}
-    (root / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-
-
-def _hues() -> dict[str, list[int]]:
-    """First and last hue of each class in degrees, counted upward and round."""
-    return {
-        name: [(HUE_CENTRES[name] - HUE_REACH) % 360, (HUE_CENTRES[name] + HUE_REACH) % 360]
+        statistics[split] = _statistics(composed)
+    hues = {
+        name: [(HUE_CENTERS[name] - HUE_REACH) % 360, (HUE_CENTERS[name] + HUE_REACH) % 360]
         for name in CLASSES
     }
+    write_json(root / MARKER, {"recipe": settings, "hues": hues, "splits": statistics})
 
 
-def _figures(pictures: list[list[Thing]]) -> dict[str, float]:
-    """What only the one who drew them knows: the truth about silhouettes, which boxes do not show."""
-    covering = [
-        any(thing is not other and bool((thing.inside & other.inside).any()) for other in things)
-        for things in pictures
-        for thing in things
+def _statistics(images: list[list[ShapeObject]]) -> dict[str, float]:
+    """Number of objects, and fractions that follow from silhouettes and not from boxes."""
+    every = [one for objects in images for one in objects]
+    overlapping = [
+        any(one is not other and bool((one.mask & other.mask).any()) for other in objects)
+        for objects in images
+        for one in objects
     ]
-    everything = [thing for things in pictures for thing in things]
 
-    def share(flags: list[bool]) -> float:
+    def fraction(flags: list[bool]) -> float:
         return round(sum(flags) / max(1, len(flags)), 4)
 
     return {
-        "objects": len(everything),
-        "covering_or_covered": share(covering),
-        "truncated": share([thing.truncated for thing in everything]),
-        "occluded": share([thing.occluded for thing in everything]),
-        "faint": share([thing.faint for thing in everything]),
-        "difficult": share([thing.difficult for thing in everything]),
+        "objects": len(every),
+        "covering_or_covered": fraction(overlapping),
+        "truncated": fraction([one.truncated for one in every]),
+        "occluded": fraction([one.occluded for one in every]),
+        "faint": fraction([one.faint for one in every]),
+        "difficult": fraction([one.difficult for one in every]),
     }
 
 
-def _annotation(file: str, size: int, things: list[Thing]) -> str:
-    """One VOC annotation; corners are 1-based and inclusive, as VOC has them."""
-    objects = "".join(_object(thing) for thing in things)
+def _annotation(file: str, size: int, objects: list[ShapeObject]) -> str:
+    """VOC annotation of one image; corners are 1-based and inclusive as in VOC."""
     return (
         f"<annotation>\n  <folder>JPEGImages</folder>\n  <filename>{file}</filename>\n"
         f"  <source><database>shapes</database></source>\n"
         f"  <size><width>{size}</width><height>{size}</height><depth>3</depth></size>\n"
-        f"  <segmented>0</segmented>\n{objects}</annotation>\n"
+        f"  <segmented>0</segmented>\n{''.join(map(_object, objects))}</annotation>\n"
     )
 
 
-def _object(thing: Thing) -> str:
-    x1, y1, x2, y2 = thing.box
+def _object(one: ShapeObject) -> str:
+    x1, y1, x2, y2 = one.box
     return (
-        f"  <object>\n    <name>{thing.shape}</name>\n    <pose>Unspecified</pose>\n"
-        f"    <truncated>{thing.truncated:d}</truncated>\n    <occluded>{thing.occluded:d}</occluded>\n"
-        f"    <difficult>{thing.difficult:d}</difficult>\n    <bndbox><xmin>{x1 + 1}</xmin>"
+        f"  <object>\n    <name>{one.shape}</name>\n    <pose>Unspecified</pose>\n"
+        f"    <truncated>{one.truncated:d}</truncated>\n    <occluded>{one.occluded:d}</occluded>\n"
+        f"    <difficult>{one.difficult:d}</difficult>\n    <bndbox><xmin>{x1 + 1}</xmin>"
         f"<ymin>{y1 + 1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>\n  </object>\n"
     )

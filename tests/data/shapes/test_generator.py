@@ -24,7 +24,7 @@ def tree(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_the_default_dataset_is_what_the_card_promises(default_shapes: RawDataset) -> None:
+def test_statistics_of_the_default_dataset(default_shapes: RawDataset) -> None:
     assert default_shapes.classes == ("circle", "square", "star", "triangle")
     assert len(default_shapes.splits["train"]) >= 300
     assert len(default_shapes.splits["val"]) >= 50
@@ -39,8 +39,8 @@ def test_the_default_dataset_is_what_the_card_promises(default_shapes: RawDatase
         assert drawn["difficult"] == card_split["difficult"]
         assert drawn["truncated"] <= card_split["at_border"]
         assert overlapping(index).mean() >= drawn["covering_or_covered"]
-        per_picture = np.diff(index.offsets)
-        assert (per_picture.min(), per_picture.max()) == (1, 6)
+        per_image = np.diff(index.offsets)
+        assert (per_image.min(), per_image.max()) == (1, 6)
         sides = side_shares(index)
         assert sides.min() >= 0.12
         assert sides.max() <= 0.60
@@ -50,14 +50,14 @@ def test_the_default_dataset_is_what_the_card_promises(default_shapes: RawDatase
         assert counts.min() > 0.18
 
 
-def test_flags_and_boxes_are_those_of_the_files(default_shapes: RawDataset) -> None:
+def test_flags_and_boxes_equal_those_of_the_files(default_shapes: RawDataset) -> None:
     index = default_shapes.splits["val"]
     card = describe(default_shapes, DEFAULT)["drawn"]["splits"]["val"]
     flags: dict[str, list[bool]] = {"truncated": [], "occluded": [], "difficult": []}
     for name in index.ids:
-        found = ElementTree.parse(default_shapes.root / f"Annotations/{name.decode()}.xml")
+        root = ElementTree.parse(default_shapes.root / f"Annotations/{name.decode()}.xml")
         for key, values in flags.items():
-            values += [entry.findtext(key) == "1" for entry in found.findall("object")]
+            values += [entry.findtext(key) == "1" for entry in root.findall("object")]
     np.testing.assert_array_equal(flags["difficult"], index.difficult)
     assert not (np.array(flags["truncated"]) & ~at_border(index)).any()
     for key, values in flags.items():
@@ -68,37 +68,37 @@ def test_flags_and_boxes_are_those_of_the_files(default_shapes: RawDataset) -> N
     assert corners.max() <= 128
 
 
-def test_each_class_has_its_hues_and_shares_them() -> None:
+def test_each_class_has_a_hue_range_that_overlaps_its_neighbors() -> None:
     rng = np.random.default_rng(0)
     hues = {}
     for name in render.CLASSES:
-        colours = np.array([render.object_colour(name, rng) for _ in range(400)], dtype=np.uint8)
-        hues[name] = np.asarray(Image.fromarray(colours[None]).convert("HSV"))[0, :, 0] * (360.0 / 256)
-        away = (hues[name] - render.HUE_CENTRES[name] + 180) % 360 - 180
+        colors = np.array([render.object_color(name, rng) for _ in range(400)], dtype=np.uint8)
+        hues[name] = np.asarray(Image.fromarray(colors[None]).convert("HSV"))[0, :, 0] * (360.0 / 256)
+        away = (hues[name] - render.HUE_CENTERS[name] + 180) % 360 - 180
         assert np.abs(away).max() < render.HUE_REACH + 5
         assert np.abs(away).max() > render.HUE_REACH - 10
     for name, other in zip(render.CLASSES, (*render.CLASSES[1:], render.CLASSES[0]), strict=True):
-        away = (hues[name] - render.HUE_CENTRES[other] + 180) % 360 - 180
+        away = (hues[name] - render.HUE_CENTERS[other] + 180) % 360 - 180
         assert 0.2 < (np.abs(away) < render.HUE_REACH).mean() < 0.6
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_box_is_the_silhouette_and_nobody_is_hidden_wholly(seed: int) -> None:
-    picture, things = compose.compose(96, np.random.default_rng(seed))
-    assert picture.size == (96, 96)
-    assert 1 <= len(things) <= 6
-    for thing in things:
-        x1, y1, x2, y2 = thing.box
-        assert thing.inside[y1:y2, x1:x2].sum() == thing.inside.sum()
-        for edge in (thing.inside[y1], thing.inside[y2 - 1], thing.inside[:, x1], thing.inside[:, x2 - 1]):
+def test_boxes_are_tight_and_objects_stay_visible(seed: int) -> None:
+    image, objects = compose.compose(96, np.random.default_rng(seed))
+    assert image.size == (96, 96)
+    assert 1 <= len(objects) <= 6
+    for one in objects:
+        x1, y1, x2, y2 = one.box
+        assert one.mask[y1:y2, x1:x2].sum() == one.mask.sum()
+        for edge in (one.mask[y1], one.mask[y2 - 1], one.mask[:, x1], one.mask[:, x2 - 1]):
             assert edge.any()
-        assert thing.visible_share() >= compose.LEAST_VISIBLE
-        assert thing.difficult == (thing.faint or thing.visible_share() < compose.DIFFICULT_VISIBLE)
+        assert one.visible_fraction() >= compose.MIN_VISIBLE
+        assert one.difficult == (one.faint or one.visible_fraction() < compose.DIFFICULT_VISIBLE)
 
 
 @pytest.mark.parametrize("shape", render.CLASSES)
 @pytest.mark.parametrize("side", [16, 77])
-def test_a_silhouette_is_as_large_as_asked(shape: str, side: int) -> None:
+def test_a_silhouette_has_the_given_side(shape: str, side: int) -> None:
     for seed in range(10):
         mask = render.silhouette(shape, side, np.random.default_rng(seed))
         box = mask.point([0] * 128 + [255] * 128).getbbox()
@@ -106,7 +106,7 @@ def test_a_silhouette_is_as_large_as_asked(shape: str, side: int) -> None:
         assert abs(max(box[2] - box[0], box[3] - box[1]) - side) <= (3 if shape == "star" else 2)
 
 
-def test_two_generations_are_equal_byte_for_byte(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_trees_are_equal_byte_for_byte(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = generator.ensure(SMALL)
     files = tree(first)
     assert len(files) == 11 * 2 + 3 + 1
@@ -116,20 +116,20 @@ def test_two_generations_are_equal_byte_for_byte(data_root: Path, monkeypatch: p
     assert tree(second) == files
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(data_root: Path) -> None:
+def test_an_image_does_not_depend_on_the_number_of_images(data_root: Path) -> None:
     few, more = generator.ensure(SMALL), generator.ensure(replace(SMALL, train=8))
     assert few != more
-    pictures = [(root / "JPEGImages/000006.jpg").read_bytes() for root in (few, more)]
-    assert pictures[0] == pictures[1]
+    images = [(root / "JPEGImages/000006.jpg").read_bytes() for root in (few, more)]
+    assert images[0] == images[1]
     other = generator.ensure(replace(SMALL, seed=1))
-    assert (other / "JPEGImages/000006.jpg").read_bytes() != pictures[0]
+    assert (other / "JPEGImages/000006.jpg").read_bytes() != images[0]
 
 
-def test_settings_that_change_no_picture_share_the_folder(data_root: Path) -> None:
+def test_settings_that_do_not_change_images_share_the_folder(data_root: Path) -> None:
     assert generator.ensure(SMALL) == generator.ensure(replace(SMALL, license="MIT", digest="0" * 32))
 
 
-def test_first_users_at_once_get_one_whole_tree(data_root: Path) -> None:
+def test_concurrent_processes_get_one_complete_tree(data_root: Path) -> None:
     with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as pool:
         roots = {future.result() for future in [pool.submit(generator.ensure, SMALL) for _ in range(4)]}
     (root,) = roots
@@ -137,25 +137,24 @@ def test_first_users_at_once_get_one_whole_tree(data_root: Path) -> None:
     assert not list(root.parent.glob(".*.partial"))
 
 
-def test_a_torn_generation_is_not_taken_for_a_whole_one(
-    data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = generator.compose, []
+def test_an_interrupted_generation_starts_over(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = generator.compose
+    calls: list[int] = []
 
-    def dies(size: int, rng: np.random.Generator) -> tuple:
+    def interrupted(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[compose.ShapeObject]]:
         calls.append(size)
         if len(calls) == 4:
             raise KeyboardInterrupt
         return real(size, rng)
 
-    monkeypatch.setattr(generator, "compose", dies)
+    monkeypatch.setattr(generator, "compose", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generator.ensure(SMALL)
     assert not (data_root / generator.folder(SMALL)).exists()
     assert len(list((generator.ensure(SMALL) / "JPEGImages").iterdir())) == 11
 
 
-def test_a_damaged_tree_names_the_mend(data_root: Path) -> None:
+def test_a_damaged_tree_names_the_fix(data_root: Path) -> None:
     root = generator.ensure(SMALL)
     (root / "JPEGImages/000002.jpg").unlink()
     with pytest.raises(DataError, match=rf"or delete {root}: it is drawn again"):
@@ -163,7 +162,7 @@ def test_a_damaged_tree_names_the_mend(data_root: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("image_size", 8), ("train", 0), ("test", -1), ("seed", -3)])
-def test_what_cannot_be_drawn_is_refused(data_root: Path, key: str, value: int) -> None:
+def test_values_below_the_minimum_are_rejected(data_root: Path, key: str, value: int) -> None:
     with pytest.raises(DataError, match=f"{key} must be at least"):
         generator.ensure(replace(SMALL, **{key: value}))  # type: ignore[arg-type]
     assert not list(data_root.iterdir())
