@@ -7,17 +7,25 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from detection.data.download.archives import SOURCES
 from detection.errors import DetectionError, user_message
+
+COMMANDS = {
+    "browse": "draw a dataset's augmented training images on one sheet",
+    "pin": "write a dataset's digest to params.yaml",
+    "download": "download a dataset's official archives and extract them",
+    "doctor": "list a dataset's problems, with every image decoded",
+}
+"""Commands whose module has `add_arguments` and `run`, with their help."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command; prints its text, or one line on stderr and exit code 1."""
-    arguments = vars(_parser().parse_args(argv))
+    args = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
+    arguments = vars(args)
     stream = sys.stderr if arguments["command"] == "score" else sys.stdout  # where JSON stands alone
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream, force=True)
     try:
-        print(_run(arguments.pop("command"), arguments))
+        print(args.handler(args) if "handler" in args else _run(arguments.pop("command"), arguments))
     except DetectionError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -35,7 +43,7 @@ def _run(command: str, arguments: dict[str, Any]) -> str:
     return text
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="detection", description="Object detection, as one experiment after another."
     )
@@ -51,27 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands.add_parser("score", help="COCO's or VOC's numbers of anybody's detections"))
     commands.add_parser("summary", help="the scores of the experiment in this workspace")
     commands.add_parser("check", help="check params.yaml and that its dataset is there")
-    browse = commands.add_parser("browse", help="a sheet of a dataset's pictures as a training sees them")
-    browse.add_argument("dataset", metavar="DATASET")
-    browse.add_argument("--model", help="whose size and augmentation; default: the one of params.yaml")
-    browse.add_argument("--augmentation", metavar="POLICY", help="another policy than the model's")
-    browse.add_argument("--out", type=Path, default=Path("browse.png"), help="default: %(default)s")
-    browse.add_argument("--count", type=int, default=12, help="pictures; default: %(default)s")
-    pin = commands.add_parser("pin", help="write a dataset's digest into params.yaml")
-    pin.add_argument("name", metavar="DATASET")
-    download = commands.add_parser("download", help="fetch a dataset's official archives and unpack them")
-    download.add_argument("name", choices=tuple(SOURCES), metavar="DATASET", help=", ".join(SOURCES))
-    download.add_argument(
-        "--mirror",
-        action="append",
-        metavar="URL",
-        help="a folder with the archives, asked first; may be repeated",
-    )
-    download.add_argument("--keep", action="store_true", help="keep the archives once they are unpacked")
-    doctor = commands.add_parser("doctor", help="list what is wrong with a dataset, every picture decoded")
-    doctor.add_argument("name", metavar="DATASET")
-    doctor.add_argument("--json", type=Path, metavar="FILE", help="write every fault there too")
-    doctor.add_argument("--model", help="whose anchors are tried on it; default: that of params.yaml")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in argv:  # import late: numpy and torch are not for `--help`
+            module = import_module(f"detection.commands.{name}")
+            module.add_arguments(command)
+            command.set_defaults(handler=module.run)
     _add_experiments(commands)
     sync = commands.add_parser("sync", help="bring to MLflow what it missed while it was away")
     sync.add_argument(

@@ -55,7 +55,7 @@ def detections(index: Index, looseness: float, seed: int) -> SplitDetections:
     sides = np.tile(index.boxes[:, 2:] - index.boxes[:, :2], 2)
     boxes = index.boxes + rng.normal(0, looseness, index.boxes.shape) * sides
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
-    return SplitDetections.pack(index.owners(), boxes.clip(0), rng.random(len(boxes)), index.labels)
+    return SplitDetections.pack(index.image_rows(), boxes.clip(0), rng.random(len(boxes)), index.labels)
 
 
 def write(path: str, content: object) -> None:

@@ -1,10 +1,12 @@
-"""`detection browse`: what a training would see of a dataset, on one sheet."""
+"""`detection browse`: images of a dataset as the detector sees them in training, on one sheet."""
 
+import argparse
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, get_args
 
 from detection import params
+from detection.data.sources.dataset import read
 from detection.errors import DataError, ParamsError
 from detection.params.recipe import Recipe
 from detection.params.recipe_base import Augmentation
@@ -17,45 +19,60 @@ if TYPE_CHECKING:
 COLUMNS = 4
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the command."""
+    parser.add_argument("dataset", metavar="DATASET")
+    parser.add_argument("--model", help="model for image size and augmentation; default: that of params.yaml")
+    parser.add_argument("--augmentation", metavar="POLICY", help="another policy than the model's")
+    parser.add_argument("--out", type=Path, default=Path("browse.png"), help="default: %(default)s")
+    parser.add_argument("--count", type=int, default=12, help="number of images; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags."""
+    return browse(
+        args.dataset, model=args.model, augmentation=args.augmentation, out=args.out, count=args.count
+    )
+
+
 def browse(dataset: str, model: str | None, augmentation: str | None, out: Path, count: int) -> str:
-    """Write the first pictures of a training's first epoch with their boxes, as the detector gets them.
+    """Draw the first training images of the first epoch, and of the next ones if the split is too small.
 
     Args:
-        dataset: Name of the dataset; it needs not be prepared.
-        model: Name of the recipe, for size and policy; None: the one that `params.yaml` chooses.
+        dataset: Dataset in params.yaml; need not be prepared.
+        model: Model for image size and augmentation; None for that of params.yaml.
         augmentation: Another policy than the recipe's.
-        out: The sheet.
-        count: How many pictures; where the split has fewer, they come again as the next epochs show them.
+        out: Image file to write.
+        count: Number of images.
 
     Raises:
-        ParamsError: There is no such dataset, recipe or policy, or the two do not go together.
-        DataError: The data is absent or broken, or `out` is no file name that a picture can have.
+        ParamsError: Unknown dataset, model or policy, or a policy that does not fit the recipe.
+        DataError: The data is missing or invalid, or `out` cannot be written.
     """
-    chosen = params.load(model=model, dataset=dataset)
-    recipe = _with_policy(chosen.recipe, augmentation)
+    loaded = params.load(model=model, dataset=dataset)
+    recipe = _with_policy(loaded.recipe, augmentation)
     if count < 1:
-        raise ParamsError(f"--count {count}: a sheet has at least one picture")
+        raise ParamsError(f"--count {count}: must be at least one image")
 
-    from detection.data.sources.dataset import read
+    raw = read(dataset, loaded.data, loaded.prepare.checks)
 
-    raw = read(dataset, chosen.data, chosen.prepare.checks)  # before torch is imported, which takes seconds
-
+    # torch, which takes seconds to import, only once the data has been read
     from detection.data.loading.loader import BatchSampler, DetectionDataset
     from detection.report.images.contact_sheet import sheet
 
-    pictures = DetectionDataset(raw.splits["train"], raw.root, recipe, train=True, seed=chosen.seed)
-    order = BatchSampler(len(pictures), 1, chosen.seed)
+    images = DetectionDataset(raw.splits["train"], raw.root, recipe, train=True, seed=loaded.seed)
+    sampler = BatchSampler(len(images), 1, loaded.seed)
     keys: list[tuple[int, int]] = []
     while len(keys) < count:
-        keys += [key for batch in order for key in batch]
-        order.epoch += 1
-    tiles = [_tile(pictures, key) for key in keys[:count]]
+        keys += [key for batch in sampler for key in batch]
+        sampler.epoch += 1
+    tiles = [_tile(images, key) for key in keys[:count]]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sheet(tiles, raw.classes, min(COLUMNS, count)).save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"--out {out} cannot be written: {error}") from None
-    return f"{count} pictures of {dataset} as {chosen.model} gets them with {recipe.augmentation}: {out}"
+    return f"{count} images of {dataset} for {loaded.model} with augmentation {recipe.augmentation}: {out}"
 
 
 def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
@@ -64,7 +81,7 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
     policies = get_args(Augmentation)
     if augmentation not in policies:
         raise ParamsError(
-            f"--augmentation: there is no {augmentation!r}; {did_you_mean(augmentation, policies)}"
+            f"--augmentation: no policy {augmentation!r}; {did_you_mean(augmentation, policies)}"
         )
     try:
         return replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
@@ -72,14 +89,13 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
         raise ParamsError(f"--augmentation {augmentation}: {error}") from None
 
 
-def _tile(pictures: "DetectionDataset", key: tuple[int, int]) -> "Tile":
-    """A sample with its file's name, and the size that the detector gets it in."""
+def _tile(dataset: "DetectionDataset", key: tuple[int, int]) -> "Tile":
+    """Tile of a sample, with file name and image size."""
     from PIL.Image import fromarray
 
     from detection.report.images.contact_sheet import Tile
 
-    sample = pictures[key]
+    sample = dataset[key]
     image = fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
-    name = PurePosixPath(pictures.index[sample.row].file).name
-    text = f"{name}  {image.width}×{image.height}"
+    text = f"{PurePosixPath(dataset.index[sample.row].file).name}  {image.width}×{image.height}"
     return Tile(picture=image, boxes=sample.boxes, labels=sample.labels, text=text)

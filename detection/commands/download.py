@@ -15,7 +15,6 @@ from detection.data.download.fetch import Report, check_disk_space, extract, fet
 from detection.errors import DataError
 from detection.files import data_root, locked, read_json, write_json
 
-HELP = "download a dataset's official archives and extract them"
 EXTRACTED_RATIO = 1.05
 """Size of the extracted files relative to the archive."""
 LOG_INTERVAL_S = 10.0

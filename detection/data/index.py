@@ -93,7 +93,7 @@ class Index:
             return np.array(numbers, dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
 
-    def owners(self) -> NDArray[np.int64]:
+    def image_rows(self) -> NDArray[np.int64]:
         """[T], the row of each box's picture."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 

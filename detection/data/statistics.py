@@ -61,7 +61,7 @@ def describe_split(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:
 def side_shares(index: Index) -> NDArray[np.float64]:
     """[T], longer side of each box as a share of its picture's longer side."""
     sides = (index.boxes[:, 2:] - index.boxes[:, :2]).max(axis=1, initial=0)
-    return np.asarray(sides / index.sizes.max(axis=1, initial=1)[index.owners()])
+    return np.asarray(sides / index.sizes.max(axis=1, initial=1)[index.image_rows()])
 
 
 def overlapping(index: Index) -> NDArray[np.bool_]:
@@ -78,7 +78,7 @@ def overlapping(index: Index) -> NDArray[np.bool_]:
 
 def at_border(index: Index) -> NDArray[np.bool_]:
     """[T], whether the box reaches the picture's border to half a pixel: most such objects are cut by it."""
-    heights, widths = index.sizes[index.owners()].T
+    heights, widths = index.sizes[index.image_rows()].T
     x1, y1, x2, y2 = index.boxes.T
     return np.asarray((x1 < 0.5) | (y1 < 0.5) | (x2 > widths - 0.5) | (y2 > heights - 0.5))
 

@@ -1,1 +1,1 @@
-"""Diagnosis of a dataset: labels, anchors, sample size."""
+"""Diagnosis of a dataset: labels, anchors, sample size. Decides nothing of a result."""

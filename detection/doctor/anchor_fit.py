@@ -1,16 +1,15 @@
-"""Do a recipe's anchors fit a dataset: which objects no anchor matches, which anchors match no object.
+"""Fit of a recipe's anchors to a dataset: objects that no anchor matches, anchors that match no object.
 
-A matched anchor is what teaches a detector an object. An object that none matches may still claim its best
-one (see `detection.ops.matcher`), but a claimed anchor that overlaps little has far to go. So the share of
-objects that an anchor overlaps by half is a ceiling for the recall that the anchors make easy.
+A detector learns an object from its matched anchors. An object without a match may still get its best anchor
+as a low-quality match (see `detection.ops.matcher`), but an anchor of low IoU has far to regress. The
+fraction of objects with an anchor of IoU 0.5 is therefore an upper bound of the recall that the anchors make
+easy.
 
-Pictures have the size that the recipe shows them at, without augmentation. The best anchor of a shape for an
-object is the one whose centre is nearest in x and in y, because the overlap falls with either distance: one
-look a shape instead of one an anchor, and still exact.
+Images have the recipe's size, without augmentation. The best anchor of a shape for an object is the one with
+the nearest center in x and in y, because the IoU falls with either distance: exact, with one candidate per
+shape.
 
-Letters: T objects, S anchor shapes of all levels.
-
-Anchor sizes from a dataset's objects, by k-means.
+Letters: T objects, S anchor shapes over all levels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,200 +30,197 @@ from detection.ops.anchors import AnchorGrid, DefaultBoxes, Grid, Size
 from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 
 Floats = NDArray[np.float64]
-FITS = 0.5
-"""IoU from which an anchor is taken to fit an object; an RPN asks for more (0.7) and lives on claims."""
-WORTHWHILE = 0.01
-"""Share of the objects that other sizes must gain to be suggested."""
-FACTORS = 2.0 ** (np.arange(-16, 9) / 4)
-"""What all of a recipe's sizes are tried to be multiplied with: a sixteenth to four."""
+FIT_IOU = 0.5
+"""IoU from which an anchor fits an object. An RPN requires 0.7 and relies on low-quality matches."""
+MIN_GAIN = 0.01
+"""Minimum gain in the fraction of fitted objects for other anchor sizes to be suggested."""
+SCALE_FACTORS = 2.0 ** (np.arange(-16, 9) / 4)
+"""Scale factors tried on the recipe's anchor sizes: 1/16 to 4."""
+MAX_ITERATIONS = 100
 
 
-class Shape(NamedTuple):
-    """The anchors of one shape on one level."""
+class AnchorShape(NamedTuple):
+    """Anchors of one shape on one level."""
 
     level: int
-    """From 0, the finest."""
+    """Level, 0 for the finest."""
     width: float
-    """Pixels."""
+    """Width in pixels."""
     height: float
+    """Height in pixels."""
     matches: int
-    """Objects that it overlaps by `FITS` or more."""
+    """Objects with an IoU of at least `FIT_IOU`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Coverage:
-    """How well anchors fit the objects that are trained on."""
+    """Best anchor of each training object."""
 
-    threshold: float
-    """IoU from which an anchor is a positive, by the recipe."""
+    positive_iou: float
+    """The recipe's IoU threshold of positive anchors."""
     labels: NDArray[np.int64]
-    """[T]."""
-    best: Floats
+    """[T] labels of the objects."""
+    best_iou: Floats
     """[T] largest IoU with any anchor."""
     sides: Floats
-    """[T] root of an object's area, in pixels at training size."""
-    shapes: list[Shape]
-    """The S."""
+    """[T] square root of the area in pixels at the training size."""
+    shapes: list[AnchorShape]
+    """[S] anchor shapes."""
 
-    def share(self, least: float) -> float:
-        """Of the objects with an anchor at some IoU; NaN without objects."""
-        return float(np.mean(self.best >= least)) if len(self.best) else float("nan")
+    def fraction(self, min_iou: float) -> float:
+        """Fraction of the objects with an anchor of at least `min_iou`; NaN without objects."""
+        return float(np.mean(self.best_iou >= min_iou)) if len(self.best_iou) else float("nan")
 
-    def of_classes(self) -> tuple[float, float]:
-        """Means over the classes: of the share of objects that an anchor fits, and of the best IoU."""
-        count = np.maximum(np.bincount(self.labels), 1)
-        fits = np.bincount(self.labels, self.best >= FITS) / count
-        best, some = np.bincount(self.labels, self.best) / count, np.bincount(self.labels) > 0
-        return float(fits[some].mean()), float(best[some].mean())
+    def class_means(self) -> tuple[float, float]:
+        """Means over the classes: fraction of fitted objects, and best IoU."""
+        count = np.bincount(self.labels)
+        fits = np.bincount(self.labels, self.best_iou >= FIT_IOU)[count > 0] / count[count > 0]
+        best = np.bincount(self.labels, self.best_iou)[count > 0] / count[count > 0]
+        return float(fits.mean()), float(best.mean())
 
 
 class _Group(NamedTuple):
-    """Objects on pictures of one size."""
+    """Objects of images that have one size in a batch."""
 
     rows: NDArray[np.int64]
     boxes: Floats
-    """`x1, y1, x2, y2` in pixels of the resized picture."""
-    inside: Size
+    """`x1, y1, x2, y2` in pixels of the resized image."""
+    resized: Size
     padded: Size
     maps: list[Size]
 
 
-class Anchors:
-    """The anchors of a recipe over a split's pictures.
+class AnchorFit:
+    """Anchors of a recipe on the images of a split.
 
     Args:
-        recipe: Any but FCOS, which has no anchors.
-        index: The split; difficult objects are left out unless the recipe trains on them, crowds always.
-        classes: How many there are.
+        recipe: A recipe with anchors, that is any but FCOS.
+        index: The split, without crowds and, unless the recipe trains on them, difficult objects.
+        classes: Number of classes.
     """
 
     def __init__(self, recipe: Recipe, index: Index, classes: int) -> None:
-        assert not isinstance(recipe, FCOSRecipe), "a place of FCOS has no anchor"
+        assert not isinstance(recipe, FCOSRecipe), "FCOS has no anchors"
         self.recipe = recipe
-        kept = ~index.crowd if recipe.train_difficult else ~(index.crowd | index.difficult)
-        self.index = index.keep_boxes(kept)
+        self.index = index.keep_boxes(~index.crowd & (recipe.train_difficult | ~index.difficult))
         detector = build_detector(recipe, classes, None)
-        self.grid = next(
-            value for part in detector.modules() for value in vars(part).values() if isinstance(value, Grid)
-        )
         assert isinstance(detector, BackboneDetector)
+        attributes = (value for part in detector.modules() for value in vars(part).values())
+        self.anchors = next(value for value in attributes if isinstance(value, Grid))
         self.detector = detector.eval()
+        self.inside_only = isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only
         self.groups = list(self._groups())
 
-    def coverage(self, grid: Grid | None = None) -> Coverage:
-        """Of the recipe's own anchors, or of others on the same maps."""
-        grid = grid or self.grid
+    def coverage(self, anchors: Grid | None = None) -> Coverage:
+        """Coverage by the recipe's anchors, or by others on the same feature maps."""
         best, sides = np.zeros((2, len(self.index.labels)))
         shapes: dict[tuple[int, float, float], int] = {}
         for group in self.groups:
             sides[group.rows] = np.sqrt(np.prod(group.boxes[:, 2:] - group.boxes[:, :2], axis=1))
-            for level, place in enumerate(_levels(grid, group)):
-                for number in range(place.shape[2]):
-                    iou, (width, height) = self._best_of_shape(place[:, :, number], group)
+            for level, cells in enumerate(_levels(anchors or self.anchors, group)):
+                for number in range(cells.shape[2]):
+                    iou, (width, height) = self._best_of_shape(cells[:, :, number], group)
                     best[group.rows] = np.maximum(best[group.rows], iou)
                     key = (level, width, height)
-                    shapes[key] = shapes.get(key, 0) + int(np.sum(iou >= FITS))
+                    shapes[key] = shapes.get(key, 0) + int(np.sum(iou >= FIT_IOU))
         return Coverage(
-            threshold=_threshold(self.recipe),
+            positive_iou=_positive_iou(self.recipe),
             labels=self.index.labels,
-            best=best,
+            best_iou=best,
             sides=sides,
-            shapes=[Shape(*key, matches) for key, matches in shapes.items()],
+            shapes=[AnchorShape(*key, matches) for key, matches in shapes.items()],
         )
 
     def suggestion(self, own: Coverage) -> tuple[Recipe, Coverage, str] | None:
-        """Other sizes that fit more objects, every class counting the same; None where none is worthwhile.
+        """Find anchor sizes that fit more objects, averaged over the classes; None if no gain is worthwhile.
 
-        Tried are the recipe's sizes times one factor and, but for SSD's scales, clusters of the objects'
-        sides by k-means in the logarithm, where a distance is an IoU of squares of one centre.
+        Candidates are the recipe's sizes times one factor and, except for SSD's scales, k-means clusters of
+        the objects' sides.
 
         Returns:
-            The recipe with these sizes, what they cover, and how they were found.
+            The recipe with these sizes, their coverage, and the method that gave them.
         """
         if not len(own.labels):
             return None
-        tried = [
-            (recipe, self.coverage(_grid(recipe, self.grid)), how)
-            for recipe, how in _candidates(self.recipe, own.sides)
+        candidates = [
+            (recipe, self.coverage(_with_sizes_of(recipe, self.anchors)), method)
+            for recipe, method in _candidates(self.recipe, own.sides)
         ]
-        best = max(tried, key=lambda one: (round(one[1].of_classes()[0], 2), one[1].of_classes()[1]))
-        return best if best[1].of_classes()[0] >= own.of_classes()[0] + WORTHWHILE else None
+        best = max(candidates, key=lambda one: (round(one[1].class_means()[0], 2), one[1].class_means()[1]))
+        return best if best[1].class_means()[0] >= own.class_means()[0] + MIN_GAIN else None
 
     def _groups(self) -> Iterator[_Group]:
         recipe, index = self.recipe, self.index
-        longest = recipe.max_size if recipe.resize == "keep" else None
+        max_size = recipe.max_size if recipe.resize == "keep" else None
         resized = np.array(
-            [result_size(h, w, recipe.resize, recipe.image_size, longest) for h, w in index.sizes.tolist()],
+            [result_size(h, w, recipe.resize, recipe.image_size, max_size) for h, w in index.sizes.tolist()],
             dtype=np.int64,
         ).reshape(-1, 2)
-        as_is = (resized[:, :1] == resized[:, 1:]) & (not pads_to_stride(recipe))
-        padded = np.where(as_is, resized, -(-resized // STRIDE) * STRIDE)
-        # only where anchors must lie inside do pictures of one padded size differ
-        alike = np.concatenate([padded, resized if _must_be_inside(recipe) else padded], axis=1)
-        owners = index.owners()
-        scale = (resized / np.maximum(index.sizes, 1))[owners]
+        unpadded = (resized[:, :1] == resized[:, 1:]) & (not pads_to_stride(recipe))
+        padded = np.where(unpadded, resized, -(-resized // STRIDE) * STRIDE)
+        # the resized size makes a difference only if anchors must lie inside the image
+        keys = np.concatenate([padded, resized if self.inside_only else padded], axis=1)
+        images = index.image_rows()
+        scale = (resized / np.maximum(index.sizes, 1))[images]
         boxes = index.boxes.astype(np.float64) * scale[:, [1, 0, 1, 0]]
-        kinds, kind = np.unique(alike, axis=0, return_inverse=True)
-        for number, (height, width, *inside) in enumerate(kinds.tolist()):
-            rows = np.flatnonzero(kind.reshape(-1)[owners] == number)
+        groups, group_of = np.unique(keys, axis=0, return_inverse=True)
+        for number, (height, width, *inside) in enumerate(groups.tolist()):
+            rows = np.flatnonzero(group_of.reshape(-1)[images] == number)
             if len(rows):
-                yield _Group(rows, boxes[rows], tuple(inside), (height, width), self._maps(height, width))
+                maps = self._map_sizes(height, width)
+                yield _Group(rows, boxes[rows], tuple(inside), (height, width), maps)
 
-    def _maps(self, height: int, width: int) -> list[Size]:
-        """Sizes of the feature maps, without computing what is on them."""
+    def _map_sizes(self, height: int, width: int) -> list[Size]:
+        """Sizes of the feature maps, from a forward pass on fake tensors."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
             return map_sizes(self.detector.features(torch.zeros(1, 3, height, width)))
 
-    def _best_of_shape(self, places: Floats, group: _Group) -> tuple[Floats, tuple[float, float]]:
-        """IoU of each object with the nearest of a shape's anchors [rows, columns, 4], and its two sides."""
-        x1, x2 = places[0, :, 0], places[0, :, 2]
-        y1, y2 = places[:, 0, 1], places[:, 0, 3]
+    def _best_of_shape(self, anchors: Floats, group: _Group) -> tuple[Floats, tuple[float, float]]:
+        """IoU of each object with its nearest anchor of a shape [rows, columns, 4], and width and height."""
+        x1, x2 = anchors[0, :, 0], anchors[0, :, 2]
+        y1, y2 = anchors[:, 0, 1], anchors[:, 0, 3]
         shape = (round(float(x2[0] - x1[0]), 2), round(float(y2[0] - y1[0]), 2))
-        if _must_be_inside(self.recipe):
-            height, width = group.inside
-            across, down = (x1 >= 0) & (x2 <= width), (y1 >= 0) & (y2 <= height)
-            x1, x2, y1, y2 = x1[across], x2[across], y1[down], y2[down]
+        if self.inside_only:
+            height, width = group.resized
+            keep_x, keep_y = (x1 >= 0) & (x2 <= width), (y1 >= 0) & (y2 <= height)
+            x1, x2, y1, y2 = x1[keep_x], x2[keep_x], y1[keep_y], y2[keep_y]
         if not len(x1) or not len(y1):
             return np.zeros(len(group.rows)), shape
         left, top, right, bottom = group.boxes.T
         column = _nearest((x1 + x2) / 2, (left + right) / 2)
         row = _nearest((y1 + y2) / 2, (top + bottom) / 2)
-        wide = np.minimum(x2[column], right) - np.maximum(x1[column], left)
-        high = np.minimum(y2[row], bottom) - np.maximum(y1[row], top)
-        common = np.clip(wide, 0, None) * np.clip(high, 0, None)
-        own = (x2 - x1)[column] * (y2 - y1)[row]
-        union = own + (right - left) * (bottom - top) - common
-        return np.divide(common, union, out=np.zeros(len(left)), where=union > 0), shape
+        overlap_x = np.minimum(x2[column], right) - np.maximum(x1[column], left)
+        overlap_y = np.minimum(y2[row], bottom) - np.maximum(y1[row], top)
+        intersection = np.clip(overlap_x, 0, None) * np.clip(overlap_y, 0, None)
+        area = (x2 - x1)[column] * (y2 - y1)[row]
+        union = area + (right - left) * (bottom - top) - intersection
+        return np.divide(intersection, union, out=np.zeros(len(left)), where=union > 0), shape
 
 
-def _threshold(recipe: Recipe) -> float:
+def _positive_iou(recipe: Recipe) -> float:
     if isinstance(recipe, FasterRCNNRecipe):
         return recipe.rpn.fg_iou
     assert not isinstance(recipe, FCOSRecipe)
     return recipe.fg_iou
 
 
-def _must_be_inside(recipe: Recipe) -> bool:
-    return isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only
-
-
-def _levels(grid: Grid, group: _Group) -> Iterator[Floats]:
-    """The anchors of each level, [rows, columns, shapes of a place, 4]."""
-    boxes = grid(group.maps, group.padded).numpy().astype(np.float64)
+def _levels(anchors: Grid, group: _Group) -> Iterator[Floats]:
+    """Anchors of each level, [rows, columns, shapes per cell, 4]."""
+    boxes = anchors(group.maps, group.padded).numpy().astype(np.float64)
     start = 0
-    for (rows, columns), each in zip(group.maps, grid.per_place, strict=True):
-        stop = start + rows * columns * each
-        yield boxes[start:stop].reshape(rows, columns, each, 4)
+    for (rows, columns), count in zip(group.maps, anchors.per_place, strict=True):
+        stop = start + rows * columns * count
+        yield boxes[start:stop].reshape(rows, columns, count, 4)
         start = stop
 
 
-def _nearest(centres: Floats, wanted: Floats) -> NDArray[np.int64]:
-    """Which of some rising centres is nearest to each wanted one."""
-    return np.searchsorted((centres[:-1] + centres[1:]) / 2, wanted)
+def _nearest(centers: Floats, points: Floats) -> NDArray[np.int64]:
+    """Index of the nearest of some increasing centers for each point."""
+    return np.searchsorted((centers[:-1] + centers[1:]) / 2, points)
 
 
-def _grid(recipe: Recipe, like: Grid) -> Grid:
-    """The grid of a recipe with other sizes."""
+def _with_sizes_of(recipe: Recipe, like: Grid) -> Grid:
+    """Anchors `like` others with the sizes of a recipe."""
     if isinstance(recipe, SSDRecipe):
         boxes = recipe.default_boxes
         return DefaultBoxes(
@@ -232,54 +228,44 @@ def _grid(recipe: Recipe, like: Grid) -> Grid:
         )
     assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
     assert isinstance(like, AnchorGrid)
+    own = recipe.anchors
     return AnchorGrid(
-        recipe.anchors.sizes,
-        recipe.anchors.aspect_ratios,
-        strides=like.strides,
-        offset=like.offset,
-        rounded=recipe.anchors.round,
+        own.sizes, own.aspect_ratios, strides=like.strides, offset=like.offset, rounded=own.round
     )
 
 
 def _candidates(recipe: Recipe, sides: Floats) -> Iterator[tuple[Recipe, str]]:
-    """The recipe with other sizes, and how they were found."""
+    """Recipes with other anchor sizes, and the method that gave them."""
     if isinstance(recipe, SSDRecipe):
-        for factor in FACTORS.tolist():
+        for factor in SCALE_FACTORS.tolist():
             scales = tuple(round(scale * factor, 3) for scale in recipe.default_boxes.scales)
             if scales[-2] <= 1:
-                yield (
-                    recipe.update({"default_boxes.scales": scales}),
-                    f"all of the recipe's times {factor:.2f}",
-                )
+                other = recipe.update({"default_boxes.scales": scales})
+                yield other, f"the recipe's scales times {factor:.2f}"
         return
     assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
-    for factor in FACTORS.tolist():
-        yield _sized(recipe, recipe.anchors.sizes, factor), f"all of the recipe's times {factor:.2f}"
+    for factor in SCALE_FACTORS.tolist():
+        yield _with_sizes(recipe, recipe.anchors.sizes, factor), f"the recipe's sizes times {factor:.2f}"
     sides = sides[sides > 0]
     if len(sides):
-        yield _sized(recipe, cluster(sides, recipe.anchors.sizes)), "k-means of the objects' sides"
+        yield _with_sizes(recipe, cluster(sides, recipe.anchors.sizes)), "k-means of the objects' sides"
 
 
-def _sized(
-    recipe: FasterRCNNRecipe | RetinaNetRecipe, sizes: Sequence[Sequence[float]], factor: float = 1.0
-) -> Recipe:
-    whole = tuple(tuple(float(max(1, round(size * factor))) for size in level) for level in sizes)
-    return recipe.update({"anchors.sizes": whole})
+def _with_sizes(recipe: Recipe, sizes: Sequence[Sequence[float]], factor: float = 1.0) -> Recipe:
+    rounded = tuple(tuple(float(max(1, round(size * factor))) for size in level) for level in sizes)
+    return recipe.update({"anchors.sizes": rounded})
 
 
-ROUNDS = 100
+def cluster(sides: Floats, layout: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Anchor sizes from the objects' sides by k-means, with the number of levels and sizes of `layout`.
 
-
-def cluster(sides: NDArray[np.float64], layout: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Sizes in the layout of a recipe's: as many levels, and as many sizes on each.
-
-    * One map, or the same sizes on all: a cluster is a size.
-    * A pyramid: a cluster is the first size of a level, the finest level the smallest; its other sizes keep
-      their proportion to the first.
+    * One map, or the same sizes on all levels: each cluster is a size.
+    * A pyramid: each cluster is the first size of a level, the smallest on the finest level; the other sizes
+      of the level keep their ratio to the first.
 
     Args:
-        sides: Roots of the objects' areas, in pixels, all above 0.
-        layout: The recipe's `anchors.sizes`.
+        sides: [T] square roots of the objects' areas in pixels, positive.
+        layout: Sizes per level.
     """
     if all(list(level) == list(layout[0]) for level in layout):
         return [k_means(sides, len(layout[0]))] * len(layout)
@@ -287,20 +273,18 @@ def cluster(sides: NDArray[np.float64], layout: Sequence[Sequence[float]]) -> li
     return [[first * size / level[0] for size in level] for first, level in zip(firsts, layout, strict=True)]
 
 
-def k_means(sides: NDArray[np.float64], count: int) -> list[float]:
-    """Centres, rising, of Lloyd's k-means over the logarithm, started at quantiles.
+def k_means(sides: Floats, count: int) -> list[float]:
+    """Increasing centers of Lloyd's k-means over the logarithm, initialized at quantiles.
 
-    Two squares of one centre and sides s < t have the IoU (s / t)², so that a distance of logarithms is one
-    of IoUs.
+    Concentric squares of sides s < t have IoU (s / t)², so a distance of logarithms is one of IoUs.
     """
     values = np.sort(np.log(sides))
-    centres = np.quantile(values, (np.arange(count) + 0.5) / count)
-    for _ in range(ROUNDS):
-        cuts = np.searchsorted(values, (centres[:-1] + centres[1:]) / 2)
-        parts = np.split(values, cuts)
-        moved = np.array([part.mean() if len(part) else c for part, c in zip(parts, centres, strict=True)])
-        if np.array_equal(moved, centres):
+    centers = np.quantile(values, (np.arange(count) + 0.5) / count)
+    for _ in range(MAX_ITERATIONS):
+        parts = np.split(values, np.searchsorted(values, (centers[:-1] + centers[1:]) / 2))
+        moved = np.array([part.mean() if len(part) else c for part, c in zip(parts, centers, strict=True)])
+        if np.array_equal(moved, centers):
             break
-        centres = moved
-    sizes: list[float] = np.exp(centres).tolist()
+        centers = moved
+    sizes: list[float] = np.exp(centers).tolist()
     return sizes

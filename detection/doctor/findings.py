@@ -1,5 +1,6 @@
-"""The doctor on what is no fault and still makes a dataset hard: its labels, and a recipe's anchors."""
+"""Report of `detection doctor`, section by section, as lines of text."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,114 +9,148 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.sources.dataset import RawDataset
-from detection.doctor.labels import FEW, SAME, balance, overlapping
+from detection.data.sources.problems import KINDS
+from detection.doctor.label_stats import RARE_OBJECTS, SAME_OBJECT_IOU, balance, overlapping_pairs
+from detection.doctor.sample_size import ap50_margin, reliability_warnings
+from detection.params.datasets import Dataset
 from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 from detection.text import listed
 
 if TYPE_CHECKING:
-    from detection.doctor.anchor_fit import Shape
+    from detection.doctor.anchor_fit import AnchorShape
 
-EXAMPLES = 3
-ROWS = 20
-"""Most classes in a table."""
+MAX_PROBLEMS = 5
+"""Problems shown per type."""
+MAX_EXAMPLES = 3
+MAX_CLASSES = 20
+"""Classes listed, and rows of the anchor table."""
+
+
+def splits(raw: RawDataset) -> list[str]:
+    """Table of images, objects and classes per split, without dropped ones, and the class names."""
+    rows: list[tuple[str, ...]] = [
+        ("", "images", "objects", "without objects", "classes", "difficult", "crowd")
+    ]
+    for split, index in raw.splits.items():
+        empty = int((np.diff(index.offsets) == 0).sum())
+        counts = (len(index), len(index.boxes), empty, len(np.unique(index.labels)))
+        flags = (int(index.difficult.sum()), int(index.crowd.sum()))
+        rows.append((split, *(f"{count:,}" for count in (*counts, *flags))))
+    lines = ["  " + f"{row[0]:<6}" + "".join(f"{cell:>17}" for cell in row[1:]) for row in rows]
+    return [*lines, "", f"  {len(raw.classes)} classes: {listed(raw.classes, MAX_CLASSES)}"]
+
+
+def problems(raw: RawDataset) -> list[str]:
+    """Per problem type its count, the action of `prepare` and the first examples."""
+    counts = raw.faults.counts()
+    lines = [] if counts else ["  no problems"]
+    for name, count in counts.items():
+        lines.append(f"  {count:>6,}  {KINDS[name]}   [{name}: {raw.faults.action(name)}]")
+        lines += [f"            {problem}" for problem in raw.faults.of(name)[:MAX_PROBLEMS]]
+        lines += [f"            … and {count - MAX_PROBLEMS:,} more"] if count > MAX_PROBLEMS else []
+    return lines
+
+
+def reliability(raw: RawDataset, dataset: Dataset) -> list[str]:
+    """Margin of AP50 on val and test, and warnings."""
+    margins = {split: ap50_margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
+    parts = [f"± {margin:.2f} on {split}" for split, margin in margins.items() if not math.isnan(margin)]
+    lines = [f"    AP50 by chance: {', '.join(parts)} (95 % interval)"] if parts else []
+    warnings = reliability_warnings(raw.name, dataset, raw.splits, raw.classes)
+    return ["  reliability of the metrics", *lines, *(f"    {warning}" for warning in warnings)]
 
 
 def labels(raw: RawDataset, recipe: Recipe) -> list[str]:
-    """Imbalance and overlaps of train's labels."""
+    """Class balance of train, duplicate and conflicting labels, objects that NMS drops."""
     names, train = raw.classes, raw.splits["train"]
-    spread = balance(raw.splits, len(names))
-    order = np.argsort(-spread.objects, kind="stable")
-    order = order[spread.objects[order] > 0]
-    most, least = names[order[0]], names[order[-1]]
-    lines = [
-        "  labels of train",
-        f"    most objects: {most} {spread.objects[order[0]]:,}, fewest: {least} "
-        f"{spread.objects[order[-1]]:,}: {spread.ratio:,.0f} to 1",
-    ]
-    for classes, what in (
-        (spread.few, f"fewer than {FEW} objects"),
-        (spread.unlearnt, "no object in train, though val or test have some"),
+    stats = balance(raw.splits, len(names))
+    order = np.argsort(-stats.objects, kind="stable")
+    order = order[stats.objects[order] > 0]
+    most, fewest = (f"{names[label]} {stats.objects[label]:,}" for label in (order[0], order[-1]))
+    lines = ["  labels of train", f"    most objects: {most}, fewest: {fewest}, ratio {stats.ratio:,.0f}"]
+    for classes, description in (
+        (stats.rare, f"fewer than {RARE_OBJECTS} objects"),
+        (stats.untrained, "no object in train, but in val or test"),
     ):
-        lines += [f"    {what}: {listed([names[label] for label in classes])}"] if classes else []
+        lines += [f"    {description}: {listed([names[label] for label in classes])}"] if classes else []
 
-    pairs = overlapping(train, min(SAME, recipe.nms_threshold))
-    owners = train.owners()
+    pairs = overlapping_pairs(train, min(SAME_OBJECT_IOU, recipe.nms_threshold))
+    images = train.image_rows()
 
     def where(rows: NDArray[np.int64]) -> str:
-        pictures = dict.fromkeys(train.ids[owners[pairs.first[rows]]].tolist())
-        return listed([picture.decode() for picture in pictures], EXAMPLES)
+        ids = dict.fromkeys(train.ids[images[pairs.first[rows]]].tolist())
+        return listed([one.decode() for one in ids], MAX_EXAMPLES)
 
-    if len(twice := pairs.twice):
-        lines.append(
-            f"    labelled twice (same class, IoU {SAME} or more): {len(twice):,} pairs, in {where(twice)}"
-        )
-    if len(two := pairs.two_names):
-        kinds = [f"{names[a]}/{names[b]} {count:,}" for (a, b), count in pairs.names().most_common()]
-        lines.append(
-            f"    under two names (IoU {SAME} or more): {len(two):,} pairs: {listed(kinds)}; in {where(two)}"
-        )
+    same = f"IoU ≥ {SAME_OBJECT_IOU}"
+    if len(rows := pairs.duplicates):
+        lines.append(f"    duplicates (same class, {same}): {len(rows):,} pairs, in {where(rows)}")
+    if len(rows := pairs.conflicts):
+        counts = [
+            f"{names[a]}/{names[b]} {count:,}" for (a, b), count in pairs.conflicting_labels().most_common()
+        ]
+        lines.append(f"    two classes ({same}): {len(rows):,} pairs: {listed(counts)}; in {where(rows)}")
     lost = pairs.lost_to_nms(recipe.nms_threshold)
-    share = lost / len(train.labels)
     lines.append(
-        f"    NMS at {recipe.nms_threshold} drops {lost:,} of {len(train.labels):,} objects ({share:.1%}) "
-        f"even if each is detected exactly: they overlap one of their class"
+        f"    NMS at {recipe.nms_threshold} drops {lost:,} of {len(train.labels):,} objects "
+        f"({lost / len(train.labels):.1%}) of a perfect detector: they overlap one of their class"
     )
     return lines
 
 
 def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Sequence[str]) -> list[str]:
-    """Whether the anchors of a recipe fit the objects of train."""
+    """Fit of a recipe's anchors to the objects of train, and suggested sizes."""
     if isinstance(recipe, FCOSRecipe):
         return [f"  {model} has no anchors"]
-    from detection.doctor.anchor_fit import FITS, Anchors
+    from detection.doctor.anchor_fit import FIT_IOU, AnchorFit
 
-    tried = Anchors(recipe, train, len(classes))
-    own = tried.coverage()
+    fit = AnchorFit(recipe, train, len(classes))
+    own = fit.coverage()
     if not len(own.labels):
-        return [f"  anchors of {model}: train has no object to hold them against"]
+        return [f"  anchors of {model}: no object in train"]
+    stricter = own.positive_iou > FIT_IOU
+    positives = f"{f'IoU {own.positive_iou}':>10}" if stricter else ""
 
-    asks_more = own.threshold > FITS
-    positives = f"{f'IoU {own.threshold}':>10}" if asks_more else ""
-
-    def row(name: str, chosen: NDArray[np.bool_]) -> str:
-        best = own.best[chosen]
-        positive = f"{np.mean(best >= own.threshold):>10.1%}" if asks_more else ""
+    def row(name: str, mask: NDArray[np.bool_]) -> str:
+        best = own.best_iou[mask]
+        positive = f"{np.mean(best >= own.positive_iou):>10.1%}" if stricter else ""
         return (
-            f"    {name:<{width}}{chosen.sum():>9,}{np.median(own.sides[chosen]):>11.0f} px"
-            f"{np.mean(best >= FITS):>10.1%}{positive}{np.median(best):>11.2f}"
+            f"    {name:<{width}}{mask.sum():>9,}{np.median(own.sides[mask]):>11.0f} px"
+            f"{np.mean(best >= FIT_IOU):>10.1%}{positive}{np.median(best):>11.2f}"
         )
 
+    def fitted(best_iou: NDArray[np.float64], label: int) -> float:
+        return float(np.mean(best_iou[own.labels == label] >= FIT_IOU))
+
     present = np.unique(own.labels).tolist()
-    fits = {label: float(np.mean(own.best[own.labels == label] >= FITS)) for label in present}
-    shown = sorted(present, key=lambda label: fits[label])[:ROWS]
+    shown = sorted(present, key=lambda label: fitted(own.best_iou, label))[:MAX_CLASSES]
     width = max(len(name) for name in ["all classes", *(classes[label] for label in shown)])
-    left = f", the {ROWS} that fit worst" if len(shown) < len(present) else ""
-    none = int(np.sum(own.best < FITS))
+    left = f", the {MAX_CLASSES} worst classes" if len(shown) < len(present) else ""
     lines = [
         f"  anchors of {model} on train at {recipe.image_size} px{left}",
-        f"    {'':<{width}}{'objects':>9}{'side':>14}{f'IoU {FITS}':>10}{positives}{'best IoU':>11}",
+        f"    {'':<{width}}{'objects':>9}{'side':>14}{f'IoU {FIT_IOU}':>10}{positives}{'best IoU':>11}",
         *(row(classes[label], own.labels == label) for label in shown),
         row("all classes", own.labels >= 0),
-        f"    (shares with an anchor at that IoU, {own.threshold} makes a positive; else medians)",
-        f"    {none:,} objects fit no anchor and can only claim a bad one: without that a recall of "
-        f"{own.share(FITS):.1%} is the ceiling",
-        *_idle(own.shapes),
+        f"    (fractions have an anchor of that IoU, positives from {own.positive_iou}; others are medians)",
+        f"    {int(np.sum(own.best_iou < FIT_IOU)):,} objects fit no anchor and get low-quality matches; "
+        f"without these, recall is at most {own.fraction(FIT_IOU):.1%}",
+        _unused(own.shapes),
     ]
-    if (better := tried.suggestion(own)) is None:
-        return [*lines, "    no other sizes fit noticeably more"]
-    other, coverage, how = better
+    if (better := fit.suggestion(own)) is None:
+        return [*lines, "    no other sizes fit noticeably more objects"]
+    other, coverage, method = better
     key, value = _sizes(other)
-    worst = min(present, key=lambda label: float(np.mean(coverage.best[coverage.labels == label] >= FITS)))
-    worst_share = np.mean(coverage.best[coverage.labels == worst] >= FITS)
+    worst = min(present, key=lambda label: fitted(coverage.best_iou, label))
     return [
         *lines,
         f"    suggested: models.{model}.overrides.{dataset}.{key}: {value}",
-        "      in params.yaml, or as -S, with a + before it where params.yaml has no such line yet\n"
-        f"      ({how}): {coverage.share(FITS):.1%} fit, of the worst, {classes[worst]}, {worst_share:.1%}",
+        "      in params.yaml, or with -S, prefixed with + if params.yaml has no such key yet",
+        f"      ({method}): {coverage.fraction(FIT_IOU):.1%} of the objects fit, of the worst class, "
+        f"{classes[worst]}, {fitted(coverage.best_iou, worst):.1%}",
     ]
 
 
 def _sizes(recipe: Recipe) -> tuple[str, str]:
+    """Key and value of a recipe's anchor sizes, as in params.yaml."""
     if isinstance(recipe, SSDRecipe):
         return "default_boxes.scales", str(list(recipe.default_boxes.scales))
     assert not isinstance(recipe, FCOSRecipe)
@@ -123,14 +158,14 @@ def _sizes(recipe: Recipe) -> tuple[str, str]:
     return "anchors.sizes", "[" + ", ".join(levels) + "]"
 
 
-def _idle(shapes: "Sequence[Shape]") -> list[str]:
-    """Anchors that fit no object, level by level."""
-    idle = [shape for shape in shapes if not shape.matches]
-    if not idle:
-        return ["    every shape of anchor fits some object"]
+def _unused(shapes: "Sequence[AnchorShape]") -> str:
+    """Anchor shapes that fit no object, per level."""
+    unused = [shape for shape in shapes if not shape.matches]
+    if not unused:
+        return "    every anchor shape fits some object"
     parts = []
-    for level in sorted({shape.level for shape in idle}):
-        mine = [f"{shape.width:.0f}x{shape.height:.0f}" for shape in idle if shape.level == level]
-        every = "all " if len(mine) == sum(shape.level == level for shape in shapes) else ""
-        parts.append(f"level {level}: {every}{len(mine)} ({listed(mine, EXAMPLES)})")
-    return [f"    {len(idle)} of {len(shapes)} shapes fit no object: {'; '.join(parts)}"]
+    for level in sorted({shape.level for shape in unused}):
+        sizes = [f"{shape.width:.0f}x{shape.height:.0f}" for shape in unused if shape.level == level]
+        every = "all " if len(sizes) == sum(shape.level == level for shape in shapes) else ""
+        parts.append(f"level {level}: {every}{len(sizes)} ({listed(sizes, MAX_EXAMPLES)})")
+    return f"    {len(unused)} of {len(shapes)} anchor shapes fit no object: {'; '.join(parts)}"

@@ -244,7 +244,7 @@ def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
     )
     done = detection(project, "browse", "shapes", "--augmentation", "letterbox", "--count", "6")
     assert done.returncode == 0, done.stderr
-    assert "6 pictures of shapes as fasterrcnn_resnet18 gets them with letterbox: browse.png" in done.stdout
+    assert "6 images of shapes for fasterrcnn_resnet18 with augmentation letterbox: browse.png" in done.stdout
     with Image.open(project / "browse.png") as sheet:
         colours = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
     assert (colours == 128).all(axis=1).mean() > 0.05  # the canvas
@@ -257,7 +257,7 @@ def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
         (["shape"], "did you mean 'shapes'?"),
         (["shapes", "--augmentation", "leterbox"], "did you mean 'letterbox'?"),
         (["shapes", "--model", "ssd300", "--augmentation", "multiscale"], "needs resize: keep"),
-        (["shapes", "--count", "0"], "at least one picture"),
+        (["shapes", "--count", "0"], "at least one image"),
         (["bccd"], "bccd"),
     ],
 )

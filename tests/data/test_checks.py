@@ -117,7 +117,7 @@ def test_selecting_keeps_each_picture_with_its_boxes(count: int, seed: int, data
     kept = rng.random(len(index.boxes)) < 0.5
     fewer = index.keep_boxes(kept)
     np.testing.assert_array_equal(fewer.boxes, index.boxes[kept])
-    np.testing.assert_array_equal(fewer.owners(), index.owners()[kept])
+    np.testing.assert_array_equal(fewer.image_rows(), index.image_rows()[kept])
 
 
 NUMBER = st.floats(-1e6, 1e6)

@@ -1,4 +1,4 @@
-"""Anchors held against objects: the short cut is exact, and what is planted is found."""
+"""Fit of anchors to objects: exact IoU, and suggested sizes."""
 
 from dataclasses import replace
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from detection.data.index import Index, Record, pack
-from detection.doctor.anchor_fit import FITS, Anchors, cluster, k_means
+from detection.doctor.anchor_fit import FIT_IOU, AnchorFit, cluster, k_means
 from detection.ops.boxes import iou
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 from detection.params.recipe import Anchors as AnchorParams
-from detection.params.recipe import DefaultBoxes, RetinaNetAnchors, RoI
+from detection.params.recipe import DefaultBoxes, RoI
 
 RETINANET = RetinaNetRecipe(
     architecture="retinanet", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
@@ -35,7 +35,7 @@ LITE = SSDRecipe(
 
 
 def split(sides: tuple[float, float], seed: int = 0) -> Index:
-    """Pictures of three sizes, with a crowd and a difficult object each."""
+    """Images of three sizes, each with a crowd and a difficult object."""
     rng = np.random.default_rng(seed)
     records = []
     for number, (height, width) in enumerate([(96, 96), (120, 200), (200, 120), (96, 97)]):
@@ -60,50 +60,50 @@ def split(sides: tuple[float, float], seed: int = 0) -> Index:
     [RETINANET, FASTER, ONE_MAP, ONE_MAP.update({"rpn.inside_anchors_only": True}), LITE],
     ids=range(5),
 )
-def test_best_iou_is_that_of_all_anchors(recipe: Recipe) -> None:
-    tried = Anchors(recipe, split((6, 90)), 2)
-    own = tried.coverage()
-    assert len(own.best) == 4 * 10, "the crowd and the difficult object are left out"
-    for group in tried.groups:
-        anchors = tried.grid(group.maps, group.padded).numpy()
+def test_the_best_iou_equals_that_over_all_anchors(recipe: Recipe) -> None:
+    fit = AnchorFit(recipe, split((6, 90)), 2)
+    own = fit.coverage()
+    assert len(own.best_iou) == 4 * 10, "without the crowd and the difficult object"
+    for group in fit.groups:
+        anchors = fit.anchors(group.maps, group.padded).numpy()
         if isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only:
-            height, width = group.inside
+            height, width = group.resized
             inside = (anchors >= 0).all(1) & (anchors[:, 2] <= width) & (anchors[:, 3] <= height)
             anchors = anchors[inside]
         overlap = iou(group.boxes.astype(np.float32), anchors)
-        assert own.best[group.rows] == pytest.approx(overlap.max(1), abs=1e-5)
+        assert own.best_iou[group.rows] == pytest.approx(overlap.max(1), abs=1e-5)
     assert sum(shape.matches > 0 for shape in own.shapes) > 0
-    total = sum(len(group.rows) for group in tried.groups)
-    assert total == len(own.best)
+    total = sum(len(group.rows) for group in fit.groups)
+    assert total == len(own.best_iou)
 
 
-def test_small_objects_are_missed_and_smaller_anchors_suggested() -> None:
-    """Sides of 9 to 13 pixels overlap a square of 48 by a tenth at most."""
+def test_smaller_anchors_are_suggested_for_small_objects() -> None:
+    """Objects of 9 to 13 pixels have an IoU of at most 0.1 with a square of 48."""
     large = FASTER.update({"anchors.sizes": ((48,), (72,), (96,), (128,), (160,))})
-    tried = Anchors(large, split((9, 13)), 2)
-    own = tried.coverage()
-    assert own.share(FITS) == 0
-    assert own.of_classes()[0] == 0
+    fit = AnchorFit(large, split((9, 13)), 2)
+    own = fit.coverage()
+    assert own.fraction(FIT_IOU) == 0
+    assert own.class_means()[0] == 0
     assert not any(shape.matches for shape in own.shapes)
-    found = tried.suggestion(own)
-    assert found is not None
-    recipe, coverage, how = found
+    suggestion = fit.suggestion(own)
+    assert suggestion is not None
+    recipe, coverage, method = suggestion
     assert isinstance(recipe, FasterRCNNRecipe)
-    assert coverage.share(FITS) > 0.8
+    assert coverage.fraction(FIT_IOU) > 0.8
     assert 6 < recipe.anchors.sizes[0][0] < 16
-    assert how
+    assert method
 
 
-def test_fitting_anchors_are_left_alone() -> None:
+def test_no_suggestion_for_anchors_that_fit() -> None:
     index = split((20, 60))
-    own = Anchors(replace(RETINANET, fg_iou=0.4), index, 2).coverage()
-    assert own.share(FITS) > 0.95
-    assert Anchors(RETINANET, index, 2).suggestion(own) is None
+    own = AnchorFit(replace(RETINANET, fg_iou=0.4), index, 2).coverage()
+    assert own.fraction(FIT_IOU) > 0.95
+    assert AnchorFit(RETINANET, index, 2).suggestion(own) is None
 
 
 def test_k_means_finds_clusters() -> None:
     rng = np.random.default_rng(0)
-    sides = np.concatenate([centre * np.exp(rng.normal(0, 0.05, 200)) for centre in (8.0, 30, 100)])
+    sides = np.concatenate([center * np.exp(rng.normal(0, 0.05, 200)) for center in (8.0, 30, 100)])
     assert k_means(sides, 3) == pytest.approx([8, 30, 100], rel=0.02)
     assert cluster(sides, [[16, 20], [32, 40], [64, 96]]) == [
         [pytest.approx(first, rel=0.02), pytest.approx(first * ratio, rel=0.02)]

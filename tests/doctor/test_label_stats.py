@@ -1,4 +1,4 @@
-"""Imbalance and overlaps of labels, counted by hand."""
+"""Class balance and overlapping labels."""
 
 from itertools import combinations
 
@@ -7,11 +7,11 @@ import pytest
 from numpy.typing import ArrayLike
 
 from detection.data.index import Index, Record, pack
-from detection.doctor.labels import SAME, balance, overlapping
+from detection.doctor.label_stats import SAME_OBJECT_IOU, balance, overlapping_pairs
 from detection.ops.boxes import iou
 
 
-def picture(name: str, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike = False) -> Record:
+def record(name: str, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike = False) -> Record:
     corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(
         file=f"{name}.jpg",
@@ -26,22 +26,22 @@ def picture(name: str, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike = F
     )
 
 
-def row_of(count: int) -> list[list[float]]:
+def boxes_of(count: int) -> list[list[float]]:
     return [[5 * i, 0, 5 * i + 4, 4] for i in range(count)]
 
 
 def test_balance_by_hand() -> None:
-    """Classes: 0 in all splits, 1 rare and untested, 2 in test alone, 3 nowhere."""
+    """Classes: 0 in all splits, 1 rare and only in train, 2 only in test, 3 nowhere."""
     splits = {
-        "train": pack([picture("a", row_of(30), [0] * 30), picture("b", row_of(5), [0, 0, 1, 1, 1])]),
+        "train": pack([record("a", boxes_of(30), [0] * 30), record("b", boxes_of(5), [0, 0, 1, 1, 1])]),
         "val": pack([]),
-        "test": pack([picture("c", row_of(2), [0, 2])]),
+        "test": pack([record("c", boxes_of(2), [0, 2])]),
     }
-    spread = balance(splits, 4)
-    assert spread.objects.tolist() == [32, 3, 0, 0]
-    assert spread.pictures.tolist() == [2, 1, 0, 0]
-    assert (spread.few, spread.unlearnt) == ([1], [2])
-    assert spread.ratio == pytest.approx(32 / 3)
+    stats = balance(splits, 4)
+    assert stats.objects.tolist() == [32, 3, 0, 0]
+    assert stats.images.tolist() == [2, 1, 0, 0]
+    assert (stats.rare, stats.untrained) == ([1], [2])
+    assert stats.ratio == pytest.approx(32 / 3)
     nothing = {name: pack([]) for name in splits}
     assert np.isnan(balance(nothing, 4).ratio)
 
@@ -50,45 +50,47 @@ def test_overlaps_by_hand() -> None:
     box, shifted, half = [0, 0, 100, 100], [0, 0, 100, 96], [0, 0, 100, 60]
     index = pack(
         [
-            picture("twice", [box, [150, 150, 160, 160], shifted], [0, 0, 0]),
-            picture("two names", [box, shifted, half], [1, 0, 2]),
-            picture("crowd", [box, box], [0, 0], crowd=[False, True]),
+            record("twice", [box, [150, 150, 160, 160], shifted], [0, 0, 0]),
+            record("two names", [box, shifted, half], [1, 0, 2]),
+            record("crowd", [box, box], [0, 0], crowd=[False, True]),
         ]
     )
-    pairs = overlapping(index, 0.5)
-    found = sorted(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.iou.round(3).tolist(), strict=True))
-    assert found == [(0, 2, 0.96), (3, 4, 0.96), (3, 5, 0.6), (4, 5, 0.625)]
-    assert pairs.first[pairs.twice].tolist() == [0]
-    assert pairs.first[pairs.two_names].tolist() == [3]
-    assert dict(pairs.names()) == {(0, 1): 1}
+    pairs = overlapping_pairs(index, 0.5)
+    listed = sorted(
+        zip(pairs.first.tolist(), pairs.second.tolist(), pairs.iou.round(3).tolist(), strict=True)
+    )
+    assert listed == [(0, 2, 0.96), (3, 4, 0.96), (3, 5, 0.6), (4, 5, 0.625)]
+    assert pairs.first[pairs.duplicates].tolist() == [0]
+    assert pairs.first[pairs.conflicts].tolist() == [3]
+    assert dict(pairs.conflicting_labels()) == {(0, 1): 1}
     assert (pairs.lost_to_nms(0.5), pairs.lost_to_nms(0.97)) == (1, 0)
 
 
-def test_a_chain_loses_every_second_to_nms() -> None:
-    """Each overlaps the next by 0.6: the first drops the second, and so the third stays."""
+def test_nms_drops_every_second_object_of_a_chain() -> None:
+    """Each object has IoU 0.6 with the next: the first drops the second, so the third stays."""
     chain = [[25 * i, 0, 25 * i + 100, 10] for i in range(5)]
-    pairs = overlapping(pack([picture("chain", chain, [0] * 5)]), 0.5)
+    pairs = overlapping_pairs(pack([record("chain", chain, [0] * 5)]), 0.5)
     assert len(pairs.iou) == 4
     assert pairs.lost_to_nms(0.5) == 2
 
 
-def test_pairs_are_those_of_a_plain_loop() -> None:
+def test_pairs_equal_those_of_a_loop() -> None:
     rng = np.random.default_rng(0)
     records = []
     for number in range(20):
         low = rng.uniform(0, 60, (rng.integers(0, 12), 2))
         boxes = np.concatenate([low, low + rng.uniform(0, 60, low.shape)], axis=1)
-        records.append(picture(str(number), boxes, rng.integers(0, 3, len(low)), rng.random(len(low)) < 0.2))
+        records.append(record(str(number), boxes, rng.integers(0, 3, len(low)), rng.random(len(low)) < 0.2))
     index: Index = pack(records)
-    wanted = set()
+    expected = set()
     for number in range(len(index)):
         one, start = index[number], int(index.offsets[number])
         overlap = iou(one.boxes, one.boxes)
         for i, j in combinations(range(len(one.boxes)), 2):
             if overlap[i, j] >= 0.3 and not one.crowd[[i, j]].any():
-                wanted.add((start + i, start + j))
-    pairs = overlapping(index, 0.3)
-    assert set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == wanted
-    assert len(wanted) > 15
+                expected.add((start + i, start + j))
+    pairs = overlapping_pairs(index, 0.3)
+    assert set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
+    assert len(expected) > 15
     assert (pairs.iou >= 0.3).all()
-    assert SAME > 0.3
+    assert SAME_OBJECT_IOU > 0.3

@@ -74,7 +74,7 @@ def _settle_size(
 
 def check_boxes(index: Index, classes: tuple[str, ...], faults: Problems) -> Index:
     """Clip or leave out boxes that reach out of their picture; look for absurd and repeated ones."""
-    owners = index.owners()
+    owners = index.image_rows()
     left = np.ones(len(owners), dtype=np.bool_)
 
     def note(kind: str, bad: NDArray[np.bool_], describe: Callable[[int], str]) -> None:

@@ -248,7 +248,7 @@ def _packed(rows: Rows, classes: Sequence[str], faults: Problems) -> Index:
         areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
     )
     unknown = np.flatnonzero(labels < 0)
-    for row, number in zip(index.owners()[unknown].tolist(), unknown.tolist(), strict=True):
+    for row, number in zip(index.image_rows()[unknown].tolist(), unknown.tolist(), strict=True):
         name = rows.names[number]
         detail = f"{name!r} is none of the dataset's classes; {did_you_mean(name, classes)}"
         faults.add("unknown_class", rows.annotations[row], detail)

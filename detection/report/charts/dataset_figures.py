@@ -75,7 +75,7 @@ def box_sizes(raw: RawDataset) -> "Figure":
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _histogram(left, np.sqrt(np.maximum(areas(index.boxes), 1)))
-    shares = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[index.owners()][:, ::-1]
+    shares = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[index.image_rows()][:, ::-1]
     _side_map(figure, right, shares.clip(0, 1))
     figure.suptitle(f"{raw.name}: sizes of the training boxes")
     return figure
