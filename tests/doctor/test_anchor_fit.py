@@ -9,8 +9,7 @@ from detection.data.index import Index, Record, pack
 from detection.doctor.anchor_fit import FIT_IOU, AnchorFit, cluster, k_means
 from detection.ops.boxes import iou
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
-from detection.params.recipe import Anchors as AnchorParams
-from detection.params.recipe import DefaultBoxes, RoI
+from detection.params.recipe import Anchors, DefaultBoxes, RetinaNetAnchors, RoI
 
 RETINANET = RetinaNetRecipe(
     architecture="retinanet", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
@@ -20,10 +19,10 @@ RETINANET = RetinaNetRecipe(
 FASTER = FasterRCNNRecipe(
     architecture="fasterrcnn", backbone="resnet18", image_size=96, max_size=160, batch_size=1, fpn_channels=8,
     epochs=1, bn="live",
-    anchors=AnchorParams(sizes=((12,), (24,), (48,), (72,), (96,))), roi=RoI(hidden_channels=8),
+    anchors=Anchors(sizes=((12,), (24,), (48,), (72,), (96,))), roi=RoI(hidden_channels=8),
 )  # fmt: skip
 ONE_MAP = replace(
-    FASTER, features="c4", anchors=AnchorParams(sizes=((16, 32, 64),), strides=(16,), offset=0.5)
+    FASTER, features="c4", anchors=Anchors(sizes=((16, 32, 64),), strides=(16,), offset=0.5)
 )  # fmt: skip
 LITE = SSDRecipe(
     architecture="ssdlite", backbone="mobilenet_v3_small", resize="stretch", image_size=320, batch_size=1,
