@@ -1,3 +1,32 @@
-"""Object-detection experiments as a DVC pipeline with one MLflow row each."""
+"""Object-detection experiments as a DVC pipeline, with one MLflow run per experiment.
 
-__version__ = "0.1.0"
+    import detection
+
+    detector = detection.load("models/detector.pt")
+    for image in detector.predict("folder"):
+        print(image.path, image.boxes, image.scores, image.labels, image.names)
+
+Importing the package imports neither torch nor mlflow; the first use of a name below does.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from detection.errors import DetectionError
+
+if TYPE_CHECKING:
+    from detection.predictor import ImageDetections, Predictor, load
+
+__version__ = "0.2.0"
+__all__ = ["DetectionError", "ImageDetections", "Predictor", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from detection import predictor
+
+    return getattr(predictor, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,100 +1,102 @@
-"""`detection predict`: draw what a trained detector finds on pictures, and write it down."""
+"""`detection predict`: detections on images as JSON, and the images with boxes drawn on them."""
 
+import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from detection.data.loading.image_io import image_files
 from detection.errors import CheckpointError, DataError
+from detection.files import DETECTOR, IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from detection.predictor import ImageDetections, Predictor
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 RESULT = "detections.json"
 
 
-def predict(source: Path, weights: Path, out: Path, threshold: float, device: str) -> str:
-    """Detect on one picture or on all pictures of a folder.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `detection predict`."""
+    parser.add_argument("source", type=Path, help="an image, or a folder of images")
+    parser.add_argument("--weights", type=Path, default=DETECTOR, help="detector file (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="default: %(default)s")
+    parser.add_argument(
+        "--threshold", type=_score, default=0.5, help="lowest score of a detection (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
-    Leaves in `out` each picture with its boxes drawn, under its own name, and `detections.json`: a list of
-    `{file, width, height, detections: [{box, label, class, score}]}`, boxes as `x1, y1, x2, y2` in pixels of
-    the picture as stored, 0-based and half-open.
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags."""
+    return predict(args.source, args.weights, args.out, args.threshold, args.device)
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a score is between 0 and 1, not {text}")
+    return value
+
+
+def predict(source: Path, weights: Path, out: Path, threshold: float, device: str) -> str:
+    """Detect objects on one image or on all images of a folder.
+
+    Writes to `out` each image with its boxes drawn, under its own name, and `detections.json`: a list of
+    `{file, width, height, detections: [{box, label, class, score}]}`, boxes `x1, y1, x2, y2` in pixels of the
+    image as stored, 0-based and half-open.
 
     Args:
-        source: A picture, or a folder of pictures (its sub-folders are not looked at).
-        weights: A detector's file.
-        out: Folder of the results.
-        threshold: Detections that score lower are left out.
+        source: An image, or a folder of images (sub-folders are not searched).
+        weights: Detector file.
+        out: Folder for the results.
+        threshold: Detections with a lower score are left out.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        DataError: Nothing to look at, or pictures that cannot be read (the others are done all the same).
-        CheckpointError: `weights` is not a detector's file.
+        DataError: No images, or images that cannot be read (the others are processed first).
+        CheckpointError: `weights` is not a detector file.
     """
-    files = find_pictures(source)
+    files = image_files(source)
     if out.resolve() == files[0].parent.resolve():
-        raise DataError(f"--out {out} is where the pictures lie; name another folder, they keep their names")
+        raise DataError(f"--out {out} is the folder of the images; name another folder, file names are kept")
     if not weights.is_file():  # before torch is imported, which takes seconds
-        raise CheckpointError(f"{weights} is not there; train a detector first: dvc repro")
+        raise CheckpointError(f"{weights} does not exist; train a detector first: dvc repro")
+    from detection.predictor import load
 
-    from detection.device import pick_device
-    from detection.models.build import load_detector
-
-    loaded = load_detector(weights, pick_device(device))
+    predictor = load(weights, device=device)
     out.mkdir(parents=True, exist_ok=True)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     unread: list[str] = []
     for file in files:
         try:
-            found.append(_predict_one(file, loaded, out, threshold))
+            image = _predict_one(predictor, file, out, threshold)
         except DataError as error:
             unread.append(str(error))
             continue
-        log.info("%s: %s", file, _in_words(found[-1]["detections"]))
-    (out / RESULT).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        height, width = image.size
+        results.append({"file": str(file), "width": width, "height": height, "detections": image.to_json()})
+        names = (f"{name} {score:.2f}" for name, score in zip(image.names, image.scores, strict=True))
+        log.info("%s: %s", file, ", ".join(names) or "no detections")
+    (out / RESULT).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if unread:
         more = f" (and {len(unread) - 1} more of {len(files)})" if len(unread) > 1 else ""
         raise DataError(unread[0] + more)
-    objects = sum(len(one["detections"]) for one in found)
-    return f"{objects} objects on {len(found)} pictures: {out / RESULT}, and the pictures beside it"
+    count = sum(len(result["detections"]) for result in results)
+    return f"{count} detections on {len(results)} images: {out / RESULT}, annotated images in {out}"
 
 
-def find_pictures(source: Path) -> list[Path]:
-    """The picture itself, or the pictures in a folder in order of name.
-
-    Raises:
-        DataError: There is no such file or folder, or no picture in it.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"{source} is not there; give a picture, or a folder of pictures")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"there is no picture in {source} ({', '.join(SUFFIXES)})")
-    return files
-
-
-def _predict_one(file: Path, loaded: Any, out: Path, threshold: float) -> dict[str, Any]:
-    """Detect on one picture, draw it, and return its entry of the JSON."""
-    from PIL import Image
-
-    from detection.data.loading.image_io import read_image
-    from detection.inference import above_threshold, detect_image, detections_to_json
+def _predict_one(predictor: "Predictor", file: Path, out: Path, threshold: float) -> "ImageDetections":
+    """Detect on one image, and save it with its boxes drawn."""
+    from detection.data.loading.image_io import decode
     from detection.report.images.boxes_on_image import draw_boxes
 
-    picture = read_image(file)
-    boxes, scores, labels = above_threshold(detect_image(loaded.detector, loaded.recipe, picture), threshold)
-    image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-    name = file.name if file.suffix.lower() in SUFFIXES else f"{file.name}.png"  # its ending says no format
-    draw_boxes(image, boxes, labels, loaded.classes, scores).save(out / name)
-    return {
-        "file": str(file),
-        "width": image.width,
-        "height": image.height,
-        "detections": detections_to_json(boxes, scores, labels, loaded.classes),
-    }
-
-
-def _in_words(detections: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{one['class']} {one['score']:.2f}" for one in detections) or "nothing"
+    (image,) = predictor.predict(file, score_threshold=threshold)
+    name = file.name if file.suffix.lower() in IMAGE_SUFFIXES else f"{file.name}.png"
+    drawn = draw_boxes(decode(file), image.boxes, image.labels, predictor.classes, image.scores)
+    drawn.save(out / name)
+    return image

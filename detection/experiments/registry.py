@@ -176,3 +176,30 @@ def _picture(experiment: Experiment) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (320, 240), "grey").save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def download_detector(uri: str, folder: Path) -> Path:
+    """Download the detector file of a registered model.
+
+    Args:
+        uri: `models:/<name>@<alias>`, `models:/<name>/<version>` or `runs:/<run id>/<path>`.
+        folder: Existing folder for the files.
+
+    Raises:
+        TrackingError: MLflow does not know the model.
+        DataError: The model holds no detector of this project.
+    """
+    from detection.tracking.store import import_mlflow, tracking_uri
+
+    mlflow = import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        mlflow.set_tracking_uri(tracking_uri())
+        path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"{uri} cannot be loaded: {str(error).splitlines()[0]}") from None
+    files = [path] if path.is_file() else sorted(path.rglob(Path(DETECTOR).name))
+    if not files:
+        raise DataError(f"{uri} holds no {Path(DETECTOR).name}; `detection promote` registers one")
+    return files[0]

@@ -13,9 +13,26 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from detection.errors import DataError
+from detection.files import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def image_files(source: Path) -> list[Path]:
+    """The image file itself, or the image files of a folder in order of name.
+
+    Raises:
+        DataError: The path does not exist, or the folder holds no image files.
+    """
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"{source} does not exist; give an image file or a folder of images")
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"there are no image files in {source} ({', '.join(IMAGE_SUFFIXES)})")
+    return files
 
 
 def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
@@ -33,7 +50,7 @@ def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image
             warnings.simplefilter("ignore")  # odd EXIF data, large images: checked by `prepare`
             if size and opened.size != size[::-1]:
                 ImageOps.exif_transpose(opened, in_place=True)
-            image = _to_rgb(opened)
+            image = to_rgb(opened)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run `dvc repro prepare` after moving images") from None
     except Exception as error:  # PIL's decoders raise exceptions of any type for a corrupt file
@@ -44,7 +61,7 @@ def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

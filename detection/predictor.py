@@ -1,0 +1,213 @@
+"""Python API of a trained detector: load it from anywhere, detect on any kind of image."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from detection.data.loading.batch import collate
+from detection.data.loading.image_io import image_files, read_image, to_rgb
+from detection.data.loading.loader import eval_sample
+from detection.device import autocast, pick_device, pick_precision
+from detection.errors import DataError
+from detection.files import DETECTOR
+from detection.inference import run_detector
+from detection.models.build import LoadedDetector, check_classes, load_detector
+
+if TYPE_CHECKING:
+    from detection.evaluation.evaluate import Evaluation
+
+ImageLike = str | Path | NDArray[np.uint8] | Tensor | Image.Image
+"""A file, an array [H, W, 3], a tensor [3, H, W] (both uint8 RGB), or a PIL image."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageDetections:
+    """Detections on one image, best score first."""
+
+    boxes: NDArray[np.float32]
+    """[N, 4] `x1, y1, x2, y2`, pixels of the image as stored, 0-based, half-open."""
+    scores: NDArray[np.float32]
+    """[N] in 0..1."""
+    labels: NDArray[np.int64]
+    """[N] class indices from 0."""
+    names: tuple[str, ...]
+    """[N] class names."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    path: Path | None = None
+    """File of the image, if it was given as one."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One `{box, label, class, score}` per detection; boxes rounded to 0.01 px, scores to 0.0001."""
+        columns = zip(self.boxes, self.labels, self.names, self.scores, strict=True)
+        return [
+            {
+                "box": [round(float(side), 2) for side in box],
+                "label": int(label),
+                "class": name,
+                "score": round(float(score), 4),
+            }
+            for box, label, name, score in columns
+        ]
+
+
+class Predictor:
+    """A trained detector on a device.
+
+    Args:
+        loaded: Detector in evaluation mode, with its recipe and class names.
+        precision: `auto`, `bf16` or `fp32`.
+    """
+
+    def __init__(self, loaded: LoadedDetector, precision: str = "fp32") -> None:
+        self.detector, self.recipe, self.classes = loaded.detector, loaded.recipe, loaded.classes
+        self.model = loaded.model
+        self.device = next(loaded.detector.parameters()).device
+        self._dtype = pick_precision(precision, self.device)
+
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        score_threshold: float = 0.5,
+        batch_size: int = 8,
+    ) -> Iterator[ImageDetections]:
+        """Detect objects, lazily and in batches.
+
+        Args:
+            images: One image, a folder of image files (in order of name), or any iterable of images.
+            score_threshold: Detections with a lower score are left out.
+            batch_size: Images per forward pass. Images of a batch are padded to a common size, which moves
+                scores slightly; 1 avoids it.
+
+        Yields:
+            One `ImageDetections` per image, in order.
+
+        Raises:
+            DataError: A file or folder is missing or not an image, or an array has another shape or dtype.
+        """
+        waiting = iter(_images(images))
+        while batch := list(islice(waiting, batch_size)):
+            yield from self._detect(batch, score_threshold)
+
+    def evaluate(self, split: str = "test", *, batch_size: int = 16, verify: bool = False) -> "Evaluation":
+        """Evaluate on a split of `data/prepared` by the COCO and VOC protocols, with error analysis.
+
+        Args:
+            split: `train`, `val` or `test`.
+            batch_size: Images per forward pass.
+            verify: Compare the COCO numbers with pycocotools.
+
+        Raises:
+            DataError: Nothing is prepared, or images changed since.
+            CheckpointError: The detector has other classes than the data.
+        """
+        from detection.data.prepared import Prepared
+        from detection.evaluation.evaluate import evaluate
+
+        prepared = Prepared.load()
+        prepared.check_unchanged(split)
+        loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model)
+        check_classes(self.model, loaded, prepared.classes)
+        index = prepared.index(split)
+        device = self.device.type
+        results = run_detector(
+            self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device
+        )
+        return evaluate(index, results, self.classes, verify=verify)
+
+    def _detect(self, images: list[tuple[Path | None, Tensor]], threshold: float) -> Iterator[ImageDetections]:
+        no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        samples = [
+            eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)
+        ]
+        batch = collate(samples, self.recipe)
+        with torch.inference_mode(), autocast(self.device, self._dtype):
+            found = self.detector.detect(batch.images.to(self.device), batch.sizes)
+        for (path, image), detections in zip(images, found, strict=True):
+            keep = detections.scores >= threshold
+            boxes, scores, labels = (
+                part[keep].cpu().numpy() for part in (detections.boxes, detections.scores, detections.labels)
+            )
+            names = tuple(self.classes[label] for label in labels)
+            height, width = image.shape[1:]
+            yield ImageDetections(boxes, scores, labels, names, (height, width), path)
+
+
+def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str = "fp32") -> Predictor:
+    """Load a trained detector.
+
+    Args:
+        source: A detector file, an experiment (a name that `dvc exp show` lists, a git revision or
+            `workspace`), an MLflow run id or run name, or a registry URI `models:/<name>@<alias>`.
+        device: `auto`, `cpu` or `cuda`.
+        precision: `auto`, `bf16` or `fp32`.
+
+    Raises:
+        CheckpointError: The file is not a detector of this project.
+        DataError: No file, experiment or run has this name, or it has no detector.
+        TrackingError: The MLflow store cannot be read.
+    """
+    chosen = pick_device(device)
+    if Path(source).is_file() or str(source).endswith(".pt"):
+        return Predictor(load_detector(source, chosen), precision)
+    with tempfile.TemporaryDirectory(prefix="detection-load-") as folder:
+        path = _download(str(source), Path(folder))
+        return Predictor(load_detector(path, chosen), precision)
+
+
+def _download(source: str, folder: Path) -> Path:
+    """Detector file of a registry URI, an experiment or an MLflow run."""
+    if source.startswith(("models:/", "runs:/")):
+        from detection.experiments.registry import download_detector
+
+        return download_detector(source, folder)
+    from detection.experiments.find import find
+    from detection.experiments.repository import Repository
+
+    content = find(source, Repository()).files.read(str(DETECTOR))
+    if content is None:
+        raise DataError(f"{source} has no {DETECTOR}; `dvc exp run` trains one")
+    path = folder / "detector.pt"
+    path.write_bytes(content)
+    return path
+
+
+def _images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Tensor]]:
+    """File (if any) and tensor [3, H, W] of every image."""
+    if isinstance(images, str | Path):
+        yield from ((path, read_image(path)) for path in image_files(Path(images)))
+    elif isinstance(images, np.ndarray | Tensor | Image.Image):
+        yield None, _tensor(images)
+    else:
+        for image in images:
+            if isinstance(image, str | Path):
+                yield Path(image), read_image(image)
+            else:
+                yield None, _tensor(image)
+
+
+def _tensor(image: NDArray[np.uint8] | Tensor | Image.Image) -> Tensor:
+    if isinstance(image, Image.Image):
+        image = np.array(to_rgb(image))
+    if isinstance(image, np.ndarray):
+        expected, channels = "array [H, W, 3]", image.shape[-1:]
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1) if image.ndim == 3 else None
+    else:
+        expected, channels = "tensor [3, H, W]", image.shape[:1]
+        tensor = image if image.ndim == 3 else None
+    if tensor is None or tuple(channels) != (3,) or tensor.dtype != torch.uint8:
+        raise DataError(f"expected a uint8 RGB {expected}, got {image.dtype} of shape {tuple(image.shape)}")
+    return tensor
