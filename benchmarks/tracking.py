@@ -24,11 +24,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from benchmarks.servers import Server
 from detection.tracking.live import METRICS_PER_CALL, MlflowRun, OpenRun, log_points
 from detection.tracking.run import NoRun, Run
 from detection.tracking.store import connect
 from detection.training.history import History, now_ms
+from tests.soak.servers import Server
 
 NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")
 READ = 20

@@ -1,7 +1,7 @@
 """Python API of a trained detector: load it from anywhere, detect on any kind of image."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,7 +128,9 @@ class Predictor:
         )
         return evaluate(index, results, self.classes, verify=verify)
 
-    def _detect(self, images: list[tuple[Path | None, Tensor]], threshold: float) -> Iterator[ImageDetections]:
+    def _detect(
+        self, images: list[tuple[Path | None, Tensor]], threshold: float
+    ) -> Iterator[ImageDetections]:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         samples = [
             eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)

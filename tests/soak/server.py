@@ -1,11 +1,11 @@
-"""A training whose MLflow server dies: again and again, or is away at the start, in the middle or at the end.
+"""Soak test: a training whose MLflow server is killed repeatedly, or is down at the start, middle or end.
 
-    python -m benchmarks.server                       # killed five times, then the three cases
-    python -m benchmarks.server --deaths 2 --epochs 20
+    python -m tests.soak.server                       # killed five times, then the three cases
+    python -m tests.soak.server --deaths 2 --epochs 20
 
-First the same training runs with a server that nobody kills. Afterwards each row must equal it point by
-point in step and value, and its own CSV in time; a row on an emptied server, from DVC's outputs alone,
-must equal the row that was lost in times as well. The last line says ok, or what was wrong.
+The reference is the same training with a server that stays up. Each run must equal it point by point in
+step and value, and its own CSV in time. A run recreated on an empty server from DVC's outputs alone must
+equal the lost run, times included. The last line is `ok` or the list of problems.
 """
 
 import argparse
@@ -18,11 +18,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.clones import Clone, wait
-from benchmarks.servers import Server
+from tests.soak.clones import Clone, wait
+from tests.soak.servers import Server
 
 OUTPUTS = ("models/detector.pt", "reports/train/losses.csv", "reports/train/metrics.csv")
-OUTPUTS += ("reports/train/environment.json", "reports/train/recipe.json", "reports/evaluation/row.json")
+OUTPUTS += ("reports/train/environment.json", "reports/train/recipe.json", "reports/evaluation/run.json")
 Curves = dict[str, list[tuple[int, int, float]]]
 
 
@@ -30,65 +30,65 @@ class Case:
     """One training in a copy of the prepared clone, over a server of its own."""
 
     def __init__(self, start: Clone, folder: Path, name: str) -> None:
-        self.name, self.clone = name, start.copied(folder / name)
+        self.name, self.clone = name, start.copy_to(folder / name)
         self.server = Server(folder / f"{name}-server")
-        self.faults: list[str] = []
+        self.problems: list[str] = []
 
     def train(self, meanwhile: Callable[["Case"], None] = lambda case: None) -> float:
-        """Run the pipeline and something beside it; returns the seconds that the training's steps took."""
+        """Run the pipeline beside a thread; return the duration of the training steps in seconds."""
         beside = threading.Thread(target=meanwhile, args=(self,))
         beside.start()
-        said = self.clone.run("dvc", "repro", MLFLOW_TRACKING_URI=self.server.uri)
+        output = self.clone.run("dvc", "repro", MLFLOW_TRACKING_URI=self.server.uri)
         beside.join()
-        Path(f"{self.clone.folder}.log").write_text(said)
+        Path(f"{self.clone.folder}.log").write_text(output)
         metrics = json.loads((self.clone.folder / "reports/train/metrics.json").read_text())
         return float(metrics["seconds"])
 
     def sync(self) -> None:
-        """What a person says once the server is back."""
+        """Run `detection sync`, as a user does once the server is back."""
         print(
             f"  {self.name}: {self.clone.run('detection', 'sync', MLFLOW_TRACKING_URI=self.server.uri)}",
             end="",
         )
 
-    def row(self) -> str:
-        """The only row; notes a fault where there are others, or it is not finished."""
+    def run_id(self) -> str:
+        """Id of the only run; records a problem if there are others or it is not FINISHED."""
         from detection.tracking.store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=self.server.uri)
         experiment = client.get_experiment_by_name("detection")
-        rows = client.search_runs([experiment.experiment_id]) if experiment else []
-        if [row.info.status for row in rows] != ["FINISHED"]:
-            self.faults.append(f"{self.name}: rows {[row.info.status for row in rows]}")
-        if not rows or "test/AP" not in rows[0].data.metrics:
-            self.faults.append(f"{self.name}: no scores")
-        files = {one.path for one in client.list_artifacts(rows[0].info.run_id)} if rows else set()
+        runs = client.search_runs([experiment.experiment_id]) if experiment else []
+        if [run.info.status for run in runs] != ["FINISHED"]:
+            self.problems.append(f"{self.name}: runs {[run.info.status for run in runs]}")
+        if not runs or "test/AP" not in runs[0].data.metrics:
+            self.problems.append(f"{self.name}: no scores")
+        files = {one.path for one in client.list_artifacts(runs[0].info.run_id)} if runs else set()
         if missing := {"train", "evaluation", "plots", "models", "samples", "params.yaml"} - files:
-            self.faults.append(f"{self.name}: the row has no {sorted(missing)}")
-        return str(rows[0].info.run_id) if rows else ""
+            self.problems.append(f"{self.name}: the run lacks the artifacts {sorted(missing)}")
+        return str(runs[0].info.run_id) if runs else ""
 
     def curves(self) -> Curves:
         """All points that the training logged."""
-        return self.clone.curves(self.row(), self.server.uri)
+        return self.clone.curves(self.run_id(), self.server.uri)
 
     def compare(self, reference: Curves) -> None:
-        """Note where the row is not as that of the undisturbed training, or not as the own CSV."""
+        """Record differences from the reference run and from the training's own CSV."""
         mine = self.curves()
         for name in mine.keys() | reference.keys():
             ours, theirs = (
                 [(step, value) for step, _, value in one.get(name, [])] for one in (mine, reference)
             )
             if ours != theirs:
-                self.faults.append(f"{self.name}: {name} has {len(ours)} points, undisturbed {len(theirs)}")
-        times = {int(row["step"]): int(row["time"]) for row in self.clone.losses()}
+                self.problems.append(f"{self.name}: {name} has {len(ours)} points, reference {len(theirs)}")
+        times = {int(run["step"]): int(run["time"]) for run in self.clone.losses()}
         if [(step, time_ms) for step, time_ms, _ in mine["loss"]] != sorted(times.items()):
-            self.faults.append(f"{self.name}: the row's times are not those of the CSV")
+            self.problems.append(f"{self.name}: times in the run and in the CSV differ")
         print(f"  {self.name}: {sum(map(len, mine.values()))} points in {len(mine)} curves: "
-              f"{self.faults or 'as undisturbed'}", flush=True)  # fmt: skip
+              f"{self.problems or 'equal to the reference'}", flush=True)  # fmt: skip
 
 
 def deaths(count: int, steps: int) -> Callable[[Case], None]:
-    """Kill the server that often, spread over the training, and start it again each time."""
+    """Kill and restart the server `count` times, spread over the training."""
 
     def meanwhile(case: Case) -> None:
         for number in range(1, count + 1):
@@ -103,30 +103,30 @@ def deaths(count: int, steps: int) -> Callable[[Case], None]:
 
 
 def comes_late(case: Case) -> None:
-    """The server is away when the training starts, and comes in its middle."""
+    """The server is down when the training starts and comes up in its middle."""
     wait(lambda: case.clone.step() >= 20, 600, 0.1)
     case.server.start()
 
 
 def goes_early(case: Case) -> None:
-    """The server goes in the middle of the training, and is back only for `detection sync`."""
+    """The server goes down in the middle of the training and is back only for `detection sync`."""
     wait(lambda: case.clone.step() >= 20, 600, 0.1)
     case.server.kill()
 
 
 def main() -> None:
-    """Run all cases; exits with 1 where anything was wrong."""
+    """Run all cases; exit with 1 on any problem."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--deaths", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=80)
-    parser.add_argument("--pictures", type=int, default=64)
-    parser.add_argument("--only-deaths", action="store_true", help="leave the other cases out")
-    parser.add_argument("--folder", type=Path, help="keep everything there")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--only-deaths", action="store_true", help="skip the other cases")
+    parser.add_argument("--folder", type=Path, help="keep all files there")
     options = parser.parse_args()
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True) as scratch:
         folder = options.folder or Path(scratch)
-        start = Clone.made(folder / "start", options.epochs, options.pictures)
+        start = Clone.create(folder / "start", options.epochs, options.num_images)
         start.run("dvc", "repro", "pretrain")
 
         def case(name: str) -> Case:
@@ -134,20 +134,20 @@ def main() -> None:
             return cases[-1]
 
         try:
-            calm = case("undisturbed")
-            calm.server.start()
-            undisturbed = calm.train()
-            reference = calm.curves()
+            reference_case = case("uninterrupted")
+            reference_case.server.start()
+            uninterrupted = reference_case.train()
+            reference = reference_case.curves()
             steps = len(reference["loss"])
-            print(f"undisturbed: {steps} steps in {undisturbed:.1f} s", flush=True)
-            calm.server.kill()
+            print(f"uninterrupted: {steps} steps in {uninterrupted:.1f} s", flush=True)
+            reference_case.server.kill()
 
             dying = case("killed")
             dying.server.start()
             disturbed = dying.train(deaths(options.deaths, steps))
             print(
                 f"killed {options.deaths} times: {disturbed:.1f} s, "
-                f"{disturbed / undisturbed:.3f} of undisturbed"
+                f"{disturbed / uninterrupted:.3f} of uninterrupted"
             )
             dying.compare(reference)
             dying.server.kill()
@@ -156,13 +156,13 @@ def main() -> None:
         finally:
             for one in cases:
                 one.server.kill()
-        faults = [fault for one in cases for fault in one.faults]
-    print(faults or "ok: every row equals the undisturbed one, point by point")
-    sys.exit(bool(faults))
+        problems = [problem for one in cases for problem in one.problems]
+    print(problems or "ok: every run equals the reference, point by point")
+    sys.exit(bool(problems))
 
 
 def other_cases(case: Callable[[str], Case], reference: Curves) -> None:
-    """Away at the start, in the middle, at the end; and an emptied server."""
+    """Server down at the start, from the middle on, all the time; and an empty server."""
     late = case("away-at-the-start")
     late.train(comes_late)
     late.compare(reference)
@@ -191,9 +191,9 @@ def other_cases(case: Callable[[str], Case], reference: Curves) -> None:
     away.server.start()
     away.sync()
     same = away.curves() == before
-    print(f"  emptied server: {'the row is as before, times included' if same else 'the row differs'}")
+    print(f"  empty server: {'the run equals the lost one, times included' if same else 'the run differs'}")
     if not same:
-        away.faults.append("the row on the emptied server differs")
+        away.problems.append("the run on the empty server differs")
     away.sync()
     away.server.kill()
 

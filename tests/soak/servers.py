@@ -1,4 +1,4 @@
-"""A real `mlflow server` on a free port of this machine, that can be killed and started again."""
+"""A real `mlflow server` on a free local port that can be killed and restarted."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ import time
 import urllib.request
 from pathlib import Path
 
-from benchmarks.clones import GONE, wait
+from tests.soak.clones import DROPPED_VARIABLES, wait
 
 
 class Server:
-    """A server over a SQLite file.
+    """An MLflow server on a SQLite file.
 
     Args:
-        folder: Where the file and the artifacts are.
-        port: Where it listens; the same after each start.
+        folder: Folder of the database and the artifacts.
+        port: TCP port, the same after each start; None picks a free one.
     """
 
     def __init__(self, folder: Path, port: int | None = None) -> None:
@@ -27,8 +27,8 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, seconds: float = 900) -> "Server":
-        """Start it and wait until it answers."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(GONE)}
+        """Start the server and wait until it answers."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED_VARIABLES)}
         words = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port)]
         words += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
         words += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -38,11 +38,11 @@ class Server:
                 words, env=kept | more, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
             )
         if not wait(self.answers, seconds, 0.3):
-            raise RuntimeError(f"the server does not answer; see {self.folder}/server.log")
+            raise RuntimeError(f"the server does not answer, see {self.folder}/server.log")
         return self
 
     def kill(self) -> None:
-        """End it and its workers at once, as a crash does."""
+        """Kill the server and its workers at once, like a crash."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -51,12 +51,12 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of its main process."""
+        """Process id of the main process."""
         assert self._process is not None
         return self._process.pid
 
     def answers(self) -> bool:
-        """Whether it is there."""
+        """Return True if the server answers its health check."""
         try:
             with urllib.request.urlopen(f"{self.uri}/health", timeout=2) as answer:
                 return bool(answer.status == 200)
@@ -65,7 +65,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Free local TCP port."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

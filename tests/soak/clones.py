@@ -1,6 +1,6 @@
-"""A small copy of this repository with git, DVC and a store of its own, for checks that take minutes.
+"""A small copy of this repository with its own git, DVC and MLflow store, for checks that take minutes.
 
-Nothing of it is shared with the checkout: the copy is the main repository of everything that runs in it.
+The copy shares nothing with the checkout: it is the main repository of everything that runs in it.
 """
 
 import csv
@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).resolve().parents[1]
-GONE = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_", "PYTHONPATH")
+ROOT = Path(__file__).resolve().parents[2]
+DROPPED_VARIABLES = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_", "PYTHONPATH")
 MODEL = "retinanet_resnet18"
 
 
@@ -27,15 +27,15 @@ class Clone:
     """A repository in a folder.
 
     Args:
-        folder: Where it is, or will be.
+        folder: Folder of the repository, existing or to be created.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @classmethod
-    def made(cls, folder: Path, epochs: int, pictures: int, **train: Any) -> "Clone":
-        """Copy what git knows of the checkout, as it stands now, with a toy dataset and recipe."""
+    def create(cls, folder: Path, epochs: int, num_images: int, **train: Any) -> "Clone":
+        """Copy all files that git does not ignore, as they are now, with a toy dataset and recipe."""
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         )
@@ -45,21 +45,21 @@ class Clone:
                 shutil.copy(ROOT / name, folder / name)
         (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         clone = cls(folder)
-        clone._shrink(epochs, pictures, train)
+        clone._shrink(epochs, num_images, train)
         clone.commit("clone")
         return clone
 
-    def copied(self, folder: Path) -> "Clone":
-        """The same repository again, with all that has been made in it."""
+    def copy_to(self, folder: Path) -> "Clone":
+        """Copy the repository with all outputs."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Clone(folder)
 
-    def _shrink(self, epochs: int, pictures: int, train: dict[str, Any]) -> None:
+    def _shrink(self, epochs: int, num_images: int, train: dict[str, Any]) -> None:
         yaml = YAML()
         yaml.preserve_quotes = True
         document = yaml.load(self.folder / "params.yaml")
         document["model"], document["dataset"] = MODEL, "shapes"
-        document["datasets"]["shapes"] |= {"train": pictures, "val": 8, "test": 8, "image_size": 96}
+        document["datasets"]["shapes"] |= {"train": num_images, "val": 8, "test": 8, "image_size": 96}
         document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
         document["models"][MODEL]["fpn_channels"] = 64
         document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
@@ -68,14 +68,14 @@ class Clone:
         yaml.dump(document, self.folder / "params.yaml")
 
     def commit(self, message: str) -> None:
-        """Commit all that git does not ignore."""
-        for words in (("init", "-q"), ("add", "."), ("commit", "-qm", message)):
+        """Commit all files that git does not ignore."""
+        for command in (("init", "-q"), ("add", "."), ("commit", "-qm", message)):
             name = ("-c", "user.name=Check", "-c", "user.email=check@localhost")
-            subprocess.run(["git", *name, *words], cwd=self.folder, check=True, capture_output=True)
+            subprocess.run(["git", *name, *command], cwd=self.folder, check=True, capture_output=True)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """This process's, without what would lead out of the clone."""
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(GONE)}
+        """This process's environment without variables that point outside the clone."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED_VARIABLES)}
         paths = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
         git = {"GIT_AUTHOR_NAME": "Check", "GIT_AUTHOR_EMAIL": "check@localhost"}
         git |= {"GIT_COMMITTER_NAME": "Check", "GIT_COMMITTER_EMAIL": "check@localhost"}
@@ -83,7 +83,7 @@ class Clone:
         return kept | git | {"PATH": paths, "DVC_SITE_CACHE_DIR": cache, "OMP_NUM_THREADS": "1"} | more
 
     def start(self, *words: str, **more: str) -> subprocess.Popen[bytes]:
-        """Start a command in a process group of its own; its output goes to `<clone>.log`."""
+        """Start a command in its own process group; its output goes to `<clone>.log`."""
         with Path(f"{self.folder}.log").open("ab") as log:
             return subprocess.Popen(
                 words,
@@ -95,7 +95,7 @@ class Clone:
             )
 
     def run(self, *words: str, **more: str) -> str:
-        """Run a command to its end; returns what it says."""
+        """Run a command to its end and return its stdout."""
         done = subprocess.run(
             words, cwd=self.folder, env=self.environment(**more), capture_output=True, text=True
         )
@@ -106,7 +106,7 @@ class Clone:
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """All that run in the clone's folder or a folder below, but for DVC's queue workers."""
+        """Processes that run in the clone's folder or below, except DVC's queue workers."""
         return [one for one in self._all() if "queue-worker" not in " ".join(one.cmdline())]
 
     def workers(self) -> list[psutil.Process]:
@@ -114,7 +114,7 @@ class Clone:
         return [one for one in self._all() if "queue-worker" in " ".join(one.cmdline())]
 
     def stage(self, name: str) -> psutil.Process | None:
-        """The process of a stage that runs."""
+        """Process of a running stage."""
         found = [one for one in self.processes() if f"stages.{name}" in one.cmdline()]
         return found[0] if found else None
 
@@ -127,33 +127,33 @@ class Clone:
                 continue
 
     def checkpoint(self, stage: str = "train") -> Path:
-        """Where the only training of a stage saves its state."""
+        """State file of the only training of a stage."""
         found = sorted((self.folder / ".checkpoints" / stage).glob("*/state.pt"))
         return found[0] if found else self.folder / ".checkpoints" / stage / "none" / "state.pt"
 
     def saved_step(self, stage: str = "train") -> int:
-        """The step that the checkpoint stands at; loading it proves that it is whole."""
+        """Step of the checkpoint; loading it proves that the file is complete."""
         import torch
 
         path = self.checkpoint(stage)
         return int(torch.load(path, weights_only=True)["state"]["step"]) if path.exists() else 0
 
     def step(self) -> int:
-        """The last step of the training that runs, wherever its workspace is; -1 where there is none."""
+        """Last step of the running training in any workspace; -1 without one."""
         below = self.folder / ".dvc/tmp/exps"
-        # not Path.glob, which stumbles over folders that DVC takes away meanwhile
+        # Path.glob raises when DVC removes a folder during the search
         found = iglob("**/reports/train/losses.csv", root_dir=below, recursive=True)
         files = [self.folder / "reports/train/losses.csv", *(below / one for one in found)]
         lines = [line for file in files for line in _lines(file)[-1:]]
         return max((int(line.split(",")[0]) for line in lines if line[:1].isdigit()), default=-1)
 
     def losses(self, folder: str = "reports/train") -> list[dict[str, str]]:
-        """The curve of the workspace's training."""
+        """Rows of the training's losses.csv."""
         with (self.folder / folder / "losses.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
-    def rows(self) -> list[Any]:
-        """The rows of the clone's own store, oldest first."""
+    def runs(self) -> list[Any]:
+        """Runs of the clone's own store, oldest first."""
         from detection.tracking.store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{self.folder}/mlflow.db")
@@ -163,7 +163,7 @@ class Clone:
         return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
 
     def curves(self, run_id: str, uri: str | None = None) -> dict[str, list[tuple[int, int, float]]]:
-        """Every curve of a row that training draws: step, time and value of each point, by step."""
+        """Training curves of a run: step, time in ms and value of each point, by step."""
         from detection.tracking.store import import_mlflow
 
         client = import_mlflow().MlflowClient(tracking_uri=uri or f"sqlite:///{self.folder}/mlflow.db")
@@ -175,15 +175,15 @@ class Clone:
         }
 
     def run_id(self, stage: str = "train") -> str | None:
-        """What the workspace's `run.json` names."""
+        """Run id in the workspace's `run.json`."""
         found: str | None = json.loads((self.folder / f"reports/{stage}/run.json").read_text())["run_id"]
         return found
 
 
 def wait(what: Callable[[], Any], seconds: float, pause: float = 0.02) -> Any:
-    """Wait for something to become true; returns it, or what it was in the end.
+    """Wait until a condition is true; return its last value.
 
-    Pauses are counted, not the clock's seconds: a machine that stands still meanwhile costs no patience.
+    Counts pauses instead of wall time, so that a machine that is suspended does not cause a timeout.
     """
     for _ in range(round(seconds / pause)):
         if found := what():
@@ -193,7 +193,7 @@ def wait(what: Callable[[], Any], seconds: float, pause: float = 0.02) -> Any:
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two files of weights are equal to the last bit."""
+    """Return True if two weight files are equal to the last bit."""
     import torch
 
     states = []
