@@ -15,6 +15,7 @@ from detection.data.loading.image_io import read_image
 from detection.errors import CheckpointError, DataError
 from detection.models.build import build_detector, save_detector
 from detection.params import load
+from detection.predictor import ImageLike
 
 CLASSES = ("cat", "dog", "bird")
 

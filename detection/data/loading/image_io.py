@@ -62,6 +62,7 @@ def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB; 16-bit images keep their upper 8 bits."""
     if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
