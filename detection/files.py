@@ -26,6 +26,10 @@ REPORTS_PLOTS = REPORTS / "plots"
 REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS_TRAIN / "run.json", REPORTS_EVALUATION / "run.json"
 
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Lower-case suffixes of the image files that datasets, `pretrain.imagefolder` and `predict` read."""
+
 UNLOCKED_GRACE_S = 3600
 """Age from which an unlocked temporary folder counts as abandoned; a younger one may not be locked yet."""
 

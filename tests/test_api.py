@@ -101,9 +101,7 @@ def test_the_score_threshold_keeps_what_scores_at_least_as_much(weights: Path, f
         torch.zeros(8, 8, 3, dtype=torch.uint8),
     ],
 )
-def test_other_arrays_are_refused_with_their_shape(
-    weights: Path, image: "detection.predictor.ImageLike"
-) -> None:
+def test_other_arrays_are_refused_with_their_shape(weights: Path, image: ImageLike) -> None:
     with pytest.raises(DataError, match="uint8 RGB"):
         next(detection.load(weights, device="cpu").predict(image))
 
