@@ -95,7 +95,7 @@ def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
             assert 0 <= y1 < y2 <= one["height"]
             assert detection_["class"] == ("ring", "cross", "leaf")[detection_["label"]]
             assert 0 <= detection_["score"] <= 1
-    assert f"{sum(len(one['detections']) for one in found)} objects on 3 pictures" in done.stdout
+    assert f"{sum(len(one['detections']) for one in found)} detections on 3 images" in done.stdout
 
 
 def test_predict_keeps_what_scores_above_the_threshold(project: Path, weights: Path) -> None:
@@ -129,10 +129,10 @@ def test_predict_tells_of_broken_pictures_and_does_the_others(project: Path, wei
 
 
 def test_predict_says_what_is_missing(project: Path) -> None:
-    assert "nowhere is not there" in slip(detection(project, "predict", "nowhere"))
-    assert "no picture in ." in slip(detection(project, "predict", "."))
+    assert "nowhere does not exist" in slip(detection(project, "predict", "nowhere"))
+    assert "no image files in ." in slip(detection(project, "predict", "."))
     picture(project / "one.png")
-    assert "models/detector.pt is not there" in slip(detection(project, "predict", "one.png"))
+    assert "models/detector.pt does not exist" in slip(detection(project, "predict", "one.png"))
     assert "name another folder" in slip(detection(project, "predict", "one.png", "--out", "."))
 
 
