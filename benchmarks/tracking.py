@@ -24,9 +24,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from detection.tracking.live import METRICS_PER_CALL, MlflowRun, OpenRun, log_points
-from detection.tracking.run import NoRun, Run
+from detection.tracking.run import MlflowRun, NoRun, Run
 from detection.tracking.store import connect
+from detection.tracking.uploader import METRICS_PER_CALL, log_points
 from detection.training.history import History, now_ms
 from tests.soak.servers import Server
 
@@ -51,16 +51,16 @@ def calibrated() -> Callable[[], None]:
     return lambda: [torch.mm(matrix, matrix) for _ in range(count)] and None
 
 
-def open_live(uri: str) -> MlflowRun:
-    """A new row in a store."""
+def open_live(uri: str, reports: Path) -> MlflowRun:
+    """New run in a store, filled from `reports`."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     store = connect()
     run_id = store.client.create_run(store.experiment).info.run_id
-    opened = OpenRun(store, run_id, {})
-    return MlflowRun(lambda: opened, opened)
+    opened = (store.client, run_id)
+    return MlflowRun(lambda: opened, opened, reports)
 
 
-def drive(history: History, step: Callable[[], None], first: int, count: int) -> float:
+def drive(history: History, run: Run, step: Callable[[], None], first: int, count: int) -> float:
     """Seconds of a round of so many steps that log as the loop does."""
     started, rows = time.perf_counter(), []
     for number in range(first, first + count):
@@ -71,7 +71,7 @@ def drive(history: History, step: Callable[[], None], first: int, count: int) ->
             history.add_losses(rows)
             rows = []
         if number == first + count // 2:
-            history.publish()
+            run.update(number // READ * READ)
     return time.perf_counter() - started
 
 
@@ -80,10 +80,10 @@ def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
     step = calibrated()
     rows: dict[str, Run] = {
         "off": NoRun(),
-        "local": open_live(f"sqlite:///{folder}/local.db"),
-        "http": open_live(server.uri),
+        "local": open_live(f"sqlite:///{folder}/local.db", folder / "local"),
+        "http": open_live(server.uri, folder / "http"),
     }
-    histories = {name: History(folder / name, row) for name, row in rows.items()}
+    histories = {name: History(folder / name / "train") for name in rows}
     walls: dict[str, list[float]] = {name: [] for name in rows}
     works: dict[str, list[float]] = {name: [] for name in rows}
     served = psutil.Process(server.pid)
@@ -91,8 +91,7 @@ def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
         order = list(rows)[number % 3 :] + list(rows)[: number % 3]
         for name in order:
             before = cpu(served)
-            walls[name].append(drive(histories[name], step, 1 + number * steps, steps) / steps)
-            rows[name].flush()
+            walls[name].append(drive(histories[name], rows[name], step, 1 + number * steps, steps) / steps)
             works[name].append((cpu(served) - before) / steps)
     for row in rows.values():
         row.close("FINISHED")
@@ -115,19 +114,18 @@ def spread(side: list[float], off: list[float]) -> str:
 def dying(server: Server, folder: Path, rounds: int, steps: int) -> None:
     """Print what a dead server costs, that comes back after every fourth round; nothing may be lost."""
     step = calibrated()
-    live = open_live(server.uri)
+    live = open_live(server.uri, folder / "dying")
     rows: dict[str, Run] = {"off": NoRun(), "dying": live}
-    histories = {name: History(folder / name, row) for name, row in rows.items()}
+    histories = {name: History(folder / name / "train") for name in rows}
     walls: dict[str, list[float]] = {name: [] for name in rows}
     for number in range(rounds):
         if number % LIFE == 0:
             server.kill()
         for name in list(rows)[:: 1 - 2 * (number % 2)]:
-            walls[name].append(drive(histories[name], step, 1 + number * steps, steps) / steps)
+            walls[name].append(drive(histories[name], rows[name], step, 1 + number * steps, steps) / steps)
         if number % LIFE == LIFE - 1 or number == rounds - 1:
             server.start()
-            live.flush()
-    histories["dying"].publish()
+    live.update(rounds * steps)
     live.close("FINISHED")
     there = connect().client.get_metric_history(live.id, "loss")
     assert sorted(one.step for one in there) == list(range(1, rounds * steps + 1)), "not all have arrived"
@@ -143,13 +141,17 @@ def cpu(served: psutil.Process) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in family)
 
 
-def million(uri: str, points: int) -> tuple[float, float]:
+def million(uri: str, folder: Path, points: int) -> tuple[float, float]:
     """Seconds for points through a row, and by a bare loop of `log_batch`, into the same store."""
     each = len(NAMES) + 1
-    live = open_live(uri)
-    started = time.perf_counter()
+    history = History(folder / "train")
     for step in range(1, points // each + 1):
-        live.log(step, {"lr": 0.1, **dict.fromkeys(NAMES, 1 / step)}, 1_700_000_000_000 + step)
+        columns = {"step": step, "epoch": 0, "time": 1_700_000_000_000 + step, "lr": 0.1}
+        history.losses.rows.append(columns | dict.fromkeys(NAMES, 1 / step))
+    history = History(folder / "train", history.state())
+    live = open_live(uri, folder)
+    started = time.perf_counter()
+    live.update(points // each)
     live.close("FINISHED")
     ours = time.perf_counter() - started
 
@@ -188,7 +190,7 @@ def main() -> None:
                 finally:
                     server.kill()
         if options.only in (None, "points"):
-            ours, bare = million(f"sqlite:///{folder}/million.db", options.points)
+            ours, bare = million(f"sqlite:///{folder}/million.db", folder / "million", options.points)
             print(
                 f"{options.points} points: {ours:.0f} s, bare log_batch {bare:.0f} s, ratio {ours / bare:.2f}"
             )

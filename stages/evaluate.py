@@ -22,7 +22,7 @@ def main() -> None:
     from detection.evaluation.analysis.tables import write_tables
     from detection.evaluation.evaluate import evaluate
     from detection.models.build import check_classes, load_detector
-    from detection.tracking.stages import log_evaluation
+    from detection.tracking.lifecycle import log_evaluation
 
     prepared = Prepared.load()
     prepared.check_unchanged("test")
@@ -47,7 +47,7 @@ def main() -> None:
     for name in SAID:
         log.info("test %-14s %.4f", name, found.stats[name])
     metrics = found.metrics() | profiling.flat(figures)
-    log_evaluation(params=chosen, metrics=metrics, out=OUT / "run.json", artifacts=OUT)
+    log_evaluation(chosen, metrics)
 
 
 if __name__ == "__main__":

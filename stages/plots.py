@@ -33,7 +33,7 @@ def main() -> None:
     model_card.write(CARD, REPORTS)
     log.info("the whole experiment on one page: %s", PAGE)
 
-    from detection.tracking.figures import log_figures
+    from detection.tracking.lifecycle import log_figures
 
     log_figures(chosen)
 

@@ -55,15 +55,14 @@ def fill_row(params: Params, job: "TrainingJob", interrupts: "StopSignals") -> N
     """Open the row, train into it, and leave the detector."""
     from detection import distributed
     from detection.models.build import save_detector
-    from detection.tracking.opening import log_training_artifacts, open_run
+    from detection.tracking.lifecycle import log_training_artifacts, open_run
     from detection.tracking.run import NoRun
     from detection.training.environment import write_environment
-    from detection.training.loop import STATE, fit
+    from detection.training.loop import fit
 
     training = job.checkpoints.training()
     made_in = write_environment(job.reports, training, job.device, job.precision, params.train.determinism)
-    resume = (job.checkpoints.load(STATE) or {}).get("run_id") if distributed.is_main() else None
-    with open_run(params, resume=resume, made_in=made_in) if distributed.is_main() else NoRun() as row:
+    with open_run(params, made_in) if distributed.is_main() else NoRun() as row:
         summary = {"monitor": job.settings.monitor, **fit(job, row, interrupts)}
         if distributed.is_main():
             (REPORTS / "metrics.json").write_text(json.dumps(summary, indent=2))

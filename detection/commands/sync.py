@@ -12,7 +12,7 @@ from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
 from detection.text import did_you_mean
-from detection.tracking.sync import SyncResult, sync_workspace
+from detection.tracking.lifecycle import SyncResult, sync_workspace
 
 BESIDE = ("dvc.yaml", "dvc.lock", "params.yaml")
 STAGES = ("train", "evaluate", "plots")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import TrackingError, reason
-from detection.tracking.client import STANDS_FOR, find_run
+from detection.tracking.client import REPLACES, find_run
 from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 
 
@@ -43,4 +43,4 @@ def run_of(store: Store, name: str) -> Any:
 
 def ids(row: Any) -> set[str]:
     """What files may call a row: its id, and that of the lost row that it was made in place of."""
-    return {str(row.info.run_id), str(row.data.tags.get(STANDS_FOR, row.info.run_id))}
+    return {str(row.info.run_id), str(row.data.tags.get(REPLACES, row.info.run_id))}

@@ -1,13 +1,8 @@
-"""One experiment, one MLflow row: opened by `train`, completed by `evaluate`, illustrated by `plots`.
+"""One experiment, one MLflow run: `train` opens it, `evaluate` completes it, `plots` adds the figures.
 
-    from detection.tracking.opening import open_row                  # train
-    from detection.tracking.evaluation import log_evaluation         # evaluate
-    from detection.tracking.figures import log_figures               # plots
-    from detection.tracking.sync import sync_workspace               # detection sync
+    with open_run(params) as run:          # a server that is down gets the run when it is back
+        ...                                # write reports/train/losses.csv
+        run.update(step)                   # a background thread sends the curves; never blocks, never raises
 
-    with open_row(params) as row:                      # also where the store is away: it gets the row later
-        row.log(step, {"loss": 0.7}, time_ms=now)      # buffered, never blocks, never raises
-
-Import from the modules: an edit of what `evaluate` logs must not train again (`dvc.yaml` lists modules).
-Importing them does not import mlflow (4 s); opening a row does.
+Curves are written to CSV files under `reports/` first, and `uploader` brings a run up to date with them.
 """

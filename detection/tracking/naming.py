@@ -5,13 +5,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from detection import pipeline
 from detection.params import Params
 
+TRAINING_ID = "training_id"
+"""Tag and key of `environment.json`: id of a training, the same in every resume."""
 FORBIDDEN = re.compile(r"[^\w\-. /]")
 MAX_NAME_LENGTH = 200
 """Characters of a metric's name; MLflow accepts 250."""
@@ -23,15 +25,23 @@ def metric_name(name: str) -> str:
     return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Finite values under unique metric names: classes `C#` and `C+` become `C_` and `C__`."""
-    named: dict[str, float] = {}
-    for name, value in values.items():
+def metric_names(names: Iterable[str]) -> dict[str, str]:
+    """Unique metric name per name: classes `C#` and `C+` become `C_` and `C__`."""
+    unique: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in names:
         key = metric_name(name)
-        while key in named:
+        while key in taken:
             key += "_"
-        named[key] = float(value)
-    return {name: value for name, value in named.items() if math.isfinite(value)}
+        taken.add(key)
+        unique[name] = key
+    return unique
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Finite values by unique metric name."""
+    names = metric_names(values)
+    return {names[name]: float(value) for name, value in values.items() if math.isfinite(value)}
 
 
 def run_name(params: Params) -> str:
@@ -73,7 +83,7 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
 
 def environment_tags(environment: Mapping[str, str]) -> dict[str, str]:
     """Tags of a training's `environment.json`: its id, and versions and devices as `env.<key>`."""
-    return {key if key == "training" else f"env.{key}": str(value) for key, value in environment.items()}
+    return {key if key == TRAINING_ID else f"env.{key}": str(value) for key, value in environment.items()}
 
 
 def _md5_tags(stage: str) -> dict[str, str]:

@@ -1,72 +1,62 @@
-"""What the training loop knows about tracking: five verbs. Imports no mlflow."""
+"""The MLflow run of a training, as the training loop sees it. Importing it does not import mlflow."""
 
-from collections.abc import Mapping
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Self
+
+from detection.errors import reason
+from detection.files import REPORTS, LockedTemporaryDirectory
+from detection.tracking.store import display_uri
+from detection.tracking.system_metrics import SAMPLE_INTERVAL_S, SystemMetrics
+from detection.tracking.uploader import Uploader, log_points
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 30.0
+RETRY_INTERVALS_S = (5.0, 15.0, 60.0, 300.0)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+OpenRun = tuple[Any, str]
+"""`mlflow.MlflowClient` and run id."""
+Job = Callable[[Any, str], object]
+"""Call with the client and the run id."""
 
 
-@runtime_checkable
-class Run(Protocol):
-    """A row of the tracking store, as the one that fills it sees it.
+class Run:
+    """Interface of a run; this base class discards everything.
 
-    No method raises or waits for a server: the curves stand in `reports/` first, the row is a view of them.
-    Used as a context manager a row closes itself: FINISHED, or KILLED after `KeyboardInterrupt` and
-    `SystemExit`, or FAILED after any other exception, which its tag `error` then names.
+    No method raises or waits for a server. As a context manager a run closes itself: FINISHED, KILLED after
+    `KeyboardInterrupt` and `SystemExit`, or FAILED after any other exception, with the tag `error`.
     """
 
     @property
     def id(self) -> str | None:
-        """MLflow's run id, for the checkpoint and for `run.json`; None where there is no row."""
+        """MLflow's run id; None as long as no run has been created."""
+        return None
 
-    def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
-        """Add one step's values.
-
-        The same step, values and time logged again are the same point and not a second one: after a
-        resume, log the whole history again and every gap is closed.
+    def update(self, step: int) -> None:
+        """Send the curves under `reports/` up to an optimizer step, in the background.
 
         Args:
-            step: Optimiser step, from 1.
-            values: `loss`, `loss/<term>`, `lr`; after a validation `val/AP` and so on. NaN is skipped.
-            time_ms: When the values were made, Unix time in milliseconds.
+            step: Last step that a checkpoint holds. Later steps may be repeated after a hard kill.
         """
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """Store a copy of one file in a folder of the row, or at its top; it may change or go at once."""
+        """Store a copy of a file in a folder of the run, or at its top; the file may change afterwards."""
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag."""
 
-    def flush(self) -> None:
-        """Send what is pending now; waits a few seconds at the most."""
-
     def close(self, status: Status) -> None:
         """Send the rest and set the final status. A second call does nothing."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def metric_of(column: str, prefix: str) -> str:
-    """A curve's column as a metric's name: with the prefix, unless it brings one (`train/rpn_recall`)."""
-    return column if "/" in column else prefix + column
-
-
-class RunContext:
-    """The context manager that every row is."""
-
-    def close(self, status: Status) -> None:
-        """See `Run.close`."""
-        raise NotImplementedError
-
-    def tag(self, key: str, value: str) -> None:
-        """See `Run.tag`."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
@@ -83,25 +73,128 @@ class RunContext:
             self.close("KILLED")
 
 
-class NoRun(RunContext):
-    """The row where there is no store: takes everything, keeps nothing."""
+class NoRun(Run):
+    """Run of a training that is not tracked."""
+
+
+class MlflowRun(Run):
+    """A run that one background thread fills with curves, system metrics, files and tags.
+
+    What cannot be sent is kept and sent later, with growing intervals between the attempts. One warning says
+    that the server is down, one line that it is back.
+
+    Args:
+        open_run: Creates the run, or finds that of an interrupted training. The thread calls it until it
+            succeeds.
+        opened: Its result, if it has been called already.
+        reports: Folder of the curves.
+    """
+
+    def __init__(
+        self, open_run: Callable[[], OpenRun], opened: OpenRun | None, reports: Path = REPORTS
+    ) -> None:
+        self._open, self._opened, self._reports = open_run, opened, reports.absolute()
+        self._uploader: Uploader | None = None
+        self._system: SystemMetrics | None = None
+        self._until: int | None = None
+        self._jobs: deque[Job] = deque()
+        self._progress, self._failures = 0, 0 if opened else 1
+        self._retry_at = 0.0 if opened else time.monotonic() + RETRY_INTERVALS_S[0]
+        self._closing: Status | None = None
+        self._wake = threading.Event()
+        self._copies = LockedTemporaryDirectory("detection-run-")
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
 
     @property
     def id(self) -> str | None:
-        """None."""
-        return None
+        """See `Run.id`; None as long as the server has not answered."""
+        return self._opened[1] if self._opened else None
 
-    def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
-        """Nothing."""
+    def update(self, step: int) -> None:
+        """See `Run.update`."""
+        self._until = step
+        self._wake.set()
 
     def artifact(self, path: Path, folder: str | None) -> None:
-        """Nothing."""
+        """See `Run.artifact`."""
+        try:
+            copy = Path(tempfile.mkdtemp(dir=self._copies.name)) / path.name
+            shutil.copyfile(path, copy)
+        except OSError as error:
+            log.warning("%s is not stored in the MLflow run: %s", path, error)
+            return
+        self._add(lambda client, run_id: client.log_artifact(run_id, str(copy), folder))
 
     def tag(self, key: str, value: str) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
+        """See `Run.tag`."""
+        self._add(lambda client, run_id: client.set_tag(run_id, key, value))
 
     def close(self, status: Status) -> None:
-        """Nothing."""
+        """See `Run.close`; waits as long as the server accepts what is left."""
+        if self._closing is not None:
+            return
+        self._closing = status
+        self._wake.set()
+        before = -1
+        while self._thread.is_alive() and self._progress != before:
+            before = self._progress
+            self._thread.join(CLOSE_TIMEOUT_S)
+        if self._thread.is_alive() or self._failures:
+            log.warning(
+                "the MLflow run is incomplete: %s does not answer. The curves are in reports/train; "
+                "`evaluate` or `detection sync` sends what is missing",
+                display_uri(),
+            )
+        self._copies.cleanup()
+
+    def _add(self, job: Job) -> None:
+        self._jobs.append(job)
+        self._wake.set()
+
+    def _work(self) -> None:
+        """Body of the thread."""
+        while self._closing is None:
+            if self._system and (points := self._system.sample()):
+                self._jobs.append(partial(log_points, points=points))
+            if time.monotonic() >= self._retry_at:
+                self._send()
+            pause = self._retry_at - time.monotonic()
+            self._wake.wait(min(pause, SAMPLE_INTERVAL_S) if pause > 0 else SAMPLE_INTERVAL_S)
+            self._wake.clear()
+        status = self._closing
+        self._jobs.append(lambda client, run_id: client.set_terminated(run_id, status))
+        self._send()
+
+    def _send(self) -> None:
+        """Send everything pending; what was not sent stays at the head of its queue."""
+        try:
+            if self._opened is None:
+                self._opened = self._open()
+            if self._uploader is None:
+                self._uploader = Uploader(*self._opened, self._reports)
+                self._system = self._system or SystemMetrics(self._uploader.latest)
+            if self._until is not None:
+                for points in self._uploader.send(None if self._closing else self._until):
+                    self._progress += points
+            while self._jobs:
+                self._jobs[0](*self._opened)
+                self._jobs.popleft()
+                self._progress += 1
+        except Exception as error:  # MLflow raises errors of any type
+            if not self._failures:
+                log.warning(
+                    "MLflow at %s does not answer (%s); training continues, the curves are in reports/train "
+                    "and are sent when it is back",
+                    display_uri(),
+                    reason(error),
+                )
+            self._retry_at = (
+                time.monotonic() + RETRY_INTERVALS_S[min(self._failures, len(RETRY_INTERVALS_S) - 1)]
+            )
+            self._failures += 1
+            self._uploader = None
+        else:
+            if self._failures:
+                log.info("MLflow at %s is back; the run is up to date", display_uri())
+            self._failures = 0

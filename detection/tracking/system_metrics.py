@@ -1,60 +1,55 @@
-"""What the machine is busy with while it trains, as curves `system/...` of the row."""
+"""CPU, memory, disk, network and GPU usage during a training, as curves `system/...` of its run."""
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 from detection.tracking.naming import finite
+from detection.tracking.uploader import Point
 
-EVERY_S = 10.0
+SAMPLE_INTERVAL_S = 10.0
 PREFIX = "system/"
-Sink = Callable[[dict[str, float], int, int], None]
-"""Takes values by name, the sample's number and its time in ms."""
 
 
 class SystemMetrics:
-    """Samples CPU, memory, disk, network and, where NVML is there, the GPU, in a thread of its own.
-
-    The samplers are MLflow's. Its own thread around them ends for good at the first call that a server does
-    not answer, so the values go the way of all others.
+    """MLflow's samplers without MLflow's thread, which ends at the first call that a server does not answer.
 
     Args:
-        sink: Where the samples go.
-        first: Number of the first; a resumed row counts on.
+        latest: Last step of each metric of the run; a resumed run continues the numbering.
     """
 
-    def __init__(self, sink: Sink, first: int) -> None:
+    def __init__(self, latest: Mapping[str, int]) -> None:
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        self._samplers = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *_gpu()]
-        self._sink, self._number = sink, first
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="machine", daemon=True)
-        self._thread.start()
+        self._samplers: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *_gpu()]
+        self._step = max((step for name, step in latest.items() if name.startswith(PREFIX)), default=-1)
+        self._due = time.monotonic() + SAMPLE_INTERVAL_S
 
-    def close(self) -> None:
-        """Sample no more."""
-        self._end.set()
-        self._thread.join()
+    def seconds_left(self) -> float:
+        """Seconds until the next sample is due."""
+        return max(0.0, self._due - time.monotonic())
 
-    def _work(self) -> None:
-        while not self._end.wait(EVERY_S):
-            values: dict[str, float] = {}
-            for sampler in self._samplers:
-                sampler.collect_metrics()
-                values |= sampler.aggregate_metrics()
-                sampler.clear_metrics()
-            named = {PREFIX + name: value for name, value in values.items()}
-            self._sink(finite(named), self._number, time.time_ns() // 1_000_000)
-            self._number += 1
+    def sample(self) -> list[Point]:
+        """Points of a new sample; none before it is due."""
+        if self.seconds_left():
+            return []
+        self._due = time.monotonic() + SAMPLE_INTERVAL_S
+        self._step += 1
+        values: dict[str, float] = {}
+        for sampler in self._samplers:
+            sampler.collect_metrics()
+            values |= {PREFIX + name: value for name, value in sampler.aggregate_metrics().items()}
+            sampler.clear_metrics()
+        now = time.time_ns() // 1_000_000
+        return [(name, value, now, self._step) for name, value in finite(values).items()]
 
 
-def _gpu() -> list[object]:
+def _gpu() -> list[Any]:
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
     try:
         return [GPUMonitor()]
-    except Exception:  # no NVML, or no GPU of that make
+    except Exception:  # NVML or a GPU is missing
         return []

@@ -38,7 +38,7 @@ def write_environment(
         What `environment.json` says.
     """
     described = {
-        "training": training,
+        "training_id": training,
         "device": _device(device),
         "devices": str(distributed.world_size()),
         "threads": str(torch.get_num_threads()),

@@ -1,14 +1,12 @@
-"""What happened at each step: kept in memory for the checkpoint, in `reports/` for people, sent to the row.
+"""Losses per step and metrics per validation: in memory for the checkpoint, and as CSV files in `reports/`.
 
-The files come first: a tracking server is a view of them that may be filled in later. It gets a step once a
-checkpoint holds it: a step that is taken again after a hard kill is logged once.
+`detection.tracking.uploader` sends the files to MLflow.
 """
 
 import csv
 import math
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from torch import Tensor
 from detection import distributed
 from detection.data.index import Index
 from detection.errors import DivergedError
-from detection.tracking.run import Run, metric_of
 
 
 class Table:
@@ -52,10 +49,12 @@ class Table:
         return bool(new)
 
     def _rewrite(self) -> None:
-        with self.path.open("w", newline="", encoding="utf-8") as file:
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
+        temporary.replace(self.path)  # the upload to MLflow may be reading the file
 
 
 class History:
@@ -63,20 +62,13 @@ class History:
 
     Args:
         folder: Where `losses.csv` and `metrics.csv` go.
-        row: The tracked row.
         state: From a checkpoint, to go on from.
     """
 
-    def __init__(self, folder: Path, row: Run, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"losses": [], "metrics": []}
-        self.row = row
         self.losses = Table(folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"])
         self.metrics = Table(folder / "metrics.csv", ("epoch", "step", "time"), state["metrics"])
-        self._held: list[partial[None]] = []
-        for one in self.losses.rows:  # the same points again: whatever the row lacks is filled in
-            self._send_losses(one)
-        for one in self.metrics.rows:
-            self._send_metrics(one)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -85,28 +77,10 @@ class History:
     def add_losses(self, rows: list[dict[str, Any]]) -> None:
         """Add finished steps: step, epoch, time, lr, loss and each loss term."""
         self.losses.extend(rows)
-        self._held += [partial(self._send_losses, one) for one in rows]
 
     def add_metrics(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
         """Add scores on val, and those on training samples, whose names bring their `train/`."""
-        one = {"epoch": epoch, "step": step, "time": now_ms(), **scores}
-        self.metrics.extend([one])
-        self._held.append(partial(self._send_metrics, one))
-
-    def publish(self) -> None:
-        """Send what was added to the row, once a checkpoint holds it."""
-        for send in self._held:
-            send()
-        self._held = []
-
-    def _send_losses(self, one: Mapping[str, Any]) -> None:
-        terms = {k: v for k, v in one.items() if k not in ("step", "epoch", "time", "lr", "loss")}
-        values = {"loss": one["loss"], "lr": one["lr"], **{f"loss/{k}": v for k, v in terms.items()}}
-        self.row.log(int(one["step"]), values, int(one["time"]))
-
-    def _send_metrics(self, one: Mapping[str, Any]) -> None:
-        scores = {metric_of(k, "val/"): v for k, v in one.items() if k not in ("epoch", "step", "time")}
-        self.row.log(int(one["step"]), {**scores, "epoch": one["epoch"]}, int(one["time"]))
+        self.metrics.extend([{"epoch": epoch, "step": step, "time": now_ms(), **scores}])
 
 
 def now_ms() -> int:

@@ -90,7 +90,8 @@ def fit(job: TrainingJob, row: Run, interrupts: StopSignals) -> dict[str, float]
         meter.restart(saved["confusion"][name] if saved else None)
     if saved and settings.determinism == "bitwise":
         torch.set_num_threads(saved["threads"])  # sums come out otherwise with another number of them
-    history = History(job.reports, row, saved["history"] if saved else None)
+    history = History(job.reports, saved["history"] if saved else None)
+    row.update(state.step)
     buffer = LossBuffer(history, job.loader.dataset.index)
     batches = _stream(job.loader, state.step, steps_per_epoch)
     clock = time.monotonic() - state.seconds
@@ -122,11 +123,11 @@ def fit(job: TrainingJob, row: Run, interrupts: StopSignals) -> dict[str, float]
                 with pace.saving(state.step):
                     buffer.flush()  # nothing is saved after a loss that is not finite
                     state.seconds = time.monotonic() - clock
-                    more = {"history": history.state(), "run_id": row.id, "threads": torch.get_num_threads()}
+                    more = {"history": history.state(), "threads": torch.get_num_threads()}
                     more["confusion"] = {name: meter.total() for name, meter in told.items()}
                     job.checkpoints.save(STATE, snapshot(state, job.detector, optimizer, average, **more))
                     job.checkpoints.keep_only(BEST.format(epoch=state.best_epoch), BEST.format(epoch="*"))
-                history.publish()
+                row.update(state.step)
             if asked and not last:
                 log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
                 raise SystemExit(128 + asked)

@@ -17,7 +17,7 @@ from detection.evaluation.protocol.results import SplitDetections
 
 ROOT = Path(__file__).parents[2]
 BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
-ELSEWHERE = {"speed.json", "detections.json", "row.json", "run.json"}
+ELSEWHERE = {"speed.json", "detections.json", "mlflow_metrics.json", "run.json"}
 """What the stage adds."""
 
 

@@ -116,7 +116,7 @@ def test_a_row_is_where_the_scores_are_and_not_who_was_evaluated_again(
         held = SimpleNamespace(info=SimpleNamespace(run_id=row), data=SimpleNamespace(tags={}))
         assert [one.rev for one in experiments_of(held, Repository())] == [commit]
         assert list(Repository().commits_of(row)) == [commit]
-    tags = {"stands_for": "first-row"}  # made again on an emptied store
+    tags = {"replaces_run": "first-row"}  # made again on an emptied store
     rebuilt = SimpleNamespace(info=SimpleNamespace(run_id="third-row"), data=SimpleNamespace(tags=tags))
     assert [one.name for one in experiments_of(rebuilt, Repository())] == ["plain"]
     assert list(commits_of(rebuilt, Repository())) == [commits["first-row"]]

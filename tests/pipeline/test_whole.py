@@ -188,7 +188,7 @@ def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
     assert row.data.metrics == {k: v for k, v in before.data.metrics.items() if not k.startswith("system/")}
     assert row.data.tags["dvc.baseline_rev"] == before.data.tags["dvc.baseline_rev"]
     assert "nothing was missing" in command("detection", "sync", "elsewhere").stdout
-    assert row.data.tags["stands_for"] == before.info.run_id
+    assert row.data.tags["replaces_run"] == before.info.run_id
     command("detection", "sync", "other-model")
     again = {one.info.run_name: one for one in made()}
     assert again.keys() == {"elsewhere", "other-model"}

@@ -22,7 +22,11 @@ from tests.soak.clones import Clone, wait
 from tests.soak.servers import Server
 
 OUTPUTS = ("models/detector.pt", "reports/train/losses.csv", "reports/train/metrics.csv")
-OUTPUTS += ("reports/train/environment.json", "reports/train/recipe.json", "reports/evaluation/run.json")
+OUTPUTS += (
+    "reports/train/environment.json",
+    "reports/train/recipe.json",
+    "reports/evaluation/mlflow_metrics.json",
+)
 Curves = dict[str, list[tuple[int, int, float]]]
 
 

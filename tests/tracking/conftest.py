@@ -1,7 +1,10 @@
-"""A repository with a real, empty SQLite store: made once, then copied (making one takes seconds)."""
+"""A repository with a real, empty SQLite store, which is created once and copied: creating takes seconds."""
 
+import json
 import shutil
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from detection.tracking.run import Run
 from detection.tracking.store import import_mlflow
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {"training_id": "abc", "torch": "2.15.0"}
+STEPS = 50
+START_MS = 1_700_000_000_000
 LOCK = """
 schema: '2.0'
 stages:
@@ -27,6 +33,8 @@ stages:
 VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DETECTION_TRACKING")
 VARIABLES += ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 
+Curves = dict[str, list[tuple[int, int, float]]]
+
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +46,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare_repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository whose store nobody has made yet; the working directory and DVC_ROOT."""
+    """A repository without a store; the working directory and DVC_ROOT."""
     repo = tmp_path / "repo"
     (repo / ".dvc").mkdir(parents=True)
     subprocess.run(["git", "init", "-q", repo], check=True)
@@ -69,8 +77,8 @@ def client(repo: Path) -> Any:
 
 
 @pytest.fixture
-def rows(client: Any) -> Callable[[], list[Any]]:
-    """All rows of the store, oldest first."""
+def runs(client: Any) -> Callable[[], list[Any]]:
+    """All runs of the store, oldest first."""
 
     def search() -> list[Any]:
         experiments = [one.experiment_id for one in client.search_experiments()]
@@ -80,21 +88,32 @@ def rows(client: Any) -> Callable[[], list[Any]]:
 
 
 @pytest.fixture
-def train(repo: Path) -> Callable[[Run], None]:
-    """Fill a row as the loop does: the curves go to `reports/train`, then to the row."""
+def write_losses() -> Callable[[Path, int], None]:
+    """Write `losses.csv` with the steps 1 to `last`."""
 
-    def fill(row: Run) -> None:
-        folder = repo / "reports" / "train"
-        losses = ["step,epoch,time,lr,loss,classification,boxes"]
-        for step in range(1, 51):
-            values = {"loss": 3 / step, "lr": 0.01, "loss/classification": 2 / step, "loss/boxes": 1 / step}
-            row.log(step, values, 1_700_000_000_000 + step)
-            losses.append(
-                f"{step},{step / 25},{1_700_000_000_000 + step},0.01,{3 / step},{2 / step},{1 / step}"
-            )
-        (folder / "losses.csv").write_text("\n".join(losses) + "\n")
-        row.log(50, {"val/AP": 0.5, "val/AP_small": float("nan"), "epoch": 2}, 1_700_000_001_000)
-        (folder / "metrics.csv").write_text("epoch,step,time,AP,AP_small\n2,50,1700000001000,0.5,nan\n")
+    def write(reports: Path, last: int, start_ms: int = START_MS) -> None:
+        lines = ["step,epoch,time,lr,loss,classification,boxes"]
+        for step in range(1, last + 1):
+            lines.append(f"{step},{step / 25},{start_ms + step},0.01,{3 / step},{2 / step},{1 / step}")
+        (reports / "train").mkdir(parents=True, exist_ok=True)
+        (reports / "train/losses.csv").write_text("\n".join(lines) + "\n")
+
+    return write
+
+
+@pytest.fixture
+def train(repo: Path, write_losses: Callable[[Path, int], None]) -> Callable[..., None]:
+    """Write the reports of a training; the run gets the curves up to a step."""
+
+    def write(run: Run, until: int = STEPS) -> None:
+        reports, folder = repo / "reports", repo / "reports/train"
+        write_losses(reports, until)
+        run.update(until)
+        if until < STEPS:  # the server dies here
+            run.close("KILLED")
+            write_losses(reports, STEPS)
+        (folder / "metrics.csv").write_text(f"epoch,step,time,AP,AP_small\n2,50,{START_MS + 1000},0.5,nan\n")
+        (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
         (folder / "recipe.json").write_text(
             '{"model": "m", "dataset": "d", "seed": 7, "recipe": {"a": {"b": 1}}}'
         )
@@ -105,24 +124,34 @@ def train(repo: Path) -> Callable[[Run], None]:
         evaluation.mkdir(parents=True, exist_ok=True)
         (evaluation / "metrics.json").write_text('{"AP": 0.4}')
 
-    return fill
+    return write
+
+
+@pytest.fixture
+def curves() -> Callable[[Any, str], Curves]:
+    """Every training curve of a run: step, time and value of each point."""
+
+    def read(client: Any, run_id: str) -> Curves:
+        others = ("system/", "test/", "speed/")
+        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(others)]
+        return {
+            name: [(one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name)]
+            for name in names
+        }
+
+    return read
 
 
 @pytest.fixture(autouse=True)
-def _no_monitor_left_behind() -> Iterator[None]:
-    """System metrics are sampled by a thread; a test that forgets to close its row would leak it."""
-    import threading
-
+def _all_runs_closed() -> Iterator[None]:
+    """A test that does not close its run would leak the background thread."""
     yield
-    left = [thread.name for thread in threading.enumerate() if thread.name in ("tracking", "machine")]
-    assert not left, left
+    assert not [thread for thread in threading.enumerate() if thread.name == "tracking"]
 
 
 @pytest.fixture
 def closed_port() -> int:
-    """A port of this machine that nobody listens on."""
-    import socket
-
+    """A port of this machine without a server."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

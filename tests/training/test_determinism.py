@@ -66,7 +66,7 @@ def test_the_environment_names_versions_device_threads_and_code(
     said = write_environment(tmp_path / "r", "abc", torch.device("cpu"), torch.bfloat16, "seeded")
     assert said == json.loads((tmp_path / "r/environment.json").read_text())
     assert said["torch"] == torch.__version__.split("+")[0] or said["torch"] == torch.__version__
-    assert (said["training"], said["precision"], said["threads"]) == (
+    assert (said["training_id"], said["precision"], said["threads"]) == (
         "abc",
         "bfloat16",
         str(torch.get_num_threads()),

@@ -10,7 +10,6 @@ import torch
 
 from detection.data.index import Record, pack
 from detection.errors import DivergedError
-from detection.tracking.run import NoRun
 from detection.training.history import History, LossBuffer, Table
 from detection.training.progress import Progress
 
@@ -45,7 +44,7 @@ def buffer(tmp_path: Path) -> LossBuffer:
         Record(f"{i}.jpg", str(i), 9, 9, none.reshape(0, 4), none.astype(int), none > 0, none > 0, none)
         for i in range(4)
     ]
-    return LossBuffer(History(tmp_path, NoRun()), pack(records))
+    return LossBuffer(History(tmp_path), pack(records))
 
 
 def add(buffer: LossBuffer, step: int, value: float) -> None:

@@ -1,0 +1,229 @@
+"""The background thread: few calls, nothing lost, and the training never waits."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from detection.tracking import run as run_module
+from detection.tracking.run import MlflowRun, NoRun, OpenRun
+from detection.tracking.store import import_mlflow
+
+RUN_ID = "0" * 32
+Write = Callable[..., None]
+
+
+class Client:
+    """In place of MLflow's client: records what it gets, and fails while `down`."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.hangs = threading.Event()
+        self.hangs.set()
+        self.batches: list[list[Any]] = []
+        self.files: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
+        self.status = "RUNNING"
+
+    def _answer(self) -> None:
+        assert self.hangs.wait(20)
+        if self.down:
+            raise ConnectionError("no route to host\nsecond line")
+
+    def get_run(self, run_id: str) -> Any:
+        self._answer()
+        latest = {metric.key: metric for batch in self.batches for metric in batch}
+        return SimpleNamespace(data=SimpleNamespace(_metric_objs=list(latest.values())))
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        self._answer()
+        self.batches.append(metrics)
+
+    def log_artifact(self, run_id: str, path: str, folder: str) -> None:
+        self._answer()
+        self.files[f"{folder}/{Path(path).name}"] = Path(path).read_text()
+
+    def set_tag(self, run_id: str, key: str, value: str) -> None:
+        self._answer()
+        self.tags[key] = value
+
+    def set_terminated(self, run_id: str, status: str) -> None:
+        self._answer()
+        self.status = status
+
+    def steps(self, name: str = "loss") -> list[int]:
+        return [metric.step for batch in list(self.batches) for metric in batch if metric.key == name]
+
+
+class NoSystemMetrics:
+    def __init__(self, latest: Any) -> None:
+        pass
+
+    def sample(self) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Client:
+    import_mlflow()  # takes seconds, longer than the time-outs below
+    monkeypatch.setattr(run_module, "SystemMetrics", NoSystemMetrics)
+    monkeypatch.setattr(run_module, "RETRY_INTERVALS_S", (0.02,))
+    monkeypatch.setattr(run_module, "CLOSE_TIMEOUT_S", 2.0)
+    return Client()
+
+
+@pytest.fixture
+def run(client: Client, tmp_path: Path) -> Iterator[MlflowRun]:
+    run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
+    yield run
+    run.close("FINISHED")
+
+
+def wait_for(condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_each_update_is_one_call(run: MlflowRun, client: Client, tmp_path: Path, write_losses: Write) -> None:
+    for step in (20, 40, 60):
+        write_losses(tmp_path, step + 7)
+        run.update(step)
+        wait_for(lambda at=step: client.steps() == list(range(1, at + 1)))
+    assert len(client.batches) <= 3
+    run.close("FINISHED")
+    assert client.steps() == list(range(1, 68)), "at the end also steps that no checkpoint holds"
+    assert client.status == "FINISHED"
+
+
+def test_files_of_another_training_are_not_sent(client: Client, tmp_path: Path, write_losses: Write) -> None:
+    write_losses(tmp_path, 10)
+    run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
+    run.close("FAILED")  # before the training wrote anything
+    assert client.steps() == []
+    assert client.status == "FAILED"
+
+
+def test_a_server_that_dies_and_comes_back_misses_nothing(
+    run: MlflowRun, client: Client, tmp_path: Path, write_losses: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_losses(tmp_path, 60)
+    run.update(30)
+    wait_for(lambda: len(client.steps()) == 30)
+    client.down = True
+    run.update(60)
+    file = tmp_path / "figure.txt"
+    file.write_text("drawn")
+    run.artifact(file, "samples")
+    file.unlink()
+    run.tag("a", "b")
+    wait_for(lambda: run._failures > 2)
+    client.down = False
+    wait_for(lambda: client.tags)
+    assert client.steps() == list(range(1, 61))
+    assert client.files == {"samples/figure.txt": "drawn"}
+    wait_for(lambda: "is back" in caplog.messages[-1])
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "no route to host" in warning
+    assert "second line" not in warning
+
+
+def test_a_server_that_hangs_or_is_down_delays_nothing(
+    run: MlflowRun, client: Client, tmp_path: Path, write_losses: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.hangs.clear()
+    write_losses(tmp_path, 1000)
+    for step in range(1, 1001):
+        run.update(step)
+    run.tag("a", "b")
+    assert client.batches == []
+    client.down = True
+    client.hangs.set()
+    wait_for(lambda: run._failures)
+    run.close("FINISHED")
+    assert client.batches == []
+    assert "detection sync" in caplog.messages[-1]
+
+
+def test_a_real_client_without_a_server_delays_nothing(
+    client: Client, closed_port: int, tmp_path: Path, write_losses: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "CLOSE_TIMEOUT_S", 60.0)
+    real = import_mlflow().MlflowClient(tracking_uri=f"http://127.0.0.1:{closed_port}")
+    run = MlflowRun(lambda: (real, RUN_ID), (real, RUN_ID), tmp_path)
+    write_losses(tmp_path, 200)
+    run.update(200)
+    run.close("KILLED")
+    assert run._failures
+
+
+def test_a_server_that_starts_late_gets_everything(
+    client: Client, tmp_path: Path, write_losses: Write
+) -> None:
+    calls = []
+
+    def opening() -> OpenRun:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ConnectionError("not yet")
+        return client, RUN_ID
+
+    late = MlflowRun(opening, None, tmp_path)
+    assert late.id is None
+    write_losses(tmp_path, 30)
+    late.update(30)
+    wait_for(lambda: late.id)
+    late.close("FINISHED")
+    assert client.steps() == list(range(1, 31))
+    assert client.status == "FINISHED"
+
+
+def test_a_resumed_training_repeats_no_point(client: Client, tmp_path: Path, write_losses: Write) -> None:
+    for last in (7, 10):
+        write_losses(tmp_path, last)
+        run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
+        run.update(last)
+        run.close("KILLED")
+    assert client.steps() == list(range(1, 11))
+
+
+def test_a_second_close_changes_nothing(run: MlflowRun, client: Client) -> None:
+    run.close("KILLED")
+    run.close("FINISHED")
+    assert client.status == "KILLED"
+
+
+def test_no_run_accepts_everything() -> None:
+    with NoRun() as nothing:
+        nothing.update(1)
+        nothing.artifact(Path("nowhere"), "x")
+        nothing.tag("a", "b")
+        assert nothing.id is None
+
+
+def test_a_missing_file_is_a_warning(run: MlflowRun, caplog: pytest.LogCaptureFixture) -> None:
+    run.artifact(Path("/nowhere/figure.png"), "samples")
+    assert "/nowhere/figure.png" in caplog.messages[0]
+
+
+def test_system_metrics_are_sampled_by_the_thread(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from detection.tracking import system_metrics
+
+    monkeypatch.setattr(run_module, "SystemMetrics", system_metrics.SystemMetrics)
+    for module in (run_module, system_metrics):
+        monkeypatch.setattr(module, "SAMPLE_INTERVAL_S", 0.01)
+    for _ in range(2):
+        before = len(client.steps("system/cpu_utilization_percentage"))
+        run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
+        wait_for(lambda at=before: len(client.steps("system/cpu_utilization_percentage")) > at + 1)
+        run.close("FINISHED")
+    steps = client.steps("system/cpu_utilization_percentage")
+    assert steps == list(range(len(steps))), "a resumed run continues the numbering"

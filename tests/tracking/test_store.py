@@ -1,0 +1,122 @@
+"""Where runs are stored, and runs whose process has died."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.errors import TrackingError
+from detection.params import Params
+from detection.tracking.lifecycle import open_run
+from detection.tracking.store import (
+    artifact_root,
+    close_orphans,
+    connect,
+    display_uri,
+    lock_path,
+    tracking_uri,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+OPEN = "from detection import params; from detection.tracking.lifecycle import open_run\n"
+OPEN += "run = open_run(params.load(), {}); print(run.id, flush=True)\n"
+
+
+def python(code: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=environment
+    )
+
+
+def test_repositories_that_share_a_database_share_its_lock_and_artifacts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "one"))
+    assert lock_path() == tmp_path / "one/mlflow.db.lock"
+    assert artifact_root() == tmp_path / "one/mlartifacts"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert lock_path() == tmp_path / "one/mlflow.db.lock"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared/runs.db")
+    lock = lock_path()
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "two"))
+    assert lock_path() == lock == tmp_path / "shared/runs.db.lock"
+    assert artifact_root() == tmp_path / "shared/mlartifacts"
+
+
+def test_a_relative_database_is_resolved_against_dvc_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", "/somewhere")
+    assert tracking_uri() == "sqlite:////somewhere/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/own.db")
+    assert tracking_uri() == "sqlite:////somewhere/runs/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/own.db")
+    assert tracking_uri() == "sqlite:////elsewhere/own.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking_uri() == "http://server:5000"
+
+
+def test_messages_do_not_show_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@server:5000/path")
+    assert display_uri() == "https://***@server:5000/path"
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:///tmp/mlruns", "sqlite://"])
+def test_a_store_that_mlflow_does_not_write_to_any_more_is_refused(
+    repo: Path, params: Params, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI"):
+        open_run(params, {})
+
+
+def test_a_deleted_mlflow_experiment_is_an_error_with_the_fix(
+    repo: Path, params: Params, client: Any
+) -> None:
+    open_run(params, {}).close("FINISHED")
+    client.delete_experiment(client.get_experiment_by_name("detection").experiment_id)
+    with pytest.raises(TrackingError, match="mlflow experiments restore -x"):
+        open_run(params, {})
+
+
+def test_runs_of_dead_processes_are_killed(params: Params, client: Any, repo: Path) -> None:
+    out, _ = python(OPEN + "import os; os.kill(os.getpid(), 9)").communicate(timeout=120)
+    killed = out.split()[-1]
+    assert client.get_run(killed).info.status == "RUNNING"
+    run = open_run(params, {})
+    assert client.get_run(killed).info.status == "KILLED"
+    close_orphans(connect())
+    assert client.get_run(run.id).info.status == "RUNNING"
+    run.close("FINISHED")
+
+
+def test_four_processes_that_open_a_new_store_at_once_share_it(bare_repo: Path) -> None:
+    four = [python(OPEN + "run.close('FINISHED')") for _ in range(4)]
+    ids = set()
+    for process in four:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        ids.add(out.split()[-1])
+    store = connect()
+    runs = store.client.search_runs([store.experiment])
+    assert {run.info.run_id for run in runs} == ids
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert len(ids) == 4
+    assert len(store.client.search_experiments()) == 2  # MLflow's Default and ours
+
+
+def test_a_temporary_workspace_writes_to_the_main_repository(
+    repo: Path, params: Params, runs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("DVC_ROOT", str(repo))
+    open_run(params, {}).close("FINISHED")
+    assert len(runs()) == 1
+    assert sorted(path.name for path in workspace.iterdir()) == ["reports"]
