@@ -1,4 +1,4 @@
-"""Check all of params.yaml, and that the chosen dataset is there, before any stage removes its outputs."""
+"""Check params.yaml and that the dataset exists, before any other stage removes its outputs."""
 
 import subprocess
 from pathlib import Path
@@ -12,24 +12,24 @@ RESULT = Path("data/check.ok")
 
 
 def main() -> None:
-    """Run the stage. What it leaves is always the same, so that no other stage runs again because of it."""
+    """Run the stage. Its output is constant, so that it never causes another stage to run."""
     try:
-        asked = params.load()
-        check_present(asked.dataset, asked.data)
+        loaded = params.load()
+        check_present(loaded.dataset, loaded.data)
     except DetectionError as error:
-        raise type(error)(f"{error}{_way_back()}") from None
+        raise type(error)(f"{error}{_undo_hint()}") from None
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text("ok\n", encoding="utf-8")
 
 
-def _way_back() -> str:
-    """A slip after `-S` stays in params.yaml, where the next command would stumble over it again."""
-    asked = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
+def _undo_hint() -> str:
+    """Hint for an invalid value set with `-S`, which stays in params.yaml and breaks the next command too."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
     try:
-        differs = subprocess.run(asked, check=False, capture_output=True).returncode == 1
-    except OSError:  # no git here
-        differs = False
-    return "; `git checkout params.yaml` takes back what -S wrote" if differs else ""
+        changed = subprocess.run(command, check=False, capture_output=True).returncode == 1
+    except OSError:  # git is not installed
+        changed = False
+    return "; `git checkout params.yaml` undoes the changes of -S" if changed else ""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Read the raw dataset; leave a packed index per split, COCO ground truth of test, and the dataset's card."""
+"""Prepare the dataset: packed index per split, COCO ground truth of test, dataset card and figures."""
 
 import logging
 
@@ -14,18 +14,18 @@ log = logging.getLogger("prepare")
 
 def main() -> None:
     """Run the stage."""
-    asked = params.load()
-    raw = read(asked.dataset, asked.data, asked.prepare.checks)
-    prepared.save(raw, asked.data)
-    statistics.save(statistics.describe(raw, asked.data))
+    loaded = params.load()
+    raw = read(loaded.dataset, loaded.data, loaded.prepare.checks)
+    prepared.save(raw, loaded.data)
+    statistics.save(statistics.describe(raw, loaded.data))
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
-    log.info("%s: pictures: %s; classes: %d", raw.name, counts, len(raw.classes))
+    log.info("%s: images: %s; classes: %d", raw.name, counts, len(raw.classes))
     for line in raw.faults.lines(raw.faults.counts()):
         log.warning("%s", line)
-    for line in reliability_warnings(raw.name, asked.data, raw.splits, raw.classes):
+    for line in reliability_warnings(raw.name, loaded.data, raw.splits, raw.classes):
         log.warning("%s", line)
-    if asked.data.digest is None and asked.data.format != "shapes":
+    if loaded.data.digest is None and loaded.data.format != "shapes":
         log.info("to pin this data, add to datasets.%s in params.yaml:  digest: %s", raw.name, raw.digest)
 
 

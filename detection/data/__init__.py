@@ -1,1 +1,1 @@
-"""Readers of raw datasets, the packed index, transforms and the loader."""
+"""Datasets: readers of raw data, packed index, prepared data, statistics, loading."""

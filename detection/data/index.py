@@ -1,9 +1,9 @@
-"""The packed index: one split's pictures and boxes as a handful of numpy arrays.
+"""Packed index of a split: images and boxes in a few numpy arrays.
 
-A list of dictionaries grows every loader process by a hundred megabytes an epoch at COCO's size, because
-reading a Python object writes its reference count; arrays are shared between processes and never grow.
+Lists of Python objects would grow every worker by 100 MB per epoch at COCO's size, because reading an object
+writes its reference count. Arrays stay shared between the forked workers.
 
-Letters: N pictures, T boxes in all, M boxes of one picture.
+Letters: N images, T boxes in total, M boxes of one image.
 """
 
 from collections.abc import Sequence
@@ -14,49 +14,43 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-PER_BOX = ("boxes", "labels", "difficult", "crowd", "areas")
-"""The arrays of an index that have a row a box."""
-
-LONGEST = 18
-"""Digits of a number that surely fits 64 bits; cameras that name pictures by the time write more."""
+MAX_ID_DIGITS = 18
+"""Number of digits that always fits 64 bits; cameras write more in file names that are timestamps."""
 
 
 class Record(NamedTuple):
-    """One picture's row of the index; the arrays are views."""
+    """One image of an index; the arrays are views."""
 
     file: str
-    """Picture, relative to the dataset's folder, with forward slashes."""
+    """Image file, relative to the dataset folder, with forward slashes."""
     id: str
-    """What the dataset calls the picture: VOC's file stem, COCO's image id."""
+    """The dataset's name of the image: VOC's file stem, COCO's image id."""
     height: int
     width: int
     boxes: NDArray[np.float32]
     """[M, 4] `x1, y1, x2, y2`, absolute pixels, 0-based, half-open."""
     labels: NDArray[np.int64]
-    """[M], counted from 0."""
+    """[M] class indices from 0."""
     difficult: NDArray[np.bool_]
-    """[M], VOC's flag."""
+    """[M] VOC's flag."""
     crowd: NDArray[np.bool_]
-    """[M], COCO's `iscrowd`."""
+    """[M] COCO's `iscrowd`."""
     areas: NDArray[np.float32]
-    """[M], COCO's `area` (of the segmentation where there is one), else the box's."""
+    """[M] COCO's `area` (of the segmentation, if any), else the box area."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Index:
-    """All pictures of one split.
-
-    Indexing gives a `Record`; `len` counts pictures.
-    """
+    """All images of one split. `index[i]` is a `Record`, `len(index)` the number of images."""
 
     files: NDArray[np.bytes_]
-    """[N] utf-8, relative to the dataset's folder."""
+    """[N] utf-8, relative to the dataset folder."""
     ids: NDArray[np.bytes_]
     """[N] utf-8."""
     sizes: NDArray[np.int32]
     """[N, 2] height and width in pixels."""
     offsets: NDArray[np.int64]
-    """[N + 1]: picture i has boxes `offsets[i]:offsets[i + 1]`."""
+    """[N + 1] image i has the boxes `offsets[i]:offsets[i + 1]`."""
     boxes: NDArray[np.float32]
     """[T, 4]."""
     labels: NDArray[np.int64]
@@ -73,87 +67,87 @@ class Index:
 
     def __getitem__(self, i: int) -> Record:
         part = slice(self.offsets[i], self.offsets[i + 1])
-        return Record(
-            file=self.files[i].decode(),
-            id=self.ids[i].decode(),
-            height=int(self.sizes[i, 0]),
-            width=int(self.sizes[i, 1]),
-            boxes=self.boxes[part],
-            labels=self.labels[part],
-            difficult=self.difficult[part],
-            crowd=self.crowd[part],
-            areas=self.areas[part],
-        )
+        height, width = self.sizes[i].tolist()
+        columns: dict[str, Any] = {name: getattr(self, name)[part] for name in BOX_COLUMNS}
+        return Record(self.files[i].decode(), self.ids[i].decode(), height, width, **columns)
 
     def image_ids(self) -> NDArray[np.int64]:
-        """[N] whole numbers for COCO files: the dataset's own ids where all are numbers, else 1, 2, …."""
+        """[N] integer ids for COCO files: the dataset's own if all are distinct numbers, else 1, 2, …."""
         names = [name.decode() for name in self.ids]
-        numbers = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= LONGEST]
+        numbers = [
+            int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= MAX_ID_DIGITS
+        ]
         if len(set(numbers)) == len(self):
             return np.array(numbers, dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
 
     def image_rows(self) -> NDArray[np.int64]:
-        """[T], the row of each box's picture."""
+        """[T] row of each box's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
     def select(self, rows: NDArray[np.int64]) -> "Index":
-        """The index of some pictures, in the given order."""
+        """Index of some images, in the order of `rows`."""
         counts = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        taken = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
-        chosen = replace(
-            self, files=self.files[rows], ids=self.ids[rows], sizes=self.sizes[rows], offsets=offsets
-        )
-        return chosen._with_boxes(taken)
+        box_rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        images: dict[str, Any] = {name: getattr(self, name)[rows] for name in IMAGE_COLUMNS}
+        return replace(self, offsets=offsets, **images, **self._boxes(box_rows))
 
-    def keep_boxes(self, kept: NDArray[np.bool_]) -> "Index":
-        """The index with only the boxes [T] that are kept, and all pictures."""
-        before = np.concatenate([[0], np.cumsum(kept)]).astype(np.int64)
-        return replace(self, offsets=before[self.offsets])._with_boxes(kept)
+    def keep_boxes(self, mask: NDArray[np.bool_]) -> "Index":
+        """Index of all images with only the boxes where `mask` [T] is true."""
+        before = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)
+        return replace(self, offsets=before[self.offsets], **self._boxes(mask))
 
-    def _with_boxes(self, taken: NDArray[np.generic]) -> "Index":
-        """Pick boxes and what belongs to each, `offsets` being those of the picked ones already."""
-        columns: dict[str, Any] = {name: getattr(self, name)[taken] for name in PER_BOX}
-        return replace(self, **columns)
+    def _boxes(self, selection: NDArray[np.generic]) -> dict[str, Any]:
+        return {name: getattr(self, name)[selection] for name in BOX_COLUMNS}
 
     def save(self, path: str | Path) -> None:
-        """Write as an uncompressed npz."""
+        """Write an uncompressed npz file."""
         np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> "Index":
-        """Read what `save` wrote."""
+        """Read a file written by `save`."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{field.name: arrays[field.name] for field in fields(cls)})
 
 
+IMAGE_COLUMNS = ("files", "ids", "sizes")
+"""Arrays of an index with one row per image."""
+BOX_COLUMNS = ("boxes", "labels", "difficult", "crowd", "areas")
+"""Arrays of an index, and of a record, with one row per box."""
+
+
 def join(parts: Sequence[Index]) -> Index:
-    """The pictures of all parts, in their order; no part at all is an empty index."""
+    """Concatenate indexes; none give an empty index."""
     parts = [pack([]), *parts]
     counts = np.concatenate([np.diff(part.offsets) for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    names = ("files", "ids", "sizes", *PER_BOX)
-    columns: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-    return Index(offsets=offsets, **columns)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in IMAGE_COLUMNS + BOX_COLUMNS
+    }
+    return Index(offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **columns)
 
 
 def pack(records: list[Record]) -> Index:
     """Pack records into an index, in their order."""
     counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
-
-    def column(name: str, empty: NDArray[np.generic]) -> NDArray[np.generic]:
-        parts = [getattr(record, name) for record in records]
-        return np.concatenate([empty, *parts]).astype(empty.dtype, copy=False)
-
+    empty = {
+        "boxes": np.zeros((0, 4), np.float32),
+        "labels": np.zeros(0, np.int64),
+        "difficult": np.zeros(0, np.bool_),
+        "crowd": np.zeros(0, np.bool_),
+        "areas": np.zeros(0, np.float32),
+    }
+    columns: dict[str, Any] = {
+        name: np.concatenate([start, *(getattr(one, name) for one in records)]).astype(
+            start.dtype, copy=False
+        )
+        for name, start in empty.items()
+    }
     return Index(
         files=np.array([record.file.encode() for record in records], dtype=np.bytes_),
         ids=np.array([record.id.encode() for record in records], dtype=np.bytes_),
         sizes=np.array([(r.height, r.width) for r in records], dtype=np.int32).reshape(-1, 2),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        boxes=column("boxes", np.zeros((0, 4), np.float32)),  # type: ignore[arg-type]
-        labels=column("labels", np.zeros(0, np.int64)),  # type: ignore[arg-type]
-        difficult=column("difficult", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
-        crowd=column("crowd", np.zeros(0, np.bool_)),  # type: ignore[arg-type]
-        areas=column("areas", np.zeros(0, np.float32)),  # type: ignore[arg-type]
+        **columns,
     )

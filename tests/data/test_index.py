@@ -27,7 +27,7 @@ def records(draw: st.DrawFn) -> Record:
     )
 
 
-def assert_same(a: Record, b: Record) -> None:
+def assert_equal(a: Record, b: Record) -> None:
     for name, one, other in zip(Record._fields, a, b, strict=True):
         if isinstance(one, np.ndarray):
             assert one.dtype == other.dtype, name
@@ -37,16 +37,16 @@ def assert_same(a: Record, b: Record) -> None:
 
 
 @given(st.lists(records(), max_size=6), st.data())
-def test_packing_and_selecting_keep_every_record(rows: list[Record], data: st.DataObject) -> None:
+def test_pack_and_select_keep_every_record(rows: list[Record], data: st.DataObject) -> None:
     index = pack(rows)
     assert len(index) == len(rows)
     for i, record in enumerate(rows):
-        assert_same(index[i], record)
+        assert_equal(index[i], record)
     if rows:
-        chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
-        part = index.select(np.array(chosen, dtype=np.int64))
-        for i, row in enumerate(chosen):
-            assert_same(part[i], rows[row])
+        selected = data.draw(st.lists(st.integers(0, len(rows) - 1), max_size=6))
+        part = index.select(np.array(selected, dtype=np.int64))
+        for i, row in enumerate(selected):
+            assert_equal(part[i], rows[row])
 
 
 @pytest.mark.parametrize("count", [0, 3])
@@ -56,12 +56,12 @@ def test_save_and_load_are_inverse(tmp_path: Path, count: int) -> None:
     loaded = Index.load(tmp_path / "index.npz")
     assert len(loaded) == count
     for i in range(count):
-        assert_same(loaded[i], index[i])
+        assert_equal(loaded[i], index[i])
     assert loaded.boxes.dtype == np.float32
     assert loaded.boxes.shape == index.boxes.shape
 
 
-def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_save_is_deterministic(tmp_path: Path) -> None:
     index = pack([_record("a", boxes=2)])
     for name in ("one.npz", "two.npz"):
         index.save(tmp_path / name)
@@ -71,15 +71,15 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["139", "000285", "632"], [139, 285, 632]),  # all numbers: the dataset's own
+        (["139", "000285", "632"], [139, 285, 632]),  # all are numbers
         (["2008_000001", "139"], [1, 2]),
-        (["7", "007"], [1, 2]),  # two ids that are the same number
+        (["7", "007"], [1, 2]),  # equal numbers
         (["20231105123045123456", "139"], [1, 2]),  # more than 64 bits
-        (["²", "3"], [1, 2]),  # a digit to Unicode, no number
+        (["²", "3"], [1, 2]),  # a Unicode digit, not a number
         ([], []),
     ],
 )
-def test_image_ids_are_unique_whole_numbers(names: list[str], expected: list[int]) -> None:
+def test_image_ids_are_unique_integers(names: list[str], expected: list[int]) -> None:
     ids = pack([_record(name) for name in names]).image_ids()
     assert ids.dtype == np.int64
     assert ids.tolist() == expected

@@ -1,14 +1,12 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data import statistics
 from detection.data.index import Record, pack
 from detection.data.prepared import Prepared, save, save_coco
 from detection.data.sources.dataset import read
@@ -23,7 +21,7 @@ OBJECT = (
 )
 
 
-def test_what_is_saved_is_loaded(data_root: Path, tmp_path: Path) -> None:
+def test_save_and_load(data_root: Path, tmp_path: Path) -> None:
     raw = read("small", SMALL)
     save(raw, SMALL, tmp_path / "prepared")
     prepared = Prepared.load(tmp_path / "prepared")
@@ -38,7 +36,7 @@ def test_what_is_saved_is_loaded(data_root: Path, tmp_path: Path) -> None:
     assert str(data_root) not in (tmp_path / "prepared/meta.json").read_text()
 
 
-def test_shapes_that_are_gone_are_drawn_again(data_root: Path, tmp_path: Path) -> None:
+def test_missing_shapes_are_generated_again(data_root: Path, tmp_path: Path) -> None:
     save(read("small", SMALL), SMALL, tmp_path / "prepared")
     shutil.rmtree(data_root)
     prepared = Prepared.load(tmp_path / "prepared")
@@ -46,7 +44,7 @@ def test_shapes_that_are_gone_are_drawn_again(data_root: Path, tmp_path: Path) -
     assert (prepared.root / "JPEGImages/000001.jpg").is_file()
 
 
-def test_drift_is_refused_in_the_split_it_happened(voc_tree: Tree, tmp_path: Path) -> None:
+def test_changed_images_are_refused_in_their_split(voc_tree: Tree, tmp_path: Path) -> None:
     root = voc_tree({"a": OBJECT, "b": OBJECT})
     (root / "ImageSets/Main/train.txt").write_text("a\n")
     (root / "ImageSets/Main/test.txt").write_text("b\n")
@@ -55,18 +53,18 @@ def test_drift_is_refused_in_the_split_it_happened(voc_tree: Tree, tmp_path: Pat
     prepared = Prepared.load(tmp_path)
     Image.new("RGB", (500, 400)).save(root / "JPEGImages/b.jpg")
     prepared.check_unchanged("train")
-    with pytest.raises(DataError, match=r"the test pictures of mine in .* restore them, or run `dvc repro"):
+    with pytest.raises(DataError, match=r"the test images of mine in .* restore them, or run `dvc repro"):
         prepared.check_unchanged("test")
     (root / "JPEGImages/b.jpg").unlink()
     with pytest.raises(DataError, match=r"b\.jpg is missing"):
         prepared.check_unchanged("test")
     shutil.rmtree(root)
-    with pytest.raises(DataError, match=r"the pictures of mine were looked for at .* set DATA_ROOT"):
+    with pytest.raises(DataError, match=r"the images of mine are missing.* set DATA_ROOT"):
         prepared.check_unchanged("train")
 
 
-def test_nothing_prepared(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"meta\.json is not there; run `dvc repro prepare` first"):
+def test_load_without_prepared_data(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"meta\.json does not exist; run `dvc repro prepare`"):
         Prepared.load(tmp_path)
 
 
@@ -107,7 +105,7 @@ def test_coco_export(tmp_path: Path) -> None:
     ]
 
 
-def test_pycocotools_takes_the_export(
+def test_pycocotools_reads_the_export(
     data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pycocotools.coco import COCO
@@ -118,38 +116,3 @@ def test_pycocotools_takes_the_export(
     capsys.readouterr()
     assert sorted(coco.getImgIds()) == raw.splits["test"].image_ids().tolist()
     assert len(coco.getAnnIds()) == len(raw.splits["test"].boxes)
-
-
-def test_card_of_a_known_split() -> None:
-    boxes = [[0, 10, 50, 60], [40, 20, 90, 40], [100, 20, 150, 99]]
-    index = pack(
-        [record("a", boxes, difficult=[True, False, False]), record("b", []), record("c", [[9, 9, 29, 19]])]
-    )
-    found = statistics.describe_split(index, ("cat", "dog"))
-    assert (found["pictures"], found["objects"], found["empty_pictures"]) == (3, 4, 1)
-    assert found["objects_by_class"] == {"cat": 3, "dog": 1}
-    assert found["overlapping"] == 0.5
-    assert found["at_border"] == 0.25
-    assert found["difficult"] == 0.25
-    assert found["box_side_share"]["min"] == 0.1
-    assert found["box_side_share"]["max"] == 79 / 200
-    assert found["objects_per_picture"]["max"] == 3
-
-
-def test_card_of_an_empty_split_has_no_shares() -> None:
-    found = statistics.describe_split(pack([]), ("cat",))
-    assert (found["pictures"], found["objects"], found["objects_by_class"]) == (0, 0, {"cat": 0})
-    assert found["overlapping"] is None
-    assert found["box_side_share"] is None
-
-
-def test_card_files(data_root: Path, tmp_path: Path) -> None:
-    entry = replace(SMALL, license="mine")
-    raw = read("small", entry)
-    statistics.save(statistics.describe(raw, entry), tmp_path)
-    saved = json.loads((tmp_path / "card.json").read_text())
-    assert (saved["name"], saved["license"], saved["digest"]) == ("small", "mine", raw.digest)
-    lines = [line.split(",") for line in (tmp_path / "classes.csv").read_text().splitlines()]
-    assert lines[0] == ["class", "train", "val", "test"]
-    assert [line[0] for line in lines[1:]] == list(raw.classes)
-    assert sum(int(line[1]) for line in lines[1:]) == len(raw.splits["train"].boxes)

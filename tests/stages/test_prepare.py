@@ -1,4 +1,4 @@
-"""The stage as DVC runs it: a process of its own, in a folder of its own."""
+"""The `prepare` stage, in a process and a folder of its own as under DVC."""
 
 import json
 import os
@@ -19,13 +19,13 @@ FILES = {
 }
 
 
-def prepare(folder: Path, data: Path, code: str = "", **words: str) -> subprocess.CompletedProcess[str]:
-    """Run the stage in `folder` with the repository's params.yaml, some words of it replaced."""
+def prepare(folder: Path, data: Path, code: str = "", **values: str) -> subprocess.CompletedProcess[str]:
+    """Run the stage in `folder` with the repository's params.yaml and some top-level values replaced."""
     folder.mkdir(exist_ok=True)
     text = (ROOT / "params.yaml").read_text()
-    for old, new in words.items():
-        line = next(line for line in text.splitlines() if line.startswith(old))
-        text = text.replace(line, f"{old}: {new}", 1)
+    for key, value in values.items():
+        line = next(line for line in text.splitlines() if line.startswith(key))
+        text = text.replace(line, f"{key}: {value}", 1)
     (folder / "params.yaml").write_text(text)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATA_ROOT": str(data), "DVC_ROOT": str(folder)}
     command = [sys.executable, "-c", code] if code else [sys.executable, "-m", "stages.prepare"]
@@ -47,14 +47,14 @@ def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_stage_leaves_what_the_pipeline_names(shapes_run: Path) -> None:
-    made = {
+def test_the_stage_writes_all_outputs(shapes_run: Path) -> None:
+    written = {
         path.relative_to(shapes_run).as_posix()
         for folder in ("data", "reports")
         for path in (shapes_run / folder).rglob("*")
         if path.is_file()
     }
-    assert made == FILES
+    assert written == FILES
     prepared = Prepared.load(shapes_run / "data/prepared")
     coco = json.loads((shapes_run / "data/prepared/test_coco.json").read_text())
     assert len(coco["images"]) == len(prepared.index("test"))
@@ -62,16 +62,16 @@ def test_the_stage_leaves_what_the_pipeline_names(shapes_run: Path) -> None:
     assert card["digest"] == prepared.digest
 
 
-def test_another_workspace_with_the_same_data_makes_the_same_files(shapes_run: Path, tmp_path: Path) -> None:
+def test_another_workspace_writes_equal_files(shapes_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     result = prepare(other, shapes_run / "raw", dataset="shapes")
     assert result.returncode == 0, result.stderr
-    assert "drawing" not in result.stdout
+    assert "generating" not in result.stdout
     for file in FILES:
         assert (other / file).read_bytes() == (shapes_run / file).read_bytes(), file
 
 
-def test_a_dataset_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
     result = prepare(tmp_path / "work", tmp_path / "raw", dataset="voc0712")
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: dataset voc0712 was looked for at {tmp_path}/raw/VOCdevkit")
@@ -86,5 +86,5 @@ def test_real_datasets_are_prepared(shared_data: Path, tmp_path: Path, name: str
     prepared = Prepared.load(tmp_path / "data/prepared")
     assert f"digest: {prepared.digest}" in result.stdout
     assert len(prepared.index("val")) > 0
-    told = "val (6 pictures, 55 objects) is too small: chance alone moves its AP50 by up to 0.18, and which"
-    assert (told in result.stdout) == ("too small" in result.stdout) == (name == "tiny_coco")
+    warning = "val (6 images, 55 objects) is too small: AP50 ± 0.18"
+    assert (warning in result.stdout) == ("too small" in result.stdout) == (name == "tiny_coco")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from detection.data.shapes import compose, generator, render
 from detection.data.sources.dataset import RawDataset, read
-from detection.data.statistics import at_border, describe, overlapping, side_shares
+from detection.data.statistics import at_border, describe, overlapping, side_fractions
 from detection.errors import DataError
 from detection.params import ShapesDataset
 
@@ -31,17 +31,17 @@ def test_statistics_of_the_default_dataset(default_shapes: RawDataset) -> None:
     assert len(default_shapes.splits["test"]) >= 100
     card = describe(default_shapes, DEFAULT)
     for split, index in default_shapes.splits.items():
-        drawn, card_split = card["drawn"]["splits"][split], card["splits"][split]
-        assert drawn["covering_or_covered"] >= 0.2
-        assert drawn["truncated"] >= 0.1
-        assert drawn["difficult"] >= 0.05
-        assert drawn["objects"] == card_split["objects"]
-        assert drawn["difficult"] == card_split["difficult"]
-        assert drawn["truncated"] <= card_split["at_border"]
-        assert overlapping(index).mean() >= drawn["covering_or_covered"]
+        generated, boxes = card["generator"]["splits"][split], card["splits"][split]
+        assert generated["covering_or_covered"] >= 0.2
+        assert generated["truncated"] >= 0.1
+        assert generated["difficult"] >= 0.05
+        assert generated["objects"] == boxes["objects"]
+        assert generated["difficult"] == boxes["difficult"]
+        assert generated["truncated"] <= boxes["at_border"]
+        assert overlapping(index).mean() >= generated["covering_or_covered"]
         per_image = np.diff(index.offsets)
         assert (per_image.min(), per_image.max()) == (1, 6)
-        sides = side_shares(index)
+        sides = side_fractions(index)
         assert sides.min() >= 0.12
         assert sides.max() <= 0.60
         assert np.quantile(sides, 0.05) < 0.16
@@ -52,7 +52,7 @@ def test_statistics_of_the_default_dataset(default_shapes: RawDataset) -> None:
 
 def test_flags_and_boxes_equal_those_of_the_files(default_shapes: RawDataset) -> None:
     index = default_shapes.splits["val"]
-    card = describe(default_shapes, DEFAULT)["drawn"]["splits"]["val"]
+    card = describe(default_shapes, DEFAULT)["generator"]["splits"]["val"]
     flags: dict[str, list[bool]] = {"truncated": [], "occluded": [], "difficult": []}
     for name in index.ids:
         root = ElementTree.parse(default_shapes.root / f"Annotations/{name.decode()}.xml")
