@@ -131,7 +131,7 @@ def join(parts: Sequence[Index]) -> Index:
 def pack(records: list[Record]) -> Index:
     """Pack records into an index, in their order."""
     counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
-    empty = {
+    empty: dict[str, NDArray[Any]] = {
         "boxes": np.zeros((0, 4), np.float32),
         "labels": np.zeros(0, np.int64),
         "difficult": np.zeros(0, np.bool_),

@@ -10,7 +10,7 @@ from PIL import Image
 from detection.data.index import Index
 from detection.data.loading.image_io import decode
 from detection.data.sources.dataset import RawDataset
-from detection.data.statistics import FOLDER
+from detection.files import REPORTS_DATASET
 from detection.ops.boxes import areas
 from detection.report.images.boxes_on_image import PALETTE, class_colour
 from detection.report.images.contact_sheet import Tile, sheet
@@ -26,7 +26,7 @@ COCO_SIDES = (32, 96)
 """Sides in pixels at which COCO parts small, medium and large."""
 
 
-def save_figures(raw: RawDataset, folder: str | Path = FOLDER) -> None:
+def save_figures(raw: RawDataset, folder: str | Path = REPORTS_DATASET) -> None:
     """Draw `class_counts.png`, `box_sizes.png` and `samples.png`.
 
     Raises:

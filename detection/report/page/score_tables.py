@@ -149,12 +149,12 @@ def dataset(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in rows if any(value != NOTHING for value in values)]
 
 
-COUNTS = {"pictures": "pictures", "empty_pictures": "pictures without objects", "objects": "objects"}
+COUNTS = {"images": "images", "empty_images": "pictures without objects", "objects": "objects"}
 SPREADS = (
-    ("objects_per_picture", "objects a picture", ""),
-    ("picture_side_px", "longer side of a picture", " px"),
+    ("objects_per_image", "objects a picture", ""),
+    ("image_side_px", "longer side of a picture", " px"),
     ("box_side_px", "side of an object (√area)", " px"),
-    ("box_side_share", "its longer side, of the picture's", "%"),
+    ("box_side_fraction", "its longer side, of the picture's", "%"),
 )
 SHARES = {
     "overlapping": "objects that overlap another",
