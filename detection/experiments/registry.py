@@ -1,37 +1,49 @@
-"""Register an experiment's detector, with the lineage that leads back to row, commit and data."""
+"""MLflow's model registry: register an experiment's detector as a pyfunc model, and download it again.
 
+A model is a folder with weights, code, signature, input example, requirements and model card. Its version has
+tags that lead back to run, commit and data.
+"""
+
+import importlib.metadata
 import io
+import os
 import tempfile
-from collections.abc import Mapping
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import detection
 from detection.errors import DataError, TrackingError
-from detection.experiments.contents import DETECTOR, read_json
+from detection.experiments.contents import read_json
 from detection.experiments.find import Experiment
 from detection.experiments.runs import open_store
+from detection.files import DETECTOR, MODEL_CARD, PREPARED, REPORTS_DATASET, REPORTS_EVALUATION, REPORTS_TRAIN
 from detection.pipeline import locked_outs
 from detection.tracking.client import find_run
-from detection.tracking.store import Store
+from detection.tracking.store import Store, import_mlflow, tracking_uri
 
-CARD = "reports/model_card.md"
-METRICS, DATASET = "reports/evaluation/metrics.json", "reports/dataset/card.json"
-RECIPE = "reports/train/recipe.json"
-FOLDER = "registered"
-"""Of the row's artifacts."""
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+ARTIFACT_FOLDER = "registered"
+"""Folder of the run's artifacts that holds the model."""
+MAX_DESCRIPTION_LENGTH = 5000
+"""Characters of a version's description; the limit of MLflow's database."""
+REQUIREMENTS = ("mlflow", "msgspec", "numpy", "pandas", "pillow", "torch", "torchvision")
 SCORES = ("AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area")
-LONGEST = 5000
-"""Characters of a description that MLflow's database takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What is registered."""
+    """Content of a new model version."""
 
     detector: bytes
+    """Detector file."""
     card: str
-    picture: bytes
+    """Model card, Markdown."""
+    example: bytes
+    """Image file, the input example."""
     run_id: str
     tags: dict[str, str]
 
@@ -39,142 +51,172 @@ class Candidate:
 def promote(experiment: Experiment, name: str | None, alias: str) -> str:
     """Register an experiment's detector and point an alias at it.
 
-    A detector that is registered already gets no second version.
+    A detector that is registered already does not get a second version.
 
     Args:
         experiment: Trained, evaluated and tracked.
-        name: Of the registered model; None: `detector-<dataset>`.
-        alias: The name that `models:/<name>@<alias>` is loaded by.
+        name: Name of the registered model; None: `detector-<dataset>`.
+        alias: Alias of the version, for `models:/<name>@<alias>`.
+
+    Returns:
+        Message with the version and the call that loads it.
 
     Raises:
         DataError: The experiment has no detector or no scores.
-        TrackingError: Its row is not in the store, or the store refuses.
+        TrackingError: The store does not have the experiment's run, or MLflow refuses the name or alias.
     """
     from mlflow.exceptions import MlflowException
 
     store, candidate = open_store(), gather(experiment)
-    row = find_run(store, candidate.run_id) if store else None
-    if store is None or row is None:
+    run = find_run(store, candidate.run_id) if store else None
+    if store is None or run is None:
         raise TrackingError(
-            f"MLflow does not know the row {candidate.run_id} of {experiment.name}; "
-            "`detection sync` brings it there"
+            f"MLflow does not have the run {candidate.run_id} of {experiment.name}; send it: detection sync"
         )
-    candidate = replace(candidate, run_id=row.info.run_id)  # which may stand for a lost one
+    candidate = replace(candidate, run_id=run.info.run_id)  # which may replace the recorded one
     name = name or f"detector-{candidate.tags['dataset']}"
     try:
-        version, is_new = _version(store, row, candidate, name)
+        version, is_new = _find_or_create_version(store, run, candidate, name)
         store.client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
         raise TrackingError(f"MLflow refuses {name}@{alias}: {str(error).splitlines()[0]}") from None
-    was = "is now" if is_new else "was registered already as"
+    state = "is now" if is_new else "was registered already as"
     return (
-        f"{experiment.name} {was} version {version} of {name}, and {alias} points at it\n"
+        f"{experiment.name} {state} version {version} of {name}, and {alias} points at it\n"
         f'  mlflow.pyfunc.load_model("models:/{name}@{alias}")'
     )
 
 
 def gather(experiment: Experiment) -> Candidate:
-    """Read what is registered.
+    """Read an experiment's detector, model card, input example, and lineage tags.
 
     Raises:
-        DataError: Something is missing.
+        DataError: The detector or its scores are missing.
+        TrackingError: The experiment has no run.
     """
-    detector = experiment.files.read(DETECTOR)
-    metrics, recipe = read_json(experiment.files, METRICS), read_json(experiment.files, RECIPE)
+    files, run_id = experiment.files, experiment.run_id()
+    detector, metrics = files.read(str(DETECTOR)), read_json(files, f"{REPORTS_EVALUATION}/metrics.json")
     if detector is None or not metrics:
-        raise DataError(
-            f"{experiment.name} has no detector that was evaluated; dvc exp run trains and scores one"
-        )
+        raise DataError(f"{experiment.name} has no evaluated detector; dvc exp run trains and evaluates one")
     experiment.check_scored()
-    run_id = experiment.run_id()
     if run_id is None:
-        raise TrackingError(f"{experiment.name} has no row in MLflow; `detection sync` makes it")
-    data = read_json(experiment.files, DATASET)
-    tags = _tags(experiment, recipe, metrics, data)
-    card = experiment.files.read(CARD)
-    return Candidate(
-        detector=detector,
-        card=card.decode() if card else _card(tags, data),
-        picture=_picture(experiment),
-        run_id=run_id,
-        tags=tags,
+        raise TrackingError(f"{experiment.name} has no MLflow run; create it: detection sync")
+    recipe, data = (
+        read_json(files, f"{REPORTS_TRAIN}/recipe.json"),
+        read_json(files, f"{REPORTS_DATASET}/card.json"),
     )
-
-
-def _version(store: Store, row: Any, candidate: Candidate, name: str) -> tuple[str, bool]:
-    """The version of this very detector, made where there is none, and whether it was made."""
-    client, tags = store.client, candidate.tags
-    same = [one for one in client.search_model_versions(f"name = '{name}'") if _is_same(one, candidate)]
-    if same:
-        return str(same[0].version), False
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name, description=f"Finds objects as {tags['dataset']} knows them.")
-    _store(store, candidate)
-    source, tags = f"{row.info.artifact_uri}/{FOLDER}", tags | _row_tags(row)
-    text = candidate.card if len(candidate.card) <= LONGEST else candidate.card[: LONGEST - 1] + "…"
-    made = client.create_model_version(name, source, candidate.run_id, tags=tags, description=text)
-    return str(made.version), True
-
-
-def _is_same(version: Any, candidate: Candidate) -> bool:
-    key = "digest.detector"
-    return bool(version.run_id == candidate.run_id and version.tags.get(key) == candidate.tags.get(key))
-
-
-def _store(store: Store, candidate: Candidate) -> None:
-    """Put the model among the row's artifacts."""
-    from detection.experiments import registry_package
-
-    with tempfile.TemporaryDirectory(prefix="detection-promote-") as folder:
-        detector, model = Path(folder) / Path(DETECTOR).name, Path(folder) / FOLDER
-        detector.write_bytes(candidate.detector)
-        registry_package.save(model, detector, candidate.picture, candidate.card, candidate.run_id)
-        store.client.log_artifacts(candidate.run_id, str(model), FOLDER)
-
-
-def _tags(
-    experiment: Experiment, recipe: Mapping[str, Any], metrics: Mapping[str, Any], data: Mapping[str, Any]
-) -> dict[str, str]:
-    md5 = locked_outs(experiment.files.read("dvc.lock"))
-    tags = {
+    md5 = locked_outs(files.read("dvc.lock"))
+    values = {
         "model": recipe.get("model"),
         "dataset": recipe.get("dataset"),
         "license": data.get("license"),
         "dvc.experiment": experiment.name,
         "dvc.rev": experiment.rev,
-        "digest.detector": md5.get(DETECTOR),
+        "digest.detector": md5.get(str(DETECTOR)),
         "digest.data": data.get("digest"),
-        "digest.test": md5.get("data/prepared/test.npz"),
+        "digest.test": md5.get(f"{PREPARED}/test.npz"),
         **{f"test/{key}": f"{metrics[key]:.4f}" for key in SCORES if metrics.get(key) is not None},
     }
-    return {key: str(value) for key, value in tags.items() if value}
+    tags = {key: str(value) for key, value in values.items() if value}
+    lines = [
+        f"# {tags.get('model')} on {tags.get('dataset')}",
+        "",
+        f"Classes: {', '.join(data.get('classes', []))}.",
+    ]
+    card = (
+        files.read(str(MODEL_CARD))
+        or "\n".join([*lines, "", *(f"- {k}: {v}" for k, v in tags.items()), ""]).encode()
+    )
+    return Candidate(
+        detector=detector, card=card.decode(), example=_example(experiment), run_id=run_id, tags=tags
+    )
 
 
-def _row_tags(row: Any) -> dict[str, str]:
-    told = {"git.commit": "mlflow.source.git.commit", "git.dirty": "git.dirty"}
-    return {key: row.data.tags[own] for key, own in told.items() if own in row.data.tags}
+def _find_or_create_version(store: Store, run: Any, candidate: Candidate, name: str) -> tuple[str, bool]:
+    """Version of this detector, and True if it was created."""
+    client, tags, digest = store.client, candidate.tags, "digest.detector"
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == candidate.run_id and version.tags.get(digest) == tags.get(digest):
+            return str(version.version), False
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description=f"Detects the objects of {tags['dataset']}.")
+    with tempfile.TemporaryDirectory(prefix="detection-promote-") as folder:
+        _save(Path(folder, ARTIFACT_FOLDER), candidate)
+        client.log_artifacts(candidate.run_id, str(Path(folder, ARTIFACT_FOLDER)), ARTIFACT_FOLDER)
+    lineage = {"git.commit": "mlflow.source.git.commit", "git.dirty": "git.dirty"}
+    tags = tags | {tag: run.data.tags[key] for tag, key in lineage.items() if key in run.data.tags}
+    source, text = f"{run.info.artifact_uri}/{ARTIFACT_FOLDER}", candidate.card
+    if len(text) > MAX_DESCRIPTION_LENGTH:
+        text = text[: MAX_DESCRIPTION_LENGTH - 1] + "…"
+    version = client.create_model_version(name, source, candidate.run_id, tags=tags, description=text)
+    return str(version.version), True
 
 
-def _card(tags: Mapping[str, str], data: Mapping[str, Any]) -> str:
-    """What an experiment without a model card says for itself."""
-    classes = ", ".join(data.get("classes", []))
-    lines = [f"# {tags.get('model')} on {tags.get('dataset')}", "", f"Finds: {classes}.", ""]
-    return "\n".join([*lines, *(f"- {key}: {value}" for key, value in tags.items())]) + "\n"
+def _save(folder: Path, candidate: Candidate) -> None:
+    """Write the model into a new folder."""
+    import pandas as pd
+
+    from detection.experiments.pyfunc import THRESHOLD, _load_pyfunc
+
+    os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")  # the model has its own requirements
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="detection-promote-") as scratch:
+        warnings.simplefilter("ignore")  # MLflow 3.17 warns of its own types and of its own use of pandas 3
+        import mlflow.pyfunc
+        from mlflow.models import Model
+
+        detector = Path(scratch, DETECTOR.name)
+        detector.write_bytes(candidate.detector)
+        versions = ((name, importlib.metadata.version(name)) for name in REQUIREMENTS)
+        mlflow.pyfunc.save_model(
+            path=str(folder),
+            loader_module=_load_pyfunc.__module__,
+            data_path=str(detector),
+            code_paths=[str(Path(detection.__file__).parent)],
+            mlflow_model=Model(run_id=candidate.run_id),
+            signature=_signature(THRESHOLD),
+            input_example=(pd.DataFrame({"image": [candidate.example]}), {"threshold": THRESHOLD}),
+            pip_requirements=[
+                f"{name}=={version.partition('+')[0]}" for name, version in versions
+            ],  # not +cpu
+            model_config={"device": "auto"},
+        )
+    (folder / MODEL_CARD.name).write_text(candidate.card, encoding="utf-8")
 
 
-def _picture(experiment: Experiment) -> bytes:
-    """A test picture, or a grey one where the pictures are not on this machine."""
+def _signature(threshold: float) -> "ModelSignature":
+    """Input: bytes of image files, and a score threshold. Output: image sizes and detections."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    fields = {
+        "box": Array(DataType.double),
+        "label": DataType.long,
+        "class": DataType.string,
+        "score": DataType.double,
+    }
+    detections = Object([Property(name, dtype) for name, dtype in fields.items()])
+    outputs: list[Any] = [ColSpec(DataType.long, "width"), ColSpec(DataType.long, "height")]
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([*outputs, ColSpec(Array(detections), "detections")]),
+        params=ParamSchema([ParamSpec("threshold", DataType.double, threshold)]),
+    )
+
+
+def _example(experiment: Experiment) -> bytes:
+    """Image file of the test split, or a gray image if the images are not on this machine."""
     from PIL import Image
 
     from detection.files import data_root
 
-    folder = read_json(experiment.files, "data/prepared/meta.json").get("path", "")
-    for image in read_json(experiment.files, "data/prepared/test_coco.json").get("images", [])[:1]:
+    folder = read_json(experiment.files, f"{PREPARED}/meta.json").get("path", "")
+    for image in read_json(experiment.files, f"{PREPARED}/test_coco.json").get("images", [])[:1]:
         file: Path = data_root() / folder / image["file_name"]
         if file.is_file():
             return file.read_bytes()
     buffer = io.BytesIO()
-    Image.new("RGB", (320, 240), "grey").save(buffer, format="PNG")
+    Image.new("RGB", (320, 240), "gray").save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -189,8 +231,6 @@ def download_detector(uri: str, folder: Path) -> Path:
         TrackingError: MLflow does not know the model.
         DataError: The model holds no detector of this project.
     """
-    from detection.tracking.store import import_mlflow, tracking_uri
-
     mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
@@ -199,7 +239,7 @@ def download_detector(uri: str, folder: Path) -> Path:
         path = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         raise TrackingError(f"{uri} cannot be loaded: {str(error).splitlines()[0]}") from None
-    files = [path] if path.is_file() else sorted(path.rglob(Path(DETECTOR).name))
+    files = [path] if path.is_file() else sorted(path.rglob(DETECTOR.name))
     if not files:
-        raise DataError(f"{uri} holds no {Path(DETECTOR).name}; `detection promote` registers one")
+        raise DataError(f"{uri} holds no {DETECTOR.name}; `detection promote` registers one")
     return files[0]

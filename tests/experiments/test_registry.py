@@ -1,4 +1,4 @@
-"""Into MLflow's real registry, back out of it in a process that knows only the model's own code, and used."""
+"""MLflow's real registry: promote, load in a process that has only the model's own code, and predict."""
 
 import json
 import subprocess
@@ -28,8 +28,8 @@ import mlflow, pandas
 model = mlflow.pyfunc.load_model("models:/detector-shapes@champion", model_config={{"device": "cpu"}})
 import detection
 assert Path({str(ROOT)!r}) not in Path(detection.__file__).parents, detection.__file__
-pictures = pandas.DataFrame({{"image": [Path(name).read_bytes() for name in sys.argv[1:]]}})
-found = model.predict(pictures, params={{"threshold": 0.0}})
+images = pandas.DataFrame({{"image": [Path(name).read_bytes() for name in sys.argv[1:]]}})
+found = model.predict(images, params={{"threshold": 0.0}})
 print("found", found.to_json(orient="records"))
 print("example", len(model.predict(model.input_example)))
 """
@@ -82,11 +82,12 @@ def experiment(store: Any, weights: Path) -> Experiment:
     return Experiment(name="lucid-oxen", rev="beef", files=InMemory(files))
 
 
-def test_promoted_loaded_elsewhere_and_used(
+def test_a_promoted_detector_predicts_in_another_process(
     store: Any, experiment: Experiment, weights: Path, tmp_path: Path
 ) -> None:
-    said = promote(experiment, None, "champion")
-    assert "lucid-oxen is now version 1 of detector-shapes, and champion points at it" in said
+    message = promote(experiment, None, "champion")
+    assert "version 1 of detector-shapes" in message
+    assert "models:/detector-shapes@champion" in message
     version = store.client.get_model_version_by_alias("detector-shapes", "champion")
     assert version.run_id == experiment.run_id()
     assert version.tags["git.commit"] == "c0ffee"
@@ -110,9 +111,9 @@ def test_promoted_loaded_elsewhere_and_used(
     found = json.loads(lines["found"])
     for name, one in zip(names, found, strict=True):
         predict(Path(name), weights, tmp_path / "out", 0.0, "cpu")
-        (told,) = json.loads((tmp_path / "out/detections.json").read_text())
-        assert len(told["detections"]) > 0
-        assert one == {key: told[key] for key in ("width", "height", "detections")}
+        (expected,) = json.loads((tmp_path / "out/detections.json").read_text())
+        assert len(expected["detections"]) > 0
+        assert one == {key: expected[key] for key in ("width", "height", "detections")}
 
     artifacts = {one.path for one in store.client.list_artifacts(version.run_id, "registered")}
     assert {"registered/MLmodel", "registered/model_card.md", "registered/requirements.txt"} <= artifacts
@@ -120,11 +121,11 @@ def test_promoted_loaded_elsewhere_and_used(
     assert all("==" in line and "+" not in line for line in requirements.read_text().split())
 
     again = promote(experiment, None, "challenger")
-    assert "was registered already as version 1" in again
+    assert "version 1 of detector-shapes" in again
     assert len(store.client.search_model_versions("name = 'detector-shapes'")) == 1
 
 
-def test_the_experiments_own_card_is_taken(store: Any, experiment: Experiment) -> None:
+def test_the_experiments_model_card_is_stored(store: Any, experiment: Experiment) -> None:
     assert isinstance(experiment.files, InMemory)
     experiment.files.content["reports/model_card.md"] = b"# Rings and crosses\n" + b"x" * 6000
     promote(experiment, "own", "champion")
@@ -132,17 +133,17 @@ def test_the_experiments_own_card_is_taken(store: Any, experiment: Experiment) -
     assert version.description.startswith("# Rings and crosses")
     assert len(version.description) == 5000
     card = Path(store.client.download_artifacts(version.run_id, "registered/model_card.md"))
-    assert len(card.read_bytes()) == 6020, "whole among the files"
+    assert len(card.read_bytes()) == 6020, "complete in the artifacts"
 
 
-def test_refusals(store: Any, experiment: Experiment) -> None:
+def test_errors_of_promote(store: Any, experiment: Experiment) -> None:
     assert isinstance(experiment.files, InMemory)
     with pytest.raises(TrackingError, match="MLflow refuses x@latest"):
         promote(experiment, "x", "latest")
-    whole = dict(experiment.files.content)
+    content = dict(experiment.files.content)
     experiment.files.content["reports/evaluation/run.json"] = b'{"run_id": "0123456789abcdef"}'
-    with pytest.raises(TrackingError, match=r"does not know the row 0123456789abcdef.*detection sync"):
+    with pytest.raises(TrackingError, match=r"0123456789abcdef.*detection sync"):
         promote(experiment, None, "champion")
-    experiment.files.content = {key: one for key, one in whole.items() if "detector" not in key}
-    with pytest.raises(DataError, match="lucid-oxen has no detector that was evaluated"):
+    experiment.files.content = {key: one for key, one in content.items() if "detector" not in key}
+    with pytest.raises(DataError, match="lucid-oxen has no evaluated detector"):
         promote(experiment, None, "champion")
