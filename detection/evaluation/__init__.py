@@ -1,4 +1,1 @@
-"""Numbers that equal the official protocols, COCO's and VOC's, from one sparse comparison of boxes.
-
-Imports no torch, except `inference`, which runs a detector.
-"""
+"""Evaluation of detections: COCO and VOC protocols, error analysis, external files. Imports no torch."""

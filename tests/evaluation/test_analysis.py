@@ -88,9 +88,9 @@ def test_sums_hold(seed: int) -> None:
     assert counts["missed"] <= counts["false_negatives"]
     if not np.isnan(errors.ap50):
         assert min(errors.gains["missed"], errors.gains["false_positives"]) >= -1e-12
-        everything = error_types._Scene(overlaps, result)
+        everything = error_types.WhatIf(overlaps, result)
         unfound = result.counted & ~result.detected
-        assert everything.ap50(without=result.false_positive, forgiven=unfound) == pytest.approx(1)
+        assert everything.ap50(removed=result.false_positive, removed_objects=unfound) == pytest.approx(1)
 
     for threshold in (0.0, 0.5, thresholds.sweeps(overlaps, result)[0].best.score):
         matrix = thresholds.confusion_matrix(overlaps, result, cross_class, threshold)
@@ -133,7 +133,7 @@ def test_mended_detections_move_to_the_class_of_their_object(seed: int) -> None:
         best = [precision[recall >= r].max(initial=0) for r in np.linspace(0, 1, 101)]
         values.append(np.mean(best))
     wanted = np.mean(values) if values else np.nan
-    mended_ap = error_types._Scene(overlaps, result).ap50(without=without, mended=mended, target=target)
+    mended_ap = error_types.WhatIf(overlaps, result).ap50(removed=without, fixed=mended, target=target)
     assert mended_ap == pytest.approx(wanted, abs=1e-12, nan_ok=True)
 
 

@@ -66,7 +66,7 @@ def test_a_difference_is_reported() -> None:
     ours = coco_metrics.score_matches(pairs, match(pairs))
     oracle.verify(pairs, ours)
     ours.arrays.scores[0, 0, 0, 0, 0] += 1e-15
-    with pytest.raises(VerificationError, match=r"scores at \(0, 0, 0, 0, 0\) is .* and pycocotools says"):
+    with pytest.raises(VerificationError, match=r"scores at \(0, 0, 0, 0, 0\) .*pycocotools"):
         oracle.verify(pairs, ours)
-    with pytest.raises(VerificationError, match=r"AP50 is 0\.5 and pycocotools says"):
+    with pytest.raises(VerificationError, match=r"AP50 is 0\.5.*pycocotools"):
         oracle.verify(pairs, CocoScore(stats=ours.stats | {"AP50": 0.5}, arrays=ours.arrays))

@@ -1,1 +1,1 @@
-"""Error analysis of a detector beyond its average precision."""
+"""Error analysis beyond average precision: error types, thresholds, recall, hard examples, bootstrap."""

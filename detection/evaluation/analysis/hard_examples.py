@@ -1,8 +1,8 @@
-"""Which pictures to look at: those that cost most, and those whose labels may be wrong.
+"""Images to look at: those with the greatest loss of AP, and those with suspected label errors.
 
-All of it is read off COCO's matching at IoU 0.5; no picture is opened.
+All from COCO's matching at IoU 0.5; no image is opened.
 
-Letters: D detections, T objects, C classes, N pictures.
+Letters: D detections, T objects, C classes, N images.
 """
 
 from collections.abc import Sequence
@@ -22,49 +22,48 @@ from detection.evaluation.analysis.error_types import (
     ErrorTypes,
     MatchResult,
 )
-from detection.evaluation.protocol.ordering import ranges
+from detection.evaluation.protocol.ordering import range_pairs
 from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, pairwise_iou
 
 MAX_ENTRIES = 50
-"""Rows of each list."""
+"""Entries per list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ApLoss:
-    """What each error takes from the mean average precision; all of it together is 1 less that mean.
+    """Loss of mean average precision by each error; the sum over all errors is 1 - mAP.
 
-    This average precision is the plain one at IoU 0.5: the mean, over a class's objects, of the precision at
-    the place of the detection that finds each (0 where none does), without COCO's steps and its monotone
-    envelope, so it lies a little below AP50. Written out for a class of T objects, what is missing to 1 is
+    This AP is the plain one at IoU 0.5: the mean over a class's objects of the precision at the detection
+    that matches each (0 for an unmatched object), without COCO's recall steps and monotone envelope, so it
+    lies slightly below AP50. For a class of T objects,
 
-        1/T * (objects not found + sum over right detections of (wrong ones above it) / (all up to it))
+        1 - AP = 1/T * (unmatched objects + sum over true positives of false positives above it / its rank)
 
-    so an object that is not found costs 1/T, and a wrong detection 1/T times the sum of 1/place over the
-    right detections that score less. Divided by the number of classes these add up to the loss of the mean.
+    so an unmatched object costs 1/T, and a false positive 1/T times the sum of 1/rank over the true positives
+    with lower scores. Divided by the number of classes, these add up to the loss of mAP.
     """
 
     false_positive: NDArray[np.float64]
-    """[D] by each wrong detection; 0 for the others."""
+    """[D] loss by each false positive; 0 for other detections."""
     missed: NDArray[np.float64]
-    """[T] by each object that no detection finds, however low its score; 0 for the others."""
+    """[T] loss by each object that no detection of any score matches; 0 for other objects."""
 
     @classmethod
     def of(cls, overlaps: Overlaps, result: MatchResult) -> "ApLoss":
-        """Share the loss out."""
-        labels, truth = overlaps.predictions.labels, overlaps.ground_truth.labels
-        objects = np.bincount(truth[result.counted], minlength=overlaps.num_classes)
-        share = np.divide(1, objects * np.sum(objects > 0), out=np.zeros(len(objects)), where=objects > 0)
+        """Distribute the loss over the errors."""
+        labels, actual = overlaps.predictions.labels, overlaps.ground_truth.labels
+        objects = np.bincount(actual[result.counted], minlength=overlaps.num_classes)
+        weight = np.divide(1, objects * np.sum(objects > 0), out=np.zeros(len(objects)), where=objects > 0)
 
-        rows = result.ranked(overlaps)
-        starts = np.searchsorted(labels[rows], np.arange(overlaps.num_classes + 1))
-        place = np.arange(len(rows)) - starts[labels[rows]] + 1
-        until = np.concatenate([[0.0], np.cumsum(result.true_positive[rows] / place)])
-        below = until[starts[labels[rows] + 1]] - until[1:]
-        wrong = np.zeros(len(labels))
-        wrong[rows] = np.where(result.false_positive[rows], below * share[labels[rows]], 0.0)
-        return cls(
-            false_positive=wrong, missed=np.where(result.counted & ~result.detected, share[truth], 0.0)
-        )
+        order = result.by_score(overlaps)
+        starts = np.searchsorted(labels[order], np.arange(overlaps.num_classes + 1))
+        rank = np.arange(len(order)) - starts[labels[order]] + 1
+        until = np.concatenate([[0.0], np.cumsum(result.true_positive[order] / rank)])
+        below = until[starts[labels[order] + 1]] - until[1:]
+        loss = np.zeros(len(labels))
+        loss[order] = np.where(result.false_positive[order], below * weight[labels[order]], 0.0)
+        missed = np.where(result.counted & ~result.detected, weight[actual], 0.0)
+        return cls(false_positive=loss, missed=missed)
 
 
 def rank_images(
@@ -74,192 +73,175 @@ def rank_images(
     errors: ErrorTypes,
     score: float,
     classes: Sequence[str],
-    pictures: Sequence[str],
+    image_ids: Sequence[str],
     count: int = MAX_ENTRIES,
 ) -> dict[str, Any]:
-    """Rank pictures, detections and objects, the one to look at first on top.
+    """Rank images, detections and objects by how much they deserve a look.
 
     Args:
-        overlaps: The sparse pass.
+        overlaps: Ground truth and detections.
         result: COCO's matching at IoU 0.5.
-        cross_class: False positives near objects of other classes.
-        errors: The kind of each false positive.
-        score: Threshold from which detections are taken seriously; NaN where there are none.
+        cross_class: False positives on objects of other classes.
+        errors: Type of each false positive.
+        score: Score threshold; NaN without detections.
         classes: Names, in label order.
-        pictures: What picture i of the overlaps is called.
-        count: Longest list.
+        image_ids: [N] image ids, in the order of `overlaps`.
+        count: Maximum length of a list.
 
     Returns:
-        `pictures` (how many), `iou`, `score`, and four lists. Boxes are `[x, y, width, height]`.
+        `images` (their number), `iou`, `score`, and four lists. Boxes are `[x, y, width, height]`.
 
-        * `worst`: pictures by what their errors take from the mean average precision (see `ApLoss`); `right`,
-          `wrong` and `missed` count from the threshold on;
-        * `confident_wrong`: false positives, the highest score first, with TIDE's `kind`;
-        * `largest_missed`: objects that no detection above the threshold finds, the largest box first;
-        * `suspects`: where the labels may be wrong. `why` is `unlabelled` (a detection above the threshold
-          of which less than a tenth lies on any object), `other class` (one on an object of another class,
-          `labelled`, which its own class finds with a lower score or not at all) or `unseen` (an object that
-          no detection of any class overlaps by 0.5, whatever its score).
+        * `worst`: images by loss of mAP (see `ApLoss`); `true_positives`, `false_positives` and `missed` at
+          the threshold;
+        * `confident_false_positives`: by descending score, with TIDE's `error_type`;
+        * `largest_missed`: objects without a match above the threshold, by descending box area;
+        * `suspected_label_errors`: by `reason`. `unlabeled`: a detection above the threshold of which less
+          than a tenth lies on any object. `other class`: a detection above the threshold on an object of
+          another class, `labeled_as`, that its own class matches with a lower score or not at all.
+          `undetected`: an object that no detection of any class and score overlaps by IoU 0.5.
     """
-    names = _Names(overlaps, classes, pictures)
-    kind = errors.types
+    ranking = _Ranking(overlaps, result, cross_class, classes, image_ids, count)
     kept = overlaps.predictions.scores >= score
-    seen = np.zeros(len(result.counted), dtype=np.bool_)
-    seen[result.object[kept & result.true_positive]] = True
-    missed = result.counted & ~seen
-    largest = np.flatnonzero(missed)
-    largest = largest[np.argsort(-_areas(overlaps, largest), kind="stable")][:count]
+    detected = np.zeros(len(result.counted), dtype=np.bool_)
+    detected[result.object[kept & result.true_positive]] = True
+    missed = result.counted & ~detected
     return {
-        "images": len(pictures),
+        "images": len(image_ids),
         "iou": FOREGROUND_IOU,
         "score": score,
-        "worst": _worst(overlaps, result, kept, missed, pictures, count),
+        "worst": ranking.worst(kept, missed),
         "confident_false_positives": [
-            names.detection(row) | {"error_type": ERROR_TYPES[kind[row]]}
-            for row in _best(overlaps, result.false_positive, count)
+            ranking.detection(index) | {"error_type": ERROR_TYPES[errors.types[index]]}
+            for index in ranking.highest_scores(result.false_positive)
         ],
-        "largest_missed": [names.object(row) for row in largest.tolist()],
+        "largest_missed": [ranking.object(index) for index in ranking.largest(missed)],
         "suspected_label_errors": [
-            *_unlabelled(overlaps, names, kept & (kind == BACKGROUND), count),
-            *_other_class(overlaps, names, result, cross_class, kept & (kind == CLASSIFICATION), count),
-            *_unseen(overlaps, names, result, cross_class, count),
+            *ranking.unlabeled(kept & (errors.types == BACKGROUND)),
+            *ranking.other_class(kept & (errors.types == CLASSIFICATION)),
+            *ranking.undetected(),
         ],
     }
 
 
 @dataclass(frozen=True, slots=True)
-class _Names:
-    """Rows of the overlaps as people know them."""
+class _Ranking:
+    """Lists of at most `count` entries."""
 
     overlaps: Overlaps
+    result: MatchResult
+    cross_class: CrossClassPairs
     classes: Sequence[str]
-    pictures: Sequence[str]
+    image_ids: Sequence[str]
+    count: int
 
-    def detection(self, row: int) -> dict[str, Any]:
-        found = self.overlaps.predictions
-        return self._named(found.images[row], found.labels[row], found.boxes[row]) | {
-            "score": float(found.scores[row])
-        }
+    def detection(self, index: int) -> dict[str, Any]:
+        """JSON entry of a detection."""
+        predictions = self.overlaps.predictions
+        entry = self._entry(predictions.images[index], predictions.labels[index], predictions.boxes[index])
+        return entry | {"score": float(predictions.scores[index])}
 
-    def object(self, row: int) -> dict[str, Any]:
+    def object(self, index: int) -> dict[str, Any]:
+        """JSON entry of an object."""
         truth = self.overlaps.ground_truth
-        return self._named(truth.images[row], truth.labels[row], truth.boxes[row])
+        return self._entry(truth.images[index], truth.labels[index], truth.boxes[index])
 
-    def _named(self, image: int, label: int, box: NDArray[np.float64]) -> dict[str, Any]:
-        return {
-            "image": self.pictures[image],
-            "class": self.classes[label],
-            "box": [round(side, 2) for side in box.tolist()],
-        }
+    def _entry(self, image: int, label: int, box: NDArray[np.float64]) -> dict[str, Any]:
+        rounded = [round(side, 2) for side in box.tolist()]
+        return {"image": self.image_ids[image], "class": self.classes[label], "box": rounded}
 
+    def highest_scores(self, mask: NDArray[np.bool_], count: int | None = None) -> list[int]:
+        """Indices of the masked detections with the highest scores, descending."""
+        count = self.count if count is None else count
+        indices = np.flatnonzero(mask)
+        scores = self.overlaps.predictions.scores[indices]
+        if len(indices) > count:  # takes a fifth of the time of sorting them all
+            above = scores >= np.partition(scores, -count)[-count]
+            indices, scores = indices[above], scores[above]
+        highest: list[int] = indices[np.argsort(-scores, kind="stable")][:count].tolist()
+        return highest
 
-def _worst(
-    overlaps: Overlaps,
-    result: MatchResult,
-    kept: NDArray[np.bool_],
-    missed: NDArray[np.bool_],
-    pictures: Sequence[str],
-    count: int,
-) -> list[dict[str, Any]]:
-    lost = ApLoss.of(overlaps, result)
-    where, there = overlaps.predictions.images, overlaps.ground_truth.images
-    by_wrong = np.bincount(where, lost.false_positive, len(pictures))
-    by_missed = np.bincount(there, lost.missed, len(pictures))
-    total = by_wrong + by_missed
-    order = np.argsort(-total, kind="stable")[:count]
-    right, wrong = (
-        np.bincount(where[kept & each], minlength=len(pictures))
-        for each in (result.true_positive, result.false_positive)
-    )
-    unfound = np.bincount(there[missed], minlength=len(pictures))
-    return [
-        {
-            "image": pictures[image],
-            "AP50_loss": float(total[image]),
-            "loss_by_false_positives": float(by_wrong[image]),
-            "loss_by_missed": float(by_missed[image]),
-            "true_positives": int(right[image]),
-            "false_positives": int(wrong[image]),
-            "missed": int(unfound[image]),
-        }
-        for image in order.tolist()
-        if total[image] > 0
-    ]
+    def largest(self, mask: NDArray[np.bool_]) -> list[int]:
+        """Indices of the masked objects with the largest boxes, descending."""
+        indices = np.flatnonzero(mask)
+        areas = np.prod(self.overlaps.ground_truth.boxes[indices, 2:], axis=1)
+        largest: list[int] = indices[np.argsort(-areas, kind="stable")][: self.count].tolist()
+        return largest
 
+    def worst(self, kept: NDArray[np.bool_], missed: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """Images by loss of mAP."""
+        loss, num_images = ApLoss.of(self.overlaps, self.result), len(self.image_ids)
+        detection_image, object_image = self.overlaps.predictions.images, self.overlaps.ground_truth.images
+        by_false_positives = np.bincount(detection_image, loss.false_positive, num_images)
+        by_missed = np.bincount(object_image, loss.missed, num_images)
+        total = by_false_positives + by_missed
+        true, false = (
+            np.bincount(detection_image[kept & mask], minlength=num_images)
+            for mask in (self.result.true_positive, self.result.false_positive)
+        )
+        missed_objects = np.bincount(object_image[missed], minlength=num_images)
+        return [
+            {
+                "image": self.image_ids[image],
+                "AP50_loss": float(total[image]),
+                "loss_by_false_positives": float(by_false_positives[image]),
+                "loss_by_missed": float(by_missed[image]),
+                "true_positives": int(true[image]),
+                "false_positives": int(false[image]),
+                "missed": int(missed_objects[image]),
+            }
+            for image in np.argsort(-total, kind="stable")[: self.count].tolist()
+            if total[image] > 0
+        ]
 
-def _best(overlaps: Overlaps, chosen: NDArray[np.bool_], count: int) -> list[int]:
-    """Rows of some detections, the highest score first."""
-    rows = np.flatnonzero(chosen)
-    scores = overlaps.predictions.scores[rows]
-    if len(rows) > count:  # a fifth of the time of sorting them all
-        above = scores >= np.partition(scores, -count)[-count]
-        rows, scores = rows[above], scores[above]
-    best: list[int] = rows[np.argsort(-scores, kind="stable")][:count].tolist()
-    return best
+    def unlabeled(self, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """Masked detections on no object; TIDE's background type disregards crowd and difficult objects."""
+        indices = np.array(self.highest_scores(mask, 8 * self.count), dtype=np.int64)
+        predictions, truth = self.overlaps.predictions.take(indices), self.overlaps.ground_truth
+        start = np.searchsorted(truth.images, predictions.images, side="left")
+        end = np.searchsorted(truth.images, predictions.images, side="right")
+        on_object = np.zeros(len(indices), dtype=np.bool_)
+        for detection, objects in range_pairs(start, end - start):
+            detection, _, common = intersections(predictions, truth, detection, objects)
+            inside = common / np.prod(predictions.boxes[detection, 2:], axis=1)
+            on_object[detection[inside >= BACKGROUND_IOU]] = True
+        unlabeled = indices[~on_object].tolist()[: self.count]
+        return [{"reason": "unlabeled"} | self.detection(index) for index in unlabeled]
 
+    def other_class(self, mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+        """Masked detections whose score exceeds that of their object's own class."""
+        scores, pairs = self.overlaps.predictions.scores, self.cross_class
+        _, target = best_of_each(pairs.detection, pairs.object, pairs.iou, len(scores))
+        own = np.full(len(self.result.counted), -np.inf)
+        own[self.result.object[self.result.true_positive]] = scores[self.result.true_positive]
+        higher = np.zeros(len(scores), dtype=np.bool_)
+        indices = np.flatnonzero(mask)
+        higher[indices] = scores[indices] > own[target[indices]]
+        return [
+            {"reason": "other class"}
+            | self.detection(index)
+            | {"labeled_as": self.classes[self.overlaps.ground_truth.labels[target[index]]]}
+            for index in self.highest_scores(higher)
+        ]
 
-def _unlabelled(
-    overlaps: Overlaps, names: _Names, chosen: NDArray[np.bool_], count: int
-) -> list[dict[str, Any]]:
-    """TIDE's kind leaves objects out that need not be found; a crowd or a difficult object explains too."""
-    rows = np.array(_best(overlaps, chosen, 8 * count), dtype=np.int64)
-    found, truth = overlaps.predictions.take(rows), overlaps.ground_truth
-    start = np.searchsorted(truth.images, found.images, side="left")
-    end = np.searchsorted(truth.images, found.images, side="right")
-    explained = np.zeros(len(rows), dtype=np.bool_)
-    for left, thing in ranges(start, end - start):
-        detection, _, common = intersections(found, truth, left, thing)
-        inside = common / np.prod(found.boxes[detection, 2:], axis=1)
-        explained[detection[inside >= BACKGROUND_IOU]] = True
-    return [{"reason": "unlabeled"} | names.detection(row) for row in rows[~explained].tolist()[:count]]
+    def undetected(self) -> list[dict[str, Any]]:
+        """Objects that no detection of any class overlaps by `FOREGROUND_IOU`."""
+        covered = np.zeros(len(self.result.counted), dtype=np.bool_)
+        covered[self.overlaps.object[self.overlaps.iou >= FOREGROUND_IOU]] = True
+        covered[self.cross_class.object[self.cross_class.iou >= FOREGROUND_IOU]] = True
+        covered |= self._covered_by_true_positives(~covered & self.result.counted)
+        return [
+            {"reason": "undetected"} | self.object(index)
+            for index in self.largest(self.result.counted & ~covered)
+        ]
 
-
-def _other_class(
-    overlaps: Overlaps,
-    names: _Names,
-    result: MatchResult,
-    cross_class: CrossClassPairs,
-    chosen: NDArray[np.bool_],
-    count: int,
-) -> list[dict[str, Any]]:
-    scores = overlaps.predictions.scores
-    _, target = best_of_each(cross_class.detection, cross_class.object, cross_class.iou, len(scores))
-    own = np.full(len(result.counted), -np.inf)
-    own[result.object[result.true_positive]] = scores[result.true_positive]
-    surer = np.zeros(len(scores), dtype=np.bool_)
-    rows = np.flatnonzero(chosen)
-    surer[rows] = scores[rows] > own[target[rows]]
-    return [
-        {"reason": "other class"} | names.detection(row) | {"labeled_as": names.object(target[row])["class"]}
-        for row in _best(overlaps, surer, count)
-    ]
-
-
-def _unseen(
-    overlaps: Overlaps, names: _Names, result: MatchResult, cross_class: CrossClassPairs, count: int
-) -> list[dict[str, Any]]:
-    seen = np.zeros(len(result.counted), dtype=np.bool_)
-    seen[overlaps.object[overlaps.iou >= FOREGROUND_IOU]] = True
-    seen[cross_class.object[cross_class.iou >= FOREGROUND_IOU]] = True
-    seen |= _under_right(overlaps, result, ~seen & result.counted)
-    rows = np.flatnonzero(result.counted & ~seen)
-    rows = rows[np.argsort(-_areas(overlaps, rows), kind="stable")][:count]
-    return [{"reason": "undetected"} | names.object(row) for row in rows.tolist()]
-
-
-def _under_right(overlaps: Overlaps, result: MatchResult, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """[T] of some objects, those under a true positive of another class (not in `CrossClassPairs`)."""
-    things, truth = np.flatnonzero(chosen), overlaps.ground_truth
-    right = overlaps.predictions.take(np.flatnonzero(result.true_positive))
-    start = np.searchsorted(right.images, truth.images[things], side="left")
-    end = np.searchsorted(right.images, truth.images[things], side="right")
-    covered = np.zeros(len(chosen), dtype=np.bool_)
-    for left, detection in ranges(start, end - start):
-        _, thing, iou = pairwise_iou(right, truth, detection, things[left])
-        covered[thing[iou >= FOREGROUND_IOU]] = True
-    return covered
-
-
-def _areas(overlaps: Overlaps, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    areas: NDArray[np.float64] = np.prod(overlaps.ground_truth.boxes[rows, 2:], axis=1)
-    return areas
+    def _covered_by_true_positives(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """[T] masked objects under a true positive of another class, which `CrossClassPairs` leaves out."""
+        indices, truth = np.flatnonzero(mask), self.overlaps.ground_truth
+        detections = self.overlaps.predictions.take(np.flatnonzero(self.result.true_positive))
+        start = np.searchsorted(detections.images, truth.images[indices], side="left")
+        end = np.searchsorted(detections.images, truth.images[indices], side="right")
+        covered = np.zeros(len(mask), dtype=np.bool_)
+        for position, detection in range_pairs(start, end - start):
+            _, objects, iou = pairwise_iou(detections, truth, detection, indices[position])
+            covered[objects[iou >= FOREGROUND_IOU]] = True
+        return covered

@@ -1,11 +1,11 @@
-"""From matches to COCO's arrays of precision, recall and score.
+"""COCO's arrays of precision, recall and score, computed from matches.
 
-pycocotools walks along all detections of a class, 120 times (thresholds x areas x caps). Precision, made
-monotone from the right, can only change where a detection is right, so it is computed there alone: a
-hundredth of the places, the same arithmetic, the same bits.
+pycocotools walks along all detections of a class 120 times (thresholds x area ranges x detection limits).
+Precision, made monotone from the right, only changes at a true positive. Computing it there alone visits a
+hundredth of the detections, with the same arithmetic and the same bits.
 
-Letters: D detections, C classes, N right detections of one area range and cap, T = 10 IoU thresholds,
-R = 101 recalls, A = 4 ranges of area, M = 3 caps.
+Letters: D detections, C classes, N true positives of one area range and limit, T = 10 IoU thresholds,
+R = 101 recalls, A = 4 area ranges, M = 3 limits on detections.
 """
 
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.protocol.matching import (
-    AREAS,
-    EVERY_THRESHOLD,
+    ALL_THRESHOLD_BITS,
+    AREA_RANGES,
     THRESHOLDS,
     Matches,
     area_range_bits,
@@ -27,182 +27,189 @@ from detection.evaluation.protocol.overlaps import Overlaps
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """[101] recalls at which COCO reads precision."""
-CAPS = (1, 10, 100)
-"""Most detections of one class on one picture."""
+DETECTION_LIMITS = (1, 10, 100)
+"""Detections per class and image."""
 
 
 class Arrays(NamedTuple):
-    """`COCOeval.eval`; -1 in classes without objects to find."""
+    """Arrays of `COCOeval.eval`; -1 in classes without objects."""
 
     precision: NDArray[np.float64]
-    """[T, R, C, A, M]."""
+    """[T, R, C, A, M] precision at each recall."""
     recall: NDArray[np.float64]
-    """[T, C, A, M]."""
+    """[T, C, A, M] greatest recall."""
     scores: NDArray[np.float64]
-    """[T, R, C, A, M] the score at which a recall is reached."""
+    """[T, R, C, A, M] score at which each recall is reached."""
 
 
 @dataclass(frozen=True, eq=False)
-class _Line:
-    """The detections of some classes under one cap, class after class, the best score first."""
+class _SortedDetections:
+    """Detections of some classes under one detection limit, by class and descending score."""
 
-    classes: int
-    rows: NDArray[np.int64]
-    """[D] in `Overlaps.predictions`."""
+    num_classes: int
+    indices: NDArray[np.int64]
+    """[D] indices into `Overlaps.predictions`."""
     ranks: NDArray[np.uint8]
-    """[D] places among those of the same picture and class, up to 255."""
+    """[D] positions among those of the same image and class, at most 255."""
     labels: NDArray[np.int64]
-    """[D] rising, from 0 among these classes."""
+    """[D] ascending, counted from the first of these classes."""
     matched: NDArray[np.int64]
-    """[D] bits of the runs, as in `Matches`."""
+    """[D] bits per run, as in `Matches`."""
     ignored: NDArray[np.int64]
-    """[D] likewise."""
+    """[D] bits per run, as in `Matches`."""
 
     @classmethod
-    def of(cls, overlaps: Overlaps, matches: Matches, rows: NDArray[np.int64], first: int, end: int) -> Self:
-        """Those in some rows, of the classes from `first` to before `end`."""
-        ranks = np.minimum(overlaps.rank.take(rows), 255).astype(np.uint8)
-        labels = overlaps.predictions.labels.take(rows) - first
-        return cls(end - first, rows, ranks, labels, matches.matched.take(rows), matches.ignored.take(rows))
+    def of(
+        cls, overlaps: Overlaps, matches: Matches, indices: NDArray[np.int64], first: int, end: int
+    ) -> Self:
+        """Detections at `indices`, of the classes from `first` to before `end`."""
+        ranks = np.minimum(overlaps.rank.take(indices), 255).astype(np.uint8)
+        labels = overlaps.predictions.labels.take(indices) - first
+        matched, ignored = matches.matched.take(indices), matches.ignored.take(indices)
+        return cls(end - first, indices, ranks, labels, matched, ignored)
 
-    def under(self, cap: int) -> "_Line":
-        """Those among the first `cap` of their picture and class."""
-        kept = self.ranks < cap
+    def limited_to(self, limit: int) -> "_SortedDetections":
+        """The first `limit` detections of each image and class."""
+        kept = self.ranks < limit
         if kept.all():
             return self
-        return replace(
-            self,
-            rows=self.rows[kept],
-            ranks=self.ranks[kept],
-            labels=self.labels[kept],
-            matched=self.matched[kept],
-            ignored=self.ignored[kept],
-        )
+        columns = ("indices", "ranks", "labels", "matched", "ignored")
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
     @cached_property
     def starts(self) -> NDArray[np.int64]:
-        """[C + 1] where each class begins."""
-        return np.searchsorted(self.labels, np.arange(self.classes + 1))
+        """[C + 1] first detection of each class."""
+        return np.searchsorted(self.labels, np.arange(self.num_classes + 1))
 
     @cached_property
-    def touched(self) -> NDArray[np.int64]:
-        """Places of those matched in some run; all others are wrong, or ignored, at every threshold alike."""
+    def candidates(self) -> NDArray[np.int64]:
+        """Indices of detections that match in some run; the others are alike at every threshold."""
         return np.flatnonzero(self.matched)
 
 
-def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
-    """Precision over recall of every class, as `COCOeval.accumulate` has it."""
-    shape = (len(THRESHOLDS), len(RECALLS), overlaps.num_classes, len(AREAS), len(CAPS))
-    arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
-    truth = overlaps.ground_truth
-    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
-    objects = []  # of each range of area and class
-    for a in range(len(AREAS)):
-        here = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
-        objects.append(np.bincount(truth.labels[here], minlength=overlaps.num_classes))
-    starts = np.append(0, np.cumsum(np.bincount(overlaps.predictions.labels, minlength=overlaps.num_classes)))
-    for first, end in blocks(starts):
-        mine = Arrays(*(column[..., first:end, :, :] for column in arrays))
-        goals = [_Goal.of(count[first:end]) for count in objects]
-        line = _Line.of(overlaps, matches, overlaps.by_score[starts[first] : starts[end]], first, end)
-        for m, cap in reversed(list(enumerate(CAPS))):
-            line = line.under(cap)
-            for a in range(len(AREAS)):
-                _fill(mine, a, m, overlaps.predictions.scores, line, goals[a])
-    return arrays
-
-
-class _Goal(NamedTuple):
-    """How many objects each class has, and which of them brings which recall."""
+class _RecallTargets(NamedTuple):
+    """Number of objects of each class, and the true positives needed for each recall."""
 
     objects: NDArray[np.int64]
-    """[C]."""
+    """[C] number of objects."""
     needed: NDArray[np.int64]
-    """[C, R] right detections until a recall is reached; at least 1."""
+    """[C, R] true positives needed to reach each recall, at least 1."""
     starts: NDArray[np.int64]
-    """[C] where each class begins in `bins`."""
+    """[C] first entry of each class in `bins`."""
     bins: NDArray[np.int64]
-    """The last of the 101 recalls that the first, second, … right detection of a class reaches."""
+    """Last of the 101 recalls that the first, second, … true positive of a class reaches."""
 
     @classmethod
-    def of(cls, objects: NDArray[np.int64]) -> "_Goal":
+    def of(cls, objects: NDArray[np.int64]) -> "_RecallTargets":
         starts = np.cumsum(objects) - objects
         recall = (np.arange(objects.sum()) - np.repeat(starts, objects) + 1.0) / np.repeat(objects, objects)
         needed = np.ones((len(objects), len(RECALLS)), dtype=np.int64)
         for label in np.flatnonzero(objects):
-            mine = recall[starts[label] : starts[label] + objects[label]]
-            needed[label] = np.searchsorted(mine, RECALLS, side="left") + 1
+            of_class = recall[starts[label] : starts[label] + objects[label]]
+            needed[label] = np.searchsorted(of_class, RECALLS, side="left") + 1
         return cls(objects, needed, starts, np.searchsorted(RECALLS, recall, side="right") - 1)
 
 
-def _fill(arrays: Arrays, a: int, m: int, scores: NDArray[np.float64], line: _Line, goal: _Goal) -> None:
-    """Write one range of area and one cap into the arrays."""
-    low, starts, touched = len(THRESHOLDS) * a, line.starts, line.touched
-    labels = line.labels[touched]
-    first = np.searchsorted(labels, np.arange(len(starts)))
-    counts, matched = ~line.ignored[touched], line.matched[touched]
-    right = _spread((matched & counts) >> low)  # [T, touched]
-    wrong = _spread((~matched & counts) >> low)
-    t, place = np.nonzero(right)  # [N], class after class for each threshold
-    label = labels[place]
+def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
+    """Precision over recall of every class, as computed by `COCOeval.accumulate`."""
+    num_classes, truth = overlaps.num_classes, overlaps.ground_truth
+    shape = (len(THRESHOLDS), len(RECALLS), num_classes, len(AREA_RANGES), len(DETECTION_LIMITS))
+    arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
+    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
+    objects = []  # per area range and class
+    for a in range(len(AREA_RANGES)):
+        in_range = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
+        objects.append(np.bincount(truth.labels[in_range], minlength=num_classes))
+    starts = np.append(0, np.cumsum(np.bincount(overlaps.predictions.labels, minlength=num_classes)))
+    for first, end in blocks(starts):
+        views = Arrays(*(column[..., first:end, :, :] for column in arrays))
+        targets = [_RecallTargets.of(count[first:end]) for count in objects]
+        indices = overlaps.by_score[starts[first] : starts[end]]
+        detections = _SortedDetections.of(overlaps, matches, indices, first, end)
+        for m, limit in reversed(list(enumerate(DETECTION_LIMITS))):
+            detections = detections.limited_to(limit)
+            for a in range(len(AREA_RANGES)):
+                _fill(views, a, m, overlaps.predictions.scores, detections, targets[a])
+    return arrays
 
-    classes, shape = len(goal.objects), (len(THRESHOLDS), len(goal.objects), len(RECALLS))
-    reached = np.bincount(t * classes + label, minlength=shape[0] * classes).reshape(shape[:2])
-    true = np.arange(1, len(t) + 1) - (np.cumsum(reached) - reached.ravel())[t * classes + label]
-    false = _since_start(np.cumsum(wrong, axis=1, dtype=np.int32), t, place, first[label])
-    plain = _bit(line.ignored, low) == 0
-    plain[touched] = False
-    before = np.zeros(len(plain) + 1, dtype=np.int32)
-    np.cumsum(plain, out=before[1:])
-    false += before[touched[place]] - before[starts[label]]
+
+def _fill(
+    arrays: Arrays,
+    a: int,
+    m: int,
+    scores: NDArray[np.float64],
+    detections: _SortedDetections,
+    targets: _RecallTargets,
+) -> None:
+    """Write area range `a` under detection limit `m` into the arrays."""
+    shift, starts, candidates = len(THRESHOLDS) * a, detections.starts, detections.candidates
+    candidate_labels = detections.labels[candidates]
+    first = np.searchsorted(candidate_labels, np.arange(len(starts)))
+    counted, matched = ~detections.ignored[candidates], detections.matched[candidates]
+    true_positive = _per_threshold((matched & counted) >> shift)  # [T, candidates]
+    false_positive = _per_threshold((~matched & counted) >> shift)
+    t, position = np.nonzero(true_positive)  # [N], by threshold and class
+    label = candidate_labels[position]
+
+    num_classes = len(targets.objects)
+    reached = np.bincount(t * num_classes + label, minlength=len(THRESHOLDS) * num_classes)
+    true = np.arange(1, len(t) + 1) - (np.cumsum(reached) - reached)[t * num_classes + label]
+    reached = reached.reshape(len(THRESHOLDS), num_classes)
+    false = _since_class_start(np.cumsum(false_positive, axis=1, dtype=np.int32), t, position, first[label])
+    always_false = _bit(detections.ignored, shift) == 0
+    always_false[candidates] = False
+    before = np.zeros(len(always_false) + 1, dtype=np.int32)
+    np.cumsum(always_false, out=before[1:])
+    false += before[candidates[position]] - before[starts[label]]
     precision = true / (false.astype(np.float64) + true + np.spacing(1))
 
-    best = np.zeros(shape)
-    np.maximum.at(best, (t, label, goal.bins[goal.starts[label] + true - 1]), precision)
+    best = np.zeros((*reached.shape, len(RECALLS)))
+    np.maximum.at(best, (t, label, targets.bins[targets.starts[label] + true - 1]), precision)
     best = np.maximum.accumulate(best[:, :, ::-1], axis=2)[:, :, ::-1]
 
-    known = np.flatnonzero(goal.objects)
+    known = np.flatnonzero(targets.objects)
     arrays.precision[:, :, known, a, m] = best[:, known].transpose(0, 2, 1)
-    arrays.recall[:, known, a, m] = reached[:, known] / goal.objects[known]
-    score = _scores(scores, line.rows, starts, line.rows[touched[place]], reached, goal)
-    arrays.scores[:, :, known, a, m] = score[:, known].transpose(0, 2, 1)
+    arrays.recall[:, known, a, m] = reached[:, known] / targets.objects[known]
+    at_recall = _scores_at_recall(
+        scores, detections, detections.indices[candidates[position]], reached, targets
+    )
+    arrays.scores[:, :, known, a, m] = at_recall[:, known].transpose(0, 2, 1)
 
 
-def _spread(bits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[T, n] the lowest bits of each number, a row a threshold."""
-    few = (bits & EVERY_THRESHOLD).astype(np.uint16)
+def _per_threshold(bits: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[T, n] lowest ten bits of each number."""
+    few = (bits & ALL_THRESHOLD_BITS).astype(np.uint16)
     return (few >> np.arange(len(THRESHOLDS), dtype=np.uint16)[:, None] & 1).astype(np.bool_)
 
 
 def _bit(numbers: NDArray[np.int64], bit: int) -> NDArray[np.uint8]:
-    """[n] not 0 where a bit is set; reads the one byte that holds it, as this runs over all detections."""
+    """[n] nonzero where a bit is set; reads only the byte that holds it, as this runs over all detections."""
     octets = numbers.astype("<i8", copy=False).view(np.uint8)
-    mine: NDArray[np.uint8] = octets[bit // 8 :: 8] & np.uint8(1 << bit % 8)
-    return mine
+    masked: NDArray[np.uint8] = octets[bit // 8 :: 8] & np.uint8(1 << bit % 8)
+    return masked
 
 
-def _since_start(
-    total: NDArray[np.int32], t: NDArray[np.int64], place: NDArray[np.int64], start: NDArray[np.int64]
+def _since_class_start(
+    total: NDArray[np.int32], t: NDArray[np.int64], position: NDArray[np.int64], start: NDArray[np.int64]
 ) -> NDArray[np.int32]:
-    """[N] a running total at some places, less what it was before the class began."""
-    since: NDArray[np.int32] = total[t, place] - np.where(start > 0, total[t, start - 1], 0)
+    """[N] running total at some positions minus its value before the class begins."""
+    since: NDArray[np.int32] = total[t, position] - np.where(start > 0, total[t, start - 1], 0)
     return since
 
 
-def _scores(
+def _scores_at_recall(
     scores: NDArray[np.float64],
-    rows: NDArray[np.int64],
-    line_starts: NDArray[np.int64],
-    right: NDArray[np.int64],
+    detections: _SortedDetections,
+    true_positives: NDArray[np.int64],
     reached: NDArray[np.int64],
-    goal: _Goal,
+    targets: _RecallTargets,
 ) -> NDArray[np.float64]:
-    """[T, C, R] the score of the detection that reaches a recall; recall 0 is reached by the first of all."""
+    """[T, C, R] score of the detection that reaches a recall; recall 0 is reached by the first detection."""
     starts = (np.cumsum(reached) - reached.ravel()).reshape(reached.shape)
-    is_reached = goal.needed <= reached[:, :, None]
-    which = np.where(is_reached, starts[:, :, None] + goal.needed - 1, 0)
-    at_recall = scores[right][which] if len(right) else np.zeros(which.shape)
+    is_reached = targets.needed <= reached[:, :, None]
+    which = np.where(is_reached, starts[:, :, None] + targets.needed - 1, 0)
+    at_recall = scores[true_positives][which] if len(true_positives) else np.zeros(which.shape)
     result = np.where(is_reached, at_recall, 0.0)
-    some = np.flatnonzero(np.diff(line_starts))
-    result[:, some, 0] = scores[rows[line_starts[some]]]
+    some = np.flatnonzero(np.diff(detections.starts))
+    result[:, some, 0] = scores[detections.indices[detections.starts[some]]]
     return result

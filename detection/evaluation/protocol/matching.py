@@ -1,8 +1,9 @@
-"""COCO's greedy matching, at ten IoU thresholds and in four ranges of area at once.
+"""COCO's greedy matching at ten IoU thresholds and in four area ranges at once.
 
-pycocotools runs the same loop over detections and objects forty times for every picture and class. Its state
-is one bit a run: is this detection matched, is this object taken. Here forty such bits are one integer, bit
-`10 * area range + threshold`, and one pass over the pairs of the sparse overlap does all runs.
+pycocotools runs the same loop over detections and objects forty times per image and class, once per threshold
+and area range. The state of a run is one bit: is this detection matched, is this object taken. Here the
+forty bits are one integer, bit `10 * area range + threshold`, and one pass over the overlapping pairs does
+all runs.
 
 Letters: D detections, T objects, P pairs.
 """
@@ -17,135 +18,131 @@ from detection.evaluation.protocol.overlaps import Overlaps
 Bits = NDArray[np.int64]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-AREAS = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]], dtype=np.float64)
+AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]], dtype=np.float64)
 """Square pixels, both ends included: all, small, medium, large."""
 MAX_DETECTIONS = 100
-"""Of one class on one picture; the best scores are kept."""
-EVERY_THRESHOLD = (1 << len(THRESHOLDS)) - 1
-LOWEST = 1
-"""The bit of IoU 0.5 and objects of every size."""
+"""Detections per class and image; the highest scores are kept."""
+ALL_THRESHOLD_BITS = (1 << len(THRESHOLDS)) - 1
+IOU_50_BIT = 1
+"""Bit of IoU 0.5 and objects of all sizes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Matches:
-    """What COCO's matching says of every detection of an `Overlaps`, in its order."""
+    """COCO's matching of every detection of an `Overlaps`, in its order."""
 
     matched: Bits
-    """[D] the detection has an object, of whatever kind."""
+    """[D] runs in which the detection has an object, ignored or not."""
     ignored: Bits
-    """[D] it does not count: on an ignored object, or on none while its own area is out of range."""
+    """[D] runs in which the detection does not count: it has an ignored object, or none and its own area is
+    out of range."""
     object: NDArray[np.int64]
-    """[D] the object it has at IoU 0.5 and among all sizes, a row of `Overlaps.ground_truth`; -1: none."""
+    """[D] index into `Overlaps.ground_truth` of the object at IoU 0.5 and all sizes; -1: none."""
 
     @property
     def true_positive(self) -> Bits:
-        """[D] true positives."""
+        """[D] runs in which the detection is a true positive."""
         return self.matched & ~self.ignored
 
     @property
     def false_positive(self) -> Bits:
-        """[D] false positives; of detections beyond `MAX_DETECTIONS` it means nothing."""
+        """[D] runs in which the detection is a false positive; undefined beyond `MAX_DETECTIONS`."""
         return ~self.matched & ~self.ignored
 
 
 def area_range_bits(areas: NDArray[np.float64]) -> Bits:
-    """The bits of those ranges that hold an area, at every threshold."""
+    """Bits of the area ranges that contain an area, at every threshold."""
     bits = np.zeros(len(areas), dtype=np.int64)
-    for a, (low, high) in enumerate(AREAS.tolist()):
-        bits[(areas >= low) & (areas <= high)] |= EVERY_THRESHOLD << (len(THRESHOLDS) * a)
+    for a, (low, high) in enumerate(AREA_RANGES.tolist()):
+        bits[(areas >= low) & (areas <= high)] |= ALL_THRESHOLD_BITS << (len(THRESHOLDS) * a)
     return bits
 
 
 def match(overlaps: Overlaps) -> Matches:
     """Match detections with objects as `COCOeval.evaluateImg` does.
 
-    Best score first, each detection takes the object that it overlaps most and that is still free (a crowd
-    always is), the later in the file of equals; an ignored one, or one out of the range of areas, only if no
-    other is left.
+    In order of descending score, each detection takes the object of greatest overlap that is still free (a
+    crowd always is); of equal overlaps, the last in the file. It takes an object that is ignored or out of
+    the area range only if no other is left.
     """
     matched, ignored, taken = np.empty((3, len(overlaps.predictions.scores)), dtype=np.int64)
-    for part, rows, first in overlaps.parts():
-        one = _match(part)
-        matched[rows], ignored[rows] = one.matched, one.ignored
-        taken[rows] = np.where(one.object >= 0, one.object + first, -1)
+    for part, detections, first_object in overlaps.parts():
+        matches = _match_part(part)
+        matched[detections], ignored[detections] = matches.matched, matches.ignored
+        taken[detections] = np.where(matches.object >= 0, matches.object + first_object, -1)
     return Matches(matched=matched, ignored=ignored, object=taken)
 
 
-def _match(overlaps: Overlaps) -> Matches:
-    """Of a few pictures."""
-    truth, found = overlaps.ground_truth, overlaps.predictions
-    counts = np.where(truth.ignored, 0, area_range_bits(truth.areas))
+def _match_part(overlaps: Overlaps) -> Matches:
+    truth, predictions = overlaps.ground_truth, overlaps.predictions
+    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
     pairs = np.flatnonzero(
         (overlaps.coco_iou >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS)
     )
-    detection, thing, cover = overlaps.detection[pairs], overlaps.object[pairs], overlaps.coco_iou[pairs]
-    reached = _reached(cover)
+    detection, object_, iou = overlaps.detection[pairs], overlaps.object[pairs], overlaps.coco_iou[pairs]
+    reached = _reached(iou)
 
-    matched, ignored = np.zeros((2, len(found.scores)), dtype=np.int64)
-    taken = np.full(len(found.scores), -1)
-    rivals = np.bincount(thing, minlength=len(truth.areas))
-    choices = np.bincount(detection, minlength=len(found.scores))
-    alone = (choices[detection] == 1) & ((rivals[thing] == 1) | truth.ignored[thing])
+    # A detection with one candidate that no other detection competes for is matched without the loop.
+    matched, ignored = np.zeros((2, len(predictions.scores)), dtype=np.int64)
+    taken = np.full(len(predictions.scores), -1)
+    rivals = np.bincount(object_, minlength=len(truth.areas))
+    candidates = np.bincount(detection, minlength=len(predictions.scores))
+    alone = (candidates[detection] == 1) & ((rivals[object_] == 1) | truth.ignored[object_])
     matched[detection[alone]] = reached[alone]
-    ignored[detection[alone]] = reached[alone] & ~counts[thing[alone]]
-    taken[detection[alone]] = thing[alone]  # each reaches 0.5
+    ignored[detection[alone]] = reached[alone] & ~counted[object_[alone]]
+    taken[detection[alone]] = object_[alone]  # every pair reaches 0.5
 
     rest = np.flatnonzero(~alone)
-    _take_turns(
-        (detection[rest], thing[rest], cover[rest], reached[rest]),
-        counts,
-        truth.ignored,
-        matched,
-        ignored,
-        taken,
-    )
-    outside = ~area_range_bits(found.boxes[:, 2] * found.boxes[:, 3])
+    contested = (detection[rest], object_[rest], iou[rest], reached[rest])
+    _match_contested(contested, counted, truth.ignored, matched, ignored, taken)
+    outside = ~area_range_bits(predictions.boxes[:, 2] * predictions.boxes[:, 3])
     return Matches(matched=matched, ignored=ignored | (outside & ~matched), object=taken)
 
 
-def _reached(cover: NDArray[np.float64]) -> Bits:
-    """[P] the bits of the thresholds that an overlap reaches, in every range of area."""
-    thresholds = np.searchsorted(THRESHOLDS, cover, side="right")
-    everywhere = np.sum(1 << (len(THRESHOLDS) * np.arange(len(AREAS))))
-    bits: Bits = ((1 << thresholds) - 1) * everywhere
+def _reached(iou: NDArray[np.float64]) -> Bits:
+    """[P] bits of the thresholds that an overlap reaches, in every area range."""
+    thresholds = np.searchsorted(THRESHOLDS, iou, side="right")
+    area_ranges = np.sum(1 << (len(THRESHOLDS) * np.arange(len(AREA_RANGES))))
+    bits: Bits = ((1 << thresholds) - 1) * area_ranges
     return bits
 
 
-def _take_turns(
+def _match_contested(
     pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Bits],
-    counts: Bits,
+    counted: Bits,
     crowd: NDArray[np.bool_],
     matched: Bits,
     ignored: Bits,
     taken: NDArray[np.int64],
 ) -> None:
-    """Settle the pairs whose object or detection has others; writes into the last three.
+    """Match pairs whose object or detection has several candidates; writes into the last three arguments.
 
-    A pair comes up twice: among the runs where its object counts, and behind all of those, where it does not.
+    Each pair occurs twice: once with the runs in which its object counts, and behind all of those of the
+    detection with the runs in which its object is ignored.
     """
-    detection, thing, cover, reached = (np.concatenate([column, column]) for column in pairs)
+    detection, object_, iou, reached = (np.concatenate([column, column]) for column in pairs)
     late = np.repeat([False, True], len(pairs[0]))
-    reached &= np.where(late, ~counts[thing], counts[thing])
+    reached &= np.where(late, ~counted[object_], counted[object_])
     kept = np.flatnonzero(reached)
-    order = kept[np.lexsort((-thing[kept], -cover[kept], late[kept], detection[kept]))]
-    numbers, place = np.unique(thing[order], return_inverse=True)
-    free = [-1] * len(numbers)  # all bits set
-    closes = np.where(crowd[numbers], 0, -1).tolist()
-    columns = (detection[order], place, numbers[place], reached[order], late[order])
-    current, open_runs, has, skips, first = -1, 0, 0, 0, -1
+    order = kept[np.lexsort((-object_[kept], -iou[kept], late[kept], detection[kept]))]
+    objects, position = np.unique(object_[order], return_inverse=True)
+    free = [-1] * len(objects)  # all bits set
+    closes = np.where(crowd[objects], 0, -1).tolist()
+    columns = (detection[order], position, objects[position], reached[order], late[order])
+    current, open_runs, won_runs, ignored_runs, first = -1, 0, 0, 0, -1
     for d, i, t, bits, is_late in zip(*(column.tolist() for column in columns), strict=True):
         if d != current:
-            if has:
-                matched[current], ignored[current], taken[current] = has, skips, first
-            current, open_runs, has, skips, first = d, -1, 0, 0, -1
+            if won_runs:
+                matched[current], ignored[current], taken[current] = won_runs, ignored_runs, first
+            current, open_runs, won_runs, ignored_runs, first = d, -1, 0, 0, -1
         won = bits & open_runs & free[i]
         if won:
             open_runs &= ~won
             free[i] &= ~(won & closes[i])
-            has |= won
+            won_runs |= won
             if is_late:
-                skips |= won
-            if won & LOWEST:
+                ignored_runs |= won
+            if won & IOU_50_BIT:
                 first = t
-    if has:
-        matched[current], ignored[current], taken[current] = has, skips, first
+    if won_runs:
+        matched[current], ignored[current], taken[current] = won_runs, ignored_runs, first

@@ -1,6 +1,6 @@
-"""pycocotools beside our own evaluator: the oracle of the tests and of `verify`.
+"""pycocotools as the oracle of the tests and of `verify`.
 
-It gets its structures in memory, from the arrays, and prints nothing. Imported late: it is slow and large.
+It reads its structures from memory and prints nothing. It is imported late because it is slow and large.
 """
 
 import contextlib
@@ -8,116 +8,90 @@ import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from detection.errors import VerificationError
-from detection.evaluation.protocol.accumulate import Arrays
+from detection.evaluation.protocol.accumulate import DETECTION_LIMITS, RECALLS, Arrays
 from detection.evaluation.protocol.coco_metrics import STATS, CocoScore
+from detection.evaluation.protocol.matching import AREA_RANGES, THRESHOLDS
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
 
 
-def score(truth: GroundTruth, found: Predictions, classes: int) -> CocoScore:
-    """The twelve numbers and the arrays by pycocotools itself."""
+def score(ground_truth: GroundTruth, predictions: Predictions, num_classes: int) -> CocoScore:
+    """The twelve metrics and their arrays, computed by pycocotools."""
     from pycocotools.cocoeval import COCOeval
 
-    images = np.union1d(truth.images, found.images)
+    images = np.union1d(ground_truth.images, predictions.images)
     if len(images) == 0:
-        return CocoScore.of(_nothing(classes))
+        return CocoScore.of(_empty_arrays(num_classes))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluator = COCOeval(
-            _coco(images, classes, _objects(truth)), _coco(images, classes, _boxes(found)), "bbox"
+            _coco(images, num_classes, _annotations(ground_truth)),
+            _coco(images, num_classes, _annotations(predictions)),
+            "bbox",
         )
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     values = (float(value) if value > -1 else float("nan") for value in evaluator.stats)
-    arrays = Arrays(*(evaluator.eval[name] for name in ("precision", "recall", "scores")))
+    arrays = Arrays(*(evaluator.eval[name] for name in Arrays._fields))
     return CocoScore(stats=dict(zip(STATS, values, strict=True)), arrays=arrays)
 
 
 def verify(overlaps: Overlaps, ours: CocoScore) -> None:
-    """Score once more by pycocotools and compare every number.
+    """Score again with pycocotools and compare every number.
 
     Raises:
-        VerificationError: A number differs, be it in the last bit.
+        VerificationError: A number differs, even in the last bit.
     """
-    truth = overlaps.ground_truth.take(
-        np.argsort(overlaps.object_order)
-    )  # as it was given: our sorting is judged too
-    theirs = score(
-        truth, overlaps.predictions.take(np.argsort(overlaps.detection_order)), overlaps.num_classes
-    )
+    # In input order, so that the sorting of `Overlaps` is verified too.
+    ground_truth = overlaps.ground_truth.take(np.argsort(overlaps.object_order))
+    predictions = overlaps.predictions.take(np.argsort(overlaps.detection_order))
+    theirs = score(ground_truth, predictions, overlaps.num_classes)
     for name in STATS:
-        mine, other = ours.stats[name], theirs.stats[name]
-        if mine != other and not (np.isnan(mine) and np.isnan(other)):
-            raise VerificationError(f"{name} is {mine!r} and pycocotools says {other!r}; please report it")
-    for name in Arrays._fields:
-        mine, other = getattr(ours.arrays, name), getattr(theirs.arrays, name)
-        if not np.array_equal(mine, other):
-            where = tuple(np.argwhere(mine != other)[0].tolist())
+        value, expected = ours.stats[name], theirs.stats[name]
+        if value != expected and not (np.isnan(value) and np.isnan(expected)):
             raise VerificationError(
-                f"{name} at {where} is {mine[where]} and pycocotools says {other[where]}; please report it"
+                f"{name} is {value!r}, but pycocotools computes {expected!r}; please report it"
+            )
+    for name in Arrays._fields:
+        values, wanted = getattr(ours.arrays, name), getattr(theirs.arrays, name)
+        if not np.array_equal(values, wanted):
+            at = tuple(np.argwhere(values != wanted)[0].tolist())
+            raise VerificationError(
+                f"{name} at {at} is {values[at]}, but pycocotools computes {wanted[at]}; please report it"
             )
 
 
-def _nothing(classes: int) -> Arrays:
-    return Arrays(
-        np.full((10, 101, classes, 4, 3), -1.0),
-        np.full((10, classes, 4, 3), -1.0),
-        np.full((10, 101, classes, 4, 3), -1.0),
-    )
+def _empty_arrays(num_classes: int) -> Arrays:
+    """`COCOeval.eval` of a split without images, which pycocotools itself cannot score."""
+    counts = (num_classes, len(AREA_RANGES), len(DETECTION_LIMITS))
+    precision = np.full((len(THRESHOLDS), len(RECALLS), *counts), -1.0)
+    return Arrays(precision, np.full((len(THRESHOLDS), *counts), -1.0), precision.copy())
 
 
-def _objects(truth: GroundTruth) -> list[dict[str, Any]]:
-    crowd = truth.ignored.astype(int).tolist()
-    columns = zip(
-        truth.images.tolist(),
-        truth.labels.tolist(),
-        truth.boxes.tolist(),
-        truth.areas.tolist(),
-        crowd,
-        strict=True,
-    )
-    return [
-        {
-            "id": number,  # from 1: pycocotools reads a match with 0 as no match
-            "image_id": image,
-            "category_id": label,
-            "bbox": box,
-            "area": area,
-            "iscrowd": ignored,
-        }
-        for number, (image, label, box, area, ignored) in enumerate(columns, start=1)
-    ]
+def _annotations(side: GroundTruth | Predictions) -> list[dict[str, Any]]:
+    """COCO annotations; ids start at 1, as pycocotools reads a match with id 0 as no match."""
+    columns = {"image_id": side.images, "category_id": side.labels, "bbox": side.boxes}
+    if isinstance(side, GroundTruth):
+        columns |= {"area": side.areas, "iscrowd": side.ignored.astype(np.int64)}
+    else:
+        crowd = np.zeros(len(side.scores), dtype=np.int64)
+        columns |= {"area": side.boxes[:, 2] * side.boxes[:, 3], "iscrowd": crowd, "score": side.scores}
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [{"id": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)]
 
 
-def _boxes(found: Predictions) -> list[dict[str, Any]]:
-    columns = zip(
-        found.images.tolist(), found.labels.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True
-    )
-    return [
-        {
-            "id": number,
-            "image_id": image,
-            "category_id": label,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-            "score": score,
-        }
-        for number, (image, label, box, score) in enumerate(columns, start=1)
-    ]
-
-
-def _coco(images: np.ndarray[Any, Any], classes: int, annotations: list[dict[str, Any]]) -> "COCO":
+def _coco(images: NDArray[np.int64], num_classes: int, annotations: list[dict[str, Any]]) -> "COCO":
     from pycocotools.coco import COCO
 
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image} for image in images.tolist()],
-        "categories": [{"id": label, "name": str(label)} for label in range(classes)],
+        "categories": [{"id": label, "name": str(label)} for label in range(num_classes)],
         "annotations": annotations,
     }
     coco.createIndex()

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
-from detection.evaluation.protocol.ordering import best_first, blocks, ranges, runs
+from detection.evaluation.protocol.ordering import argsort_by_key, blocks, range_pairs, run_starts
 from detection.evaluation.protocol.results import SplitDetections
 
 
@@ -91,17 +91,17 @@ class Overlaps:
     @cached_property
     def by_score(self) -> NDArray[np.int64]:
         """[D] indices into `predictions` by class and descending score; equal scores by image, then rank."""
-        return best_first(self.predictions.labels, self.predictions.scores)
+        return argsort_by_key(self.predictions.labels, self.predictions.scores)
 
     @classmethod
     def of(cls, ground_truth: GroundTruth, predictions: Predictions, num_classes: int) -> "Overlaps":
         """Sort both sides and find the overlapping pairs."""
         object_keys, detection_keys = _keys(ground_truth, num_classes), _keys(predictions, num_classes)
         object_order = np.argsort(object_keys, kind="stable")
-        detection_order = best_first(detection_keys, predictions.scores)
+        detection_order = argsort_by_key(detection_keys, predictions.scores)
         ground_truth, object_keys = ground_truth.take(object_order), object_keys.take(object_order)
         predictions, detection_keys = predictions.take(detection_order), detection_keys.take(detection_order)
-        starts = runs(detection_keys)  # of each image and class
+        starts = run_starts(detection_keys)  # of each image and class
         first = starts[:-1]
         start = np.searchsorted(object_keys, detection_keys[first], side="left")
         count = np.searchsorted(object_keys, detection_keys[first], side="right") - start
@@ -112,7 +112,7 @@ class Overlaps:
             rank[offset : starts[high]] = np.arange(offset, starts[high]) - np.repeat(
                 first[low:high], lengths
             )
-            for detection, objects in ranges(
+            for detection, objects in range_pairs(
                 np.repeat(start[low:high], lengths), np.repeat(count[low:high], lengths)
             ):
                 parts.append(_overlapping(ground_truth, predictions, offset + detection, objects))
@@ -156,7 +156,7 @@ class Overlaps:
             A part, with indices relative to it; its slice of the detections; the index of its first object.
         """
         images = self.predictions.images
-        starts = runs(images)
+        starts = run_starts(images)
         for begin, end in blocks(starts):
             low, high = starts[[begin, end]].tolist()
             first = int(np.searchsorted(self.ground_truth.images, images[low], side="left"))

@@ -1,6 +1,6 @@
-"""A split's detections, packed: a handful of arrays instead of a list of dictionaries.
+"""Detections of a split as packed arrays.
 
-Letters: D detections in all, N pictures of the index.
+Letters: D detections of the split, M detections of an image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,16 @@ from detection.data.index import Index
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitDetections:
-    """Detections over the pictures of an `Index`, in any order."""
+    """Detections on the images of an `Index`, in any order."""
 
     images: NDArray[np.int64]
-    """[D], the picture's row in the index."""
+    """[D] rows of the images in the index."""
     boxes: NDArray[np.float32]
-    """[D, 4] `x1, y1, x2, y2`, absolute pixels of the original picture, 0-based, half-open."""
+    """[D, 4] `x1, y1, x2, y2`, absolute pixels of the original image, 0-based, half-open."""
     scores: NDArray[np.float32]
-    """[D]."""
+    """[D] confidence."""
     labels: NDArray[np.int64]
-    """[D], classes from 0."""
+    """[D] classes, from 0."""
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -38,7 +38,7 @@ class SplitDetections:
     def pack(
         cls, images: ArrayLike, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
     ) -> "SplitDetections":
-        """Results from anything numpy reads, cast to the packed types; shapes as in the fields."""
+        """Pack anything that numpy can convert, cast to the types of the fields."""
         return cls(
             np.asarray(images, dtype=np.int64).reshape(-1),
             np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
@@ -50,31 +50,31 @@ class SplitDetections:
     def of_image(
         cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
     ) -> "SplitDetections":
-        """The detections of one picture.
+        """Detections of one image.
 
         Args:
-            image: The picture's row in the index.
-            boxes: [M, 4], `x1, y1, x2, y2` in pixels of the original picture.
-            scores: [M].
-            labels: [M], classes from 0.
+            image: Row of the image in the index.
+            boxes: [M, 4] `x1, y1, x2, y2` in pixels of the original image.
+            scores: [M] confidence.
+            labels: [M] classes, from 0.
         """
         return cls.pack(np.full(np.size(scores), image), boxes, scores, labels)
 
     @classmethod
     def concat(cls, parts: Sequence["SplitDetections"]) -> "SplitDetections":
-        """Join parts in their order; no parts give no detections."""
+        """Concatenate parts in order; no parts give no detections."""
         parts = [cls.pack([], [], [], []), *parts]
         return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    def select(self, rows: NDArray[Any]) -> "SplitDetections":
-        """The detections of some rows, by a mask [D] or row numbers."""
-        return SplitDetections(self.images[rows], self.boxes[rows], self.scores[rows], self.labels[rows])
+    def select(self, indices: NDArray[Any]) -> "SplitDetections":
+        """Return the detections selected by a mask [D] or by indices."""
+        return SplitDetections(*(getattr(self, field.name)[indices] for field in fields(self)))
 
     def to_coco(self, index: Index) -> list[dict[str, Any]]:
-        """As the list a COCO results file holds.
+        """Return the list of a COCO results file.
 
-        Boxes are `x, y, width, height`, category ids count from 1, image ids are `index.image_ids()`.
-        Sides are taken in float64, so that `from_coco` gives the same float32 corners back.
+        Boxes are `x, y, width, height`, category ids start at 1, image ids are `index.image_ids()`. Sizes are
+        computed in float64, so that `from_coco` restores the same float32 corners.
         """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -91,18 +91,18 @@ class SplitDetections:
         ]
 
     @classmethod
-    def from_coco(cls, index: Index, rows: Sequence[Mapping[str, Any]]) -> "SplitDetections":
-        """Read back what `to_coco` wrote for the same index.
+    def from_coco(cls, index: Index, results: Sequence[Mapping[str, Any]]) -> "SplitDetections":
+        """Read the list that `to_coco` returned for the same index.
 
         Raises:
-            KeyError: A picture that the index does not have.
+            KeyError: An image id is not in the index.
         """
         row_of = {image_id: row for row, image_id in enumerate(index.image_ids().tolist())}
-        boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+        boxes = np.array([one["bbox"] for one in results], dtype=np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return cls.pack(
-            [row_of[row["image_id"]] for row in rows],
+            [row_of[one["image_id"]] for one in results],
             boxes,
-            [row["score"] for row in rows],
-            [row["category_id"] - 1 for row in rows],
+            [one["score"] for one in results],
+            [one["category_id"] - 1 for one in results],
         )
