@@ -63,7 +63,7 @@ def main() -> None:
     detector, peer = build(CASES["ssd300"], CLASSES)
     assert isinstance(detector, SSD)
     maps = [(side, side) for side in (38, 19, 10, 5, 3, 1)]
-    priors = detector.priors(maps, (SIDE, SIDE))
+    priors = detector.anchors(maps, (SIDE, SIDE))
     inside = torch.tensor([[SIDE, SIDE]] * BATCH)
     sizes, ratios = ImageSizes(inside, inside), []
     print(f"SSD300, batch {BATCH}, {CLASSES} classes, {rounds} rounds, CPU time")

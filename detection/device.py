@@ -1,4 +1,4 @@
-"""Which device, and in which precision."""
+"""Choice of device, number of devices and precision."""
 
 from contextlib import AbstractContextManager
 
@@ -8,52 +8,54 @@ from detection.errors import ParamsError
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: a GPU where there is one.
+    """Device by name; `auto` is a GPU if available, else the CPU.
 
     Raises:
-        ParamsError: A GPU is asked for and there is none.
+        ParamsError: `cuda` on a machine without a GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("params.yaml: device: cuda is asked for and there is no GPU here; set device: auto")
+        raise ParamsError("params.yaml: device: cuda, but no GPU is available; set device: auto")
     return torch.device(name)
 
 
 def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int:
-    """How many devices train together: `auto` is all GPUs that can share a batch equally, or one CPU.
+    """Number of devices to train on; `auto` is one CPU, or the most GPUs that divide the batch evenly.
 
     Raises:
-        ParamsError: More GPUs are asked for than there are.
+        ParamsError: More GPUs than available.
     """
-    there = torch.cuda.device_count() if device.type == "cuda" else None
+    available = torch.cuda.device_count() if device.type == "cuda" else None
     if isinstance(count, str):
-        return max(n for n in range(1, (there or 1) + 1) if batch_size % n == 0)
-    if count < 1 or count > (there or count):
-        raise ParamsError(
-            f"params.yaml: train.devices: {count} is not possible here; there are {there or 'only CPUs'}"
-            f"{' GPUs' if there else ', which any number of processes from 1 may share'}"
+        return max(n for n in range(1, (available or 1) + 1) if batch_size % n == 0)
+    if count < 1 or count > (available or count):
+        limit = (
+            f"1 to {available} for the GPUs available" if available else "at least 1 (processes on the CPU)"
         )
+        raise ParamsError(f"params.yaml: train.devices: {count} is not possible here; set {limit}")
     return count
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware multiplies in it, float32 elsewhere, where it would be emulated."""
+    """Precision by name; `auto` is bfloat16 where the hardware has it, else float32 (emulation is slow)."""
     if name == "auto":
-        name = "bf16" if _multiplies_bf16(device) else "fp32"
+        name = "bf16" if _supports_bf16(device) else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
-    """Mixed precision for a forward pass; does nothing for float32."""
+    """Mixed-precision context of a forward pass; a no-op for float32."""
     context: AbstractContextManager[None] = torch.autocast(
         device.type, torch.bfloat16, enabled=precision == torch.bfloat16
     )
     return context
 
 
-def _multiplies_bf16(device: torch.device) -> bool:
+def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    has = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(check() for check in has if check is not None)
+    checks = [
+        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(check() for check in checks if check is not None)

@@ -25,8 +25,14 @@ from detection.data.index import Index
 from detection.data.loading.batch import STRIDE, pads_to_stride
 from detection.data.loading.geometry import result_size
 from detection.models.build import build_detector
-from detection.models.detector import BackboneDetector, map_sizes
-from detection.ops.anchors import AnchorGrid, DefaultBoxes, Grid, Size
+from detection.models.detector import BackboneDetector
+from detection.ops.anchors import (
+    AnchorGenerator,
+    DefaultBoxGenerator,
+    PyramidAnchorGenerator,
+    Size,
+    feature_sizes,
+)
 from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 
 Floats = NDArray[np.float64]
@@ -106,12 +112,12 @@ class AnchorFit:
         detector = build_detector(recipe, classes, None)
         assert isinstance(detector, BackboneDetector)
         attributes = (value for part in detector.modules() for value in vars(part).values())
-        self.anchors = next(value for value in attributes if isinstance(value, Grid))
+        self.anchors = next(value for value in attributes if isinstance(value, AnchorGenerator))
         self.detector = detector.eval()
         self.inside_only = isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only
         self.groups = list(self._groups())
 
-    def coverage(self, anchors: Grid | None = None) -> Coverage:
+    def coverage(self, anchors: AnchorGenerator | None = None) -> Coverage:
         """Coverage by the recipe's anchors, or by others on the same feature maps."""
         best, sides = np.zeros((2, len(self.index.labels)))
         shapes: dict[tuple[int, float, float], int] = {}
@@ -173,7 +179,7 @@ class AnchorFit:
     def _map_sizes(self, height: int, width: int) -> list[Size]:
         """Sizes of the feature maps, from a forward pass on fake tensors."""
         with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            return map_sizes(self.detector.features(torch.zeros(1, 3, height, width)))
+            return feature_sizes(self.detector.features(torch.zeros(1, 3, height, width)))
 
     def _best_of_shape(self, anchors: Floats, group: _Group) -> tuple[Floats, tuple[float, float]]:
         """IoU of each object with its nearest anchor of a shape [rows, columns, 4], and width and height."""
@@ -204,11 +210,11 @@ def _positive_iou(recipe: Recipe) -> float:
     return recipe.fg_iou
 
 
-def _levels(anchors: Grid, group: _Group) -> Iterator[Floats]:
+def _levels(anchors: AnchorGenerator, group: _Group) -> Iterator[Floats]:
     """Anchors of each level, [rows, columns, shapes per cell, 4]."""
     boxes = anchors(group.maps, group.padded).numpy().astype(np.float64)
     start = 0
-    for (rows, columns), count in zip(group.maps, anchors.per_place, strict=True):
+    for (rows, columns), count in zip(group.maps, anchors.anchors_per_cell, strict=True):
         stop = start + rows * columns * count
         yield boxes[start:stop].reshape(rows, columns, count, 4)
         start = stop
@@ -219,17 +225,17 @@ def _nearest(centers: Floats, points: Floats) -> NDArray[np.int64]:
     return np.searchsorted((centers[:-1] + centers[1:]) / 2, points)
 
 
-def _with_sizes_of(recipe: Recipe, like: Grid) -> Grid:
+def _with_sizes_of(recipe: Recipe, like: AnchorGenerator) -> AnchorGenerator:
     """Anchors `like` others with the sizes of a recipe."""
     if isinstance(recipe, SSDRecipe):
         boxes = recipe.default_boxes
-        return DefaultBoxes(
+        return DefaultBoxGenerator(
             boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
         )
     assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
-    assert isinstance(like, AnchorGrid)
+    assert isinstance(like, PyramidAnchorGenerator)
     own = recipe.anchors
-    return AnchorGrid(
+    return PyramidAnchorGenerator(
         own.sizes, own.aspect_ratios, strides=like.strides, offset=like.offset, rounded=own.round
     )
 

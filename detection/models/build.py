@@ -1,4 +1,4 @@
-"""From a recipe to a detector, and from a detector's file back to it."""
+"""Build a detector from a recipe; save it to a file and load it back."""
 
 import logging
 from collections.abc import Mapping
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from detection.errors import CheckpointError
 from detection.files import save_weights
-from detection.models import faster_rcnn, fcos, retinanet, ssd
+from detection.models import faster_rcnn, ssd
 from detection.models.backbones import first_difference, load_features, make_backbone
 from detection.models.detector import Detector
+from detection.models.fcos import FCOS
+from detection.models.fpn import one_stage_pyramid
+from detection.models.retinanet import RetinaNet
 from detection.params.recipe import (
     ARCHITECTURES,
     FasterRCNNRecipe,
@@ -25,58 +28,59 @@ from detection.params.recipe import (
 
 log = logging.getLogger(__name__)
 FORMAT = 2
+"""Version of the detector file's format."""
 
 
 def build_detector(recipe: Recipe, classes: int, backbone: dict[str, Tensor] | None) -> Detector:
     """Build a detector.
 
     Args:
-        recipe: What to build; without weights, what `without_weights` makes of it.
+        recipe: Recipe of the detector; without backbone weights, use `without_weights(recipe)`.
         classes: Number of classes, background not counted.
-        backbone: Weights of its features, loaded strictly; None leaves them random.
+        backbone: Weights of the backbone's features, loaded strictly; None: random weights.
 
     Raises:
-        CheckpointError: Weights that do not fit the backbone.
+        CheckpointError: The weights do not fit the backbone.
     """
     network = _network(recipe)
     if backbone is not None:
         count = load_features(network, backbone)
-        log.info("backbone %s: all %d tensors loaded, none left over", recipe.backbone, count)
+        log.info("backbone %s: loaded all %d tensors", recipe.backbone, count)
     return _assemble(recipe, classes, network)
 
 
 def _assemble(recipe: Recipe, classes: int, network: nn.Module) -> Detector:
-    if isinstance(recipe, FasterRCNNRecipe):
-        return faster_rcnn.build(recipe, classes, network)
-    if isinstance(recipe, RetinaNetRecipe):
-        return retinanet.build(recipe, classes, network)
-    if isinstance(recipe, FCOSRecipe):
-        return fcos.build(recipe, classes, network)
-    return ssd.build(recipe, classes, network)
+    match recipe:
+        case FasterRCNNRecipe():
+            return faster_rcnn.build(recipe, classes, network)
+        case RetinaNetRecipe():
+            return RetinaNet(recipe, classes, one_stage_pyramid(recipe, network))
+        case FCOSRecipe():
+            return FCOS(recipe, classes, one_stage_pyramid(recipe, network))
+        case SSDRecipe():
+            return ssd.build(recipe, classes, network)
 
 
 def _network(recipe: Recipe) -> nn.Module:
     if recipe.backbone == "vgg16":
         return make_backbone("vgg16")  # has no BatchNorm
-    if recipe.architecture == "ssdlite":
-        assert isinstance(recipe, SSDRecipe)
+    if isinstance(recipe, SSDRecipe):
         options: dict[str, Any] = {"reduced_tail": True} if recipe.reduced_tail else {}
         return make_backbone(recipe.backbone, norm_layer=ssd.LITE_NORM, **options)
-    # torchvision's detectors give every live BatchNorm the usual epsilon, MobileNet's too
+    # as torchvision's detectors, with the usual epsilon in every live BatchNorm, MobileNet's too
     return make_backbone(recipe.backbone, bn=recipe.bn, norm_layer=nn.BatchNorm2d)
 
 
 def without_weights(recipe: Recipe) -> Recipe:
-    """The recipe for a backbone that starts from random weights.
+    """Recipe for a backbone with random weights: all layers trained in every phase, BatchNorm live.
 
-    Frozen random layers cannot learn: all layers are trained in every phase and BatchNorm is live, and the
-    log says so.
+    Frozen random layers cannot learn. The change is logged.
     """
     layers = 6 if recipe.backbone.startswith("mobilenet") else 5
-    waits = any(phase.freeze_backbone for phase in recipe.schedule.phases)
-    if recipe.bn != "live" or recipe.trainable_layers < layers or waits:
+    frozen_phase = any(phase.freeze_backbone for phase in recipe.schedule.phases)
+    if recipe.bn != "live" or recipe.trainable_layers < layers or frozen_phase:
         log.info(
-            "backbone %s: no weights, so all its layers are trained and BatchNorm is live", recipe.backbone
+            "backbone %s: no pretrained weights, training all layers with live BatchNorm", recipe.backbone
         )
     phases = tuple(replace(phase, freeze_backbone=False) for phase in recipe.schedule.phases)
     schedule = replace(recipe.schedule, phases=phases)
@@ -85,16 +89,16 @@ def without_weights(recipe: Recipe) -> Recipe:
 
 @dataclass(frozen=True, slots=True)
 class LoadedDetector:
-    """A trained detector and what it needs to be used."""
+    """A trained detector with the metadata of its file."""
 
     detector: Detector
-    """In evaluation mode."""
+    """Detector in evaluation mode."""
     recipe: Recipe
-    """What it was built from."""
+    """Recipe it was built from."""
     classes: tuple[str, ...]
-    """Class names; labels index them."""
+    """Class names, indexed by label."""
     model: str
-    """The recipe's name."""
+    """Name of the recipe."""
 
 
 def save_detector(
@@ -105,8 +109,8 @@ def save_detector(
     model: str,
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, …)."""
-    import msgspec  # here, as building and training do without it
+    """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, ...)."""
+    import msgspec  # not at the top: building and training work without it
 
     content = {
         "format": FORMAT,
@@ -119,39 +123,18 @@ def save_detector(
     save_weights(path, content)
 
 
-def check_classes(path: str | Path, loaded: LoadedDetector, wanted: tuple[str, ...]) -> None:
-    """Refuse a detector that was trained on other classes than the data has, or in another order.
-
-    Args:
-        path: Its file, for the message.
-        loaded: The detector.
-        wanted: Class names of the data; labels index them.
-
-    Raises:
-        CheckpointError: Naming the first difference in each direction.
-    """
-    if loaded.classes == wanted:
-        return
-    unknown = [f"knows {name!r}, which the data has not" for name in loaded.classes if name not in wanted]
-    missing = [f"lacks {name!r}" for name in wanted if name not in loaded.classes]
-    pairs = enumerate(zip(loaded.classes, wanted, strict=False))
-    moved = [f"has {a!r} as class {i}, where the data has {b!r}" for i, (a, b) in pairs if a != b]
-    said = " and ".join([*missing[:1], *unknown[:1]] or moved[:1])
-    raise CheckpointError(f"{path} is of other classes: it {said}; train again: dvc repro")
-
-
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:
     """Read a detector's file.
 
     Raises:
-        CheckpointError: No such file, not a detector's file, or weights that do not fit its own recipe.
+        CheckpointError: The file is missing, is not a detector's file, or does not fit its own recipe.
     """
     import msgspec
 
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is not there; train one first: dvc repro") from None
+        raise CheckpointError(f"{path} does not exist; train a detector first: dvc repro") from None
     except Exception as error:
         raise CheckpointError(f"{path} is not a detector's file: {str(error).splitlines()[0]}") from None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT or "recipe" not in saved:
@@ -170,3 +153,26 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
             f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}"
         ) from None
     return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"])
+
+
+def check_classes(path: str | Path, loaded: LoadedDetector, classes: tuple[str, ...]) -> None:
+    """Refuse a detector whose classes differ from the data's, in names or order.
+
+    Args:
+        path: File of the detector, for the message.
+        loaded: The detector.
+        classes: Class names of the data, indexed by label.
+
+    Raises:
+        CheckpointError: The classes differ; names the first difference in each direction.
+    """
+    if loaded.classes == classes:
+        return
+    unknown = [
+        f"has {name!r}, which the data does not have" for name in loaded.classes if name not in classes
+    ]
+    missing = [f"lacks {name!r}" for name in classes if name not in loaded.classes]
+    pairs = enumerate(zip(loaded.classes, classes, strict=False))
+    moved = [f"has {a!r} as class {i}, where the data has {b!r}" for i, (a, b) in pairs if a != b]
+    difference = " and ".join([*missing[:1], *unknown[:1]] or moved[:1])
+    raise CheckpointError(f"{path} has other classes than the data: it {difference}; train again: dvc repro")

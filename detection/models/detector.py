@@ -1,10 +1,8 @@
-"""What every detector can do, and the containers that go in and come out.
+"""The protocol of all detectors, the containers of their inputs and outputs, and what they share.
 
-Letters: B pictures in a batch, N detections of one picture.
-Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0: no label
-means background.
-
-What our detectors share: normalisation of pictures, and the padded ground truth they work on.
+Letters: B images, A anchors, M padded ground-truth boxes of an image, S samples, N detections of an image.
+Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0 without a
+background class.
 """
 
 from abc import ABC, abstractmethod
@@ -14,26 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection import distributed
 from detection.data.loading.batch import ImageSizes, Targets
-from detection.ops.anchors import Size
 
 __all__ = ["Detections", "Detector", "ImageSizes", "Targets"]
 
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """What was found on one picture, best first."""
+    """Detections on one image, by descending score."""
 
     boxes: Tensor
-    """Tensor[N, 4], float32, in pixels of the original picture."""
+    """Tensor[N, 4], float32, in pixels of the original image."""
     scores: Tensor
-    """Tensor[N], float32 in 0..1, falling."""
+    """Tensor[N], float32 in 0..1, descending."""
     labels: Tensor
     """Tensor[N], int64, classes from 0."""
 
 
 class Detector(nn.Module, ABC):
-    """A detector of some architecture.
+    """A detector of any architecture.
 
     `forward` is `losses` in training mode and `detect` otherwise, so that wrappers such as DDP, which hook
     `forward`, work unchanged.
@@ -45,27 +43,27 @@ class Detector(nn.Module, ABC):
 
         Args:
             images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
-            targets: The ground truth; pictures without objects are fine.
+            targets: Ground truth; images may have no objects.
 
         Returns:
-            Named scalars whose sum is to be minimised.
+            Named scalars whose sum is minimized.
         """
 
     @abstractmethod
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
-        """Find objects.
+        """Detect objects.
 
         Args:
             images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
-            sizes: What part of the batch each picture fills, and its original size.
+            sizes: Size of each image in the padded batch, and its original size.
 
         Returns:
-            One `Detections` a picture, boxes in pixels of the original pictures and inside them.
+            One `Detections` per image, in pixels of the original image and clipped to it.
         """
 
     @abstractmethod
     def core(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs, without any branching on data: what is exported and compiled.
+        """Raw outputs without data-dependent control flow, for export and compilation.
 
         Args:
             images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
@@ -77,15 +75,15 @@ class Detector(nn.Module, ABC):
 
 
 class BackboneDetector(Detector):
-    """A detector over a backbone's feature maps.
+    """A detector on a backbone's feature maps.
 
-    torchvision's resizing `transform` has no place here: pictures arrive resized and padded by the loader, as
-    uint8 if need be.
+    Unlike torchvision's detectors it has no `transform`: the loader resizes and pads the images, which may
+    stay uint8.
 
     Args:
-        backbone: From a batch to a dict of feature maps, finest first.
-        mean: Per RGB channel, of pixels in 0..1.
-        std: Per RGB channel, of pixels in 0..1.
+        backbone: Module from a batch to a dict of feature maps, finest first.
+        mean: Mean per RGB channel of pixels in 0..1.
+        std: Standard deviation per RGB channel of pixels in 0..1.
     """
 
     mean: Tensor
@@ -101,25 +99,12 @@ class BackboneDetector(Detector):
         """Feature maps of Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, finest first."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        maps: dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
-        return list(maps.values())
-
-
-def map_sizes(features: list[Tensor]) -> list[Size]:
-    """Height and width of feature maps Tensor[B, C, H, W]."""
-    return [(level.shape[2], level.shape[3]) for level in features]
-
-
-def flatten_places(output: Tensor, columns: int) -> Tensor:
-    """A convolution's answer Tensor[B, per_place * columns, H, W] to Tensor[B, H * W * per_place, columns].
-
-    The order is that of anchors. In channels_last memory this moves nothing.
-    """
-    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, columns)
+        features: dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
+        return list(features.values())
 
 
 def pad_empty(targets: Targets) -> Targets:
-    """The same with M at least 1: a row that the mask leaves out, so that it can be indexed."""
+    """Targets with M of at least 1, the box being padding, so that matches can index them."""
     if targets.mask.shape[1]:
         return targets
     batch, device = len(targets.mask), targets.mask.device
@@ -132,22 +117,37 @@ def pad_empty(targets: Targets) -> Targets:
 
 
 def matched_boxes(targets: Targets, matches: Tensor, anchors: Tensor) -> Tensor:
-    """The object's box for each matched anchor; an anchor without a match stands for itself.
+    """Ground-truth box of each matched anchor, and the anchor itself where there is no match.
 
-    That keeps encoding finite everywhere, so that a mask can leave those out of a loss.
+    The latter keeps the encoding finite everywhere, so that a mask can exclude those anchors from a loss.
 
     Args:
-        targets: At least one row.
+        targets: Ground truth with M of at least 1.
         matches: Tensor[B, A], from `detection.ops.matcher`.
-        anchors: Tensor[A, 4].
+        anchors: Tensor[A, 4] or Tensor[B, A, 4].
 
     Returns:
         Tensor[B, A, 4].
     """
-    picked = targets.boxes.gather(1, matches.clamp(min=0)[..., None].expand(-1, -1, 4))
-    return torch.where(matches[..., None] >= 0, picked, anchors)
+    boxes = targets.boxes.gather(1, matches.clamp(min=0)[..., None].expand(-1, -1, 4))
+    return torch.where(matches[..., None] >= 0, boxes, anchors)
 
 
 def matched_labels(targets: Targets, matches: Tensor) -> Tensor:
-    """Tensor[B, A]: the object's class for each matched anchor; meaningless elsewhere."""
+    """Tensor[B, A]: class of each matched anchor's object; arbitrary for the other anchors."""
     return targets.labels.gather(1, matches.clamp(min=0))
+
+
+def mean_box_loss(loss: Tensor, positive: Tensor, valid: Tensor, normalizer: str) -> Tensor:
+    """Box loss of a balanced sample as a scalar.
+
+    Args:
+        loss: Tensor[B, S], 0 where `positive` is false.
+        positive: Tensor[B, S], bool.
+        valid: Tensor[B, S], bool.
+        normalizer: `sampled`: sum over the batch divided by its number of samples; `positives`: each image's
+            sum divided by its number of positives, averaged over the images.
+    """
+    if normalizer == "positives":
+        return (loss.sum(dim=1) / positive.sum(dim=1).clamp(min=1)).mean()
+    return loss.sum() / distributed.normalizer(valid.sum())

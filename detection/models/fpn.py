@@ -1,6 +1,6 @@
-"""What stands between a ResNet and the towers of a one-stage detector.
+"""Feature maps of the detectors on a backbone: one map (C4), feature pyramids, and their extra levels.
 
-Letters: B pictures in a batch, C channels.
+Letters: B images, C channels, H and W of the batch or of a map.
 """
 
 from typing import Any
@@ -9,17 +9,91 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
-from detection.models.backbones import fpn, freeze_resnet
+from detection.models.backbones import freeze_resnet, freeze_stages, stage_starts
 from detection.params.recipe import FCOSRecipe, RetinaNetRecipe
+
+
+def c4_features(network: Any, name: str, trainable_layers: int) -> nn.Module:
+    """Features of stride 16: ResNet up to layer3, VGG16 up to conv5_3 (Ren et al. 2015, arXiv:1506.01497).
+
+    Args:
+        network: From `make_backbone`, with its weights loaded.
+        name: Name of the network.
+        trainable_layers: Trained stages, counted from the top: 5 of ResNet (layer4 is the first of them,
+            though it is not used here), 5 of VGG16 (conv5, ..., conv1).
+
+    Returns:
+        Module from images to a dict of one feature map, with `out_channels`.
+    """
+    if name == "vgg16":
+        freeze_stages(network.features, trainable_layers)
+        return SingleMapBackbone(network.features[:-1], 512)
+    freeze_resnet(network, trainable_layers)
+    width = network.layer4[0].conv1.in_channels
+    return SingleMapBackbone(IntermediateLayerGetter(network, {"layer3": "0"}), width)
+
+
+class SingleMapBackbone(nn.Module):
+    """Backbone of one feature map, which is named as the first level of a pyramid."""
+
+    def __init__(self, body: nn.Module, out_channels: int) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """`{"0": Tensor[B, C, H / 16, W / 16]}` from Tensor[B, 3, H, W]."""
+        features: Tensor | dict[str, Tensor] = self.body(images)
+        return features if isinstance(features, dict) else {"0": features}
+
+
+def fpn(
+    network: Any,
+    name: str,
+    trainable_layers: int,
+    levels: tuple[int, ...],
+    channels: int,
+    extra: ExtraFPNBlock | None = None,
+    norm: type[nn.Module] | None = None,
+) -> nn.Module:
+    """Feature pyramid network on a backbone (Lin et al. 2016, arXiv:1612.03144).
+
+    Args:
+        network: From `make_backbone`, with its weights loaded.
+        name: Name of the network.
+        trainable_layers: Trained stages, counted from the top.
+        levels: ResNet: levels l of stride 2^l, 2 to 5. MobileNet: torchvision's numbers of its stages, 1 to
+            5, where 4 and 5 both have stride 32.
+        channels: C of every level.
+        extra: Block that adds the levels above; None: one pooled level.
+        norm: Normalization in the pyramid; None: biases instead.
+
+    Returns:
+        Module from images to an ordered dict of feature maps, with `out_channels`.
+    """
+    if name.startswith("mobilenet"):
+        body = network.features
+        freeze_stages(body, trainable_layers)
+        starts = stage_starts(body)
+        layers = [str(starts[level]) for level in levels]
+        widths = [body[starts[level]].out_channels for level in levels]
+    else:
+        body = network
+        freeze_resnet(network, trainable_layers)
+        layers = [f"layer{level - 1}" for level in levels]
+        widths = [network.fc.in_features // 2 ** (5 - level) for level in levels]
+    names = {layer: str(i) for i, layer in enumerate(layers)}
+    pyramid: nn.Module = BackboneWithFPN(body, names, widths, channels, extra, norm)
+    return pyramid
 
 
 class P6P7(LastLevelP6P7):  # type: ignore[misc]
     """P6 and P7, always in float32.
 
-    On the CPU torch's bfloat16 convolutions give wild weight gradients for a stride of 2 on a 1x1 map (torch
-    2.15), which P7 has for pictures of 64 pixels. These two levels cost next to nothing.
+    On CPUs, torch's bfloat16 convolutions return wrong weight gradients for a stride of 2 on a 1x1 map (torch
+    2.15), which P7 has for images of 64 pixels. These two levels cost almost nothing.
     """
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
@@ -31,11 +105,11 @@ class P6P7(LastLevelP6P7):  # type: ignore[misc]
 
 
 class AlignedPyramid(nn.Module):
-    """A pyramid whose levels share their corners, as in xytpai's RetinaNet.
+    """Feature pyramid whose levels are aligned at the corners, as in xytpai's RetinaNet.
 
-    Maps of odd sides, 33, 17, 9, 5 for 257 pixels, are brought to one another by bilinear interpolation
-    with aligned corners: n cells to 2n - 1. P3 and P4 are smoothed by a 3x3 convolution, P6 comes from C5 by
-    one of stride 2, and every level ends in a ReLU. Other sizes work, with corners a little off.
+    Maps of odd sides (33, 17, 9, 5 for 257 pixels) are upsampled by bilinear interpolation with aligned
+    corners: n cells to 2n - 1. P3 and P4 are smoothed by a 3x3 convolution, P6 is a 3x3 convolution of stride
+    2 on C5, and every level ends in a ReLU. Other sizes work, with slightly misaligned corners.
 
     Args:
         widths: Channels of C3, C4 and C5.
@@ -52,9 +126,9 @@ class AlignedPyramid(nn.Module):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps C3, C4, C5 to levels P3, P4, P5, P6, each Tensor[B, C, h, w]."""
-        c = list(maps.values())
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Levels P3, P4, P5, P6, each Tensor[B, C, h, w], from C3, C4, C5."""
+        c = list(features.values())
         upper = self.lateral[-1](c[-1])
         levels = [upper]
         for i in range(len(c) - 2, -1, -1):
@@ -66,7 +140,7 @@ class AlignedPyramid(nn.Module):
 
 
 class AlignedBackbone(nn.Module):
-    """A ResNet under an `AlignedPyramid`, its stages named as under torchvision's pyramid."""
+    """ResNet with an `AlignedPyramid`; the stages have torchvision's names."""
 
     def __init__(self, network: Any, trainable_layers: int, channels: int) -> None:
         super().__init__()
@@ -81,8 +155,8 @@ class AlignedBackbone(nn.Module):
         return levels
 
 
-def pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: Any) -> nn.Module:
-    """The backbone of a one-stage detector: `network`, its weights loaded, under the recipe's pyramid."""
+def one_stage_pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: Any) -> nn.Module:
+    """Backbone of a one-stage detector: a loaded ResNet with the recipe's pyramid."""
     channels, width = recipe.fpn_channels, network.fc.in_features
     top = "p5"
     if isinstance(recipe, RetinaNetRecipe):
@@ -90,5 +164,5 @@ def pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: Any) -> nn.Module:
             return AlignedBackbone(network, recipe.trainable_layers, channels)
         top = recipe.p6_from
     extra = P6P7(channels if top == "p5" else width, channels)
-    extra.use_P5 = top == "p5"  # torchvision tells by the widths, which may be equal
+    extra.use_P5 = top == "p5"  # torchvision decides by the widths, which may be equal
     return fpn(network, recipe.backbone, recipe.trainable_layers, recipe.fpn_levels, channels, extra)

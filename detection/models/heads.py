@@ -1,6 +1,6 @@
-"""Towers: a few convolutions and an output, shared by all levels of a pyramid.
+"""Convolutional heads, shared by all levels of a feature pyramid; parameters have torchvision's names.
 
-Letters: B pictures in a batch, A anchors of all levels.
+Letters: B images, C channels, A anchors of all levels, K classes, H and W of a map.
 """
 
 import math
@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-from detection.models.detector import flatten_places
-
-GROUPS = 32  # of group normalisation (Wu and He 2018, arXiv:1803.08494)
-PRIOR = 0.01  # what a young network takes every class's probability to be (Lin et al. 2017, section 3.3)
+GROUPS = 32  # of group normalization (Wu and He 2018, arXiv:1803.08494)
+CLASS_PRIOR = 0.01  # initial probability of every class (Lin et al. 2017, arXiv:1708.02002, section 3.3)
 
 
 def init_normal(module: nn.Module, std: float = 0.01) -> None:
-    """Normal weights around 0 and no biases, for every convolution in a module."""
+    """Initialize every convolution of a module with normal weights and zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=std)
@@ -26,45 +24,86 @@ def init_normal(module: nn.Module, std: float = 0.01) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def output(channels: int, columns: int, bias: float = 0.0) -> nn.Conv2d:
-    """The 3x3 convolution at a tower's end, with small weights."""
-    layer = nn.Conv2d(channels, columns, 3, padding=1)
+def output_conv(channels: int, outputs: int, bias: float = 0.0) -> nn.Conv2d:
+    """3x3 output convolution with small random weights."""
+    layer = nn.Conv2d(channels, outputs, 3, padding=1)
     nn.init.normal_(layer.weight, std=0.01)
     assert layer.bias is not None
     nn.init.constant_(layer.bias, bias)
     return layer
 
 
-def class_output(channels: int, columns: int) -> nn.Conv2d:
-    """A tower's end for sigmoid classes: without it the first loss of all the background would be huge."""
-    return output(channels, columns, -math.log((1 - PRIOR) / PRIOR))
+def conv_tower(channels: int, depth: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
+    """RetinaNet's tower: `depth` blocks of 3x3 convolution, normalization and ReLU."""
+    tower = nn.Sequential(*(Conv2dNormActivation(channels, channels, norm_layer=norm) for _ in range(depth)))
+    init_normal(tower)
+    return tower
 
 
-def blocks(channels: int, depth: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
-    """RetinaNet's tower: `depth` blocks of 3x3 convolution, normalisation and ReLU."""
-    layers = [Conv2dNormActivation(channels, channels, norm_layer=norm) for _ in range(depth)]
+def flat_conv_tower(channels: int, depth: int) -> nn.Sequential:
+    """FCOS's tower: 3x3 convolution, group normalization and ReLU, numbered in one sequence."""
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU(inplace=True)]
     tower = nn.Sequential(*layers)
     init_normal(tower)
     return tower
 
 
 def group_norm(channels: int) -> nn.Module:
-    """Group normalisation as RetinaNet v2 and FCOS have it."""
+    """Group normalization of RetinaNet v2 and FCOS."""
     return nn.GroupNorm(GROUPS, channels)
 
 
-def over_levels(levels: list[Tensor], tower: nn.Module, last: nn.Module, columns: int) -> Tensor:
-    """One tower and output over all levels: Tensor[B, A, columns]."""
-    return torch.cat([flatten_places(last(tower(level)), columns) for level in levels], dim=1)
+def flatten_cells(output: Tensor, columns: int) -> Tensor:
+    """Tensor[B, anchors_per_cell * columns, H, W] to Tensor[B, H * W * anchors_per_cell, columns].
+
+    The order is that of the anchors. In channels_last memory no data is moved.
+    """
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, columns)
 
 
-class Head(nn.Module):
-    """A tower for classes and one for boxes, under torchvision's names."""
+def over_levels(levels: list[Tensor], layer: Callable[[Tensor], Tensor], columns: int) -> Tensor:
+    """Tensor[B, A, columns]: the outputs of one layer on all levels."""
+    return torch.cat([flatten_cells(layer(level), columns) for level in levels], dim=1)
+
+
+class ClassificationHead(nn.Module):
+    """K sigmoid logits per anchor, all of probability `CLASS_PRIOR` at first.
+
+    Without the prior, the loss of the many background anchors would dominate the first steps.
+    """
+
+    def __init__(self, tower: nn.Module, channels: int, anchors_per_cell: int, classes: int) -> None:
+        super().__init__()
+        bias = -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR)
+        self.conv, self.classes = tower, classes
+        self.cls_logits = output_conv(channels, anchors_per_cell * classes, bias)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Tensor[B, A, K]."""
+        return over_levels(levels, lambda level: self.cls_logits(self.conv(level)), self.classes)
+
+
+class RegressionHead(nn.Module):
+    """Four deltas per anchor."""
+
+    def __init__(self, tower: nn.Module, channels: int, anchors_per_cell: int) -> None:
+        super().__init__()
+        self.conv, self.bbox_reg = tower, output_conv(channels, anchors_per_cell * 4)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Tensor[B, A, 4]."""
+        return over_levels(levels, lambda level: self.bbox_reg(self.conv(level)), 4)
+
+
+class DetectionHead(nn.Module):
+    """A classification and a regression head on the same feature maps."""
 
     def __init__(self, classification_head: nn.Module, regression_head: nn.Module) -> None:
         super().__init__()
         self.classification_head, self.regression_head = classification_head, regression_head
 
     def forward(self, levels: list[Tensor]) -> tuple[Any, Any]:
-        """What each of them answers."""
+        """Outputs of both heads."""
         return self.classification_head(levels), self.regression_head(levels)

@@ -1,12 +1,10 @@
-"""From scored boxes to detections: non-maximum suppression over the batch, and the way back to the files.
+"""Postprocessing: candidate selection, non-maximum suppression, and rescaling to the original images.
 
-Letters: B pictures in a batch, N candidates of one picture, A anchors, K classes.
+Each `topk_*` function returns a `SelectCandidates`: a function of N that returns the N best candidates of
+each image, decoded only then. `nms_and_rescale` asks for few candidates first and for more only if needed.
 
-Picking rows of a padded batch.
-
-Candidates of a detector with a pyramid: the best of each level, decoded only as far as they are looked at.
-
-Letters: B pictures in a batch, A anchors of all levels, K classes, N candidates of one picture.
+Letters: B images, A anchors of all levels (or proposals), K classes, N candidates of an image, S indices.
+Boxes are float32 `x1, y1, x2, y2`, in pixels of the batch unless noted otherwise.
 """
 
 from collections.abc import Callable
@@ -18,116 +16,70 @@ from torch import Tensor
 from detection.models.detector import Detections, ImageSizes
 from detection.ops.nms import grouped_nms
 
-FIRST_TRY = 4  # candidates looked at, as a multiple of the detections wanted
-MORE = 8  # times as many where they did not suffice
+CANDIDATES_PER_DETECTION = 4  # candidates of the first try, as a multiple of the detections per image
+CANDIDATES_GROWTH = 8  # factor for each further try
+MIN_SIZE = 1e-2  # minimum side of a box from a proposal, in pixels
+
+Decode = Callable[[Tensor, Tensor], Tensor]
+"""Boxes [B, N, 4] from outputs [B, N, 4] and anchors [B, N, 4]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The N best-scored boxes of each picture, best first."""
+    """The N best-scored boxes of each image, by descending score."""
 
     boxes: Tensor
-    """Tensor[B, N, 4], in pixels of the batch, inside of it."""
+    """Tensor[B, N, 4], clipped to the images."""
     scores: Tensor
-    """Tensor[B, N], falling, but for -1 where there is no candidate."""
+    """Tensor[B, N], descending, except that padding and dropped boxes have -1."""
     labels: Tensor
     """Tensor[B, N], int64."""
     more: Tensor
-    """Tensor[B], bool: the picture may have others, with lower scores."""
+    """Tensor[B], bool: the image may have further candidates, with lower scores."""
 
 
-def topk_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The best pairs of an anchor and a class.
-
-    Only the `count` anchors with the best single score can be among them; to look for those first is five
-    times as fast on a CPU as to sort all pairs.
-
-    Args:
-        scores: Tensor[B, A, K].
-        count: How many are wanted, at most A K.
-
-    Returns:
-        Score (falling), anchor and class, each Tensor[B, count].
-    """
-    _, anchors, classes = scores.shape
-    _, rows = scores.amax(2).topk(min(count, anchors))  # [B, n]
-    best = scores.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)  # [B, n K]
-    values, pairs = best.topk(min(count, best.shape[1]))
-    return values, rows.gather(1, pairs // classes), pairs % classes
-
-
-def clip(boxes: Tensor, inside: Tensor) -> Tensor:
-    """Boxes [B, N, 4] cut to the part that each picture fills; `inside` is Tensor[B, 2], height and width."""
-    limit = inside.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
-    return torch.minimum(boxes.clamp(min=0), limit)
-
-
-def nms_and_rescale(
-    candidates: Callable[[int], Candidates],
-    sizes: ImageSizes,
-    threshold: float,
-    limit: int,
-    classes: int,
-    class_agnostic: bool = False,
-) -> list[Detections]:
-    """Drop the weaker of overlapping boxes, and bring the rest to the original pictures.
-
-    Equals suppression over all candidates, although it looks at the best few first: a box can only be dropped
-    by a better one, so once `limit` are kept, those below do not matter.
-
-    The one synchronisation with the host, beside those of the kernel, tells how many are kept.
-
-    Args:
-        candidates: Gives the N best of each picture, for a given N (or as many as there are).
-        sizes: Of the pictures, inside the batch and originally.
-        threshold: IoU above which the weaker of two boxes of a class is dropped.
-        limit: Most detections of a picture.
-        classes: K.
-        class_agnostic: Boxes of different classes compete too.
-    """
-    count = FIRST_TRY * limit
-    while True:
-        found = candidates(count)
-        labels = torch.zeros_like(found.labels) if class_agnostic else found.labels
-        keep = grouped_nms(found.boxes, found.scores, labels, classes, found.scores >= 0, threshold)
-        keep &= keep.cumsum(1) <= limit
-        kept = keep.sum(1)
-        counts, lacking = torch.stack([kept, found.more & (kept < limit)]).tolist()
-        if not any(lacking):
-            break
-        count *= MORE
-    order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts, default=0)]
-    boxes = found.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    scores, labels = found.scores.gather(1, order), found.labels.gather(1, order)
-    boxes = _to_original(boxes, sizes)
-    return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
-
-
-def _to_original(boxes: Tensor, sizes: ImageSizes) -> Tensor:
-    """Boxes [B, N, 4] from pixels of the batch to pixels of the files, and inside of those."""
-    inside, original = (
-        size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
-        for size in (sizes.resized, sizes.original)
-    )  # [B, 1, 4]: x, y, x, y
-    return torch.minimum((boxes * (original / inside)).clamp(min=0), original)
+SelectCandidates = Callable[[int], Candidates]
+"""The N best candidates of each image, or all if there are fewer, for a given N."""
 
 
 def batched_gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, S, ...] of `rows` [B, N, ...] at `index` [B, S]: of each picture its own."""
-    wide = index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:])
-    return rows.gather(1, wide)
+    """Rows [B, S, ...] of `rows` [B, N, ...] at `index` [B, S], image by image."""
+    index = index.view(*index.shape, *[1] * (rows.dim() - 2)).expand(-1, -1, *rows.shape[2:])
+    return rows.gather(1, index)
 
 
 def valid_width(mask: Tensor) -> int:
-    """How many columns of a mask [B, N], whose true ones come first, are worth computing with.
+    """Number of columns of a mask [B, N] to compute with, if its true values come first in each row.
 
-    On a CPU, those that some picture uses. Elsewhere all: to know better is to wait for the device.
+    On a CPU, the largest number of true values in a row. On other devices N, as counting would synchronize.
     """
     return int(mask.sum(dim=1).max()) if mask.device.type == "cpu" else mask.shape[1]
 
 
-Decode = Callable[[Tensor, Tensor], Tensor]
-"""Boxes [B, N, 4] of outputs [B, N, 4] at anchors [B, N, 4]."""
+def clip(boxes: Tensor, inside: Tensor) -> Tensor:
+    """Clip boxes [B, N, 4] to the images; `inside` is Tensor[B, 2], height and width in the batch."""
+    limit = inside.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]  # [B, 1, 4]: x, y, x, y
+    return torch.minimum(boxes.clamp(min=0), limit)
+
+
+def topk_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of an anchor and a class with the highest scores.
+
+    They are searched among the `count` anchors with the highest maximum over the classes, which contain them
+    all: five times as fast on a CPU as sorting all pairs.
+
+    Args:
+        scores: Tensor[B, A, K].
+        count: Number of pairs, at most A * K.
+
+    Returns:
+        Score (descending), anchor and class, each Tensor[B, count].
+    """
+    _, anchors, classes = scores.shape
+    _, rows = scores.amax(2).topk(min(count, anchors))  # [B, n]
+    best = batched_gather(scores, rows).flatten(1)  # [B, n * K]
+    values, pairs = best.topk(min(count, best.shape[1]))
+    return values, rows.gather(1, pairs // classes), pairs % classes
 
 
 def topk_per_level(
@@ -139,17 +91,17 @@ def topk_per_level(
     sizes: ImageSizes,
     per_level: int,
     threshold: float,
-) -> Callable[[int], Candidates]:
-    """For `postprocess.finish`.
+) -> SelectCandidates:
+    """Candidates of a feature pyramid: at most `per_level` pairs of anchor and class from each level.
 
     Args:
         scores: Tensor[B, A, K], 0 to 1.
-        outputs: Tensor[B, A, 4], what `decode` takes.
+        outputs: Tensor[B, A, 4], box outputs.
         anchors: Tensor[A, 4].
-        counts: Anchors of each level.
+        counts: Number of anchors per level.
         decode: From outputs and anchors to boxes.
-        sizes: Of the pictures.
-        per_level: Most candidates of a level.
+        sizes: Sizes of the images.
+        per_level: Maximum number of candidates per level.
         threshold: Scores must be above it.
     """
     parts, first = [], 0
@@ -161,11 +113,126 @@ def topk_per_level(
     values, order = torch.where(values > threshold, values, -1.0).sort(dim=1, descending=True, stable=True)
     rows, labels = rows.gather(1, order), labels.gather(1, order)
 
-    def best(count: int) -> Candidates:
-        part = rows[:, :count]
-        picked = outputs.gather(1, part[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(picked, anchors[part]), sizes.resized)
-        more = (values[:, count:] >= 0).any(1)
-        return Candidates(boxes, values[:, :count], labels[:, :count], more)
+    def select(count: int) -> Candidates:
+        index = rows[:, :count]
+        boxes = clip(decode(batched_gather(outputs, index), anchors[index]), sizes.resized)
+        return Candidates(boxes, values[:, :count], labels[:, :count], (values[:, count:] >= 0).any(1))
 
-    return best
+    return select
+
+
+def topk_per_class(
+    scores: Tensor,
+    outputs: Tensor,
+    anchors: Tensor,
+    decode: Decode,
+    sizes: ImageSizes,
+    per_class: int,
+    threshold: float,
+) -> SelectCandidates:
+    """Candidates of SSD: at most `per_class` anchors of each class; see `topk_per_level`."""
+    total, classes = scores[0].numel(), scores.shape[2]
+
+    def select(count: int) -> Candidates:
+        values, rows, labels = topk_scores(scores, min(count, total))
+        boxes = clip(decode(batched_gather(outputs, rows), anchors[rows]), sizes.resized)
+        more = (values[:, -1] > threshold) & (count < total)
+        valid = values > threshold
+        if count > per_class:
+            valid &= rank_in_class(labels, classes) < per_class
+        return Candidates(boxes, torch.where(valid, values, -1.0), labels, more)
+
+    return select
+
+
+def topk_of_proposals(
+    scores: Tensor, deltas: Tensor, proposals: Tensor, decode: Decode, sizes: ImageSizes, threshold: float
+) -> SelectCandidates:
+    """Candidates of the second stage; equal scores keep the order of their proposals.
+
+    Args:
+        scores: Tensor[B, A, K], 0 to 1, of A proposals.
+        deltas: Tensor[B, A, K + 1, 4], one box per class, the background's first.
+        proposals: Tensor[B, A, 4], best first.
+        decode: From deltas and proposals to boxes.
+        sizes: Sizes of the images.
+        threshold: Scores must be above it.
+    """
+    _, total, classes = scores.shape
+
+    def select(count: int) -> Candidates:
+        values, rows, labels = topk_scores(scores, min(count + 1, total * classes))
+        pairs, order = (rows * classes + labels).sort(dim=1)
+        values, ranked = values.gather(1, order).sort(dim=1, descending=True, stable=True)
+        pairs = pairs.gather(1, ranked)
+        valid = values > threshold
+        more = valid[:, count:].any(dim=1)
+        values, valid = values[:, :count], valid[:, :count]
+        rows, labels = pairs[:, :count] // classes, pairs[:, :count] % classes
+        own = rows * (classes + 1) + labels + 1  # index of the class's deltas
+        boxes = decode(batched_gather(deltas.flatten(1, 2), own), batched_gather(proposals, rows))
+        boxes = clip(boxes, sizes.resized)
+        valid = valid & (boxes[..., 2:] - boxes[..., :2] >= MIN_SIZE).all(dim=2)
+        return Candidates(boxes, torch.where(valid, values, -1.0), labels, more)
+
+    return select
+
+
+def rank_in_class(labels: Tensor, classes: int) -> Tensor:
+    """Tensor[B, N]: number of earlier candidates with the same label, for labels Tensor[B, N]."""
+    order = labels.argsort(dim=1, stable=True)
+    position = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    counts = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
+    counts = counts.scatter_add(1, labels, torch.ones_like(labels))
+    start = (counts.cumsum(1) - counts).gather(1, labels.gather(1, order))
+    return torch.empty_like(labels).scatter_(1, order, position - start)
+
+
+def nms_and_rescale(
+    select: SelectCandidates,
+    sizes: ImageSizes,
+    threshold: float,
+    limit: int,
+    classes: int,
+    class_agnostic: bool = False,
+) -> list[Detections]:
+    """Non-maximum suppression by class, and rescaling to the original images.
+
+    Equals suppression over all candidates, although it starts with the best few: a box can only be suppressed
+    by one of a higher score, so once `limit` boxes are kept, those below do not matter.
+
+    The only synchronization, besides the kernel's, reads the number of kept boxes.
+
+    Args:
+        select: Returns the best candidates of each image.
+        sizes: Sizes of the images in the batch and originally.
+        threshold: IoU above which the box with the lower score is dropped.
+        limit: Maximum number of detections per image.
+        classes: K.
+        class_agnostic: Boxes of different classes suppress each other too.
+    """
+    count = CANDIDATES_PER_DETECTION * limit
+    while True:
+        candidates = select(count)
+        scores, labels = candidates.scores, candidates.labels
+        group = torch.zeros_like(labels) if class_agnostic else labels
+        keep = grouped_nms(candidates.boxes, scores, group, classes, scores >= 0, threshold)
+        keep &= keep.cumsum(1) <= limit
+        kept = keep.sum(1)
+        counts, lacking = torch.stack([kept, candidates.more & (kept < limit)]).tolist()
+        if not any(lacking):
+            break
+        count *= CANDIDATES_GROWTH
+    order = (~keep).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(counts, default=0)]
+    boxes = _to_original(batched_gather(candidates.boxes, order), sizes)
+    scores, labels = scores.gather(1, order), labels.gather(1, order)
+    return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts)]
+
+
+def _to_original(boxes: Tensor, sizes: ImageSizes) -> Tensor:
+    """Rescale boxes [B, N, 4] from the batch to the original images, and clip them."""
+    inside, original = (
+        size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
+        for size in (sizes.resized, sizes.original)
+    )  # [B, 1, 4]: x, y, x, y
+    return torch.minimum((boxes * (original / inside)).clamp(min=0), original)

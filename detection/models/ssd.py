@@ -1,10 +1,12 @@
 """SSD300 on VGG16 (Liu et al. 2015, arXiv:1512.02325) and SSDlite on MobileNetV3 (arXiv:1905.02244).
 
-Letters: B pictures in a batch, A priors of all maps, K classes (no background), N candidates of a picture.
+Letters: B images, A default boxes of all maps, C channels, K classes without background, H and W of a map.
+Parameters have torchvision's names.
 """
 
-from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +14,19 @@ from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
 from detection import distributed
+from detection.models.backbones import freeze_stages, stage_starts
 from detection.models.detector import (
     BackboneDetector,
     Detections,
     ImageSizes,
     Targets,
-    flatten_places,
-    map_sizes,
     matched_boxes,
     matched_labels,
     pad_empty,
 )
-from detection.models.heads import Head, init_normal
-from detection.models.postprocess import Candidates, clip, nms_and_rescale, topk_scores
-from detection.models.ssd_backbones import MobileNetMaps, VGGMaps, xavier
-from detection.ops.anchors import DefaultBoxes
+from detection.models.heads import DetectionHead, flatten_cells, init_normal
+from detection.models.postprocess import nms_and_rescale, topk_per_class
+from detection.ops.anchors import DefaultBoxGenerator
 from detection.ops.box_coder import Weights, decode
 from detection.ops.losses import box_loss, masked_sum
 from detection.ops.matcher import match
@@ -34,82 +34,87 @@ from detection.params.recipe import SSDRecipe
 
 LITE_NORM = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)  # MobileNetV3's own, in backbone and heads
 WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over the paper's "variances" 0.1 and 0.2
+LITE_STD = 0.03  # standard deviation of SSDlite's initial weights
 
 
-class Outputs(nn.Module):
-    """An output layer of its own for each map; names as in torchvision."""
+class SSDOutputs(nn.Module):
+    """Output layers of the classification or the regression head, one per feature map."""
 
     def __init__(self, layers: list[nn.Module], columns: int) -> None:
         super().__init__()
         self.module_list, self.columns = nn.ModuleList(layers), columns
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, features: list[Tensor]) -> Tensor:
         """Tensor[B, A, columns]."""
-        answers = zip(self.module_list, maps, strict=True)
-        return torch.cat([flatten_places(layer(level), self.columns) for layer, level in answers], dim=1)
+        pairs = zip(self.module_list, features, strict=True)
+        return torch.cat([flatten_cells(layer(level), self.columns) for layer, level in pairs], dim=1)
 
 
 class SSD(BackboneDetector):
-    """Priors on maps of falling size; softmax over K + 1 classes, 0 the background.
+    """One-stage detector on default boxes, with a softmax over K + 1 classes, 0 being the background.
 
     Args:
-        recipe: Its fields.
+        recipe: Default boxes, thresholds and losses.
         classes: K.
-        backbone: From pictures to maps.
+        backbone: From images to feature maps, finest first.
     """
 
     def __init__(self, recipe: SSDRecipe, classes: int, backbone: nn.Module) -> None:
         super().__init__(backbone, recipe.image_mean, recipe.image_std)
         self.recipe = recipe
         boxes = recipe.default_boxes
-        self.priors = DefaultBoxes(
+        self.anchors = DefaultBoxGenerator(
             boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
         )
         widths = _widths(backbone, recipe.image_size)
         output = _output if recipe.architecture == "ssd" else _light_output
 
-        def outputs(columns: int) -> Outputs:
-            places = zip(widths, self.priors.per_place, strict=True)
-            return Outputs([output(width, each * columns) for width, each in places], columns)
+        def outputs(columns: int) -> SSDOutputs:
+            pairs = zip(widths, self.anchors.anchors_per_cell, strict=True)
+            return SSDOutputs([output(width, per_cell * columns) for width, per_cell in pairs], columns)
 
-        self.head = Head(outputs(classes + 1), outputs(4))
+        self.head = DetectionHead(outputs(classes + 1), outputs(4))
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """See `Detector.losses`: MultiBox classification and box (Liu et al., section 2.2).
+        """See `Detector.losses`: MultiBox classification and box loss (Liu et al., section 2.2).
 
-        Classification is cross-entropy over the positives and, in each picture, the negatives with the
-        largest loss, three for each positive. Both losses are sums over the batch's number of positives.
+        The classification loss is the cross-entropy of the positives and of each image's hardest negatives,
+        three per positive. Both losses are divided by the batch's number of positives.
         """
         recipe, targets = self.recipe, pad_empty(targets)
-        logits, deltas, priors = self._outputs(images)
-        matches = match(targets.boxes, targets.mask, priors, recipe.fg_iou, recipe.fg_iou, "unique")
+        logits, deltas, anchors = self._outputs(images)
+        matches = match(
+            targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.fg_iou, "unique"
+        )  # [B, A]
         positive = matches >= 0
         labels = torch.where(positive, matched_labels(targets, matches) + 1, 0)
         entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # [B, A]
-        boxes = matched_boxes(targets, matches, priors)
-        far = box_loss("smooth_l1", deltas, boxes, priors, WEIGHTS)
+        boxes = matched_boxes(targets, matches, anchors)
+        regression_loss = box_loss("smooth_l1", deltas, boxes, anchors, positive, WEIGHTS)
         count = positive.sum(1, keepdim=True)
         hardest = entropy.masked_fill(positive, -1).sort(dim=1, descending=True).values
-        negatives_each = (1 - recipe.positive_fraction) / recipe.positive_fraction
-        place = torch.arange(hardest.shape[1], device=hardest.device)
-        hard = (place < negatives_each * count) & (hardest >= 0)
+        negatives_per_positive = (1 - recipe.positive_fraction) / recipe.positive_fraction
+        rank = torch.arange(hardest.shape[1], device=hardest.device)
+        hard = (rank < negatives_per_positive * count) & (hardest >= 0)
         total = distributed.normalizer(count.sum())
         return {
             "class": (masked_sum(entropy, positive) + masked_sum(hardest, hard)) / total,
-            "box": masked_sum(far, positive) / total,
+            "box": regression_loss.sum() / total,
         }
 
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
         return self.select(*self._outputs(images), sizes)
 
-    def select(self, logits: Tensor, deltas: Tensor, priors: Tensor, sizes: ImageSizes) -> list[Detections]:
-        """Detections from logits [B, A, K + 1] and deltas [B, A, 4] of priors [A, 4]."""
-        recipe = self.recipe
+    def select(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: ImageSizes) -> list[Detections]:
+        """Detections from logits [B, A, K + 1] and deltas [B, A, 4] of default boxes [A, 4]."""
+        recipe, coder = self.recipe, partial(decode, weights=WEIGHTS)
         scores = logits.softmax(-1)[..., 1:]
-        candidates = _candidates(recipe, scores, deltas, priors, sizes)
-        limit, classes = recipe.detections_per_image, scores.shape[2]
-        return nms_and_rescale(candidates, sizes, recipe.nms_threshold, limit, classes)
+        limit, threshold = recipe.topk_candidates, recipe.score_threshold
+        candidates = topk_per_class(scores, deltas, anchors, coder, sizes, limit, threshold)
+        return nms_and_rescale(
+            candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2]
+        )
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `cls_logits` [B, A, K + 1] and `bbox_regression` [B, A, 4]."""
@@ -117,54 +122,25 @@ class SSD(BackboneDetector):
         return {"cls_logits": logits, "bbox_regression": deltas}
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [B, A, K + 1], deltas [B, A, 4] and priors [A, 4]."""
-        maps = self.features(images)
-        logits, deltas = self.head(maps)
-        priors = self.priors(map_sizes(maps), (images.shape[2], images.shape[3]), images.device)
-        # under autocast the heads answer in bf16, too coarse for losses and boxes
-        return logits.float(), deltas.float(), priors
-
-
-def _candidates(
-    recipe: SSDRecipe, scores: Tensor, deltas: Tensor, priors: Tensor, sizes: ImageSizes
-) -> Callable[[int], Candidates]:
-    """For `finish`; of each class at most `topk_candidates` take part."""
-
-    def best(count: int) -> Candidates:
-        values, rows, labels = topk_scores(scores, min(count, scores[0].numel()))
-        picked = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
-        boxes = clip(decode(picked, priors[rows], WEIGHTS), sizes.resized)
-        more = (values[:, -1] > recipe.score_threshold) & (count < scores[0].numel())
-        real = values > recipe.score_threshold
-        if count > recipe.topk_candidates:
-            real &= _rank_in_class(labels, scores.shape[2]) < recipe.topk_candidates
-        return Candidates(boxes, torch.where(real, values, -1.0), labels, more)
-
-    return best
-
-
-def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
-    """Tensor[B, N]: how many of the same class come before, for labels Tensor[B, N]."""
-    order = labels.argsort(dim=1, stable=True)
-    place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    each = torch.zeros(len(labels), classes, dtype=torch.int64, device=labels.device)
-    each = each.scatter_add(1, labels, torch.ones_like(labels))
-    start = (each.cumsum(1) - each).gather(1, labels.gather(1, order))
-    return torch.empty_like(labels).scatter_(1, order, place - start)
+        """Logits [B, A, K + 1], deltas [B, A, 4] and default boxes [A, 4]."""
+        features = self.features(images)
+        logits, deltas = self.head(features)
+        # bf16 outputs under autocast are too coarse for losses and boxes
+        return logits.float(), deltas.float(), self.anchors.for_batch(features, images)
 
 
 def _widths(backbone: nn.Module, side: int) -> list[int]:
-    """Channels of each map."""
+    """Channels of each feature map."""
     training = backbone.training
     with torch.no_grad():
-        maps = backbone.eval()(torch.zeros(1, 3, side, side))
+        features = backbone.eval()(torch.zeros(1, 3, side, side))
     backbone.train(training)
-    return [level.shape[1] for level in maps.values()]
+    return [level.shape[1] for level in features.values()]
 
 
 def _output(channels: int, columns: int) -> nn.Module:
     layer = nn.Conv2d(channels, columns, 3, padding=1)
-    xavier(layer)
+    init_xavier(layer)
     return layer
 
 
@@ -173,12 +149,119 @@ def _light_output(channels: int, columns: int) -> nn.Module:
         channels, channels, kernel_size=3, groups=channels, norm_layer=LITE_NORM, activation_layer=nn.ReLU6
     )
     layer = nn.Sequential(depthwise, nn.Conv2d(channels, columns, 1))
-    init_normal(layer, std=0.03)
+    init_normal(layer, std=LITE_STD)
     return layer
 
 
+def init_xavier(module: nn.Module) -> None:
+    """Initialize every convolution of a module with Xavier's uniform weights and zero biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class SSDBackboneVGG(nn.Module):
+    """Six feature maps of VGG16 (Liu et al., section 3), 38 to 1 cells wide for 300 pixels.
+
+    conv4_3 with its channels L2-normalized to a learned scale; fc6 and fc7 as convolutions, fc6 dilated; and
+    four extra blocks.
+
+    Args:
+        network: torchvision's VGG16 with its weights loaded.
+        trainable_layers: Trained stages of five, counted from the top.
+    """
+
+    def __init__(self, network: Any, trainable_layers: int) -> None:
+        super().__init__()
+        layers = network.features
+        freeze_stages(layers, trainable_layers)
+        _, _, _, pool3, pool4 = stage_starts(layers)  # each stage but the first starts with a pooling
+        layers[pool3].ceil_mode = True  # 75 cells to 38, as published
+        self.scale_weight = nn.Parameter(torch.full((512,), 20.0))
+        self.features = nn.Sequential(*layers[:pool4])
+        fc = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1),
+            nn.Conv2d(512, 1024, 3, padding=6, dilation=6),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(1024, 1024, 1),
+            nn.ReLU(inplace=True),
+        )
+        extra = [
+            _extra_block(1024, 512, 2, 1),
+            _extra_block(512, 256, 2, 1),
+            _extra_block(256, 256, 1, 0),
+            _extra_block(256, 256, 1, 0),
+        ]
+        for part in (fc, *extra):
+            init_xavier(part)
+        self.extra = nn.ModuleList([nn.Sequential(*layers[pool4:-1], fc), *extra])
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps of Tensor[B, 3, H, W], finest first."""
+        x = self.features(images)
+        features = [self.scale_weight.view(1, -1, 1, 1) * F.normalize(x)]
+        for block in self.extra:
+            x = block(x)
+            features.append(x)
+        return {str(i): level for i, level in enumerate(features)}
+
+
+def _extra_block(channels: int, out: int, stride: int, padding: int) -> nn.Sequential:
+    """1x1 convolution to half the new width, and a 3x3 convolution."""
+    return nn.Sequential(
+        nn.Conv2d(channels, out // 2, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(out // 2, out, 3, stride=stride, padding=padding),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SSDBackboneMobileNet(nn.Module):
+    """Six feature maps of MobileNetV3 (Howard et al. 2019, arXiv:1905.02244, section 6.3), 20 to 1 cells.
+
+    C4 is taken from the expansion layer of its block, where it is widest, and C5 from the last layer; then
+    four blocks of depthwise convolutions (Sandler et al. 2018, arXiv:1801.04381).
+
+    Args:
+        network: torchvision's MobileNetV3 with its weights loaded.
+        trainable_layers: Trained stages of six, counted from the top.
+    """
+
+    def __init__(self, network: Any, trainable_layers: int) -> None:
+        super().__init__()
+        layers = network.features
+        freeze_stages(layers, trainable_layers)
+        c4 = stage_starts(layers)[-2]
+        self.features = nn.Sequential(
+            nn.Sequential(*layers[:c4], layers[c4].block[0]),
+            nn.Sequential(layers[c4].block[1:], *layers[c4 + 1 :]),
+        )
+        widths = [layers[-1].out_channels, 512, 256, 256, 128]
+        self.extra = nn.ModuleList(_light_extra_block(channels, out) for channels, out in pairwise(widths))
+        init_normal(self.extra, std=LITE_STD)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps of Tensor[B, 3, H, W], finest first."""
+        features, x = [], images
+        for block in (*self.features, *self.extra):
+            x = block(x)
+            features.append(x)
+        return {str(i): level for i, level in enumerate(features)}
+
+
+def _light_extra_block(channels: int, out: int) -> nn.Sequential:
+    """1x1 convolution to half the new width, depthwise 3x3 of stride 2, and 1x1."""
+    half, options = out // 2, {"norm_layer": LITE_NORM, "activation_layer": nn.ReLU6}
+    return nn.Sequential(
+        Conv2dNormActivation(channels, half, kernel_size=1, **options),
+        Conv2dNormActivation(half, half, kernel_size=3, stride=2, groups=half, **options),
+        Conv2dNormActivation(half, out, kernel_size=1, **options),
+    )
+
+
 def build(recipe: SSDRecipe, classes: int, network: nn.Module) -> SSD:
-    """Build from a recipe, for `classes` classes, on a network whose weights are loaded."""
-    if recipe.architecture == "ssd":
-        return SSD(recipe, classes, VGGMaps(network, recipe.trainable_layers))
-    return SSD(recipe, classes, MobileNetMaps(network, recipe.trainable_layers, LITE_NORM))
+    """Build from a recipe, for `classes` classes, on a network with its weights loaded."""
+    backbone = SSDBackboneVGG if recipe.architecture == "ssd" else SSDBackboneMobileNet
+    return SSD(recipe, classes, backbone(network, recipe.trainable_layers))

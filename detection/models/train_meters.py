@@ -1,4 +1,4 @@
-"""What a classifier made of the samples it was trained on: counted where the loss is computed.
+"""Training-time confusion matrix of a classification head.
 
 Letters: K classes, background included.
 """
@@ -10,12 +10,12 @@ from detection import distributed
 
 
 class ConfusionMeter(nn.Module):
-    """How often each class was taken for each, since it was last asked; 0 is the background.
+    """Confusion matrix of the sampled anchors or proposals since the last reset; class 0 is the background.
 
-    The counts stay on the device: adding to them makes no host wait. They are no part of the state dict.
+    The counts stay on the device, so that counting never synchronizes. They are not in the state dict.
 
     Args:
-        name: Whose samples these are: `rpn`, `roi`.
+        name: Name of the head: `rpn`, `roi`.
         classes: K.
     """
 
@@ -27,47 +27,47 @@ class ConfusionMeter(nn.Module):
         self.register_buffer("counts", torch.zeros(classes, classes, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
-    def add(self, truth: Tensor, told: Tensor, counted: Tensor) -> None:
-        """Count some samples.
+    def add(self, actual: Tensor, predicted: Tensor, mask: Tensor) -> None:
+        """Count samples.
 
         Args:
-            truth: int64, the class of each sample, 0..K-1; any shape.
-            told: int64, the class that it was taken for; the same shape.
-            counted: bool, which of them count; the same shape.
+            actual: int64 in 0..K-1, true class of each sample; any shape.
+            predicted: int64 in 0..K-1, predicted class; the same shape.
+            mask: bool, samples that count; the same shape.
         """
-        cell = truth * len(self.counts) + told
-        self.counts.view(-1).scatter_add_(0, cell.flatten(), counted.flatten().long())
+        cell = actual * len(self.counts) + predicted
+        self.counts.view(-1).scatter_add_(0, cell.flatten(), mask.flatten().long())
 
     def total(self) -> Tensor:
-        """Tensor[K, K], int64, on the CPU: a row a true class, a column a told one; of all ranks together."""
+        """Tensor[K, K], int64, on the CPU, summed over the ranks; one row per true class."""
         return torch.stack(distributed.gather(self.counts.cpu())).sum(0)
 
-    def restart(self, total: Tensor | None = None) -> None:
-        """Count from 0, or go on from the `total` of an earlier process."""
+    def reset(self, total: Tensor | None = None) -> None:
+        """Start at 0, or resume from the `total` of an earlier process."""
         self.counts.zero_()
-        if total is not None and distributed.is_main():  # the ranks' counts add up to it
+        if total is not None and distributed.is_main():  # the counts of the ranks add up to it
             self.counts.copy_(total)
 
 
 def meters(detector: nn.Module) -> dict[str, ConfusionMeter]:
-    """A detector's, by name; one-stage detectors have none."""
+    """Meters of a detector by name; one-stage detectors have none."""
     return {part.name: part for part in detector.modules() if isinstance(part, ConfusionMeter)}
 
 
 def rates(counts: Tensor) -> dict[str, float]:
-    """Three shares that say how a classifier does on its samples.
+    """Micro-averaged classification rates.
 
     Args:
         counts: Tensor[K, K], from `ConfusionMeter.total`.
 
     Returns:
-        `accuracy`: samples told right. `recall`: objects told as their class. `precision`: of what was told
-        to be an object, that which is one of this class. NaN where there is none of those.
+        `accuracy`: fraction of samples classified correctly. `recall`: TP / (TP + FN) over objects.
+        `precision`: TP / (TP + FP) over foreground predictions. NaN where the denominator is 0.
     """
-    right = counts.diagonal().double()
-    parts = {
-        "accuracy": (right.sum(), counts.sum()),
-        "recall": (right[1:].sum(), counts[1:].sum()),
-        "precision": (right[1:].sum(), counts[:, 1:].sum()),
+    correct = counts.diagonal().double()
+    fractions = {
+        "accuracy": (correct.sum(), counts.sum()),
+        "recall": (correct[1:].sum(), counts[1:].sum()),
+        "precision": (correct[1:].sum(), counts[:, 1:].sum()),
     }
-    return {name: float(some / all_) for name, (some, all_) in parts.items()}
+    return {name: float(part / whole) for name, (part, whole) in fractions.items()}

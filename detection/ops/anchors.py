@@ -1,7 +1,7 @@
-"""Anchors and default boxes: the boxes that a detector starts from, the same for every picture of a size.
+"""Anchors and default boxes: the boxes that a detector's outputs are relative to.
 
-Letters: A anchors of all levels together, in the order level, row, column, anchor of the place.
-Boxes are float32 `x1, y1, x2, y2`, absolute pixels of the batch; they may reach beyond the picture.
+Letters: A anchors of all levels, ordered by level, row, column and anchor within the cell.
+Boxes are float32 `x1, y1, x2, y2` in pixels of the batch; they may extend beyond the image.
 """
 
 import math
@@ -13,74 +13,84 @@ from torch import Tensor
 
 Size = tuple[int, int]
 """Height and width."""
-KEPT = 64  # grids in a cache; pictures that keep their aspect ratio come in about so many padded sizes
+MAX_CACHED_SIZES = 64
+"""Batch sizes in pixels whose anchors are cached; resizing with a fixed aspect ratio gives about 64."""
 
 
-class Grid(ABC):
-    """Boxes at every place of some feature maps, made once for each set of map sizes.
+def feature_sizes(features: Sequence[Tensor]) -> list[Size]:
+    """Height and width of feature maps Tensor[B, C, H, W]."""
+    return [(level.shape[2], level.shape[3]) for level in features]
 
-    Invariant: `len(grid(maps, picture)) == sum(grid.counts(maps))`.
+
+class AnchorGenerator(ABC):
+    """Boxes at every cell of some feature maps, computed once per set of sizes.
+
+    Invariant: `len(generator(sizes, image_size)) == sum(generator.counts(sizes))`.
     """
 
-    per_place: tuple[int, ...]
-    """Boxes at each place, per level."""
+    anchors_per_cell: tuple[int, ...]
+    """Number of boxes at each cell, per level."""
 
     def __init__(self) -> None:
-        self._made: dict[tuple[object, ...], Tensor] = {}
+        self._cache: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(
         self,
-        maps: Sequence[Size],
-        picture: Size,
+        sizes: Sequence[Size],
+        image_size: Size,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """All boxes of a batch's pictures.
+        """All boxes for one size of batch.
 
         Args:
-            maps: Height and width of every feature map, finest first.
-            picture: Height and width of the padded batch, in pixels.
-            device: Where they are wanted.
-            dtype: Of the result; they are computed in float32.
+            sizes: Height and width of every feature map, finest first.
+            image_size: Height and width of the padded batch in pixels.
+            device: Device of the result.
+            dtype: Type of the result; the computation is in float32.
 
         Returns:
-            Tensor[A, 4]; shared between calls, so never write into it.
+            Tensor[A, 4]; cached and shared between calls: do not modify it.
         """
-        assert len(maps) == len(self.per_place), f"{len(maps)} maps for {len(self.per_place)} levels"
-        key = (tuple(tuple(size) for size in maps), tuple(picture), str(device), dtype)
-        if key not in self._made:
-            if len(self._made) == KEPT:
-                del self._made[next(iter(self._made))]
-            # a tensor made in inference mode could never be used in training
+        assert len(sizes) == len(self.anchors_per_cell), f"{len(sizes)} of {len(self.anchors_per_cell)} maps"
+        key = (tuple(tuple(size) for size in sizes), tuple(image_size), str(device), dtype)
+        if key not in self._cache:
+            if len(self._cache) == MAX_CACHED_SIZES:
+                del self._cache[next(iter(self._cache))]
+            # a tensor created in inference mode cannot take part in autograd later
             with torch.inference_mode(False), torch.no_grad():
-                self._made[key] = self._make(maps, picture).to(device, dtype)
-        return self._made[key]
+                self._cache[key] = self._generate(sizes, image_size).to(device, dtype)
+        return self._cache[key]
 
-    def counts(self, maps: Sequence[Size]) -> list[int]:
-        """How many boxes each level has."""
-        return [h * w * each for (h, w), each in zip(maps, self.per_place, strict=True)]
+    def for_batch(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
+        """Anchors Tensor[A, 4] of a batch Tensor[B, 3, H, W] and its feature maps."""
+        return self(feature_sizes(features), (images.shape[2], images.shape[3]), images.device)
+
+    def counts(self, sizes: Sequence[Size]) -> list[int]:
+        """Number of boxes per level."""
+        return [h * w * each for (h, w), each in zip(sizes, self.anchors_per_cell, strict=True)]
 
     @abstractmethod
-    def _make(self, maps: Sequence[Size], picture: Size) -> Tensor:
+    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
         """Tensor[A, 4], float32, on the CPU."""
 
 
-class AnchorGrid(Grid):
-    """Anchors of a pyramid (Ren et al. 2015, arXiv:1506.01497, section 3.1.1).
+class PyramidAnchorGenerator(AnchorGenerator):
+    """Anchors of a feature pyramid (Ren et al. 2015, arXiv:1506.01497, section 3.1.1).
 
-    An anchor of side s and aspect ratio r is `s / sqrt(r)` wide and `s * sqrt(r)` high. Its centre at row i
+    An anchor of size s and aspect ratio r is `s / sqrt(r)` wide and `s * sqrt(r)` high. Its center at row i
     and column j of a map of stride t is `((j + offset) * t, (i + offset) * t)`.
 
     Equals `torchvision.models.detection.anchor_utils.AnchorGenerator` with the defaults below.
 
     Args:
-        sizes: Sides in pixels, per level.
-        aspect_ratios: Height over width, for all levels. At a place the ratios are the outer loop.
-        strides: Of each level in pixels. None: picture size over map size, rounded down, as torchvision has
-            it. The two differ where a side is no multiple of the stride: P6 of 800 pixels has 13 rows and
-            hence a stride of 61.
-        offset: Of the centres, in cells: 0 is a cell's corner, 0.5 its middle.
-        rounded: Round the corners of the anchor at the origin to whole pixels.
+        sizes: Square roots of the anchors' areas in pixels, per level.
+        aspect_ratios: Height over width, for all levels. Within a cell, the ratio is the outer loop.
+        strides: Stride of each level in pixels. None: image size over map size, rounded down, as in
+            torchvision. The two differ where a side is not a multiple of the stride: P6 of 800 pixels has 13
+            rows and hence a stride of 61.
+        offset: Position of the centers in their cells: 0 is the corner, 0.5 the middle.
+        rounded: Round the corners of the base anchors to whole pixels.
     """
 
     def __init__(
@@ -93,47 +103,47 @@ class AnchorGrid(Grid):
         rounded: bool = True,
     ) -> None:
         super().__init__()
-        assert strides is None or len(strides) == len(sizes), "a stride for each level"
+        assert strides is None or len(strides) == len(sizes), "one stride per level"
         self.strides, self.offset = strides, offset
-        self.per_place = tuple(len(level) * len(aspect_ratios) for level in sizes)
-        self.at_origin = [self._at_origin(level, aspect_ratios, rounded) for level in sizes]
+        self.anchors_per_cell = tuple(len(level) * len(aspect_ratios) for level in sizes)
+        self.base_anchors = [self._base_anchors(level, aspect_ratios, rounded) for level in sizes]
 
     @staticmethod
-    def _at_origin(sizes: Sequence[float], aspect_ratios: Sequence[float], rounded: bool) -> Tensor:
-        """The anchors of one place, Tensor[per_place, 4], around the origin."""
+    def _base_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], rounded: bool) -> Tensor:
+        """Anchors of one cell, Tensor[anchors_per_cell, 4], centered at the origin."""
         height = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()[:, None]
         sides = torch.tensor(sizes, dtype=torch.float32)[None, :]
         x, y = ((1 / height) * sides).flatten() / 2, (height * sides).flatten() / 2
         boxes = torch.stack([-x, -y, x, y], dim=1)
         return boxes.round() if rounded else boxes
 
-    def _make(self, maps: Sequence[Size], picture: Size) -> Tensor:
+    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
         levels = []
-        for i, (rows, columns) in enumerate(maps):
-            down, across = picture[0] // rows, picture[1] // columns
+        for i, (rows, columns) in enumerate(sizes):
+            stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
             if self.strides is not None:
-                down = across = self.strides[i]
-            y = (torch.arange(rows, dtype=torch.float32) + self.offset) * down
-            x = (torch.arange(columns, dtype=torch.float32) + self.offset) * across
-            centres = torch.cartesian_prod(y, x).flip(1).repeat(1, 2)  # [rows columns, 4], x y x y
-            levels.append((centres[:, None] + self.at_origin[i][None]).flatten(0, 1))
+                stride_y = stride_x = self.strides[i]
+            y = (torch.arange(rows, dtype=torch.float32) + self.offset) * stride_y
+            x = (torch.arange(columns, dtype=torch.float32) + self.offset) * stride_x
+            centers = torch.cartesian_prod(y, x).flip(1).repeat(1, 2)  # [rows * columns, 4]: x, y, x, y
+            levels.append((centers[:, None] + self.base_anchors[i][None]).flatten(0, 1))
         return torch.cat(levels)
 
 
-class DefaultBoxes(Grid):
+class DefaultBoxGenerator(AnchorGenerator):
     """SSD's default boxes, or priors (Liu et al. 2015, arXiv:1512.02325, section 2.2).
 
-    At a place of map k stand a square of side s_k, one of side sqrt(s_k s_{k+1}), and for each extra aspect
-    ratio a a box of `s_k sqrt(a)` by `s_k / sqrt(a)` and the same upright.
+    Each cell of map k has a square of side s_k, one of side sqrt(s_k s_{k+1}), and for each extra aspect
+    ratio a one box of `s_k sqrt(a)` by `s_k / sqrt(a)` and one of `s_k / sqrt(a)` by `s_k sqrt(a)`.
 
     Equals `torchvision.models.detection.anchor_utils.DefaultBoxGenerator` unless `clip_centers` is set.
 
     Args:
-        scales: Sides as a share of the picture, one more than there are maps.
+        scales: Sides as a fraction of the image side, one more than the number of maps.
         aspect_ratios: Extra aspect ratios, per map.
-        steps: Stride of each map in pixels; None: picture size over map size, not rounded.
-        clip: Sides are at most those of the picture.
-        clip_centers: Centres lie in the picture too, as in the original's code: 114 of SSD300's 8,732 differ.
+        steps: Stride of each map in pixels; None: image size over map size, not rounded.
+        clip: Clip sides to the image side.
+        clip_centers: Clip centers to the image too, as the original code does: 114 of SSD300's 8,732 differ.
     """
 
     def __init__(
@@ -147,9 +157,9 @@ class DefaultBoxes(Grid):
     ) -> None:
         super().__init__()
         assert len(scales) == len(aspect_ratios) + 1, "one scale more than maps"
-        assert steps is None or len(steps) == len(aspect_ratios), "a step for each map"
+        assert steps is None or len(steps) == len(aspect_ratios), "one step per map"
         self.steps, self.clip_centers = steps, clip_centers
-        self.per_place = tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
+        self.anchors_per_cell = tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
         self.sides = [
             self._sides(scale, following, ratios, clip)
             for scale, following, ratios in zip(scales[:-1], scales[1:], aspect_ratios, strict=True)
@@ -157,7 +167,7 @@ class DefaultBoxes(Grid):
 
     @staticmethod
     def _sides(scale: float, following: float, ratios: Sequence[float], clip: bool) -> Tensor:
-        """Width and height of the boxes of one place, Tensor[per_place, 2], as shares of the picture."""
+        """Width and height of one cell's boxes, Tensor[anchors_per_cell, 2], as fractions of the image."""
         between = math.sqrt(scale * following)
         pairs = [(scale, scale), (between, between)]
         for ratio in ratios:
@@ -166,19 +176,18 @@ class DefaultBoxes(Grid):
         sides = torch.tensor(pairs, dtype=torch.float32)
         return sides.clamp(0, 1) if clip else sides
 
-    def _make(self, maps: Sequence[Size], picture: Size) -> Tensor:
+    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+        height, width = image_size
         levels = []
-        for i, (rows, columns) in enumerate(maps):
-            down, across = float(rows), float(columns)
+        for i, (rows, columns) in enumerate(sizes):
+            y_cells, x_cells = float(rows), float(columns)
             if self.steps is not None:
-                down, across = picture[0] / self.steps[i], picture[1] / self.steps[i]
-            centres = torch.cartesian_prod(
-                (torch.arange(rows) + 0.5) / down, (torch.arange(columns) + 0.5) / across
-            ).flip(1)  # [rows columns, 2], x y
+                y_cells, x_cells = height / self.steps[i], width / self.steps[i]
+            y, x = (torch.arange(rows) + 0.5) / y_cells, (torch.arange(columns) + 0.5) / x_cells
+            centers = torch.cartesian_prod(y, x).flip(1)  # [rows * columns, 2]: x, y
             if self.clip_centers:
-                centres = centres.clamp(0, 1)
-            low = centres[:, None] - 0.5 * self.sides[i][None]  # [rows columns, per_place, 2]
-            high = centres[:, None] + 0.5 * self.sides[i][None]
+                centers = centers.clamp(0, 1)
+            low = centers[:, None] - 0.5 * self.sides[i][None]  # [rows * columns, anchors_per_cell, 2]
+            high = centers[:, None] + 0.5 * self.sides[i][None]
             levels.append(torch.cat([low, high], dim=2).flatten(0, 1))
-        height, width = picture
         return torch.cat(levels) * torch.tensor([width, height, width, height])

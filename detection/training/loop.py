@@ -87,7 +87,7 @@ def fit(job: TrainingJob, row: Run, interrupts: StopSignals) -> dict[str, float]
     state = restore(saved, job.detector, optimizer, average) if saved else State()
     told = meters(job.detector)
     for name, meter in told.items():
-        meter.restart(saved["confusion"][name] if saved else None)
+        meter.reset(saved["confusion"][name] if saved else None)
     if saved and settings.determinism == "bitwise":
         torch.set_num_threads(saved["threads"])  # sums come out otherwise with another number of them
     history = History(job.reports, saved["history"] if saved else None)
@@ -268,7 +268,7 @@ def _read_meters(detector: Detector) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, meter in meters(detector).items():
         found |= {f"train/{name}_{rate}": value for rate, value in rates(meter.total()).items()}
-        meter.restart()
+        meter.reset()
     return found
 
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from detection.models import roi_head, ssd
 from detection.models.build import build_detector
-from detection.models.heads import PRIOR
+from detection.models.heads import CLASS_PRIOR
 from detection.models.retinanet import RetinaNet
 from detection.models.rpn import RPN
-from detection.ops.anchors import Grid, Size
-from detection.ops.losses import ALPHA
+from detection.ops.anchors import AnchorGenerator, Size
+from detection.ops.losses import FOCAL_ALPHA
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe, load
 from detection.params.reader import read_yaml
 from detection.training.optim import learning_rate_factor
@@ -105,7 +105,7 @@ def _coco_parameters(recipe: Recipe) -> int:
     return _count(recipe, 91 if recipe.architecture in ("retinanet", "fcos") else 90)
 
 
-def _grid(recipe: Recipe) -> Grid:
+def _grid(recipe: Recipe) -> AnchorGenerator:
     if isinstance(recipe, FasterRCNNRecipe):
         return RPN(recipe, 8).anchors
     assert isinstance(recipe, RetinaNetRecipe)
@@ -138,7 +138,7 @@ def _priors(recipe: Recipe) -> tuple[Tensor, ...]:
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             return {str(i): torch.zeros(1, 8, *size) for i, size in enumerate(maps)}
 
-    grid = ssd.SSD(recipe, 1, Maps()).priors
+    grid = ssd.SSD(recipe, 1, Maps()).anchors
     return torch.split(grid(maps, (recipe.image_size, recipe.image_size)), grid.counts(maps))
 
 
@@ -169,7 +169,7 @@ MADE: dict[str, Callable[[Any], Any]] = {
     "box_weights": lambda recipe: list((ssd if isinstance(recipe, SSDRecipe) else roi_head).WEIGHTS),
     "rpn_sigma": lambda recipe: round(recipe.rpn.smooth_l1_beta**-0.5, 6),
     "roi_sigma": lambda recipe: round(recipe.roi.smooth_l1_beta**-0.5, 6),
-    "focal": lambda recipe: [ALPHA, PRIOR],
+    "focal": lambda recipe: [FOCAL_ALPHA, CLASS_PRIOR],
 }
 
 

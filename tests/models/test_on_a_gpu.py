@@ -1,6 +1,6 @@
-"""A whole training step as a GPU would take it, on the device `meta`, whose tensors have a shape and no data.
+"""No host synchronization in a training step: it runs on the device `meta`, whose tensors have no data.
 
-Whatever asks for data raises: `.item()`, `nonzero`, a selection by a mask, a copy to the host.
+Every operation that reads data raises there: `.item()`, `nonzero`, boolean indexing, a copy to the host.
 """
 
 from collections.abc import Iterator
@@ -27,37 +27,37 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Watch(TorchDispatchMode):
-    """Notes copies to the device that the host waits for."""
+class CopyRecorder(TorchDispatchMode):
+    """Records copies between devices that block the host."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.waits: list[str] = []
+        self.blocking: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        given = [one for one in args if isinstance(one, Tensor)]
-        if isinstance(result, Tensor) and given and not kwargs.get("non_blocking"):
-            places = {one.device.type for one in (result, *given) if one.dim()}
-            if len(places) > 1:
-                self.waits.append(f"{func} {sorted(places)}")
+        tensors = [one for one in args if isinstance(one, Tensor)]
+        if isinstance(result, Tensor) and tensors and not kwargs.get("non_blocking"):
+            devices = {one.device.type for one in (result, *tensors) if one.dim()}
+            if len(devices) > 1:
+                self.blocking.append(f"{func} {sorted(devices)}")
         return result
 
 
 @pytest.fixture
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    def some(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[CopyRecorder]:
+    def half(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
         return scores.argsort(descending=True)[: len(scores) // 2]
 
-    monkeypatch.setattr(nms, "nms", some)  # torchvision's kernel waits for its own result: the one exemption
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # there is none for this device
+    monkeypatch.setattr(nms, "nms", half)  # torchvision's kernel synchronizes: the one exemption
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # not available on this device
     with torch.device("meta"):
-        yield Watch()
+        yield CopyRecorder()
 
 
 @pytest.mark.parametrize("model", CASES)
-def test_a_training_step_never_waits_for_the_gpu(model: str, on_a_gpu: Watch) -> None:
+def test_a_training_step_never_synchronizes(model: str, recorder: CopyRecorder) -> None:
     recipe = without_weights(load(model=model, dataset="voc2007").recipe).update(CASES[model])
     detector = build_detector(recipe, 20, None).train()
     optimizer = make_optimizer(detector, recipe.optimizer)
@@ -65,22 +65,22 @@ def test_a_training_step_never_waits_for_the_gpu(model: str, on_a_gpu: Watch) ->
     images = torch.zeros(2, 3, side, side, dtype=torch.uint8)
     labels, mask = torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5, dtype=torch.bool)
     targets = Targets(torch.zeros(2, 5, 4), labels, mask, torch.full((2, 2), side))
-    detector.losses(images, targets)  # the anchors of a size are made once, and copied to the device
-    with on_a_gpu:
+    detector.losses(images, targets)  # caches the anchors, which are copied to the device
+    with recorder:
         losses = detector.losses(images, targets)
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    assert on_a_gpu.waits == []
+    assert recorder.blocking == []
     assert all(value.shape == () for value in losses.values())
 
 
-def test_what_waits_is_seen(on_a_gpu: Watch) -> None:
+def test_synchronization_is_detected(recorder: CopyRecorder) -> None:
     values = torch.zeros(5)
-    for waiting in (lambda: values.sum().item(), values.nonzero, lambda: values[values > 0], values.cpu):
+    for synchronize in (lambda: values.sum().item(), values.nonzero, lambda: values[values > 0], values.cpu):
         with pytest.raises((RuntimeError, NotImplementedError)):
-            waiting()
-    with on_a_gpu:
+            synchronize()
+    with recorder:
         torch.zeros(5, device="cpu").to("meta")
         torch.zeros(5, device="cpu").to("meta", non_blocking=True)
-    assert len(on_a_gpu.waits) == 1
+    assert len(recorder.blocking) == 1

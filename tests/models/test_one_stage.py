@@ -1,4 +1,4 @@
-"""One-stage detectors: resilience, no word to the host, export."""
+"""One-stage detectors: robustness, no host synchronization, export."""
 
 from dataclasses import replace
 from typing import Any
@@ -24,13 +24,13 @@ def recipe_of(model: str, dataset: str = "coco2017") -> Recipe:
 
 
 def small(model: str, classes: int = 3, **changes: Any) -> Detector:
-    """A detector of the recipe's kind on the smallest backbone."""
+    """The recipe's detector on the smallest backbone."""
     torch.manual_seed(0)
     recipe = recipe_of(model)
-    few: dict[str, Any] = {"backbone": "mobilenet_v3_small"}
+    smaller: dict[str, Any] = {"backbone": "mobilenet_v3_small"}
     if model != "ssdlite320":
-        few = {"backbone": "resnet18", "fpn_channels": 64, "image_size": SIDE, "max_size": None}
-    return build_detector(without_weights(replace(recipe, **few | changes)), classes, None)
+        smaller = {"backbone": "resnet18", "fpn_channels": 64, "image_size": SIDE, "max_size": None}
+    return build_detector(without_weights(replace(recipe, **smaller | changes)), classes, None)
 
 
 def side_of(detector: Any) -> int:
@@ -45,7 +45,7 @@ def targets_of(boxes: Tensor, mask: Tensor | None, side: int) -> Targets:
 
 
 def test_the_257_pixel_pyramid() -> None:
-    """Maps of 33, 17, 9 and 5 cells, 4,452 anchors, nothing negative, corners in place."""
+    """Maps of 33, 17, 9 and 5 cells, 4,452 anchors, no negative values."""
     detector = small("retinanet_257", image_size=257)
     assert isinstance(detector, RetinaNet)
     with torch.inference_mode():
@@ -65,7 +65,7 @@ def test_the_squares_of_fcos_are_as_wide_as_the_strides() -> None:
     assert float(squares[1, 0] - squares[0, 0]) == 4
 
 
-def test_upsampling_doubles_less_one_and_keeps_the_corners() -> None:
+def test_upsampling_keeps_the_corners() -> None:
     pyramid = AlignedPyramid([1, 1, 1], 1)
     for layer in pyramid.lateral:
         torch.nn.init.ones_(layer.weight)  # type: ignore[arg-type]
@@ -77,14 +77,14 @@ def test_upsampling_doubles_less_one_and_keeps_the_corners() -> None:
     assert p3[0, 0, 0].tolist() == [1, 1.5, 2, 2.5, 3]
 
 
-def test_without_objects_the_first_loss_is_the_priors() -> None:
-    """A K sigmoids of 0.01 that should be 0, each 0.75 * 0.01^2 * -log(0.99)."""
+def test_initial_loss_without_objects_is_that_of_the_class_prior() -> None:
+    """A * K probabilities of 0.01 with target 0, each 0.75 * 0.01^2 * -log(0.99)."""
     detector = small("retinanet")
     with torch.no_grad():
         detector.head.classification_head.cls_logits.weight.zero_()  # type: ignore[union-attr]
     losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(torch.zeros(2, 0, 4), None, SIDE))
-    places = 9 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
-    assert float(losses["class"].detach()) == pytest.approx(places * 3 * 0.75 * 1e-4 * 0.0100503, rel=1e-4)
+    anchors = 9 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
+    assert float(losses["class"].detach()) == pytest.approx(anchors * 3 * 0.75 * 1e-4 * 0.0100503, rel=1e-4)
     assert float(losses["box"].detach()) == 0
 
 
@@ -93,30 +93,30 @@ def objects(case: str) -> tuple[Tensor, Tensor | None]:
     corner = torch.rand(2, 500, 2, generator=generator) * 40
     many = torch.cat([corner, corner + 4 + torch.rand(2, 500, 2, generator=generator) * 20], dim=2)
     return {
-        "no room": (torch.zeros(2, 0, 4), None),
+        "M of 0": (torch.zeros(2, 0, 4), None),
         "no objects": (many[:, :3], torch.zeros(2, 3, dtype=torch.bool)),
-        "one picture without": (many[:, :3], torch.tensor([[True] * 3, [False] * 3])),
+        "one empty image": (many[:, :3], torch.tensor([[True] * 3, [False] * 3])),
         "500 objects": (many, None),
         "duplicates": (many[:, :1].expand(2, 6, 4), None),
         "a point": (torch.tensor([[[5.0, 5, 5, 5], [9, 9, 40, 40]]] * 2), None),
-        "nothing but a point": (torch.tensor([[[5.0, 5, 5, 5]]] * 2), None),
+        "only a point": (torch.tensor([[[5.0, 5, 5, 5]]] * 2), None),
     }[case]
 
 
 CASES = [
-    "no room",
+    "M of 0",
     "no objects",
-    "one picture without",
+    "one empty image",
     "500 objects",
     "duplicates",
     "a point",
-    "nothing but a point",
+    "only a point",
 ]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def detectors(request: pytest.FixtureRequest) -> dict[int, Detector]:
-    """One family's detector, of one class and of three."""
+    """Detectors of one family with one and with three classes."""
     return {classes: small(request.param, classes).train() for classes in (1, 3)}
 
 
@@ -133,36 +133,36 @@ def test_any_ground_truth_gives_finite_losses_and_gradients(
     gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     assert all(torch.isfinite(value) for value in losses.values())
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
-    boxed = [v for k, v in gradients.items() if "regression_head" in k]
-    if case in ("no room", "no objects", "nothing but a point"):
+    box_gradients = [v for k, v in gradients.items() if "regression_head" in k]
+    if case in ("M of 0", "no objects", "only a point"):
         assert losses["box"] == 0
-        assert all((gradient == 0).all() for gradient in boxed)
+        assert all((gradient == 0).all() for gradient in box_gradients)
     else:
         assert losses["box"] > 0
         assert losses["class"] > 0
-        assert any((gradient != 0).any() for gradient in boxed)
+        assert any((gradient != 0).any() for gradient in box_gradients)
 
 
-def test_padding_changes_nothing(detectors: dict[int, Detector]) -> None:
+def test_padding_does_not_change_the_losses(detectors: dict[int, Detector]) -> None:
     detector = detectors[3]
     side = side_of(detector)
     images, (boxes, _) = torch.rand(2, 3, side, side), objects("500 objects")
     boxes, mask = boxes[:, :4], torch.tensor([[True, True, False, False], [False, True, True, True]])
-    order = torch.tensor([0, 2, 1, 3])  # of the rows: objects first, holes after
+    order = torch.tensor([0, 2, 1, 3])  # objects first, padding last
     found = []
-    for rows, room in ((order, 4), (torch.arange(4), 9)):
-        padded = torch.full((2, room, 4), 7.0)  # no box, and not to be read
-        there = torch.zeros(2, room, dtype=torch.bool)
-        padded[:, :4], there[:, :4] = boxes[:, rows], mask[:, rows]
-        detector.eval()  # BatchNorm must not remember
-        found.append(detector.losses(images, targets_of(padded, there, side)))
+    for rows, size in ((order, 4), (torch.arange(4), 9)):
+        padded = torch.full((2, size, 4), 7.0)  # an invalid box, never read
+        valid = torch.zeros(2, size, dtype=torch.bool)
+        padded[:, :4], valid[:, :4] = boxes[:, rows], mask[:, rows]
+        detector.eval()  # keeps BatchNorm's statistics
+        found.append(detector.losses(images, targets_of(padded, valid, side)))
         detector.train()
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], rtol=1e-6, atol=0)
 
 
-def test_the_normalizer_batch_divides_by_the_whole_batchs_positives() -> None:
-    """Picture i's loss is its sum over its n_i; the batch's is the sum of all over the sum of n_i."""
+def test_the_batch_normalizer_divides_by_the_positives_of_the_batch() -> None:
+    """An image's loss is its sum over its n_i; the batch's is the sum of all over the sum of n_i."""
     images, (boxes, _) = torch.rand(2, 3, SIDE, SIDE), objects("500 objects")
     mask = torch.tensor([[True] * 5, [True, False, False, False, False]])
     targets = targets_of(boxes[:, :5], mask, SIDE)
@@ -173,11 +173,11 @@ def test_the_normalizer_batch_divides_by_the_whole_batchs_positives() -> None:
     single = [each.losses(images[i : i + 1], targets[i : i + 1])["box"] for i in range(2)]
     together, mean = whole.losses(images, targets)["box"], each.losses(images, targets)["box"]
     torch.testing.assert_close(mean, (single[0] + single[1]) / 2)
-    share = ((together - single[1]) / (single[0] - single[1])).item()
-    assert 0.5 < share < 1  # the picture with more positives weighs more
+    fraction = ((together - single[1]) / (single[0] - single[1])).item()
+    assert 0.5 < fraction < 1  # the image with more positives has the larger weight
 
 
-def test_class_agnostic_suppression_leaves_one_class_at_a_place() -> None:
+def test_class_agnostic_nms_leaves_one_class_per_box() -> None:
     images = torch.rand(1, 3, SIDE, SIDE)
     sizes = ImageSizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
     found = {}
@@ -185,16 +185,16 @@ def test_class_agnostic_suppression_leaves_one_class_at_a_place() -> None:
         detector = small("retinanet", class_agnostic_nms=agnostic, score_threshold=0.0).eval()
         with torch.inference_mode():
             found[agnostic] = detector.detect(images, sizes)[0]
-    places = {agnostic: {tuple(box) for box in one.boxes.tolist()} for agnostic, one in found.items()}
-    assert len(places[True]) == len(found[True].boxes)
-    assert len(places[False]) < len(found[False].boxes)
+    boxes = {agnostic: {tuple(box) for box in one.boxes.tolist()} for agnostic, one in found.items()}
+    assert len(boxes[True]) == len(found[True].boxes)
+    assert len(boxes[False]) < len(found[False].boxes)
 
 
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item", "is_nonzero", "equal")
 
 
-class Watch(TorchDispatchMode):
-    """Notes every operation whose result's size, or whose value on the host, depends on data."""
+class SyncRecorder(TorchDispatchMode):
+    """Records operations that synchronize: a data-dependent shape, or a value on the host."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,17 +208,17 @@ class Watch(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-def test_a_training_step_never_waits_for_the_host(detectors: dict[int, Detector]) -> None:
-    detector, (boxes, mask) = detectors[3], objects("one picture without")
+def test_a_training_step_never_synchronizes(detectors: dict[int, Detector]) -> None:
+    detector, (boxes, mask) = detectors[3], objects("one empty image")
     side = side_of(detector)
     images, targets = torch.rand(2, 3, side, side), targets_of(boxes, mask, side)
-    with Watch() as watch:
+    with SyncRecorder() as recorder:
         losses = detector.losses(images, targets)
         torch.stack(list(losses.values())).sum().backward()
-    assert watch.seen == set()
-    with Watch() as watch:
+    assert recorder.seen == set()
+    with SyncRecorder() as recorder:
         images[images > 0.5].sum().item()
-    assert watch.seen  # it does see what it looks for
+    assert recorder.seen  # the recorder works
 
 
 @pytest.fixture(scope="module", params=["retinanet", "retinanet_257", "fcos", "ssdlite320"])

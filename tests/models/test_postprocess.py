@@ -1,4 +1,4 @@
-"""Suppression over a whole batch against torchvision's, picture by picture."""
+"""Postprocessing of a batch against torchvision's NMS, image by image."""
 
 import pytest
 import torch
@@ -9,45 +9,52 @@ from torchvision.ops import batched_nms
 
 from detection.models import postprocess
 from detection.models.detector import ImageSizes
-from detection.models.postprocess import Candidates, clip, nms_and_rescale, topk_per_level, topk_scores
-from detection.models.ssd import _rank_in_class
+from detection.models.postprocess import (
+    Candidates,
+    SelectCandidates,
+    clip,
+    nms_and_rescale,
+    rank_in_class,
+    topk_per_level,
+    topk_scores,
+)
 
-SIDE, CLASSES, MANY = 100, 3, 60
+SIDE, CLASSES, COUNT = 100, 3, 60
 
 
-def problem(seed: int, batch: int) -> tuple[Tensor, Tensor, Tensor, ImageSizes]:
+def scene(seed: int, batch: int) -> tuple[Tensor, Tensor, Tensor, ImageSizes]:
     """Boxes [B, N, 4], scores [B, N] of which some are -1, labels [B, N]."""
     generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(batch, MANY, 2, generator=generator) * 60
-    boxes = torch.cat([corner, corner + torch.rand(batch, MANY, 2, generator=generator) * 50 + 1], dim=2)
-    share = torch.rand(batch, 1, generator=generator)
-    scores = torch.rand(batch, MANY, generator=generator)
-    scores = torch.where(scores < share, -1.0, scores).sort(dim=1, descending=True).values
-    labels = torch.randint(0, CLASSES, (batch, MANY), generator=generator)
+    corner = torch.rand(batch, COUNT, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + torch.rand(batch, COUNT, 2, generator=generator) * 50 + 1], dim=2)
+    fraction = torch.rand(batch, 1, generator=generator)
+    scores = torch.rand(batch, COUNT, generator=generator)
+    scores = torch.where(scores < fraction, -1.0, scores).sort(dim=1, descending=True).values
+    labels = torch.randint(0, CLASSES, (batch, COUNT), generator=generator)
     inside = torch.tensor([[SIDE, SIDE - 10]] * batch)
     original = torch.randint(50, 300, (batch, 2), generator=generator)
     return clip(boxes, inside), scores, labels, ImageSizes(inside, original)
 
 
-def provider(boxes: Tensor, scores: Tensor, labels: Tensor, asked: list[int]) -> object:
-    def best(count: int) -> Candidates:
-        asked.append(count)
+def selector(boxes: Tensor, scores: Tensor, labels: Tensor, counts: list[int]) -> SelectCandidates:
+    def select(count: int) -> Candidates:
+        counts.append(count)
         more = (scores[:, count:] >= 0).any(1)
         return Candidates(boxes[:, :count], scores[:, :count], labels[:, :count], more)
 
-    return best
+    return select
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.sampled_from([1, 5, 20, 100]), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_equals_suppression_over_all_candidates(seed: int, batch: int, limit: int, agnostic: bool) -> None:
-    boxes, scores, labels, sizes = problem(seed, batch)
-    asked: list[int] = []
+    boxes, scores, labels, sizes = scene(seed, batch)
+    counts: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(postprocess, "FIRST_TRY", 1)
-        patch.setattr(postprocess, "MORE", 2)
-        best = provider(boxes, scores, labels, asked)
-        found = nms_and_rescale(best, sizes, 0.5, limit, CLASSES, agnostic)  # type: ignore[arg-type]
+        patch.setattr(postprocess, "CANDIDATES_PER_DETECTION", 1)
+        patch.setattr(postprocess, "CANDIDATES_GROWTH", 2)
+        select = selector(boxes, scores, labels, counts)
+        found = nms_and_rescale(select, sizes, 0.5, limit, CLASSES, agnostic)
     for b, one in enumerate(found):
         real = scores[b] >= 0
         groups = torch.zeros_like(labels[b]) if agnostic else labels[b]
@@ -58,23 +65,23 @@ def test_equals_suppression_over_all_candidates(seed: int, batch: int, limit: in
         scale = torch.tensor([width / (SIDE - 10), height / SIDE] * 2)
         torch.testing.assert_close(one.boxes, boxes[b][real][kept] * scale)
         assert (one.boxes <= torch.tensor([width, height] * 2)).all()
-    assert asked[0] == limit
+    assert counts[0] == limit
 
 
-def test_no_candidates_at_all() -> None:
+def test_no_candidates() -> None:
     sizes = ImageSizes(torch.tensor([[SIDE, SIDE]] * 2), torch.tensor([[SIDE, SIDE]] * 2))
     boxes, scores, labels = (
         torch.zeros(2, 4, 4),
         torch.full((2, 4), -1.0),
         torch.zeros(2, 4, dtype=torch.int64),
     )
-    found = nms_and_rescale(provider(boxes, scores, labels, []), sizes, 0.5, 10, CLASSES)  # type: ignore[arg-type]
+    found = nms_and_rescale(selector(boxes, scores, labels, []), sizes, 0.5, 10, CLASSES)
     assert [one.boxes.shape for one in found] == [(0, 4), (0, 4)]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 40))
 @settings(deadline=None)
-def test_the_best_pairs_are_the_best_of_all(seed: int, count: int) -> None:
+def test_topk_scores_equals_topk_over_all_pairs(seed: int, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(2, 10, 4, generator=generator)
     values, rows, labels = topk_scores(scores, count)
@@ -84,21 +91,21 @@ def test_the_best_pairs_are_the_best_of_all(seed: int, count: int) -> None:
         assert torch.equal(scores[b, rows[b], labels[b]], values[b])
 
 
-def test_each_level_has_a_share_of_the_candidates() -> None:
+def test_each_level_has_its_own_candidates() -> None:
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4]).view(1, 6, 1)
     boxes = torch.arange(24.0).view(1, 6, 4)
     sizes = ImageSizes(torch.tensor([[SIDE, SIDE]]), torch.tensor([[SIDE, SIDE]]))
-    best = topk_per_level(
+    select = topk_per_level(
         scores, boxes, torch.zeros(6, 4), [4, 2], lambda out, _: out, sizes, per_level=2, threshold=0.45
     )
-    found = best(3)
+    found = select(3)
     torch.testing.assert_close(found.scores, torch.tensor([[0.9, 0.8, 0.5]]))
     assert torch.equal(found.boxes, boxes[:, [0, 1, 4]])
     assert found.more.tolist() == [False]  # 0.4 is below the threshold
-    assert best(2).more.tolist() == [True]
+    assert select(2).more.tolist() == [True]
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
 def test_rank_in_class(labels: list[int]) -> None:
     expected = [labels[:i].count(label) for i, label in enumerate(labels)]
-    assert _rank_in_class(torch.tensor([labels, labels]), 4).tolist() == [expected, expected]
+    assert rank_in_class(torch.tensor([labels, labels]), 4).tolist() == [expected, expected]

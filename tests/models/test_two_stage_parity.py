@@ -1,4 +1,4 @@
-"""Our two-stage detectors against torchvision's builders: same weights, same tensors, float32."""
+"""torchvision's two-stage builders against ours: same weights, same tensors, float32."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from detection.data.loading.batch import ImageSizes, Targets
 from detection.models import roi_head, rpn
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detections
-from detection.models.faster_rcnn import FasterRCNN, _pooled
+from detection.models.faster_rcnn import FasterRCNN, pooled_levels
 from detection.ops import matcher, roi_align
 from detection.params import FasterRCNNRecipe, load
 
@@ -45,21 +45,21 @@ class Pair:
 
 @pytest.fixture(autouse=True)
 def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both sides sample the first candidates in their order."""
+    """Both detectors sample the first candidates."""
 
-    def first(*args: Any) -> matcher.Sample:
+    def first(*args: Any) -> matcher.BalancedSample:
         return sample(*args, keys=torch.linspace(0, 0.999, args[0].shape[1]).expand(args[0].shape))
 
-    sample = matcher.sample
-    monkeypatch.setattr(rpn, "sample", first)
-    monkeypatch.setattr(roi_head, "sample", first)
-    # torchvision's kernel: the matrix products have their own test, and their other rounding flips a ReLU
-    # here and there, which in a random network shows in the first layer's gradient
-    monkeypatch.setattr(roi_align, "SMALL", dict.fromkeys(roi_align.SMALL, 0))
+    sample = matcher.balanced_sample
+    monkeypatch.setattr(rpn, "balanced_sample", first)
+    monkeypatch.setattr(roi_head, "balanced_sample", first)
+    # Use torchvision's kernel: the matrix products have their own test, and their different rounding flips
+    # some ReLUs, which in a random network is visible in the first layer's gradient.
+    monkeypatch.setattr(roi_align, "MAX_MATMUL_CELLS", dict.fromkeys(roi_align.MAX_MATMUL_CELLS, 0))
 
 
-class FirstOnes:
-    """Stands in for torchvision's sampler."""
+class FirstCandidates:
+    """Replaces torchvision's sampler."""
 
     def __init__(self, count: int, fraction: float) -> None:
         self.count, self.most = count, int(count * fraction)
@@ -76,7 +76,7 @@ class FirstOnes:
 
 @pytest.fixture(scope="module", params=BUILDERS)
 def pair(request: pytest.FixtureRequest) -> Pair:
-    """The recipe at its published settings but for fewer proposals and samples, and torchvision's builder."""
+    """The published recipe with fewer proposals and samples, and torchvision's builder."""
     recipe = load(model=request.param, dataset="coco2017").recipe
     assert isinstance(recipe, FasterRCNNRecipe)
     recipe = without_weights(recipe).update(SMALLER)
@@ -89,16 +89,18 @@ def pair(request: pytest.FixtureRequest) -> Pair:
         num_classes=CLASSES + 1,
         **{THEIR_NAMES[name]: value for name, value in SMALLER.items()},
     )
-    settle(ours)
+    randomize(ours)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.rpn.fg_bg_sampler = FirstOnes(recipe.rpn.batch_size_per_image, recipe.rpn.positive_fraction)
-    theirs.roi_heads.fg_bg_sampler = FirstOnes(recipe.roi.batch_size_per_image, recipe.roi.positive_fraction)
+    theirs.rpn.fg_bg_sampler = FirstCandidates(recipe.rpn.batch_size_per_image, recipe.rpn.positive_fraction)
+    theirs.roi_heads.fg_bg_sampler = FirstCandidates(
+        recipe.roi.batch_size_per_image, recipe.roi.positive_fraction
+    )
     return Pair(request.param, ours, theirs)
 
 
-def settle(detector: FasterRCNN) -> None:
-    """Give BatchNorm the statistics of random pictures, and the outputs weights that tell places apart."""
+def randomize(detector: FasterRCNN) -> None:
+    """Give BatchNorm the statistics of random images, and the output layers weights that vary by location."""
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -114,7 +116,7 @@ def settle(detector: FasterRCNN) -> None:
 
 
 def batch(count: int) -> tuple[Tensor, Targets, ImageSizes]:
-    """Pictures of different sizes inside the batch; of more than one, the last is without objects."""
+    """Images of different sizes; of more than one, the last has no objects."""
     generator = torch.Generator().manual_seed(count)
     images = torch.rand(count, 3, SIDE, SIDE, generator=generator)
     inside = torch.tensor([[SIDE - 13 * i, SIDE - 7 * (count - 1 - i)] for i in range(count)])
@@ -177,9 +179,9 @@ def test_losses_and_gradients_are_torchvisions(pair: Pair, count: int) -> None:
 
     maps = ours.features(images)
     logits, deltas = ours.rpn(maps)
-    anchors = ours.rpn.anchors_of(maps, images)
+    anchors = ours.rpn.anchors.for_batch(maps, images)
     losses = ours.rpn.losses(logits, deltas, anchors, targets)
-    losses |= ours.roi_heads.losses(_pooled(maps), *padded(proposals), targets, SIDE)
+    losses |= ours.roi_heads.losses(pooled_levels(maps), *padded(proposals), targets, SIDE)
     ours.zero_grad()
     torch.stack(list(losses.values())).sum().backward()
 
@@ -215,10 +217,10 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
         expected, _ = theirs.roi_heads(features, proposals, inside.image_sizes, None)
         maps = list(features.values())
         boxes, mask = ours.rpn.propose(
-            raw["objectness"], raw["deltas"], ours.rpn.anchors_of(maps, images), maps, sizes.resized
+            raw["objectness"], raw["deltas"], ours.rpn.anchors.for_batch(maps, images), maps, sizes.resized
         )
         found = ours.roi_heads.detect(
-            _pooled(maps), *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
+            pooled_levels(maps), *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
         )
         whole = ours.detect(images, sizes)
     swapped = 0
@@ -241,7 +243,7 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
 
 
 def unmatched(mine: Tensor, theirs: Tensor) -> int:
-    """How many boxes have no counterpart within 1e-2 pixels."""
+    """Number of boxes without a counterpart within 1e-2 pixels."""
     if len(mine) == 0:
         return len(theirs)
     return int((torch.cdist(theirs, mine, p=torch.inf).amin(1) > 1e-2).sum())

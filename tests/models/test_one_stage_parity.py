@@ -1,6 +1,6 @@
-"""Every one-stage builder of torchvision against ours: same weights, same pictures, same answers.
+"""torchvision's one-stage builders against ours: same weights, same images, same losses and detections.
 
-`pytest -s tests/models/test_torchvision_parity.py` prints one line a builder.
+`pytest -s tests/models/test_one_stage_parity.py` prints one line per builder.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ NAMES = {"class": "classification", "box": "bbox_regression", "centerness": "bbo
 
 @dataclass(frozen=True)
 class Builder:
-    """A builder of torchvision, and the recipe that makes the same of ours."""
+    """A builder of torchvision, and the recipe of the same detector."""
 
     recipe: str
     changes: dict[str, Any]
     side: int
-    """Of the batch's pictures, in pixels."""
+    """Side of the batch in pixels."""
     background: int
-    """1 where torchvision counts a background among the classes."""
+    """1 if torchvision's classes include a background."""
 
 
 COCO_SCALES = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
@@ -64,7 +64,7 @@ def trained_layers(recipe: Recipe) -> int:
 
 
 def make_pair(name: str) -> Pair:
-    """Both sides with the weights that torchvision's builder drew, heads stirred so that scores differ."""
+    """Both detectors with the weights of torchvision's builder, randomized so that scores differ."""
     spec = BUILDERS[name]
     torch.manual_seed(0)
     build = getattr(torchvision.models.detection, name)
@@ -72,13 +72,13 @@ def make_pair(name: str) -> Pair:
     recipe = load(model=spec.recipe, dataset="coco2017").recipe
     recipe = recipe.update({"trainable_layers": trained_layers(recipe), **spec.changes})
     ours = build_detector(recipe, CLASSES, None)
-    stir(theirs)
+    randomize(theirs)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     return Pair(name, ours, theirs, recipe, spec)
 
 
-def stir(model: Any) -> None:
-    """Weights as of a network that has learnt: statistics that are not the identity, scores that differ."""
+def randomize(model: Any) -> None:
+    """Random BatchNorm statistics and head weights, as a trained network has them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.1)
@@ -92,8 +92,8 @@ def stir(model: Any) -> None:
                 nn.init.normal_(layer.bias, mean=-1 if name.endswith("cls_logits") else 0, std=0.3)
 
 
-class Maps(nn.Module):
-    """Stands in for a backbone: random feature maps, so that a batch costs no more than the heads."""
+class RandomMaps(nn.Module):
+    """Replaces a backbone by random feature maps, so that a batch costs only the heads."""
 
     def __init__(self, backbone: nn.Module, side: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 
 
 def make_batch(pair: Pair, count: int, seed: int = 0) -> tuple[Tensor, Targets, ImageSizes]:
-    """Pictures of different sizes inside (where the recipe keeps their shape); every third has no objects."""
+    """Images of different sizes (if the recipe keeps the aspect ratio); every third has no objects."""
     generator = torch.Generator().manual_seed(seed)
     side, most = pair.spec.side, 4
     images = torch.rand(count, 3, side, side, generator=generator)
@@ -132,18 +132,18 @@ def make_batch(pair: Pair, count: int, seed: int = 0) -> tuple[Tensor, Targets, 
 
 
 def their_inputs(pair: Pair, images: Tensor, targets: Targets) -> tuple[Any, list[dict[str, Tensor]]]:
-    """The same batch as torchvision has it after its own resizing."""
-    normalised = (images - pair.ours.mean) / pair.ours.std  # type: ignore[operator]
+    """The same batch as torchvision's input after its resizing."""
+    normalized = (images - pair.ours.mean) / pair.ours.std  # type: ignore[operator]
     sizes = [(int(h), int(w)) for h, w in targets.sizes]
     truth = [
         {"boxes": boxes[mask], "labels": labels[mask] + pair.spec.background}
         for boxes, labels, mask in zip(targets.boxes, targets.labels, targets.mask, strict=True)
     ]
-    return torchvision.models.detection.image_list.ImageList(normalised, sizes), truth
+    return torchvision.models.detection.image_list.ImageList(normalized, sizes), truth
 
 
 def theirs_forward(pair: Pair, images: Tensor, targets: Targets) -> Any:
-    """torchvision's whole forward pass, its transform left out."""
+    """torchvision's forward pass without its transform."""
     listed, truth = their_inputs(pair, images, targets)
 
     class Transform(nn.Module):
@@ -158,7 +158,7 @@ def theirs_forward(pair: Pair, images: Tensor, targets: Targets) -> Any:
 
 
 def use_running_statistics(pair: Pair) -> None:
-    """Training mode, with BatchNorm as in evaluation: pictures do not influence one another."""
+    """Training mode with BatchNorm in evaluation mode, so that images are independent."""
     for model in (pair.ours.train(), pair.theirs.train()):
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -166,14 +166,14 @@ def use_running_statistics(pair: Pair) -> None:
 
 
 def relative(a: Tensor, b: Tensor, least: float = 1e-12) -> float:
-    """Largest difference, as a share of the largest value of `b`, or of `least`."""
+    """Largest difference relative to the largest value of `b`, or to `least`."""
     assert torch.isfinite(a).all()
     assert torch.isfinite(b).all()
     return float((a - b).abs().max() / b.abs().max().clamp(min=least))
 
 
 def losses_and_gradients(pair: Pair, count: int) -> tuple[float, float]:
-    """Worst relative difference of a loss, and of a parameter's gradient."""
+    """Largest relative difference of a loss, and of a parameter's gradient."""
     use_running_statistics(pair)
     images, targets, _ = make_batch(pair, count, seed=count)
     ours = pair.ours.losses(images, targets)
@@ -204,7 +204,7 @@ def raw_outputs(pair: Pair) -> float:
 
 
 def unmatched(ours: Detections, theirs: dict[str, Tensor], background: int) -> int:
-    """Detections of one side without an equal on the other, those at the very end of the list apart."""
+    """Number of detections without an equal in the other list, except those with the lowest score."""
     boxes, scores, labels = theirs["boxes"], theirs["scores"], theirs["labels"] - background
     last = max(float(ours.scores[-1:].sum()), float(scores[-1:].sum())) + 1e-6
     near = (ours.boxes[:, None] - boxes[None]).abs().amax(2) <= 1e-3
@@ -214,7 +214,7 @@ def unmatched(ours: Detections, theirs: dict[str, Tensor], background: int) -> i
 
 
 def detections(pair: Pair, count: int) -> tuple[int, int]:
-    """How many there are, and how many of either side have no equal."""
+    """Number of detections, and of those of either detector without an equal."""
     images, targets, sizes = make_batch(pair, count, seed=10 + count)
     pair.ours.eval()
     pair.theirs.eval()
@@ -226,7 +226,7 @@ def detections(pair: Pair, count: int) -> tuple[int, int]:
     return sum(len(one.scores) for one in ours), lost
 
 
-def test_weights_go_both_ways(pair: Pair) -> None:
+def test_state_dicts_are_exchangeable(pair: Pair) -> None:
     state = pair.ours.state_dict()
     pair.theirs.load_state_dict(state, strict=True)
     assert list(state) == list(pair.theirs.state_dict())
@@ -234,10 +234,10 @@ def test_weights_go_both_ways(pair: Pair) -> None:
 
 
 def test_equal_to_torchvision(pair: Pair) -> None:
-    """One picture through the whole network; batches of 2 and 5 through heads, losses and postprocessing."""
+    """One image through the whole network; batches of 2 and 5 through heads, losses and postprocessing."""
     outputs = raw_outputs(pair)
     worst = [losses_and_gradients(pair, 1)]
-    maps = Maps(pair.ours.backbone, pair.spec.side)  # type: ignore[arg-type]
+    maps = RandomMaps(pair.ours.backbone, pair.spec.side)  # type: ignore[arg-type]
     pair.ours.backbone = pair.theirs.backbone = maps
     worst += [losses_and_gradients(pair, count) for count in (2, 5)]
     found = [detections(pair, count) for count in (1, 2, 5)]

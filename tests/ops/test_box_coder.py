@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
-from detection.ops.box_coder import UNIT, Weights, decode, decode_edges, encode, encode_edges
+from detection.ops.box_coder import UNIT_WEIGHTS, Weights, decode, decode_edges, encode, encode_edges
 
-WEIGHTS: list[Weights] = [UNIT, (10.0, 10.0, 5.0, 5.0)]
+WEIGHTS: list[Weights] = [UNIT_WEIGHTS, (10.0, 10.0, 5.0, 5.0)]
 
 
 def random_boxes(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -20,14 +20,14 @@ def random_boxes(generator: torch.Generator, *shape: int, dtype: torch.dtype = t
 def test_decoding_undoes_encoding(seed: int, weights: Weights) -> None:
     generator = torch.Generator().manual_seed(seed)
     boxes, anchors = (random_boxes(generator, 2, 5, dtype=torch.float64) for _ in range(2))
-    found = decode(encode(boxes, anchors, weights), anchors, weights)
-    torch.testing.assert_close(found, boxes, rtol=1e-9, atol=1e-9)
-    found = decode_edges(encode_edges(boxes, anchors), anchors)
-    torch.testing.assert_close(found, boxes, rtol=1e-9, atol=1e-9)
+    decoded = decode(encode(boxes, anchors, weights), anchors, weights)
+    torch.testing.assert_close(decoded, boxes, rtol=1e-9, atol=1e-9)
+    decoded = decode_edges(encode_edges(boxes, anchors), anchors)
+    torch.testing.assert_close(decoded, boxes, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_both_ways_equal_torchvisions(weights: Weights) -> None:
+def test_encoding_and_decoding_equal_torchvisions(weights: Weights) -> None:
     generator = torch.Generator().manual_seed(0)
     boxes, anchors = random_boxes(generator, 200), random_boxes(generator, 200)
     deltas = torch.randn(200, 4, generator=generator) * 10  # some beyond the limit
@@ -50,7 +50,7 @@ def test_leading_dimensions_broadcast() -> None:
     assert encode(boxes, anchors).shape == decode(boxes / 99, anchors).shape == (2, 3, 5, 4)
 
 
-def test_a_box_no_larger_than_the_limit() -> None:
+def test_decoded_sides_are_limited() -> None:
     anchor = torch.tensor([0.0, 0.0, 16.0, 16.0])
     box = decode(torch.tensor([0.0, 0.0, 1000.0, 1000.0]), anchor)
     torch.testing.assert_close(box, torch.tensor([-492.0, -492.0, 508.0, 508.0]))

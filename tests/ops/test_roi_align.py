@@ -9,16 +9,16 @@ from detection.ops.roi_align import PyramidRoIAlign, RoIPool, separable_roi_alig
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.sampled_from([(5, 9), (16, 16), (1, 3)]))
-def test_the_matrix_products_equal_torchvisions_kernel(seed: int, count: int, shape: tuple[int, int]) -> None:
-    """Boxes of any size and place, partly and wholly outside the map."""
+def test_matrix_products_equal_torchvisions_kernel(seed: int, count: int, shape: tuple[int, int]) -> None:
+    """Boxes of any size and position, partly and wholly outside the map."""
     generator = torch.Generator().manual_seed(seed)
     maps = torch.randn(3, 4, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
     corner = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 24 - 6
     side = torch.rand(count, 2, generator=generator, dtype=torch.float64) * 12
     boxes = torch.cat([corner, corner + side], dim=1)
-    picture = torch.randint(0, 3, (count,), generator=generator).sort().values
-    ours = separable_roi_align(maps, boxes, picture, 7)
-    theirs = roi_align(maps, torch.cat([picture[:, None], boxes], dim=1), 7, 1.0, 2)
+    image = torch.randint(0, 3, (count,), generator=generator).sort().values
+    ours = separable_roi_align(maps, boxes, image, 7)
+    theirs = roi_align(maps, torch.cat([image[:, None], boxes], dim=1), 7, 1.0, 2)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     weight = torch.randn(ours.shape, generator=generator, dtype=torch.float64)
     (a,) = torch.autograd.grad((ours * weight).sum(), maps)
@@ -28,23 +28,23 @@ def test_the_matrix_products_equal_torchvisions_kernel(seed: int, count: int, sh
 
 @pytest.mark.parametrize("order", ["any", "from the top"])
 def test_high_maps_are_multiplied_in_bands(order: str) -> None:
-    """Only the rows that some neighbouring boxes reach; boxes above and below the map too."""
+    """Only the rows that neighboring boxes read; boxes above and below the map too."""
     torch.manual_seed(0)
     maps = torch.randn(2, 3, 90, 7, dtype=torch.float64, requires_grad=True)
     corner = torch.rand(300, 2, dtype=torch.float64) * torch.tensor([9, 120]) - torch.tensor([1, 15])
     boxes = torch.cat([corner, corner + torch.rand(300, 2, dtype=torch.float64) * 12 - 1], dim=1)
     if order == "from the top":
         boxes = torch.cat([part[part[:, 1].argsort()] for part in boxes.split(150)])
-    picture = torch.arange(2).repeat_interleave(150)
-    ours = separable_roi_align(maps, boxes, picture, 7)
-    theirs = roi_align(maps, torch.cat([picture[:, None], boxes], dim=1), 7, 1.0, 2)
+    image = torch.arange(2).repeat_interleave(150)
+    ours = separable_roi_align(maps, boxes, image, 7)
+    theirs = roi_align(maps, torch.cat([image[:, None], boxes], dim=1), 7, 1.0, 2)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     (a,) = torch.autograd.grad(ours.square().sum(), maps)
     (b,) = torch.autograd.grad(theirs.square().sum(), maps)
     torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_one_high_level_keeps_the_order_of_the_proposals() -> None:
+def test_a_level_in_bands_keeps_the_order_of_the_proposals() -> None:
     torch.manual_seed(0)
     level, corner = torch.randn(2, 4, 80, 20), torch.rand(2, 30, 2) * torch.tensor([80, 300])
     proposals = torch.cat([corner, corner + 20], dim=2)
@@ -53,21 +53,19 @@ def test_one_high_level_keeps_the_order_of_the_proposals() -> None:
     torch.testing.assert_close(PyramidRoIAlign(7)([level], proposals, 320), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("image", [128, 1024])  # small maps and large ones take different ways
-def test_a_pyramid_equals_torchvisions(image: int) -> None:
+@pytest.mark.parametrize("side", [128, 1024])  # matrix products, and torchvision's kernel
+def test_pyramid_equals_torchvisions(side: int) -> None:
     torch.manual_seed(0)
-    levels = [torch.randn(2, 4, image // s, image // s) for s in (4, 8, 16, 32)]
-    corner = torch.rand(40, 2) * image
+    levels = [torch.randn(2, 4, side // s, side // s) for s in (4, 8, 16, 32)]
+    corner = torch.rand(40, 2) * side
     boxes = torch.cat([corner, corner + torch.rand(40, 2) ** 3 * 900 + 1], dim=1)
     proposals = boxes.view(2, 20, 4)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
-    expected = theirs(
-        {str(i): level for i, level in enumerate(levels)}, list(proposals), [(image, image)] * 2
-    )
-    torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, image), expected, rtol=1e-4, atol=1e-5)
+    expected = theirs({str(i): level for i, level in enumerate(levels)}, list(proposals), [(side, side)] * 2)
+    torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, side), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_without_proposals_there_is_nothing() -> None:
+def test_no_proposals() -> None:
     levels = [torch.randn(2, 4, 16, 16, requires_grad=True)]
     assert PyramidRoIAlign(7)(levels, torch.zeros(2, 0, 4), 64).shape == (0, 4, 7, 7)
 

@@ -18,23 +18,23 @@ def boxes(draw: st.DrawFn) -> NDArray[np.float32]:
 
 @given(boxes(), boxes())
 def test_iou_is_symmetric_and_between_0_and_1(a: NDArray[np.float32], b: NDArray[np.float32]) -> None:
-    found = iou(a, b)
-    assert found.shape == (len(a), len(b))
-    assert found.dtype == np.float32
-    assert ((found >= 0) & (found <= 1)).all()
-    np.testing.assert_array_equal(found, iou(b, a).T)
+    overlap = iou(a, b)
+    assert overlap.shape == (len(a), len(b))
+    assert overlap.dtype == np.float32
+    assert ((overlap >= 0) & (overlap <= 1)).all()
+    np.testing.assert_array_equal(overlap, iou(b, a).T)
 
 
 @given(boxes())
-def test_a_box_with_area_is_itself(a: NDArray[np.float32]) -> None:
+def test_iou_of_a_box_with_itself_is_1(a: NDArray[np.float32]) -> None:
     np.testing.assert_array_equal(np.diag(iou(a, a)), (areas(a) > 0).astype(np.float32))
 
 
 @given(boxes(), st.integers(1, 100), st.integers(1, 100))
-def test_clipping_is_cutting_with_the_picture(a: NDArray[np.float32], height: int, width: int) -> None:
+def test_clipping_is_the_intersection_with_the_image(a: NDArray[np.float32], height: int, width: int) -> None:
     clipped = clip(a, height, width)
-    picture = np.float32([[0, 0, width, height]])
-    np.testing.assert_array_equal(areas(clipped), intersections(a, picture)[:, 0])
+    image = np.float32([[0, 0, width, height]])
+    np.testing.assert_array_equal(areas(clipped), intersections(a, image)[:, 0])
     np.testing.assert_array_equal(clip(clipped, height, width), clipped)
 
 
