@@ -94,11 +94,11 @@ def draw(folder: Path, scale: int) -> None:
 
 def ours(truth: Path, found: Path) -> tuple[list[float], float]:
     """The twelve numbers, and the CPU time when the files were read."""
-    from detection.evaluation import external_coco
+    from detection.evaluation import external
     from detection.evaluation.protocol import coco_metrics
     from detection.evaluation.protocol.matching import match
 
-    given = external_coco.read(truth, found)
+    given = external.read_coco(truth, found)
     loaded = time.process_time()
     overlaps = given.overlaps()
     return list(coco_metrics.score_matches(overlaps, match(overlaps)).stats.values()), loaded
@@ -106,38 +106,38 @@ def ours(truth: Path, found: Path) -> tuple[list[float], float]:
 
 def ours_with_analysis(truth: Path, found: Path) -> tuple[list[float], float]:
     """The same and the whole error analysis."""
-    from detection.evaluation import external_coco
+    from detection.evaluation import external
     from detection.evaluation.analysis import tables
     from detection.evaluation.protocol import coco_metrics
     from detection.evaluation.protocol.matching import match
 
-    given = external_coco.read(truth, found)
+    given = external.read_coco(truth, found)
     loaded = time.process_time()
     overlaps = given.overlaps()
     matches = match(overlaps)
     score = coco_metrics.score_matches(overlaps, matches)
-    tables.build_tables(overlaps, matches, given.classes, given.pictures)
+    tables.build_tables(overlaps, matches, given.classes, given.images)
     return list(score.stats.values()), loaded
 
 
 def ours_compared(truth: Path, found: Path) -> tuple[list[float], float]:
     """The paired bootstrap of AP50: difference, interval, share of rounds in which the second is better."""
-    from detection.evaluation import external_coco
+    from detection.evaluation import external
     from detection.evaluation.analysis import bootstrap
     from detection.evaluation.analysis.bootstrap import BootstrapSample
     from detection.evaluation.protocol.coco_metrics import AT_50
     from detection.evaluation.protocol.matching import match
     from detection.evaluation.protocol.overlaps import Overlaps
 
-    given = external_coco.read(truth, found)
-    noise = np.random.default_rng(1).normal(0, 0.1, len(given.found.scores))
-    second = dataclasses.replace(given.found, scores=given.found.scores + noise)
+    given = external.read_coco(truth, found)
+    noise = np.random.default_rng(1).normal(0, 0.1, len(given.predictions.scores))
+    second = dataclasses.replace(given.predictions, scores=given.predictions.scores + noise)
     loaded = time.process_time()
     samples = []
-    for detections in (given.found, second):
-        overlaps = Overlaps.of(given.truth, detections, len(given.classes))
+    for detections in (given.predictions, second):
+        overlaps = Overlaps.of(given.ground_truth, detections, len(given.classes))
         samples.append(
-            BootstrapSample.of(overlaps, match(overlaps), num_images=len(given.pictures), thresholds=(AT_50,))
+            BootstrapSample.of(overlaps, match(overlaps), num_images=len(given.images), thresholds=(AT_50,))
         )
     return list(bootstrap.paired(*samples).stats["AP50"]), loaded
 

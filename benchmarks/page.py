@@ -27,8 +27,8 @@ from PIL import Image
 
 from benchmarks.evaluate import draw
 from detection.data.index import Index
-from detection.data.sources.digest import listing_hash, sizes
-from detection.evaluation import external_coco
+from detection.data.sources.digest import image_sizes, listing_hash
+from detection.evaluation import external
 from detection.evaluation.analysis.tables import write_tables
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.protocol.results import SplitDetections
@@ -50,10 +50,10 @@ TIMES = """(() => {
 def prepare(folder: Path) -> None:
     """Write what the stages before `plots` leave."""
     draw(folder, 1)
-    given = external_coco.read(folder / "truth.json", folder / "found.json", skip_unknown=False)
-    truth, found = given.truth, given.found
+    given = external.read_coco(folder / "truth.json", folder / "found.json", skip_unknown=False)
+    truth, found = given.ground_truth, given.predictions
     order = np.argsort(truth.images, kind="stable")
-    count = len(given.pictures)
+    count = len(given.images)
     corners = truth.boxes[order].copy()
     corners[:, 2:] += corners[:, :2]
     index = Index(
@@ -89,7 +89,7 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
     prepared.mkdir(parents=True)
     index.save(prepared / "test.npz")
     (prepared / "classes.json").write_text(json.dumps(classes))
-    listing = {"test": listing_hash(sizes(folder / "data/raw/drawn", index))}
+    listing = {"test": listing_hash(image_sizes(folder / "data/raw/drawn", index))}
     meta = {"dataset": "drawn", "format": "coco", "path": "drawn", "digest": "0", "listing": listing}
     (prepared / "meta.json").write_text(json.dumps(meta))
 

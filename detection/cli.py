@@ -13,6 +13,7 @@ COMMANDS = {
     "browse": "draw a dataset's augmented training images on one sheet",
     "pin": "write a dataset's digest to params.yaml",
     "download": "download a dataset's official archives and extract them",
+    "score": "evaluate detections from COCO or VOC files",
     "doctor": "list a dataset's problems, with every image decoded",
 }
 """Commands whose module has `add_arguments` and `run`, with their help."""
@@ -56,7 +57,6 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     predict.add_argument("--out", type=Path, default=Path("predictions"), help="default: %(default)s")
     predict.add_argument("--threshold", type=_score, default=0.5, help="lowest score; default: %(default)s")
     predict.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    _add_score(commands.add_parser("score", help="COCO's or VOC's numbers of anybody's detections"))
     commands.add_parser("summary", help="the scores of the experiment in this workspace")
     commands.add_parser("check", help="check params.yaml and that its dataset is there")
     for name, text in COMMANDS.items():
@@ -91,36 +91,6 @@ def _add_experiments(commands: Any) -> None:
     promote.add_argument("experiment", metavar="EXPERIMENT", help="as for compare")
     promote.add_argument("--alias", default="champion", help="name that points at it; default: %(default)s")
     promote.add_argument("--name", help="registered model; default: detector-DATASET")
-
-
-def _add_score(score: argparse.ArgumentParser) -> None:
-    score.add_argument("--format", choices=("coco", "voc"), required=True)
-    score.add_argument(
-        "--detections", type=Path, required=True, help="COCO: results.json; VOC: folder of comp4_det_*.txt"
-    )
-    score.add_argument("--ground-truth", type=Path, metavar="FILE", help="COCO: instances.json")
-    score.add_argument("--devkit", type=Path, metavar="FOLDER", help="VOC: VOCdevkit")
-    score.add_argument("--year", help="VOC: 2007 for the folder VOC2007")
-    score.add_argument("--image-set", metavar="LIST", help="VOC: test for ImageSets/Main/test.txt")
-    score.add_argument(
-        "--overlap",
-        choices=("at-least", "more-than"),
-        default="at-least",
-        help="VOC: the least IoU; the devkit says at-least 0.5, its Python translations more-than 0.5",
-    )
-    score.add_argument(
-        "--ties",
-        choices=("file", "numpy"),
-        default="file",
-        help="VOC: equal scores in the order of the file, as the devkit has it, or as numpy's unstable sort "
-        "leaves them, as its Python translations have it (the sixth digit then depends on the processor)",
-    )
-    score.add_argument(
-        "--skip-unknown", action="store_true", help="leave out what the ground truth does not know"
-    )
-    score.add_argument("--verify", action="store_true", help="COCO: run pycocotools too, refuse a difference")
-    score.add_argument("--table", action="store_true", help="a table instead of JSON")
-    score.add_argument("--report", type=Path, metavar="FOLDER", help="write the whole analysis there")
 
 
 def _score(text: str) -> float:

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from detection import params
-from detection.data.sources.preflight import check_present
+from detection.data.sources.layout import check_present
 from detection.errors import DetectionError
 from stages.entry import run
 

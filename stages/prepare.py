@@ -21,7 +21,7 @@ def main() -> None:
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
     log.info("%s: images: %s; classes: %d", raw.name, counts, len(raw.classes))
-    for line in raw.faults.lines(raw.faults.counts()):
+    for line in raw.problems.lines(raw.problems.counts()):
         log.warning("%s", line)
     for line in reliability_warnings(raw.name, loaded.data, raw.splits, raw.classes):
         log.warning("%s", line)

@@ -1,7 +1,7 @@
 """`detection check`: what the `check` stage checks, and what params.yaml comes to."""
 
 from detection import params
-from detection.data.sources.preflight import check_present
+from detection.data.sources.layout import check_present
 
 
 def check() -> str:

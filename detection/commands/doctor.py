@@ -45,7 +45,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
     loaded = params.load(dataset=name, model=model)
     raw = examine(name, loaded.data, loaded.prepare.checks, decode=True)
     if json_file:
-        entries = [{**one._asdict(), "action": raw.faults.action(one.kind)} for one in raw.faults.found]
+        entries = [{**one._asdict(), "action": raw.problems.action(one.type)} for one in raw.problems.entries]
         try:
             json_file.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
@@ -63,7 +63,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
             findings.anchors(loaded.model, name, loaded.recipe, train, raw.classes),
         ]
     report = "\n\n".join("\n".join(section) for section in sections)
-    if refused := raw.faults.refused():
+    if refused := raw.problems.refused():
         log.info("%s", report)
         raise DataError(
             f"{name} has {sum(refused.values())} problems that `prepare` refuses ({', '.join(refused)}); fix "

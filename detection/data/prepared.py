@@ -15,7 +15,7 @@ import msgspec
 from detection.data.index import Index
 from detection.data.shapes import generator
 from detection.data.sources.dataset import RawDataset
-from detection.data.sources.digest import listing_hash, sizes
+from detection.data.sources.digest import image_sizes, listing_hash
 from detection.errors import DataError
 from detection.files import PREPARED, data_root, write_json
 from detection.params.datasets import Dataset, ShapesDataset
@@ -75,7 +75,7 @@ class Prepared:
                 f"the images of {name} are missing: {self.root.resolve()} does not exist; restore the "
                 f"folder, or set DATA_ROOT to the folder that contains {self.meta['path']}"
             )
-        if listing_hash(sizes(self.root, self.index(split))) != self.meta["listing"][split]:
+        if listing_hash(image_sizes(self.root, self.index(split))) != self.meta["listing"][split]:
             restore = f"delete {self.root} to generate it again" if "shapes" in self.meta else "restore them"
             raise DataError(
                 f"the {split} images of {name} in {self.root} differ from those that were prepared; "

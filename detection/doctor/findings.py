@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.sources.dataset import RawDataset
-from detection.data.sources.problems import KINDS
+from detection.data.sources.problems import PROBLEM_TYPES
 from detection.doctor.label_stats import RARE_OBJECTS, SAME_OBJECT_IOU, balance, overlapping_pairs
 from detection.doctor.sample_size import ap50_margin, reliability_warnings
 from detection.params.datasets import Dataset
@@ -42,11 +42,11 @@ def splits(raw: RawDataset) -> list[str]:
 
 def problems(raw: RawDataset) -> list[str]:
     """Per problem type its count, the action of `prepare` and the first examples."""
-    counts = raw.faults.counts()
+    counts = raw.problems.counts()
     lines = [] if counts else ["  no problems"]
     for name, count in counts.items():
-        lines.append(f"  {count:>6,}  {KINDS[name]}   [{name}: {raw.faults.action(name)}]")
-        lines += [f"            {problem}" for problem in raw.faults.of(name)[:MAX_PROBLEMS]]
+        lines.append(f"  {count:>6,}  {PROBLEM_TYPES[name]}   [{name}: {raw.problems.action(name)}]")
+        lines += [f"            {problem}" for problem in raw.problems.of_type(name)[:MAX_PROBLEMS]]
         lines += [f"            … and {count - MAX_PROBLEMS:,} more"] if count > MAX_PROBLEMS else []
     return lines
 

@@ -1,98 +1,291 @@
-"""Objects and detections that somebody gives as files, whoever's detector it was."""
+"""Ground truth and detections of any detector, read from COCO or VOC files.
 
-import codecs
+The readers of `data.sources` deliver the ground truth in float64; nothing is rounded.
+"""
+
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.data.sources import coco, voc
+from detection.data.sources.digest import Digest
+from detection.data.sources.layout import VocFolder, split_spec
+from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
+from detection.params.stages import Checks
+from detection.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
-FARTHEST = 1e9
-"""Pixels from the corner; an area of larger boxes could overflow."""
+COCO_CHECKS = Checks(zero_area="error")
+VOC_CHECKS = Checks(zero_area="error", duplicate_id="drop")
+"""A list that names an image twice counts it once, as the devkit does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ExternalData:
-    """A split and the detections on it, as the files say: nothing is rounded."""
+    """Ground truth and predictions of a split."""
 
-    truth: GroundTruth
-    found: Predictions
+    ground_truth: GroundTruth
+    predictions: Predictions
     classes: tuple[str, ...]
-    """Label i is `classes[i]`."""
-    pictures: tuple[str, ...]
-    """What the files call picture i."""
+    """Class names; label i is `classes[i]`."""
+    images: tuple[str, ...]
+    """Image ids as written in the files."""
     sizes: NDArray[np.float64] | None
-    """[N, 2] height and width of the pictures; None where a file leaves one out."""
+    """[N, 2] heights and widths of the images; None if a file lacks one."""
 
     def overlaps(self) -> Overlaps:
-        """Compare the two sides."""
-        return Overlaps.of(self.truth, self.found, len(self.classes))
+        """Match ground truth and predictions by image and class, and compute their IoU."""
+        return Overlaps.of(self.ground_truth, self.predictions, len(self.classes))
 
 
-def read_bytes(path: Path, what: str, *, may_be_empty: bool = False) -> bytes:
-    """A file's content, without the byte order mark that some programs put first.
+class Result(msgspec.Struct, gc=False):
+    """Entry of a COCO results file."""
+
+    image_id: coco.Reference
+    category_id: coco.Reference
+    bbox: coco.Box
+    score: float
+
+
+def read_coco(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) -> ExternalData:
+    """Read an instances file and a results file.
+
+    Images and classes are numbered in the order of their ids, as in pycocotools. `ignore` is not used:
+    pycocotools sets it from `iscrowd`.
+
+    Args:
+        ground_truth: Instances JSON; polygons and file names are not used.
+        detections: List of `{image_id, category_id, bbox, score}`; boxes are `x, y, width, height`.
+        skip_unknown: Ignore detections of images and categories that the ground truth does not list.
 
     Raises:
-        DataError: It is not there, or holds nothing.
+        DataError: A file is missing or invalid; names file and entry.
     """
+    problems = Problems(COCO_CHECKS)
+    instances = coco.load(ground_truth, str(ground_truth), problems)
+    for key, entries in (("images", instances.images), ("categories", instances.categories)):
+        if not entries and not problems.entries:
+            raise DataError(f"{ground_truth}: it lists no {key}; use the instances file of the split")
+    negative = coco.shortest_sides(instances.bbox) < 0
+    instances.reject(negative, "zero_area", lambda row: f"negative width or height: {instances.bbox[row]}")
+    _refuse_problems(problems, None)
+    image_ids = np.sort(instances.ids)
+    categories = sorted(instances.categories, key=lambda category: category.id)
+    category_ids = np.array([category.id for category in categories], dtype=np.int64)
+    sides = {image.id: (image.height, image.width) for image in instances.images}
+    truth = GroundTruth(
+        images=coco.find_rows(instances.image_id, image_ids),
+        labels=coco.find_rows(instances.category_id, category_ids),
+        boxes=instances.bbox,
+        areas=np.where(np.isnan(instances.area), instances.bbox[:, 2] * instances.bbox[:, 3], instances.area),
+        ignored=instances.iscrowd,
+    )
+    return ExternalData(
+        ground_truth=truth,
+        predictions=_coco_predictions(detections, image_ids, category_ids, skip_unknown),
+        classes=tuple(category.name for category in categories),
+        images=tuple(map(str, image_ids.tolist())),
+        sizes=_known_sizes([sides[image_id] for image_id in image_ids.tolist()]),
+    )
+
+
+def _coco_predictions(
+    path: Path, image_ids: NDArray[np.int64], category_ids: NDArray[np.int64], skip_unknown: bool
+) -> Predictions:
+    content_type = "a list of COCO results"
+    results = coco.decode(path, coco.read_bytes(path, content_type), content_type, list[Result])
+    predictions = Predictions(
+        images=coco.find_rows(np.array([result.image_id for result in results]), image_ids),
+        labels=coco.find_rows(np.array([result.category_id for result in results]), category_ids),
+        boxes=np.array([result.bbox for result in results], dtype=np.float64).reshape(-1, 4),
+        scores=np.array([result.score for result in results], dtype=np.float64),
+    )
+
+    def unknown(row: int) -> str:
+        key, value = ("image", results[row].image_id)
+        if predictions.images[row] >= 0:
+            key, value = "category", results[row].category_id
+        return f"{key} {value} is not in the ground truth"
+
+    inverted = coco.shortest_sides(predictions.boxes) < 0
+    return _checked(predictions, inverted, skip_unknown, path, lambda row: f"$[{row}]", unknown)
+
+
+def read_voc(
+    devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False
+) -> ExternalData:
+    """Read the annotations of an image set, and `comp4_det_<image_set>_<class>.txt` of every class.
+
+    The classes are those of the annotated objects. A class without detections has an empty file.
+
+    Args:
+        devkit: The folder `VOCdevkit`.
+        year: Year in the name of its folder `VOC<year>`.
+        image_set: Name of a list in `ImageSets/Main`.
+        detections: Folder of the detection files; a line is `image score xmin ymin xmax ymax`.
+        skip_unknown: Ignore detections of images outside the image set, files of classes without objects,
+            and classes without a file.
+
+    Raises:
+        DataError: A file is missing or invalid; names file and line.
+    """
+    folder, name = split_spec(devkit, f"VOC{year}/{image_set}")
+    annotations = _read_annotations(folder, str(name))
+    if not annotations.names:
+        raise DataError(
+            f"{folder.path}: no image of the image set {image_set!r} has an object; use another one"
+        )
+    prefix = f"comp4_det_{image_set}_"
+    classes = _classes(detections, prefix, sorted(set(annotations.names)), skip_unknown)
+    row_of = {image_id: row for row, image_id in enumerate(annotations.ids)}
+    parts = [
+        _voc_predictions(detections / f"{prefix}{name}.txt", label, row_of, skip_unknown)
+        for label, name in enumerate(classes)
+    ]
+    labels = annotations.labels(classes)
+    boxes = _xywh(np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4))
+    truth = GroundTruth(
+        images=np.repeat(np.arange(len(annotations.ids)), annotations.counts),
+        labels=labels,
+        boxes=boxes,
+        areas=boxes[:, 2] * boxes[:, 3],
+        ignored=np.array(annotations.difficult, dtype=np.bool_),
+    )
+    return ExternalData(
+        ground_truth=truth.take(np.flatnonzero(labels >= 0)),
+        predictions=Predictions(
+            images=np.concatenate([part.images for part in parts]),
+            labels=np.concatenate([part.labels for part in parts]),
+            boxes=np.concatenate([part.boxes for part in parts]),
+            scores=np.concatenate([part.scores for part in parts]),
+        ),
+        classes=tuple(classes),
+        images=tuple(annotations.ids),
+        sizes=_known_sizes(np.array(annotations.sizes).reshape(-1, 2)),
+    )
+
+
+def _read_annotations(folder: VocFolder, image_set: str) -> voc.VocAnnotations:
+    annotations, problems, digest = voc.VocAnnotations(one_pixel_boxes=True), Problems(VOC_CHECKS), Digest()
+    for image_id in voc.listed_ids(folder, image_set, digest, problems):
+        voc.read_annotation(folder, image_id, annotations, digest, problems)
+    _refuse_problems(problems, folder.root)
+    return annotations
+
+
+def _classes(folder: Path, prefix: str, annotated: list[str], skip_unknown: bool) -> list[str]:
+    """Return the classes to score: all annotated ones, or with `skip_unknown` those that have a file."""
+    available = {path.stem.removeprefix(prefix) for path in folder.glob(f"{prefix}*.txt")}
+    if not available:
+        raise DataError(f"{folder} has no {prefix}<class>.txt; use the folder of the detections")
+    missing = [name for name in annotated if name not in available]
+    unknown = sorted(available - set(annotated))
+    if skip_unknown and len(missing) < len(annotated):
+        if missing:
+            log.warning("%s: ignored classes without a file: %s", folder, ", ".join(missing))
+        if unknown:
+            log.warning("%s: ignored files of classes without objects: %s", folder, ", ".join(unknown))
+        return [name for name in annotated if name in available]
+    if unknown:
+        path = folder / f"{prefix}{unknown[0]}.txt"
+        raise DataError(
+            f"{path}: no object has the class {unknown[0]!r}; {did_you_mean(unknown[0], annotated)}"
+        )
+    if missing:
+        raise DataError(
+            f"{folder / (prefix + missing[0])}.txt is missing; create it (an empty file for no detections), "
+            f"or score the {len(annotated) - len(missing)} classes that have a file with --skip-unknown"
+        )
+    return annotated
+
+
+def _voc_predictions(path: Path, label: int, row_of: dict[str, int], skip_unknown: bool) -> Predictions:
     try:
-        content = path.read_bytes()
+        lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {what} cannot be read: {error.strerror}; name another file") from None
-    if not content.strip() and not may_be_empty:
-        raise DataError(f"{path}: the file is empty; it should hold {what}")
-    return content.removeprefix(codecs.BOM_UTF8)
+        raise DataError(f"{path}: cannot read the detections: {error.strerror}") from None
+    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
+    words = [lines[number - 1].split() for number in numbers]
+    values = np.empty((len(words), 5))
+    for row, line in enumerate(words):
+        try:
+            values[row] = np.array(line[1:6] if len(line) == 6 else "", dtype=np.float64)
+        except ValueError:
+            raise DataError(
+                f"{path}: line {numbers[row]}: expected `image score xmin ymin xmax ymax`; fix the line"
+            ) from None
+    predictions = Predictions(
+        images=np.array([row_of.get(line[0], -1) for line in words], dtype=np.int64),
+        labels=np.full(len(words), label),
+        boxes=_xywh(values[:, 1:] - [1, 1, 0, 0]),
+        scores=values[:, 0],
+    )
+    inverted = coco.shortest_sides(predictions.boxes) <= 0
+    return _checked(
+        predictions,
+        inverted,
+        skip_unknown,
+        path,
+        lambda row: f"line {numbers[row]}",
+        lambda row: f"image {words[row][0]!r} is not in the image set",
+    )
 
 
-def known_sizes(sizes: Sequence[tuple[float | None, float | None]]) -> NDArray[np.float64] | None:
-    """[N, 2] of heights and widths, if all of them are given."""
+def _xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert half-open corners [N, 4] to `x, y, width, height`."""
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _known_sizes(
+    sizes: Sequence[tuple[float | None, float | None]] | NDArray[np.int32],
+) -> NDArray[np.float64] | None:
+    """Return [N, 2] heights and widths; None if one is unknown."""
     numbers = np.array(sizes, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
     return numbers if np.all(numbers > 0) else None
 
 
-def too_far(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[N] boxes [N, 4] with a number that no picture has pixels for."""
-    far: NDArray[np.bool_] = np.abs(boxes).max(axis=1, initial=0) > FARTHEST
-    return far
+def _checked(
+    predictions: Predictions,
+    inverted: NDArray[np.bool_],
+    skip_unknown: bool,
+    path: Path,
+    where: Callable[[int], str],
+    unknown_detail: Callable[[int], str],
+) -> Predictions:
+    """Refuse invalid predictions; refuse or drop those of unknown images and classes."""
+    boxes = predictions.boxes
+    unknown = (predictions.images < 0) | (predictions.labels < 0)
+    checks: list[tuple[NDArray[np.bool_], Callable[[int], str]]] = [
+        (~np.isfinite(predictions.scores), lambda row: "the score is not a finite number"),
+        (coco.out_of_range(boxes), lambda row: f"{boxes[row].tolist()} is not a box in pixels"),
+        (inverted, lambda row: f"negative width or height: {boxes[row].tolist()}"),
+    ]
+    if not skip_unknown:
+        checks.append(
+            (unknown, lambda row: unknown_detail(row) + "; ignore such detections with --skip-unknown")
+        )
+    for bad, describe in checks:
+        if bad.any():
+            row, count = int(np.argmax(bad)), int(bad.sum())
+            more = f" ({count - 1} more)" if count > 1 else ""
+            raise DataError(f"{path}: {where(row)}: {describe(row)}{more}")
+    if unknown.any():
+        log.warning("%s: ignored %d detections of unknown images or classes", path, unknown.sum())
+    return predictions.take(np.flatnonzero(~unknown))
 
 
-def rows_of(names: Sequence[int], known: Sequence[int]) -> NDArray[np.int64]:
-    """Where each name stands among sorted known ones; -1: nowhere."""
-    wanted, sorted_known = np.asarray(names, dtype=np.int64), np.asarray(known, dtype=np.int64)
-    if len(sorted_known) == 0:
-        return np.full(len(wanted), -1)
-    place = np.minimum(np.searchsorted(sorted_known, wanted), len(sorted_known) - 1)
-    return np.where(sorted_known[place] == wanted, place, -1)
-
-
-def refuse(bad: NDArray[np.bool_], say: Callable[[int], str]) -> None:
-    """Stop at the first bad row.
-
-    Raises:
-        DataError: There is one; says how many more there are.
-    """
-    if bad.any():
-        count = int(bad.sum())
-        raise DataError(say(int(np.argmax(bad))) + (f" ({count - 1} more like it)" if count > 1 else ""))
-
-
-def drop_unknown(
-    unknown: NDArray[np.bool_], skip: bool, path: Path, say: Callable[[int], str]
-) -> NDArray[np.bool_]:
-    """Rows to keep: all, or where a person said to skip them, those that are known.
-
-    Raises:
-        DataError: Some are unknown and `skip` is false.
-    """
-    if not skip:
-        refuse(unknown, lambda row: say(row) + "; mend it, or leave such detections out with --skip-unknown")
-    elif unknown.any():
-        log.warning("%s: left out %d detections of unknown pictures or classes", path, unknown.sum())
-    return ~unknown
+def _refuse_problems(problems: Problems, root: Path | None) -> None:
+    """Raise for the first problem whose action is `error`."""
+    refused = [problem for problem in problems.entries if problems.action(problem.type) == "error"]
+    if refused:
+        where = root / refused[0].where if root else refused[0].where
+        more = f" ({len(refused) - 1} more)" if len(refused) > 1 else ""
+        raise DataError(f"{where}: {refused[0].detail} ({refused[0].type}){more}; fix the file")

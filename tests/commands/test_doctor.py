@@ -162,7 +162,7 @@ def test_the_doctor_names_every_planted_problem(planted: tuple[Path, dict[str, s
     assert done.stderr.count("\n") == 1
     entries = json.loads((folder / "problems.json").read_text())
     for image, kind in problems.items():
-        matching = [one for one in entries if image in one["where"] + one["detail"] and one["kind"] == kind]
+        matching = [one for one in entries if image in one["where"] + one["detail"] and one["type"] == kind]
         assert len(matching) == 1, image
     assert len(entries) == len(problems) >= 20
     for kind in set(problems.values()):

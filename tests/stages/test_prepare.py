@@ -74,7 +74,7 @@ def test_another_workspace_writes_equal_files(shapes_run: Path, tmp_path: Path) 
 def test_a_missing_dataset_is_one_line(tmp_path: Path) -> None:
     result = prepare(tmp_path / "work", tmp_path / "raw", dataset="voc0712")
     assert result.returncode == 1
-    assert result.stderr.startswith(f"error: dataset voc0712 was looked for at {tmp_path}/raw/VOCdevkit")
+    assert result.stderr.startswith(f"error: dataset voc0712 is not at {tmp_path}/raw/VOCdevkit")
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "work/data").exists()
 

@@ -1,7 +1,9 @@
-"""Checks of a dataset that was read: pictures against annotations, boxes, and split against split.
+"""Checks of a dataset after reading: images against annotations, boxes, and splits against each other.
 
-Each notes what it finds in `Problems`, and does what `prepare.checks` says: at `error` it goes on as with
-`drop`, so that the whole list comes together.
+Each check adds to `Problems` and applies the action of `prepare.checks`. `error` is treated as `drop`, so
+that all problems are collected before the dataset is refused.
+
+Letters: N images, T boxes of a split.
 """
 
 from collections.abc import Callable
@@ -17,145 +19,132 @@ from detection.data.sources.image_headers import Header
 from detection.data.sources.problems import Problems
 from detection.ops import boxes as box_ops
 
-REACH = 1.0
-"""Pixels by which a box may reach out of its picture: annotators and scaling round."""
-THINNEST, LONGEST = 1.0, 100.0
-"""Pixels of the shorter side, and its ratio to the longer, beyond which a box is absurd."""
-TRANSPOSED = (5, 6, 7, 8)
+OUTSIDE_TOLERANCE_PX = 1.0
+"""Distance by which a box may extend beyond its image: annotations and resized datasets are rounded."""
+MIN_SIDE_PX, MAX_ASPECT_RATIO = 1.0, 100.0
+TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
 Headers = dict[str, Header]
-"""What was found of each picture, by its name relative to the dataset's folder."""
+"""Header of each image, by its name relative to the dataset folder."""
 
 
-def check_images(index: Index, headers: Headers, faults: Problems) -> Index:
-    """Leave out pictures that are missing or broken, and settle the size of the others.
+def check_images(index: Index, headers: Headers, problems: Problems) -> Index:
+    """Remove missing and broken images, and replace unknown or invalid sizes by the stored size.
 
-    Pictures are read as stored; where the annotation has the size that EXIF's rotation gives, whoever
-    annotated saw the picture turned, and it is turned on reading (`pictures.read_picture`).
+    Images are read as stored. If the annotation has the size after EXIF rotation, the annotator saw the image
+    rotated, and `image_io.read_image` rotates it.
     """
     sizes = index.sizes.copy()
-    kept = np.ones(len(index), dtype=np.bool_)
-    for row, raw in enumerate(index.files.tolist()):
-        name = raw.decode()
+    keep = np.ones(len(index), dtype=np.bool_)
+    for row, name in enumerate(map(bytes.decode, index.files.tolist())):
         header = headers[name]
-        given, stored = (int(sizes[row, 0]), int(sizes[row, 1])), (header.height, header.width)
+        annotated, stored = (int(sizes[row, 0]), int(sizes[row, 1])), (header.height, header.width)
         if header.missing:
-            faults.add("missing_image", name, "is not there")
-            kept[row] = False
+            problems.add("missing_image", name, "does not exist")
+            keep[row] = False
         elif header.problem:
-            faults.add("broken_image", name, header.problem)
-            kept[row] = False
-        elif given == stored and header.orientation == 1:
-            continue
-        else:
-            sizes[row], kept[row] = _settle_size(name, given, header, faults)
+            problems.add("broken_image", name, header.problem)
+            keep[row] = False
+        elif annotated != stored or header.orientation != 1:
+            sizes[row], keep[row] = _resolve_size(name, annotated, header, problems)
     index = replace(index, sizes=sizes)
-    return index if kept.all() else index.select(np.flatnonzero(kept))
+    return index if keep.all() else index.select(np.flatnonzero(keep))
 
 
-def _settle_size(
-    name: str, given: tuple[int, int], header: Header, faults: Problems
+def _resolve_size(
+    name: str, annotated: tuple[int, int], header: Header, problems: Problems
 ) -> tuple[tuple[int, int], bool]:
-    """Height and width that count, and whether the picture stays."""
+    """Return the height and width to use, and whether to keep the image."""
     stored = (header.height, header.width)
-    turned = header.orientation in TRANSPOSED and given == stored[::-1] != stored
-    kept = True
+    rotated = header.orientation in TRANSPOSING_ORIENTATIONS and annotated == stored[::-1] != stored
+    keep = True
     if header.orientation != 1:
-        how = "its annotation has the turned size: turned on reading" if turned else "read as stored"
-        faults.add("exif_rotation", name, f"orientation {header.orientation}; {how}")
-        kept = faults.action("exif_rotation") == "keep"
-    if turned:
-        return given, kept
-    if given not in ((0, 0), stored):
-        detail = f"has {stored[1]}x{stored[0]} pixels, its annotation says {given[1]}x{given[0]}"
-        faults.add("image_size_mismatch", name, detail)
-        kept &= faults.action("image_size_mismatch") == "keep"
-    return stored, kept
+        effect = "annotated with the rotated size: rotated on reading" if rotated else "read as stored"
+        problems.add("exif_rotation", name, f"orientation {header.orientation}; {effect}")
+        keep = problems.action("exif_rotation") == "keep"
+    if rotated:
+        return annotated, keep
+    if annotated not in ((0, 0), stored):
+        detail = f"has {stored[1]}x{stored[0]} pixels, annotated with {annotated[1]}x{annotated[0]}"
+        problems.add("image_size_mismatch", name, detail)
+        keep &= problems.action("image_size_mismatch") == "keep"
+    return stored, keep
 
 
-def check_boxes(index: Index, classes: tuple[str, ...], faults: Problems) -> Index:
-    """Clip or leave out boxes that reach out of their picture; look for absurd and repeated ones."""
+def check_boxes(index: Index, classes: tuple[str, ...], problems: Problems) -> Index:
+    """Clip or remove boxes that extend beyond their image; report degenerate and duplicate boxes."""
     owners = index.image_rows()
-    left = np.ones(len(owners), dtype=np.bool_)
+    keep = np.ones(len(owners), dtype=np.bool_)
 
-    def note(kind: str, bad: NDArray[np.bool_], describe: Callable[[int], str]) -> None:
+    def report(problem_type: str, bad: NDArray[np.bool_], describe: Callable[[int], str]) -> None:
         for box in np.flatnonzero(bad).tolist():
-            name = index.files[owners[box]].decode()
-            faults.add(
-                kind, name, f"{classes[index.labels[box]]} {_corners(index.boxes[box])}, {describe(box)}"
-            )
-        if faults.action(kind) in ("drop", "error"):
-            left[bad] = False
+            corners = ", ".join(f"{corner:g}" for corner in index.boxes[box].tolist())
+            detail = f"{classes[index.labels[box]]} [{corners}], {describe(box)}"
+            problems.add(problem_type, index.files[owners[box]].decode(), detail)
+        if problems.action(problem_type) in ("drop", "error"):
+            keep[bad] = False
 
     heights, widths = index.sizes[owners].T
-    borders = np.stack([np.zeros_like(widths), np.zeros_like(heights), widths, heights], axis=1)
     x1, y1, x2, y2 = index.boxes.T
-    out = (x1 < -REACH) | (y1 < -REACH) | (x2 > widths + REACH) | (y2 > heights + REACH)
-    note("box_outside_image", out, lambda box: f"in a picture of {widths[box]}x{heights[box]}")
+    outside = (x1 < -OUTSIDE_TOLERANCE_PX) | (y1 < -OUTSIDE_TOLERANCE_PX)
+    outside |= (x2 > widths + OUTSIDE_TOLERANCE_PX) | (y2 > heights + OUTSIDE_TOLERANCE_PX)
+    report("box_outside_image", outside, lambda box: f"in an image of {widths[box]}x{heights[box]}")
     boxes, areas = index.boxes, index.areas
-    if faults.action("box_outside_image") == "clip" and out.any():
+    if problems.action("box_outside_image") == "clip" and outside.any():
         boxes, areas = boxes.copy(), areas.copy()
-        boxes[out] = np.clip(boxes[out], borders[out][:, [0, 1, 0, 1]], borders[out][:, [2, 3, 2, 3]])
-        areas[out] = np.minimum(areas[out], box_ops.areas(boxes[out]))
-        left &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        borders = np.stack([widths, heights, widths, heights], axis=1)[outside]
+        boxes[outside] = np.clip(boxes[outside], 0, borders)
+        areas[outside] = np.minimum(areas[outside], box_ops.areas(boxes[outside]))
+        keep &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     sides = boxes[:, 2:] - boxes[:, :2]
     short, long = sides.min(axis=1, initial=np.inf), sides.max(axis=1, initial=0)
-    absurd = left & ((short < THINNEST) | (long > LONGEST * short))
-    note("degenerate_box", absurd, lambda box: f"{sides[box, 0]:g} wide and {sides[box, 1]:g} high")
-    note("duplicate_object", left & _repeated(owners, index), lambda box: "annotated before")
+    degenerate = keep & ((short < MIN_SIDE_PX) | (long > MAX_ASPECT_RATIO * short))
+    report("degenerate_box", degenerate, lambda box: f"{sides[box, 0]:g} wide and {sides[box, 1]:g} high")
+    report("duplicate_object", keep & _duplicates(owners, index), lambda box: "annotated before")
     index = replace(index, boxes=boxes, areas=areas)
-    return index if left.all() else index.keep_boxes(left)
+    return index if keep.all() else index.keep_boxes(keep)
 
 
-def _corners(box: NDArray[np.float32]) -> str:
-    return "[" + ", ".join(f"{side:g}" for side in box.tolist()) + "]"
-
-
-def _repeated(owners: NDArray[np.int64], index: Index) -> NDArray[np.bool_]:
-    """[T], whether an earlier object of the picture has the same class and box: by 64 bits mixed of these."""
-    sides = index.boxes.astype(np.float32).view(np.uint32).astype(np.uint64)
-    key = owners.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + index.labels.astype(np.uint64)
-    for side in range(4):
-        key = (key ^ sides[:, side]) * np.uint64(0xFF51AFD7ED558CCD)
-        key ^= key >> np.uint64(32)
-    repeated = np.ones(len(owners), dtype=np.bool_)
-    repeated[np.unique(key, return_index=True)[1]] = False
-    return repeated
+def _duplicates(owners: NDArray[np.int64], index: Index) -> NDArray[np.bool_]:
+    """[T], True if an earlier object of the image has the same class and box."""
+    keys = np.column_stack([index.boxes, index.labels, owners])  # [T, 6] float64
+    order = np.lexsort(keys.T)  # stable: of equal objects the earliest comes first
+    duplicates = np.zeros(len(owners), dtype=np.bool_)
+    duplicates[order[1:]] = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    return duplicates
 
 
 def check_splits(
-    root: Path, splits: dict[str, Index], headers: Headers, faults: Problems
+    root: Path, splits: dict[str, Index], headers: Headers, problems: Problems
 ) -> dict[str, Index]:
-    """Look for pictures that two splits share, byte for byte, whatever their names.
+    """Report images that occur in two splits, byte for byte; `drop` keeps test over val over train.
 
-    Only files of the same size with the same last bytes are compared whole.
+    Only files with equal size and equal last bytes are read whole.
     """
-    alike: dict[tuple[int, bytes], list[tuple[str, str]]] = {}
+    candidates: dict[tuple[int, bytes], list[tuple[str, str]]] = {}
     for split in ("test", "val", "train"):
-        for raw in splits[split].files.tolist():
-            header = headers[name := raw.decode()]
-            alike.setdefault((header.length, header.tail), []).append((split, name))
+        for name in map(bytes.decode, splits[split].files.tolist()):
+            header = headers[name]
+            candidates.setdefault((header.length, header.tail), []).append((split, name))
     leaked: dict[str, set[str]] = {split: set() for split in splits}
-    for group in alike.values():
+    for group in candidates.values():
         if len({split for split, _ in group}) == 1:
             continue
         first: dict[bytes, tuple[str, str]] = {}
         for split, name in group:
-            owner, other = first.setdefault(_content(root / name), (split, name))
-            if owner != split:
-                same = "" if other == name else f" as {other}"
-                faults.add("split_leak", name, f"of {split} is also in {owner}{same}")
+            content = blake2b((root / name).read_bytes(), digest_size=16).digest()
+            other_split, other = first.setdefault(content, (split, name))
+            if other_split != split:
+                alias = "" if other == name else f" as {other}"
+                problems.add("split_leak", name, f"in {split} is also in {other_split}{alias}")
                 leaked[split].add(name)
-    if faults.action("split_leak") == "keep":
+    if problems.action("split_leak") == "keep":
         return splits
     return {split: _without(index, leaked[split]) for split, index in splits.items()}
-
-
-def _content(path: Path) -> bytes:
-    return blake2b(path.read_bytes(), digest_size=16).digest()
 
 
 def _without(index: Index, names: set[str]) -> Index:
     if not names:
         return index
-    kept = [row for row, raw in enumerate(index.files.tolist()) if raw.decode() not in names]
-    return index.select(np.array(kept, dtype=np.int64))
+    rows = [row for row, name in enumerate(map(bytes.decode, index.files.tolist())) if name not in names]
+    return index.select(np.array(rows, dtype=np.int64))

@@ -1,229 +1,388 @@
-"""The COCO reader: instances JSON beside folders of pictures.
+"""COCO reader: instances JSON beside image folders.
 
-Category ids, which have gaps, become labels 0 … K-1 in the order of the ids of the first training file; other
-files are matched by the names of their categories.
+`load` decodes and checks a file, for `read` and for `detection score`. `read` packs the splits of a dataset:
+category ids, which may have gaps, become labels 0 to K-1 in the order of the ids of the first training file;
+other files are matched by category name.
+
+Letters: N images, T annotations.
 """
 
+import codecs
+import json
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
 from operator import attrgetter
 from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index, join
-from detection.data.sources.coco_json import Category, Columns, Image, Instances, content_hash, load
 from detection.data.sources.digest import Digest
-from detection.data.sources.problems import Problems
-from detection.data.sources.voc_layout import is_inside
+from detection.data.sources.layout import is_inside
+from detection.data.sources.problems import MAX_COORDINATE, Problems
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, CocoSplit
 from detection.text import did_you_mean
 
-EXACT = 2**53
-"""From here on a double does not hold every whole number."""
-FARTHEST = 1e9
-"""A coordinate beyond this many pixels is no coordinate; NaN is not below it either."""
+T = TypeVar("T")
+Id = Annotated[int, msgspec.Meta(ge=-(1 << 62), le=1 << 62)]  # fits int64
+Reference = Id | float  # pandas writes the ids of annotations as 7.0
+Side = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Box = tuple[float, float, float, float]
+"""`x, y, width, height` in pixels, 0-based."""
+Flag = Literal[0, 1] | bool
+
+
+class Image(msgspec.Struct, gc=False):
+    """Image entry; `detection score` needs only the id."""
+
+    id: Id
+    file_name: str = ""
+    height: Side | None = None
+    width: Side | None = None
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """Object entry; polygons are skipped, which are most of the file."""
+
+    image_id: Reference
+    category_id: Reference
+    bbox: Box
+    area: float | None = None
+    iscrowd: Flag = 0
+    ignore: Flag = 0
+
+
+class Category(msgspec.Struct):
+    """Class entry."""
+
+    id: Id
+    name: str
+
+
+class Document(msgspec.Struct):
+    """Instances file."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category]
+
+
+class RawDocument(msgspec.Struct):
+    """Instances file with undecoded entries, to find the invalid ones."""
+
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Instances:
+    """Decoded instances file; one row per annotation, with COCO's keys as names of the columns."""
+
+    where: str
+    """Name of the file in problems."""
+    problems: Problems
+    images: list[Image]
+    categories: list[Category]
+    ids: NDArray[np.int64]
+    """[N] image ids."""
+    image_id: NDArray[Any]
+    """[T], int64, or float64 if the file has floats."""
+    category_id: NDArray[Any]
+    """[T], likewise."""
+    bbox: NDArray[np.float64]
+    """[T, 4] `x, y, width, height`."""
+    area: NDArray[np.float64]
+    """[T], NaN if missing."""
+    iscrowd: NDArray[np.bool_]
+    """[T]."""
+    ignore: NDArray[np.bool_]
+    """[T]."""
+    owners: NDArray[np.int64]
+    """[T] row of the image; -1 for an unlisted one."""
+    categories_of: NDArray[np.int64]
+    """[T] row of the category; -1 for an unlisted one."""
+    valid: NDArray[np.bool_]
+    """[T], True for annotations without a problem so far."""
+
+    def reject(self, bad: NDArray[np.bool_], problem_type: str, describe: Callable[[int], str]) -> None:
+        """Report the annotations that are bad and still valid, and mark them as invalid."""
+        for row in np.flatnonzero(bad & self.valid).tolist():
+            image = f" of image {self.image_id[row]:.0f}" if self.owners[row] >= 0 else ""
+            self.problems.add(problem_type, f"{self.where}: annotations[{row}]{image}", describe(row))
+        self.valid &= ~bad
+
+    def duplicate_images(self) -> NDArray[np.bool_]:
+        """[N], True for an image whose id an earlier image has."""
+        return np.asarray(find_rows(self.ids, self.ids) != np.arange(len(self.ids)))
+
+    def content_hash(self) -> str:
+        """Hash of the decoded values, a tenth of the file."""
+        names = [image.file_name for image in self.images]
+        names += [f"{category.id}\0{category.name}" for category in self.categories]
+        content = blake2b("\n".join(names).encode(), digest_size=16)
+        numbers = [side or 0 for image in self.images for side in (image.id, image.height, image.width)]
+        content.update(np.array(numbers, dtype="<i8").tobytes())
+        for column in (self.image_id, self.category_id):
+            content.update(column.astype("<i8").tobytes())
+        content.update(self.bbox.astype("<f4").tobytes())
+        content.update(np.where(np.isnan(self.area), -1, self.area).astype("<f4").tobytes())
+        for flags in (self.iscrowd, self.ignore):
+            content.update(flags.tobytes())
+        return content.hexdigest()
+
+
+def load(path: Path, where: str, problems: Problems) -> Instances:
+    """Decode and check an instances file.
+
+    Args:
+        path: Path of the file.
+        where: Name of the file in problems.
+        problems: Receives invalid entries, which are left out, duplicate ids, and annotations with an
+            unlisted image or category or an impossible box.
+
+    Raises:
+        DataError: The file is missing, is not JSON, or lacks images, annotations or categories.
+    """
+    document = _decode_document(path, where, problems)
+    annotations = document.annotations
+    ids = np.array([image.id for image in document.images], dtype=np.int64)
+    category_ids = np.array([category.id for category in document.categories], dtype=np.int64)
+    image_id = np.array([annotation.image_id for annotation in annotations])
+    category_id = np.array([annotation.category_id for annotation in annotations])
+    instances = Instances(
+        where=where,
+        problems=problems,
+        images=document.images,
+        categories=document.categories,
+        ids=ids,
+        image_id=image_id,
+        category_id=category_id,
+        bbox=np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4),
+        area=np.array([annotation.area for annotation in annotations], dtype=np.float64),  # None: NaN
+        iscrowd=np.array([annotation.iscrowd for annotation in annotations], dtype=np.bool_),
+        ignore=np.array([annotation.ignore for annotation in annotations], dtype=np.bool_),
+        owners=find_rows(image_id, ids),
+        categories_of=find_rows(category_id, category_ids),
+        valid=np.ones(len(annotations), dtype=np.bool_),
+    )
+    for row in np.flatnonzero(instances.duplicate_images()).tolist():
+        problems.add("duplicate_id", where, f"images[{row}]: another image has the id {ids[row]}")
+    for number, count in Counter(category_ids.tolist()).items():
+        if count > 1:
+            problems.add("duplicate_id", where, f"{count} categories have the id {number}")
+    instances.reject(
+        instances.owners < 0,
+        "broken_annotation",
+        lambda row: f"image {image_id[row]:.0f} is not in the list of images",
+    )
+    instances.reject(
+        out_of_range(instances.bbox),
+        "broken_annotation",
+        lambda row: f"{instances.bbox[row].tolist()} is not a box in pixels",
+    )
+    instances.reject(
+        instances.categories_of < 0,
+        "unknown_class",
+        lambda row: f"category {category_id[row]:.0f} is not in the list of categories",
+    )
+    return instances
+
+
+def find_rows(wanted: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[T] first row of `ids` [N] with each wanted value; -1 if missing."""
+    if not len(ids):
+        return np.full(len(wanted), -1, dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    rows = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
+    return np.where(ids[rows] == wanted, rows, -1)
+
+
+def shortest_sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T] smaller of width and height of boxes [T, 4]; negative for an inverted box."""
+    return np.minimum(boxes[:, 2], boxes[:, 3])
+
+
+def out_of_range(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[T], True for boxes [T, 4] with coordinates that no image has, NaN included."""
+    return np.asarray(~(np.abs(boxes).sum(axis=1) < MAX_COORDINATE))
+
+
+def read_bytes(path: Path, content_type: str) -> bytes:
+    """Read a file without its byte order mark.
+
+    Raises:
+        DataError: The file cannot be read or is empty.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read {content_type}: {error.strerror}; check the path") from None
+    if not content.strip():
+        raise DataError(f"{path}: the file is empty, expected {content_type}")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def decode(path: Path, content: bytes, content_type: str, struct: type[T]) -> T:
+    """Decode JSON into msgspec structs.
+
+    Raises:
+        DataError: The content is not JSON or does not match `struct`; names the location.
+    """
+    try:
+        return msgspec.json.decode(content, type=struct)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path}: not {content_type}: {_explain(content, error)}; fix the file") from None
+
+
+def _explain(content: bytes, error: Exception) -> str:
+    """Describe a decoding error with its location; Python's JSON decoder counts lines and accepts NaN."""
+    try:
+        tree = json.loads(content)
+    except ValueError as json_error:
+        return str(json_error)
+    except RecursionError:
+        return "it is nested too deeply"
+    if isinstance(error, msgspec.ValidationError):
+        return str(error)
+    location = _first_non_finite(tree, "$")
+    return f"{location} is not a finite number" if location else str(error)
+
+
+def _first_non_finite(value: Any, path: str) -> str | None:
+    if isinstance(value, float):
+        return None if np.isfinite(value) else path
+    if isinstance(value, dict):
+        children = ((f"{path}.{key}", child) for key, child in value.items())
+    else:
+        children = (
+            (f"{path}[{i}]", child) for i, child in enumerate(value if isinstance(value, list) else ())
+        )
+    return next((location for step, child in children if (location := _first_non_finite(child, step))), None)
+
+
+def _decode_document(path: Path, where: str, problems: Problems) -> Document:
+    """Decode a file; if an entry is invalid, decode entry by entry and report the invalid ones."""
+    content_type = "a COCO instances file"
+    content = read_bytes(path, content_type)
+    try:
+        return msgspec.json.decode(content, type=Document)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raw = decode(path, content, content_type, RawDocument)
+
+    def entries(key: str, struct: type[T]) -> list[T]:
+        decoded = []
+        for i, entry in enumerate(getattr(raw, key)):
+            try:
+                decoded.append(msgspec.json.decode(entry, type=struct))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                problems.add("broken_annotation", f"{where}: {key}[{i}]", str(error).replace("`", ""))
+        return decoded
+
+    return Document(
+        images=entries("images", Image),
+        annotations=entries("annotations", Annotation),
+        categories=entries("categories", Category),
+    )
 
 
 def read(
-    dataset: CocoDataset, root: Path, digest: Digest, faults: Problems
+    dataset: CocoDataset, root: Path, digest: Digest, problems: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
-    """Read all splits.
+    """Read all splits of a dataset.
 
     Args:
-        dataset: The dataset's entry of `params.yaml`.
-        root: Folder of the raw data.
-        digest: Gets what was read of every annotation file.
-        faults: Gets what is wrong; the object or picture concerned is left out.
+        dataset: Entry of the dataset in `params.yaml`.
+        root: Dataset folder.
+        digest: Receives the content of every annotation file.
+        problems: Receives the problems; objects and images with problems are left out.
 
     Returns:
-        Class names in the order of their ids, and the index of each split (empty where the dataset names
-        none); a size is 0 where the file has none.
+        Class names in the order of their ids, and the index of each split (empty for a split that the dataset
+        lacks). Sizes that a file does not give are 0.
 
     Raises:
-        DataError: A file is missing or is no JSON.
+        DataError: A file is missing or is not JSON.
     """
     classes: tuple[str, ...] = ()
     splits = {}
     for name in ("train", "val", "test"):
         parts = []
         for split in getattr(dataset, name):
-            where = split.annotations
-            instances = load(annotations_path(root, split), where, faults)
-            classes = classes or _class_names(instances.categories)
-            parts.append(_packed(instances, classes, split, digest, faults))
+            instances = load(root / split.annotations, split.annotations, problems)
+            ordered = sorted(instances.categories, key=attrgetter("id"))
+            classes = classes or tuple(dict.fromkeys(category.name for category in ordered))
+            digest.entry(split.annotations, instances.content_hash())
+            parts.append(_pack(instances, classes, split))
         splits[name] = join(parts)
     return classes, splits
 
 
-def annotations_path(root: Path, split: CocoSplit) -> Path:
-    """The instances file of a split.
-
-    Raises:
-        DataError: It is not there.
-    """
-    path = root / split.annotations
-    if not path.is_file():
-        raise DataError(f"the annotations {split.annotations} were looked for at {path} and are not there")
-    return path
-
-
-def _class_names(categories: Sequence[Category]) -> tuple[str, ...]:
-    ordered = sorted(categories, key=attrgetter("id"))
-    return tuple(dict.fromkeys(category.name for category in ordered))
-
-
-def _packed(
-    instances: Instances, classes: tuple[str, ...], split: CocoSplit, digest: Digest, faults: Problems
-) -> Index:
-    """Pictures in the order of the file, those without annotations too, as arrays."""
-    where = split.annotations
-    columns = Columns.of(instances.annotations)
-    images = instances.images
-    ids = np.array([image.id for image in images], dtype=np.int64)
-    if len(ids) and np.abs(ids).max() >= EXACT:
-        raise DataError(f"{where}: picture ids must be below 2^53, from where on JSON's numbers are inexact")
-    digest.entry(where, content_hash(instances, columns))
-    usable = _usable_images(images, ids, split, faults)
-    owners = _rows_of(columns.image_id, ids)
-    labels = _labels(columns.category_id, instances.categories, classes, where, faults)
-    kept = _usable_annotations(columns, owners, labels, instances, classes, split, faults)
-    order = _by_picture(owners, kept)
-    boxes = columns.bbox[order]
-    drawn = boxes[:, 2] * boxes[:, 3]
+def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> Index:
+    """Pack all images of a file, in its order."""
+    labels = _labels(instances, classes)
+    instances.reject(
+        shortest_sides(instances.bbox) <= 0,
+        "zero_area",
+        lambda row: "width {2:g}, height {3:g}".format(*instances.bbox[row]),
+    )
+    rows = np.flatnonzero(instances.valid)
+    rows = rows[np.argsort(instances.owners[rows], kind="stable")]
+    boxes, areas, crowd = instances.bbox[rows], instances.area[rows], instances.iscrowd[rows]
+    areas = np.where(areas >= 0, areas, boxes[:, 2] * boxes[:, 3])
     boxes[:, 2:] += boxes[:, :2]
-    crowd = columns.iscrowd[order]
-    counts = np.bincount(owners[order], minlength=len(ids))
+    images = instances.images
+    counts = np.bincount(instances.owners[rows], minlength=len(images))
+    usable = _usable_images(instances, split)
+    files = [posixpath.normpath(f"{split.images}/{image.file_name}") for image in images]
     index = Index(
-        files=_encoded([_file(split.images, image.file_name) for image in images]),
-        ids=_encoded(list(map(str, ids.tolist()))),
-        sizes=np.array([side for i in images for side in (i.height, i.width)], np.int32).reshape(-1, 2),
+        files=np.array([file.encode() for file in files], dtype=np.bytes_),
+        ids=np.array([str(image.id).encode() for image in images], dtype=np.bytes_),
+        sizes=np.array([(i.height or 0, i.width or 0) for i in images], dtype=np.int32).reshape(-1, 2),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32),
-        labels=labels[order],
-        difficult=columns.ignore[order] & ~crowd,
+        labels=labels[rows],
+        difficult=instances.ignore[rows] & ~crowd,
         crowd=crowd,
-        areas=np.where(columns.area[order] < 0, drawn, columns.area[order]).astype(np.float32),
+        areas=areas.astype(np.float32),
     )
     return index if usable.all() else index.select(np.flatnonzero(usable))
 
 
-def _file(folder: str, name: str) -> str:
-    """A picture relative to the dataset's folder."""
-    file = f"{folder}/{name}"
-    return posixpath.normpath(file) if "./" in file or "//" in file else file
+def _labels(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """[T] labels by category name; annotations of categories that are not in `classes` are rejected."""
+    names: Sequence[str] = [category.name for category in instances.categories]
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.array([*(label_of.get(name, -1) for name in names), -1], dtype=np.int64)
+    labels = labels[instances.categories_of]  # row -1, an unlisted category, is the last: -1
+
+    def describe(row: int) -> str:
+        name = names[instances.categories_of[row]]
+        return f"{name!r} is not a class of the dataset; {did_you_mean(name, classes)}"
+
+    instances.reject(labels < 0, "unknown_class", describe)
+    return labels
 
 
-def _encoded(names: list[str]) -> NDArray[np.bytes_]:
-    """All names to UTF-8 in one go."""
-    parts = "\0".join(names).encode().split(b"\0") if names else []
-    if len(parts) != len(names):  # a name with a NUL in it, which `_usable_images` refuses
-        parts = [name.replace("\0", "").encode() for name in names]
-    return np.array(parts, dtype=np.bytes_)
-
-
-def _by_picture(owners: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The kept annotations in the order of their pictures, those of one picture as they were.
-
-    Sorts one number made of both, which numpy does ten times as fast as a stable argsort.
-    """
-    rows = np.flatnonzero(kept)
-    return np.sort(owners[rows] << 32 | rows) & 0xFFFFFFFF
-
-
-def _rows_of(wanted: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[T], the first row of `ids` that has each wanted number, -1 where none has."""
-    if not len(ids):
-        return np.full(len(wanted), -1, dtype=np.int64)
-    if ids.min() >= 0 and ids.max() < 20 * len(ids):  # a table is five times as fast as a search
-        rows = np.full(ids.max() + 2, -1, dtype=np.int64)
-        rows[ids[::-1]] = np.arange(len(ids))[::-1]
-        place = np.where((wanted >= 0) & (wanted <= ids.max()), wanted, ids.max() + 1)
-        return np.where(place == np.floor(place), rows[place.astype(np.int64)], -1)
-    order = np.argsort(ids, kind="stable")
-    place = np.searchsorted(ids[order].astype(np.float64), wanted)
-    rows = order[np.minimum(place, len(ids) - 1)]
-    return np.where(ids[rows] == wanted, rows, -1)
-
-
-def _labels(
-    wanted: NDArray[np.float64],
-    categories: Sequence[Category],
-    classes: tuple[str, ...],
-    where: str,
-    faults: Problems,
-) -> NDArray[np.int64]:
-    """[T], labels of category ids, by the names of the categories; -1 where the dataset has no such class."""
-    ids = [category.id for category in categories]
-    for number, count in Counter(ids).items():
-        if count > 1:
-            faults.add("duplicate_id", where, f"category id {number} is given to {count} categories")
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = np.array([numbers.get(category.name, -1) for category in categories] + [-1], dtype=np.int64)
-    return labels[_rows_of(wanted, np.array(ids, dtype=np.int64))]  # row -1 is the last, which is -1
-
-
-def _usable_images(
-    images: Sequence[Image], ids: NDArray[np.int64], split: CocoSplit, faults: Problems
-) -> NDArray[np.bool_]:
-    """[N], False for pictures with an unsafe name or an id that an earlier one has."""
-    usable = np.ones(len(images), dtype=np.bool_)
-    for row, image in enumerate(images):
-        if not is_inside(image.file_name):
-            detail = f"file_name {image.file_name!r} leads out of the folder {split.images}"
-            faults.add("unsafe_name", split.annotations, detail)
-            usable[row] = False
-    first = _rows_of(ids.astype(np.float64), ids)
-    for row in np.flatnonzero(first != np.arange(len(ids))).tolist():
-        names = f"{images[first[row]].file_name} and {images[row].file_name}"
-        faults.add("duplicate_id", split.annotations, f"{names} share the id {images[row].id}")
+def _usable_images(instances: Instances, split: CocoSplit) -> NDArray[np.bool_]:
+    """[N], False for images with a duplicate id or without a valid file name."""
+    usable = ~instances.duplicate_images()
+    for row, image in enumerate(instances.images):
+        if not image.file_name:
+            instances.problems.add(
+                "broken_annotation", f"{instances.where}: images[{row}]", "has no file_name"
+            )
+        elif not is_inside(image.file_name):
+            detail = f"file_name {image.file_name!r} is outside the folder {split.images}"
+            instances.problems.add("unsafe_name", instances.where, detail)
+        else:
+            continue
         usable[row] = False
     return usable
-
-
-def _usable_annotations(
-    columns: Columns,
-    owners: NDArray[np.int64],
-    labels: NDArray[np.int64],
-    instances: Instances,
-    classes: tuple[str, ...],
-    split: CocoSplit,
-    faults: Problems,
-) -> NDArray[np.bool_]:
-    """[T], which annotations are taken; the others are noted, each for the first thing wrong with it."""
-    left = np.ones(len(owners), dtype=np.bool_)
-
-    def sort_out(bad: NDArray[np.bool_], kind: str, describe: Callable[[int], str]) -> None:
-        for row in np.flatnonzero(bad & left).tolist():
-            of = f" of picture {int(columns.image_id[row])}" if owners[row] >= 0 else ""
-            faults.add(kind, f"{split.annotations}: annotations[{row}]{of}", describe(row))
-        left[bad] = False
-
-    def unknown(row: int) -> str:
-        number = int(columns.category_id[row])
-        names = [category.name for category in instances.categories if category.id == number]
-        if names:
-            return f"{names[0]!r} is none of the dataset's classes; {did_you_mean(names[0], classes)}"
-        return f"names category {number}, which is not listed"
-
-    bbox = columns.bbox
-    sort_out(
-        owners < 0,
-        "broken_annotation",
-        lambda row: f"names picture {columns.image_id[row]:g}, which is not listed",
-    )
-    sort_out(
-        np.asarray(~(np.abs(bbox).sum(axis=1) < FARTHEST)),
-        "broken_annotation",
-        lambda row: f"{bbox[row].tolist()} is no box in pixels",
-    )
-    sort_out(labels < 0, "unknown_class", unknown)
-    sort_out(
-        np.asarray(bbox[:, 2:].min(axis=1, initial=np.inf) <= 0),
-        "zero_area",
-        lambda row: f"width {bbox[row, 2]:g}, height {bbox[row, 3]:g}",
-    )
-    return left

@@ -1,17 +1,20 @@
-"""One door to the raw datasets, whatever their format."""
+"""Read and check a raw dataset of any format."""
 
+import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from detection.data.index import Index
 from detection.data.shapes import generator
 from detection.data.shapes.render import CLASSES
-from detection.data.sources import checks as checks_of
-from detection.data.sources import coco, holdout, voc
+from detection.data.sources import coco, voc
+from detection.data.sources.checks import Headers, check_boxes, check_images, check_splits
 from detection.data.sources.digest import Digest, listing_hash
 from detection.data.sources.image_headers import read_headers
-from detection.data.sources.preflight import check_present
+from detection.data.sources.layout import check_present
 from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.files import data_root
@@ -21,78 +24,81 @@ from detection.params.stages import Checks
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawDataset:
-    """A dataset as it lies on disk, read and checked."""
+    """A dataset as stored on disk, read and checked."""
 
     name: str
-    """Its name in `params.yaml`."""
+    """Name in `params.yaml`."""
     classes: tuple[str, ...]
-    """Label i is `classes[i]`."""
+    """Class names; label i is `classes[i]`."""
     splits: dict[str, Index]
     """`train`, `val` and `test`; a split that the dataset lacks is empty."""
     path: str
-    """Folder of the pictures, relative to `DATA_ROOT`."""
+    """Folder of the images, relative to `DATA_ROOT`."""
     root: Path
-    """The same folder on this machine."""
+    """Absolute path of the same folder."""
     digest: str
-    """Hash over annotations and picture listing."""
+    """Hash over annotations and image listing."""
     listing: dict[str, str]
-    """Per split, a hash over names and sizes of its pictures."""
-    faults: Problems
-    """What is wrong with it; those that are errors refused it, if it was `read`."""
+    """Hash over the names and file sizes of the images, per split."""
+    problems: Problems
+    """Problems of the data, including those that `prepare.checks` tolerates."""
 
 
 def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDataset:
-    """Read and check a dataset; `shapes` is drawn first where it is not on disk.
+    """Read and check a dataset; `shapes` is generated first if it is not on disk.
 
     Args:
-        name: The dataset's name in `params.yaml`, for messages.
+        name: Name of the dataset in `params.yaml`, for messages.
         dataset: Its entry.
-        checks: What is done about each kind of fault; None: the defaults.
+        checks: Action per problem type; None for the defaults.
 
     Raises:
-        DataError: The data is absent, has faults (all of them in one message), or is not what the entry's
-            `digest` pins.
+        DataError: The data is missing, has problems whose action is `error` (all in one message), has no
+            training objects, or differs from the pinned `digest`.
     """
     raw = examine(name, dataset, checks or Checks())
-    if raw.faults.refused():
-        again = f"; or delete {raw.root}: it is drawn again" if isinstance(dataset, ShapesDataset) else ""
-        raise DataError(raw.faults.message(name) + again)
-    _check(raw, dataset)
+    if raw.problems.refused():
+        regenerate = (
+            f"; or delete {raw.root} to generate it again" if isinstance(dataset, ShapesDataset) else ""
+        )
+        raise DataError(raw.problems.message(name) + regenerate)
+    _check_content(raw, dataset)
     return raw
 
 
 def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -> RawDataset:
-    """Read a dataset and collect its faults, without refusing it for them.
+    """Read a dataset and collect its problems without raising for them.
 
     Args:
-        name: The dataset's name in `params.yaml`, for messages.
+        name: Name of the dataset in `params.yaml`, for messages.
         dataset: Its entry.
-        checks: What is done about each kind of fault; at `error` it is left out here.
-        decode: Decode every picture, not only its header.
+        checks: Action per problem type; `error` is treated as `drop`.
+        decode: Decode every image instead of reading only its header.
 
     Raises:
-        DataError: The data is absent, or an annotation file of a whole split is.
+        DataError: The data or the annotation file of a whole split is missing.
     """
     check_present(name, dataset)
     if isinstance(dataset, ShapesDataset):
         generator.ensure(dataset)
-        path, share = generator.folder(dataset), 0.0
+        path, fraction = generator.folder(dataset), 0.0
     else:
-        path, share = dataset.path, dataset.holdout_fraction
+        path, fraction = dataset.path, dataset.holdout_fraction
     root = data_root() / path
-    digest, faults = Digest(), Problems(checks)
-    classes, splits = _splits(dataset, root, digest, faults)
-    if share:
-        missing = [split for split in ("val", "test") if not getattr(dataset, split)]
-        splits = holdout.cut(splits, missing, share)
-    files = list(dict.fromkeys(raw.decode() for index in splits.values() for raw in index.files.tolist()))
+    digest, problems = Digest(), Problems(checks)
+    classes, splits = _read_splits(dataset, root, digest, problems)
+    if fraction:
+        splits = hold_out(
+            splits, [split for split in ("val", "test") if not getattr(dataset, split)], fraction
+        )
+    files = list(dict.fromkeys(file.decode() for index in splits.values() for file in index.files.tolist()))
     headers = dict(zip(files, read_headers(root, files, decode), strict=True))
     for file, header in headers.items():
         if not header.missing:
             digest.entry(file, str(header.length))
     for split, index in splits.items():
-        splits[split] = checks_of.check_boxes(checks_of.check_images(index, headers, faults), classes, faults)
-    splits = checks_of.check_splits(root, splits, headers, faults)
+        splits[split] = check_boxes(check_images(index, headers, problems), classes, problems)
+    splits = check_splits(root, splits, headers, problems)
     return RawDataset(
         name=name,
         classes=classes,
@@ -101,44 +107,71 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         root=root,
         digest=digest.hexdigest(),
         listing={split: _listing(index, headers) for split, index in splits.items()},
-        faults=faults,
+        problems=problems,
     )
 
 
-def _splits(
-    dataset: Dataset, root: Path, digest: Digest, faults: Problems
+def _read_splits(
+    dataset: Dataset, root: Path, digest: Digest, problems: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     if isinstance(dataset, CocoDataset):
-        return coco.read(dataset, root, digest, faults)
+        return coco.read(dataset, root, digest, problems)
     if isinstance(dataset, VocDataset):
-        return voc.read(dataset, root, digest, faults)
-    lists: dict[str, Any] = {split: (split,) for split in generator.SPLITS}
-    tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
+        return voc.read(dataset, root, digest, problems)
+    tree = VocDataset(
+        format="voc", path=dataset.path, classes=CLASSES, train=("train",), val=("val",), test=("test",)
+    )
     try:
-        return voc.read(tree, root, digest, faults)
+        return voc.read(tree, root, digest, problems)
     except DataError as error:
-        raise DataError(f"{error}; or delete {root}: it is drawn again") from None
+        raise DataError(f"{error}; or delete {root} to generate it again") from None
 
 
-def _listing(index: Index, headers: checks_of.Headers) -> str:
-    names = (raw.decode() for raw in index.files.tolist())
-    return listing_hash({name: headers[name].length for name in names})
+def _listing(index: Index, headers: Headers) -> str:
+    return listing_hash({name: headers[name].length for name in map(bytes.decode, index.files.tolist())})
 
 
-def _check(raw: RawDataset, dataset: Dataset) -> None:
+def _check_content(raw: RawDataset, dataset: Dataset) -> None:
+    """Refuse an empty training or test split, and data other than the pinned."""
     if len(raw.splits["train"]) == 0:
-        raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no pictures")
+        raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no images")
     if len(raw.splits["train"].boxes) == 0:
-        raise DataError(f"dataset {raw.name}: the training pictures in {raw.root} have no annotated objects")
+        raise DataError(f"dataset {raw.name}: the training images in {raw.root} have no annotated objects")
     if len(raw.splits["test"]) == 0 and not dataset.test:
         count = sum(len(index) for index in raw.splits.values())
         raise DataError(
-            f"dataset {raw.name}: none of its {count} pictures fell to test, so there is nothing to score; "
-            f"raise datasets.{raw.name}.holdout_fraction, or name a test"
+            f"dataset {raw.name}: none of its {count} images was held out for test; "
+            f"increase datasets.{raw.name}.holdout_fraction, or set datasets.{raw.name}.test"
         )
     if dataset.digest and dataset.digest != raw.digest:
         raise DataError(
-            f"dataset {raw.name} in {raw.root} is not what datasets.{raw.name}.digest pins: "
-            f"found {raw.digest}, expected {dataset.digest}; restore the data, or pin what is there with "
+            f"dataset {raw.name} in {raw.root} differs from the pinned datasets.{raw.name}.digest: "
+            f"found {raw.digest}, expected {dataset.digest}; restore the data, or pin the present data with "
             f"`digest: {raw.digest}`"
         )
+
+
+def hold_out(splits: dict[str, Index], missing: Collection[str], fraction: float) -> dict[str, Index]:
+    """Move a fraction of `train` to `val` and the same fraction to `test`, where these are missing.
+
+    Args:
+        splits: `train`, `val` and `test`.
+        missing: Which of `val` and `test` the dataset does not define.
+        fraction: Fraction of the training images, below 1, or below 0.5 if both are missing.
+
+    Returns:
+        The splits, each in the order of `train`.
+    """
+    train = splits["train"]
+    position = np.array([_hash_position(name.decode()) for name in train.ids.tolist()], dtype=np.float64)
+    held_out = {"val": position < fraction, "test": position >= 1 - fraction}
+    left = np.ones(len(train), dtype=np.bool_)
+    for split in missing:
+        splits = splits | {split: train.select(np.flatnonzero(held_out[split]))}
+        left &= ~held_out[split]
+    return splits | {"train": train.select(np.flatnonzero(left))}
+
+
+def _hash_position(image_id: str) -> float:
+    """Map an image id to [0, 1), so that adding or removing an image never moves another one."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") / 2**64

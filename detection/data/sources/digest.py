@@ -1,6 +1,6 @@
-"""What a dataset is made of, as hashes: the digest pins it, the listing betrays a changed picture.
+"""Hashes of raw data: the digest that `params.yaml` can pin, and the listing that detects changed images.
 
-Both are independent of where the data lies, and of the order in which files are read.
+Both are independent of the location of the data and of the order in which files are read.
 """
 
 import hashlib
@@ -11,51 +11,50 @@ from detection.errors import DataError
 
 
 class Digest:
-    """Collects what a dataset is made of; its hash does not depend on the order.
+    """Order-independent hash over named entries.
 
     digest = Digest()
-    digest.text("VOC2007/Annotations/000005.xml", data)
-    digest.entry("VOC2007/JPEGImages/000005.jpg", "73120 bytes")
+    digest.file("VOC2007/Annotations/000005.xml", content)
+    digest.entry("VOC2007/JPEGImages/000005.jpg", "73120")
     digest.hexdigest()
     """
 
     def __init__(self) -> None:
         self._entries: set[str] = set()
 
-    def text(self, name: str, content: bytes) -> None:
-        """Add a file with its whole content; `name` is relative to the dataset's folder."""
+    def file(self, name: str, content: bytes) -> None:
+        """Add a file with its content; `name` is relative to the dataset folder."""
         self.entry(name, hashlib.blake2b(content, digest_size=16).hexdigest())
 
     def entry(self, name: str, value: str) -> None:
-        """Add one named fact."""
+        """Add a value under a name."""
         self._entries.add(f"{name}\0{value}")
 
     def hexdigest(self) -> str:
-        """32 hexadecimal digits."""
+        """Return the hash as 32 hexadecimal digits."""
         content = "\n".join(sorted(self._entries)).encode()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def sizes(root: Path, index: Index) -> dict[str, int]:
-    """Size in bytes of each picture of a split, by its name relative to `root`.
+def image_sizes(root: Path, index: Index) -> dict[str, int]:
+    """Return the file size in bytes of each image of a split, by name relative to `root`.
 
     Raises:
-        DataError: A picture is not there.
+        DataError: An image is missing.
     """
-    found: dict[str, int] = {}
-    for raw in index.files:
-        name = raw.decode()
+    sizes: dict[str, int] = {}
+    for name in (raw.decode() for raw in index.files.tolist()):
         try:
-            found[name] = (root / name).stat().st_size
+            sizes[name] = (root / name).stat().st_size
         except OSError:
             raise DataError(
-                f"{root / name} is missing; put it back, or take it out of the split and prepare again"
+                f"{root / name} is missing; restore it, or remove it from the split and prepare again"
             ) from None
-    return found
+    return sizes
 
 
 def listing_hash(listing: dict[str, int]) -> str:
-    """One hash over the names and sizes of pictures."""
+    """Hash the names and file sizes of images."""
     digest = Digest()
     for name, size in listing.items():
         digest.entry(name, str(size))

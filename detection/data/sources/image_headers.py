@@ -1,7 +1,7 @@
-"""What a picture file says of itself, read without decoding it: size, EXIF's rotation, whether it is whole.
+"""Size, EXIF orientation and completeness of image files, read without decoding them.
 
-For JPEG and PNG the header and the end mark are read, about 80 µs a picture; a file without the mark, and any
-other format, is decoded. `decode` decodes every one.
+For JPEG and PNG the header and the end marker are read, about 80 µs per image. Files without the marker and
+files of other formats are decoded.
 """
 
 import warnings
@@ -13,75 +13,76 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-ORIENTATION = 0x0112
-"""EXIF's tag: 1 is as stored, 2 to 4 mirror or turn upside down, 5 to 8 exchange height and width."""
-END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
-TAIL = 64
+EXIF_ORIENTATION = 0x0112
+"""EXIF tag: 1 as stored, 2 to 4 mirrored or upside down, 5 to 8 with height and width exchanged."""
+END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+TAIL_BYTES = 64
 THREADS = 8
-"""They wait for the disk together; the reading itself holds Python's lock."""
+"""Reader threads: they overlap waiting for the disk; the reading itself holds the GIL."""
 
 
 class Header(NamedTuple):
-    """One picture file."""
+    """Header of one image file."""
 
     length: int = 0
-    """Bytes of the file."""
+    """File size in bytes."""
     height: int = 0
-    """In pixels, as stored."""
+    """Stored height in pixels."""
     width: int = 0
+    """Stored width in pixels."""
     orientation: int = 1
-    """EXIF's, 1 to 8."""
+    """EXIF orientation, 1 to 8."""
     tail: bytes = b""
-    """The last bytes: two pictures that share them and their size are most likely the same."""
+    """Last bytes of the file; equal size and tail identify candidates for identical images."""
     missing: bool = False
-    """Whether there is no such file."""
+    """True if the file does not exist."""
     problem: str = ""
-    """Why it cannot be read; empty if it can."""
+    """Reason why the image cannot be read; empty if it can."""
 
 
 def read_headers(root: Path, files: Iterable[str], decode: bool) -> list[Header]:
-    """Read the headers of many pictures.
+    """Read the headers of image files.
 
     Args:
-        root: The dataset's folder.
-        files: Pictures relative to it.
-        decode: Decode each to its end.
+        root: Dataset folder.
+        files: Image files relative to it.
+        decode: Decode every image completely.
 
     Returns:
-        One header a file, in their order.
+        One header per file, in the same order.
     """
-    with warnings.catch_warnings():  # about odd EXIF and large pictures; a filter is not a thread's own
+    with warnings.catch_warnings():  # warning filters are per process, not per thread
         warnings.simplefilter("ignore")
         with ThreadPoolExecutor(THREADS) as pool:
-            return list(pool.map(_read, repeat(str(root)), files, repeat(decode), chunksize=64))
+            return list(pool.map(_read_header, repeat(str(root)), files, repeat(decode), chunksize=64))
 
 
-def _read(root: str, name: str, decode: bool) -> Header:
+def _read_header(root: str, name: str, decode: bool) -> Header:
     size = 0
     try:
         with open(f"{root}/{name}", "rb") as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL))
+            file.seek(max(0, size - TAIL_BYTES))
             tail = file.read()
             file.seek(0)
-            with Image.open(file) as picture:
-                height, width = picture.height, picture.width
-                orientation = _orientation(picture) if "exif" in picture.info else 1
-                if decode or END_MARKS.get(picture.format or "", b"\0none") not in tail:
-                    picture.draft(None, (1, 1))  # an eighth of a JPEG's pixels, all its bytes
-                    picture.load()
+            with Image.open(file) as image:
+                height, width = image.height, image.width
+                orientation = _orientation(image) if "exif" in image.info else 1
+                if decode or END_MARKERS.get(image.format or "", b"\0none") not in tail:
+                    image.draft(None, (1, 1))  # decodes a JPEG at an eighth of its size, but all of its bytes
+                    image.load()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return Header(missing=True)
     except UnidentifiedImageError:
-        return Header(length=size, problem="is empty" if not size else "is no picture that can be read")
-    except Exception as error:  # PIL's decoders raise whatever a broken file makes them stumble over
+        return Header(length=size, problem="is not an image" if size else "is empty")
+    except Exception as error:  # PIL's decoders raise any exception on broken files
         return Header(length=size, problem=str(error) or type(error).__name__)
     return Header(size, height, width, orientation, tail)
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        value = picture.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken EXIF block turns nothing
+        value = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block has no orientation
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,8 +1,7 @@
-"""What is wrong with raw data, as a list: readers and checks note each fault and go on.
+"""Problems of raw data, collected by readers and checks so that one run reports them all.
 
-One fault at a time would cost a person a run each. What becomes of a kind stands in `params.yaml` at
-`prepare.checks`: `error` refuses the dataset, `drop` leaves the object or picture out, `clip` cuts the box,
-`keep` takes it as it is.
+`prepare.checks` in `params.yaml` sets an action per problem type: `error` refuses the dataset, `drop` leaves
+out the object or image, `clip` clips the box, `keep` keeps it unchanged.
 """
 
 from collections import Counter
@@ -11,103 +10,106 @@ from typing import Any, NamedTuple
 
 from detection.params.stages import Checks
 
-KINDS = {
-    "missing_annotation": "pictures or list entries without an annotation file",
+PROBLEM_TYPES = {
+    "missing_annotation": "images or list entries without an annotation file",
     "broken_annotation": "annotations that cannot be read",
-    "unsafe_name": "names that lead out of the dataset's folder",
+    "unsafe_name": "names that point outside the dataset folder",
     "duplicate_id": "ids used twice",
-    "unknown_class": "objects of a class that the dataset does not have",
-    "zero_area": "boxes without area, or inverted",
+    "unknown_class": "objects whose class is not in the dataset's classes",
+    "zero_area": "boxes with zero or negative width or height",
     "duplicate_object": "objects annotated twice",
-    "missing_image": "pictures that are not there",
-    "broken_image": "pictures that cannot be read, or end too early",
-    "image_size_mismatch": "pictures of another size than their annotation says",
-    "exif_rotation": "pictures that EXIF turns or mirrors",
-    "box_outside_image": "boxes that reach out of their picture",
-    "degenerate_box": "boxes thinner than a pixel, or 100 times longer than wide",
-    "split_leak": "the same picture in two splits",
+    "missing_image": "missing image files",
+    "broken_image": "images that cannot be read or are truncated",
+    "image_size_mismatch": "images whose size differs from their annotation",
+    "exif_rotation": "images with an EXIF rotation",
+    "box_outside_image": "boxes that extend beyond their image",
+    "degenerate_box": "boxes thinner than a pixel, or with an aspect ratio above 100",
+    "split_leak": "identical images in two splits",
 }
-"""Every kind, in the order of a report; each is a key of `prepare.checks`."""
-DONE = {"drop": " left out", "clip": " clipped", "keep": " kept as they are"}
-EXAMPLES = 3
+"""Description of each problem type, in report order; each is a key of `prepare.checks`."""
+MAX_COORDINATE = 1e9
+"""Limit of the sum of a box's absolute coordinates in pixels, from which it is a `broken_annotation`."""
+ACTION_SUFFIX = {"drop": " dropped", "clip": " clipped", "keep": " kept"}
+MAX_EXAMPLES = 3
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong."""
+    """A problem of one file or entry."""
 
-    kind: str
-    """One of `KINDS`."""
+    type: str
+    """Key of `PROBLEM_TYPES`."""
     where: str
-    """The file, relative to the dataset's folder; for COCO also the annotation in it."""
+    """File relative to the dataset folder; for COCO also the entry."""
     detail: str
-    """What about it, with its numbers."""
+    """Description with the values concerned."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.detail}"
 
 
 class Problems:
-    """The faults of one dataset, and what `prepare.checks` says about each.
+    """Problems of one dataset and the action set for each type.
 
-    faults = Faults(checks)
-    faults.add("unknown_class", "Annotations/a.xml", "'horze'")
-    faults.refused()                 # {"unknown_class": 1}, if that is an error
+    problems = Problems(checks)
+    problems.add("unknown_class", "Annotations/a.xml", "'horze'")
+    problems.refused()                 # {"unknown_class": 1} if its action is `error`
     """
 
     def __init__(self, checks: Checks) -> None:
-        self.found: list[Problem] = []
+        self.entries: list[Problem] = []
         self._checks = checks
 
-    def add(self, kind: str, where: str, detail: str) -> None:
-        """Note one fault."""
-        assert kind in KINDS
-        self.found.append(Problem(kind, where, detail))
+    def add(self, problem_type: str, where: str, detail: str) -> None:
+        """Add a problem."""
+        assert problem_type in PROBLEM_TYPES
+        self.entries.append(Problem(problem_type, where, detail))
 
-    def action(self, kind: str) -> str:
-        """`error`, `drop`, `clip` or `keep`."""
-        action: str = getattr(self._checks, kind)
+    def action(self, problem_type: str) -> str:
+        """Return `error`, `drop`, `clip` or `keep`."""
+        action: str = getattr(self._checks, problem_type)
         return action
 
     def counts(self) -> dict[str, int]:
-        """How often each kind was found, in the order of `KINDS`, those that were not left out."""
-        counts = Counter(fault.kind for fault in self.found)
-        return {kind: counts[kind] for kind in KINDS if counts[kind]}
+        """Return the number of problems of each type that occurs, in the order of `PROBLEM_TYPES`."""
+        counts = Counter(problem.type for problem in self.entries)
+        return {name: counts[name] for name in PROBLEM_TYPES if counts[name]}
 
     def refused(self) -> dict[str, int]:
-        """The counts of the kinds that are errors."""
-        return {kind: count for kind, count in self.counts().items() if self.action(kind) == "error"}
+        """Return the counts of the types whose action is `error`."""
+        return {name: count for name, count in self.counts().items() if self.action(name) == "error"}
 
-    def of(self, kind: str) -> list[Problem]:
-        """The faults of one kind, in the order they were found."""
-        return [fault for fault in self.found if fault.kind == kind]
+    def of_type(self, problem_type: str) -> list[Problem]:
+        """Return the problems of one type, in the order they were added."""
+        return [problem for problem in self.entries if problem.type == problem_type]
 
     def summary(self) -> dict[str, Any]:
-        """For the card: per kind its action, count and examples."""
+        """Return action, count and examples per type, for the dataset statistics."""
         return {
-            kind: {"action": self.action(kind), "count": count, "examples": self._examples(kind, EXAMPLES)}
-            for kind, count in self.counts().items()
+            name: {"action": self.action(name), "count": count, "examples": self._examples(name)}
+            for name, count in self.counts().items()
         }
 
-    def lines(self, kinds: Iterable[str], examples: int = EXAMPLES) -> list[str]:
-        """One line a kind: name, count, what was done about it, examples."""
+    def lines(self, problem_types: Iterable[str]) -> list[str]:
+        """Return one line per type: name, count, action and examples."""
         lines, counts = [], self.counts()
-        for kind in kinds:
-            done = DONE.get(self.action(kind), "")
-            more = f"; and {counts[kind] - examples} more" if counts[kind] > examples else ""
-            lines.append(f"{kind}: {counts[kind]}{done}: {'; '.join(self._examples(kind, examples))}{more}")
+        for name in problem_types:
+            others = counts[name] - MAX_EXAMPLES
+            more = f"; and {others} more" if others > 0 else ""
+            action = ACTION_SUFFIX.get(self.action(name), "")
+            lines.append(f"{name}: {counts[name]}{action}: {'; '.join(self._examples(name))}{more}")
         return lines
 
-    def message(self, name: str) -> str:
-        """All kinds that are errors, with the mend; one line where it is one kind."""
-        kinds = list(self.refused())
-        lines = self.lines(kinds)
-        mend = f"mend the data, or say in params.yaml what to do, such as prepare.checks.{kinds[0]}: "
-        mend += "keep" if kinds[0] == "split_leak" else "drop"
-        if len(lines) == 1 and self.refused()[kinds[0]] <= EXAMPLES:
-            return f"dataset {name}: {lines[0]}; {mend}"
-        more = f"{mend}; `detection doctor {name}` decodes the pictures too"
-        head = f"dataset {name}: {len(lines)} {'kind' if len(lines) == 1 else 'kinds'} of faults"
-        return "\n".join([head, *(f"  {line}" for line in lines), more])
+    def message(self, dataset: str) -> str:
+        """Return the error message for a refused dataset: one line for a single type with few problems."""
+        names = list(self.refused())
+        lines = self.lines(names)
+        action = "keep" if names[0] == "split_leak" else "drop"
+        fix = f"fix the data, or set an action in params.yaml, such as prepare.checks.{names[0]}: {action}"
+        if len(lines) == 1 and self.refused()[names[0]] <= MAX_EXAMPLES:
+            return f"dataset {dataset}: {lines[0]}; {fix}"
+        head = f"dataset {dataset}: {len(lines)} problem type{'s' * (len(lines) > 1)}"
+        last = f"{fix}; `detection doctor {dataset}` also decodes the images"
+        return "\n".join([head, *(f"  {line}" for line in lines), last])
 
-    def _examples(self, kind: str, count: int) -> list[str]:
-        return [str(fault) for fault in self.of(kind)[:count]]
+    def _examples(self, problem_type: str) -> list[str]:
+        return [str(problem) for problem in self.of_type(problem_type)[:MAX_EXAMPLES]]

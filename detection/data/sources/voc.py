@@ -1,6 +1,6 @@
-"""The Pascal VOC reader: XML annotations beside pictures, in the layouts of `layout`.
+"""Pascal VOC reader: XML annotations beside images.
 
-The one place where VOC's 1-based inclusive corners become 0-based half-open boxes:
+VOC's 1-based inclusive corners become 0-based half-open boxes here and nowhere else:
 `xmin - 1, ymin - 1, xmax, ymax`.
 """
 
@@ -16,87 +16,92 @@ from numpy.typing import NDArray
 
 from detection.data.index import Index
 from detection.data.sources.digest import Digest
-from detection.data.sources.problems import Problems
-from detection.data.sources.voc_layout import VocFolder, is_inside, split_spec
+from detection.data.sources.layout import VocFolder, is_inside, split_spec
+from detection.data.sources.problems import MAX_COORDINATE, Problems
 from detection.errors import DataError
 from detection.params.datasets import VocDataset
 from detection.text import did_you_mean
 
-FARTHEST = 1e9
-"""A coordinate beyond this many pixels is no coordinate; NaN is not below it either."""
-
-FLAGS = re.compile(r"(\s+-?\d+)+$")
+LIST_FLAGS = re.compile(r"(\s+-?\d+)+$")
+"""Flags after the ids in the split lists of one class."""
 
 
 @dataclass(slots=True)
-class Rows:
-    """One split as it is read: columns that grow, and become arrays at once at the end."""
+class VocAnnotations:
+    """Annotations of one split as growing columns."""
 
-    annotations: list[str] = field(default_factory=list)
-    """XML file of each picture, relative to the dataset's folder."""
-    files: list[str] = field(default_factory=list)
+    one_pixel_boxes: bool = False
+    """Accept `xmax == xmin`, a width of one pixel by the devkit; an annotation error in training data."""
+    paths: list[str] = field(default_factory=list)
+    """XML file of each image, relative to the dataset folder."""
     ids: list[str] = field(default_factory=list)
+    """Id of each image."""
+    files: list[str] = field(default_factory=list)
+    """Each image, relative to the dataset folder; empty where images are not searched."""
     sizes: "array[int]" = field(default_factory=lambda: array("i"))
-    """Height and width, flat; 0 where the annotation has none."""
+    """Height and width of each image, flat; 0 if the annotation has none."""
     counts: "array[int]" = field(default_factory=lambda: array("q"))
-    """Objects of each picture."""
+    """Number of objects of each image."""
     boxes: "array[float]" = field(default_factory=lambda: array("d"))
-    """0-based half-open corners, flat."""
+    """`x1, y1, x2, y2` of each object, 0-based and half-open, flat, float64."""
     names: list[str] = field(default_factory=list)
     """Class of each object."""
     difficult: list[bool] = field(default_factory=list)
+    """Flag of each object."""
+
+    def labels(self, classes: Sequence[str]) -> NDArray[np.int64]:
+        """Return the position of each object's class in `classes`; -1 for other classes."""
+        label_of = {name: label for label, name in enumerate(classes)}
+        return np.array([label_of.get(name, -1) for name in self.names], dtype=np.int64)
 
 
 def read(
-    dataset: VocDataset, root: Path, digest: Digest, faults: Problems
+    dataset: VocDataset, root: Path, digest: Digest, problems: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
-    """Read all splits.
+    """Read all splits of a dataset.
 
     Args:
-        dataset: The dataset's entry of `params.yaml`.
-        root: Folder of the raw data.
-        digest: Gets every annotation file and split list.
-        faults: Gets what is wrong; the object or picture concerned is left out.
+        dataset: Entry of the dataset in `params.yaml`.
+        root: Dataset folder.
+        digest: Receives every annotation file and split list.
+        problems: Receives the problems; objects and images with problems are left out.
 
     Returns:
-        Class names and the index of each split (empty where the dataset names none); a size is 0 where its
-        annotation has none.
+        Class names, and the index of each split (empty for a split that the dataset lacks). Sizes that an
+        annotation does not give are 0.
 
     Raises:
         DataError: A split list is missing.
     """
-    parts = {split: _read_split(getattr(dataset, split), root, digest, faults) for split in SPLITS}
-    classes = dataset.classes or tuple(sorted(set(parts["train"].names)))
-    return classes, {split: _packed(rows, classes, faults) for split, rows in parts.items()}
+    splits = {
+        split: _read_split(getattr(dataset, split), root, digest, problems)
+        for split in ("train", "val", "test")
+    }
+    classes = dataset.classes or tuple(sorted(set(splits["train"].names)))
+    return classes, {split: _pack(annotations, classes, problems) for split, annotations in splits.items()}
 
 
-SPLITS = ("train", "val", "test")
-
-
-def _read_split(specs: Sequence[str], root: Path, digest: Digest, faults: Problems) -> Rows:
-    """The annotations of several lists or folders, joined; a picture named by two of them counts once."""
-    rows = Rows()
+def _read_split(specs: Sequence[str], root: Path, digest: Digest, problems: Problems) -> VocAnnotations:
+    """Read and join several lists or folders; an image named by two of them is read once."""
+    annotations = VocAnnotations()
     seen: set[tuple[str, str]] = set()
     for spec in specs:
         folder, name = split_spec(root, spec)
-        pictures = _Pictures(folder)
-        where = folder.annotations
-        listed = pictures.ids(faults) if name is None else _listed(folder, name, digest, faults)
-        for image_id in listed:
-            if (folder.name, image_id) in seen:
-                continue
-            seen.add((folder.name, image_id))
-            path = f"{where}{image_id}.xml"
-            tree = _read_tree(root, path, digest, faults)
-            if tree is not None and (file := pictures.find(image_id, tree, path, faults)):
-                _read_annotation(tree, path, rows, faults)
-                rows.files.append(file)
-                rows.ids.append(image_id)
-    return rows
+        images = _Images(folder)
+        ids = images.ids(problems) if name is None else listed_ids(folder, name, digest, problems)
+        for image_id in ids:
+            if (folder.name, image_id) not in seen:
+                seen.add((folder.name, image_id))
+                read_annotation(folder, image_id, annotations, digest, problems, images)
+    return annotations
 
 
-def _listed(folder: VocFolder, name: str, digest: Digest, faults: Problems) -> Iterator[str]:
-    """The ids of a split list."""
+def listed_ids(folder: VocFolder, name: str, digest: Digest, problems: Problems) -> Iterator[str]:
+    """Yield the image ids of a split list.
+
+    Raises:
+        DataError: The list is missing.
+    """
     path = folder.list_file(name)
     where = path.relative_to(folder.root).as_posix()
     try:
@@ -104,103 +109,118 @@ def _listed(folder: VocFolder, name: str, digest: Digest, faults: Problems) -> I
     except OSError:
         lists = sorted(file.stem for file in path.parent.glob("*.txt"))
         hint = did_you_mean(name, lists) if lists else f"{folder.path} has no lists in ImageSets/Main"
-        raise DataError(
-            f"the split list {name!r} was looked for at {path} and is not there; {hint}"
-        ) from None
-    digest.text(where, content)
+        raise DataError(f"split list {name!r} is not at {path}; {hint}") from None
+    digest.file(where, content)
     seen = set()
     for line in content.decode("utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
-        image_id = _id_on(line.strip(), folder)
+        image_id = _parse_id(line.strip(), folder)
         if not is_inside(image_id):
-            faults.add("unsafe_name", where, f"{image_id!r} leads out of the dataset's folder")
+            problems.add("unsafe_name", where, f"{image_id!r} is outside the dataset folder")
         elif image_id in seen:
-            faults.add("duplicate_id", where, f"{image_id} is listed twice")
+            problems.add("duplicate_id", where, f"{image_id} is listed twice")
         else:
             seen.add(image_id)
             yield image_id
 
 
-def _id_on(line: str, folder: VocFolder) -> str:
-    """The id on a line, which may have spaces. Lists of one class have a flag behind it: it is left away."""
-    bare = FLAGS.sub("", line)
-    if bare != line and (folder.root / folder.annotations / f"{line}.xml").is_file():
+def _parse_id(line: str, folder: VocFolder) -> str:
+    """Return the id in a line of a list, which may contain spaces, without the flags after it."""
+    image_id = LIST_FLAGS.sub("", line)
+    if image_id != line and (folder.root / folder.annotations / f"{line}.xml").is_file():
         return line
-    return bare
+    return image_id
 
 
-class _Pictures:
-    """The pictures of a folder by their stems, which are the ids."""
+class _Images:
+    """Images of a folder by their stems, which are the ids."""
 
     def __init__(self, folder: VocFolder) -> None:
-        self._folder = folder
-        self._inside = folder.pictures
+        self._folder, self._path = folder, folder.images
         self._files: dict[str, str] = {}
-        self._others: dict[str, str] = {}
-        for stem, name in folder.find_pictures():
-            (self._others if stem in self._files else self._files)[stem] = name
+        self._duplicates: dict[str, str] = {}
+        for stem, name in folder.find_images():
+            (self._duplicates if stem in self._files else self._files)[stem] = name
 
-    def ids(self, faults: Problems) -> list[str]:
-        """The ids of a folder without lists: its annotations; a picture without one is a fault."""
+    def ids(self, problems: Problems) -> list[str]:
+        """Return the ids of a folder without lists: its annotations. Report images without annotation."""
         ids = self._folder.find_annotations()
         for stem in sorted(self._files.keys() - set(ids)):
-            faults.add("missing_annotation", self._inside + self._files[stem], "has no XML file")
+            problems.add("missing_annotation", self._path + self._files[stem], "has no XML file")
         return ids
 
-    def find(self, image_id: str, tree: ElementTree.Element, path: str, faults: Problems) -> str | None:
-        """The picture of an id relative to the dataset's folder: by its stem, else as `<filename>` says."""
-        if (name := self._files.get(image_id)) and image_id not in self._others:
-            return self._inside + name
+    def find(self, image_id: str, tree: ElementTree.Element, path: str, problems: Problems) -> str | None:
+        """Return the image of an id, relative to the dataset folder: by its stem, else by `<filename>`."""
+        name = self._files.get(image_id)
+        if name and image_id not in self._duplicates:
+            return self._path + name
         name = name or (tree.findtext("filename") or "").strip()
-        if image_id in self._others:
-            faults.add("duplicate_id", path, f"{name} and {self._others[image_id]} share the id {image_id}")
+        if image_id in self._duplicates:
+            detail = f"{name} and {self._duplicates[image_id]} have the same id {image_id}"
+            problems.add("duplicate_id", path, detail)
         if not name:
-            faults.add("missing_image", path, f"there is no picture {image_id}.* in {self._inside or './'}")
+            problems.add("missing_image", path, f"no image {image_id}.* in {self._path or './'}")
         elif not is_inside(name):
-            faults.add("unsafe_name", path, f"filename {name!r} leads out of the dataset's folder")
+            problems.add("unsafe_name", path, f"filename {name!r} is outside the dataset folder")
         else:
-            return self._inside + name
+            return self._path + name
         return None
 
 
-def _read_tree(root: Path, path: str, digest: Digest, faults: Problems) -> ElementTree.Element | None:
-    """One XML file, after refusing what could make a small file expand without end."""
+def read_annotation(
+    folder: VocFolder,
+    image_id: str,
+    annotations: VocAnnotations,
+    digest: Digest,
+    problems: Problems,
+    images: _Images | None = None,
+) -> None:
+    """Read one XML file and append its size and objects; images are not searched if `images` is None."""
+    path = f"{folder.annotations}{image_id}.xml"
+    tree = _read_tree(folder.root, path, digest, problems)
+    file = "" if images is None or tree is None else images.find(image_id, tree, path, problems)
+    if tree is None or file is None:
+        return
+    size: dict[str, str | None] = {}
+    before = len(annotations.names)
+    for child in tree:  # `find` would cost as much as parsing
+        if child.tag == "object":
+            _append_object(child, path, annotations, problems)
+        elif child.tag == "size":
+            size = {entry.tag: entry.text for entry in child}
+    texts = [(size.get(key) or "").strip() for key in ("height", "width")]
+    sides = [int(text) if text.isdecimal() else 0 for text in texts]
+    annotations.sizes.extend(sides if all(0 < side < MAX_COORDINATE for side in sides) else (0, 0))
+    annotations.counts.append(len(annotations.names) - before)
+    annotations.paths.append(path)
+    annotations.files.append(file)
+    annotations.ids.append(image_id)
+
+
+def _read_tree(root: Path, path: str, digest: Digest, problems: Problems) -> ElementTree.Element | None:
+    """Parse one XML file. Refuse entities, which can make a small file expand without limit."""
     try:
         with open(f"{root}/{path}", "rb", buffering=0) as file:
             content = file.read()
     except OSError:
-        faults.add("missing_annotation", path, "is not there; add it, or take it out of the split list")
+        problems.add("missing_annotation", path, "does not exist; add it, or remove it from the split list")
         return None
-    digest.text(path, content)
+    digest.file(path, content)
     if b"\0" in content or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        faults.add("broken_annotation", path, "must be plain UTF-8 XML without DOCTYPE or ENTITY")
+        problems.add("broken_annotation", path, "must be UTF-8 XML without DOCTYPE or ENTITY")
         return None
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        faults.add("broken_annotation", path, f"not readable as XML: {error}")
+        problems.add("broken_annotation", path, f"is not valid XML: {error}")
         return None
 
 
-def _read_annotation(tree: ElementTree.Element, path: str, rows: Rows, faults: Problems) -> None:
-    """Add one picture's size and objects. Loops over children: `find` costs as much as parsing did."""
-    size: dict[str, str | None] = {}
-    before = len(rows.names)
-    for child in tree:
-        if child.tag == "object":
-            _read_object(child, path, rows, faults)
-        elif child.tag == "size":
-            size = {entry.tag: entry.text for entry in child}
-    high, wide = (size.get("height") or "").strip(), (size.get("width") or "").strip()
-    height, width = int(high) if high.isdecimal() else 0, int(wide) if wide.isdecimal() else 0
-    rows.sizes.extend((height, width) if 0 < height < FARTHEST and 0 < width < FARTHEST else (0, 0))
-    rows.counts.append(len(rows.names) - before)
-    rows.annotations.append(path)
-
-
-def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Problems) -> None:
-    """Add one `<object>`; only its own children count, as `<part>` holds boxes and names too."""
+def _append_object(
+    entry: ElementTree.Element, path: str, annotations: VocAnnotations, problems: Problems
+) -> None:
+    """Append one `<object>`. Only direct children count: `<part>` has boxes and names too."""
     name, flag = "", "0"
     corners: dict[str, str | None] = {}
     for child in entry:
@@ -212,48 +232,45 @@ def _read_object(entry: ElementTree.Element, path: str, rows: Rows, faults: Prob
         elif tag == "difficult":
             flag = (child.text or "").strip()
     if not name:
-        faults.add("broken_annotation", path, "an <object> has no <name>")
+        problems.add("broken_annotation", path, "an <object> has no <name>")
         return
     try:
         xmin, ymin = float(corners["xmin"] or ""), float(corners["ymin"] or "")
         xmax, ymax = float(corners["xmax"] or ""), float(corners["ymax"] or "")
     except (KeyError, ValueError):
         xmin = ymin = xmax = ymax = float("nan")
-    if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < FARTHEST:
-        detail = f"the <bndbox> of a {name} needs xmin, ymin, xmax, ymax as numbers"
-        faults.add("broken_annotation", path, detail)
-    elif xmax <= xmin or ymax <= ymin:  # a slip of the mouse; no annotator draws one pixel on purpose
+    low = 1 if annotations.one_pixel_boxes else 0
+    if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < MAX_COORDINATE:
+        problems.add(
+            "broken_annotation", path, f"the <bndbox> of a {name} needs four finite corners in pixels"
+        )
+    elif xmax <= xmin - low or ymax <= ymin - low:
         corner_text = f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
-        faults.add("zero_area", path, f"{name} with {corner_text}")
+        problems.add("zero_area", path, f"{name} with {corner_text}")
     else:
-        rows.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
-        rows.names.append(name)
-        rows.difficult.append(flag == "1")
+        annotations.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
+        annotations.names.append(name)
+        annotations.difficult.append(flag == "1")
 
 
-def _packed(rows: Rows, classes: Sequence[str], faults: Problems) -> Index:
-    """Columns turned into arrays, class names into labels."""
-    numbers = {name: label for label, name in enumerate(classes)}
-    labels = np.array([numbers.get(name, -1) for name in rows.names], dtype=np.int64)
-    boxes = np.array(rows.boxes, dtype=np.float32).reshape(-1, 4)
+def _pack(annotations: VocAnnotations, classes: Sequence[str], problems: Problems) -> Index:
+    """Pack the columns; report and drop objects of unknown classes."""
+    labels = annotations.labels(classes)
+    boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
     index = Index(
-        files=_encoded(rows.files),
-        ids=_encoded(rows.ids),
-        sizes=np.array(rows.sizes, dtype=np.int32).reshape(-1, 2),
-        offsets=np.concatenate([[0], np.cumsum(np.array(rows.counts, dtype=np.int64))]).astype(np.int64),
+        files=np.array([file.encode() for file in annotations.files], dtype=np.bytes_),
+        ids=np.array([image_id.encode() for image_id in annotations.ids], dtype=np.bytes_),
+        sizes=np.array(annotations.sizes, dtype=np.int32).reshape(-1, 2),
+        offsets=np.cumsum([0, *annotations.counts], dtype=np.int64),
         boxes=boxes,
         labels=labels,
-        difficult=np.array(rows.difficult, dtype=np.bool_),
+        difficult=np.array(annotations.difficult, dtype=np.bool_),
         crowd=np.zeros(len(boxes), dtype=np.bool_),
         areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
     )
     unknown = np.flatnonzero(labels < 0)
-    for row, number in zip(index.image_rows()[unknown].tolist(), unknown.tolist(), strict=True):
-        name = rows.names[number]
-        detail = f"{name!r} is none of the dataset's classes; {did_you_mean(name, classes)}"
-        faults.add("unknown_class", rows.annotations[row], detail)
+    for row, owner in zip(unknown.tolist(), index.image_rows()[unknown].tolist(), strict=True):
+        name = annotations.names[row]
+        detail = f"{name!r} is not a class of the dataset; {did_you_mean(name, classes)}"
+        problems.add("unknown_class", annotations.paths[owner], detail)
     return index.keep_boxes(labels >= 0) if len(unknown) else index
-
-
-def _encoded(names: list[str]) -> NDArray[np.bytes_]:
-    return np.array([name.encode() for name in names], dtype=np.bytes_)

@@ -23,9 +23,9 @@ from detection.data.loading.geometry import Geometry
 from detection.data.loading.image_io import read_image
 from detection.data.sources.digest import listing_hash
 from detection.errors import DataError
+from detection.files import IMAGE_SUFFIXES
 from detection.params.stages import ImageFolder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 RATIOS = (3 / 4, 4 / 3)  # width over height of a crop
 TRIALS = 10
 FILL = (124, 116, 104)  # never seen: no crop leaves the picture
@@ -73,11 +73,13 @@ def list_folder(root: Path, classes: tuple[str, ...] | None = None) -> Folder:
     sizes: dict[str, int] = {}
     labels: list[int] = []
     for name in names:
-        found = [file for file in os.scandir(root / name) if file.name.lower().endswith(SUFFIXES)]
+        found = [file for file in os.scandir(root / name) if file.name.lower().endswith(IMAGE_SUFFIXES)]
         sizes |= {f"{name}/{file.name}": file.stat().st_size for file in sorted(found, key=lambda f: f.name)}
         labels += [classes.index(name)] * len(found)
     if not sizes:
-        raise DataError(f"{root.resolve()} holds no picture in folders of classes ({', '.join(SUFFIXES)})")
+        raise DataError(
+            f"{root.resolve()} holds no picture in folders of classes ({', '.join(IMAGE_SUFFIXES)})"
+        )
     files = np.array([name.encode() for name in sizes])
     return Folder(root, files, np.array(labels, np.int64), classes, listing_hash(sizes))
 

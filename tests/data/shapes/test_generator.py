@@ -157,7 +157,7 @@ def test_an_interrupted_generation_starts_over(data_root: Path, monkeypatch: pyt
 def test_a_damaged_tree_names_the_fix(data_root: Path) -> None:
     root = generator.ensure(SMALL)
     (root / "JPEGImages/000002.jpg").unlink()
-    with pytest.raises(DataError, match=rf"or delete {root}: it is drawn again"):
+    with pytest.raises(DataError, match=rf"or delete {root} to generate"):
         read("shapes", SMALL)
 
 

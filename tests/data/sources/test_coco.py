@@ -1,3 +1,5 @@
+"""COCO reader: labels, crowds, areas, and the problems reported for broken files."""
+
 import codecs
 import json
 from collections.abc import Callable
@@ -6,9 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from detection.data.sources.coco import load
 from detection.data.sources.dataset import RawDataset, read
+from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.params import CocoDataset
 from detection.params.datasets import CocoSplit
@@ -21,8 +27,8 @@ def image(number: int, name: str | None = None) -> dict[str, Any]:
     return {"id": number, "file_name": name or f"{number}.jpg", "height": 40, "width": 50, "license": 3}
 
 
-def annotation(picture: int, category: int, bbox: list[float], **more: object) -> dict[str, Any]:
-    return {"id": 1, "image_id": picture, "category_id": category, "bbox": bbox, **more}
+def annotation(image_id: int, category: int, bbox: list[float], **more: object) -> dict[str, Any]:
+    return {"id": 1, "image_id": image_id, "category_id": category, "bbox": bbox, **more}
 
 
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}, {"id": 17, "name": "cat"}]
@@ -41,9 +47,9 @@ TEST = {"images": [image(99)], "annotations": [], "categories": CATEGORIES}
 @pytest.fixture
 def write(data_root: Path) -> Write:
     def files(train: dict[str, Any] | bytes, test: dict[str, Any] | None = None) -> None:
-        (data_root / "coco/pictures").mkdir(parents=True, exist_ok=True)
+        (data_root / "coco/images").mkdir(parents=True, exist_ok=True)
         for number in (2, 7, 99):
-            Image.new("RGB", (50, 40), (number, 0, 0)).save(data_root / f"coco/pictures/{number}.jpg")
+            Image.new("RGB", (50, 40), (number, 0, 0)).save(data_root / f"coco/images/{number}.jpg")
         content = train if isinstance(train, bytes) else json.dumps(train).encode()
         (data_root / "coco/train.json").write_bytes(content)
         (data_root / "coco/test.json").write_text(json.dumps(test or TEST))
@@ -52,19 +58,17 @@ def write(data_root: Path) -> Write:
 
 
 def read_it(checks: Checks | None = None, **values: object) -> RawDataset:
-    parts = {
-        split: (CocoSplit(images="pictures", annotations=f"{split}.json"),) for split in ("train", "test")
-    }
+    parts = {split: (CocoSplit(images="images", annotations=f"{split}.json"),) for split in ("train", "test")}
     entry = CocoDataset(format="coco", path="coco", **{**parts, **values})  # type: ignore[arg-type]
     return read("mine", entry, checks)
 
 
-def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> None:
+def test_id_gaps_crowds_areas_and_images_without_annotations(write: Write) -> None:
     write(GOOD)
     raw = read_it()
     assert raw.classes == ("car", "cat", "toothbrush")
     record, empty = raw.splits["train"][0], raw.splits["train"][1]
-    assert (record.id, record.file, record.height, record.width) == ("7", "pictures/7.jpg", 40, 50)
+    assert (record.id, record.file, record.height, record.width) == ("7", "images/7.jpg", 40, 50)
     assert record.boxes.tolist() == [[1, 2, 11, 22], [0.5, 0.25, 4.5, 4.25]]
     assert record.labels.tolist() == [2, 0]
     assert record.crowd.tolist() == [False, True]
@@ -77,30 +81,33 @@ def test_gaps_crowds_areas_and_pictures_without_annotations(write: Write) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [annotation(8, 3, [0, 0, 1, 1])]}, "names picture 8, which is not listed"),
-        ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "names category 4, which is not listed"),
+        ({"annotations": [annotation(8, 3, [0, 0, 1, 1])]}, "image 8 is not in the list of images"),
+        ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "category 4 is not in the list of categories"),
         (
             {"annotations": [annotation(7, 3, [0, 0, 1])]},
             r"broken_annotation: 1: train\.json: annotations\[0\]: .*length 4.*bbox",
         ),
-        ({"images": [image(7), image(7)]}, r"duplicate_id: 1: train\.json: 7\.jpg and 7\.jpg share the id 7"),
-        ({"images": [image(7, "../../x.jpg"), image(2)]}, "leads out of the folder pictures"),
+        ({"images": [image(7), image(7)]}, r"duplicate_id: 1: train\.json: images\[1\]: .* id 7"),
+        (
+            {"images": [image(7, "../../x.jpg"), image(2)]},
+            r"unsafe_name: 1: train\.json: .*\.\./x\.jpg.* outside",
+        ),
         (
             {"images": [image(7, "gone.jpg"), image(2)]},
-            r"missing_image: 1: pictures/gone\.jpg: is not",
+            r"missing_image: 1: images/gone\.jpg: ",
         ),
         ({"images": {}}, "not a COCO instances file"),
         ({"annotations": []}, "no annotated objects"),
     ],
 )
-def test_a_broken_file_is_named(write: Write, change: dict[str, Any], message: str) -> None:
+def test_an_invalid_entry_is_named(write: Write, change: dict[str, Any], message: str) -> None:
     write({**GOOD, **change})
     with pytest.raises(DataError, match=message) as caught:
         read_it()
     assert "\n" not in str(caught.value)
 
 
-def test_flags_as_words_behind_a_byte_order_mark(write: Write) -> None:
+def test_boolean_flags_after_a_byte_order_mark(write: Write) -> None:
     objects = [annotation(7, 3, [1, 2, 3 + i, 4], iscrowd=i == 1, ignore=i == 2) for i in range(3)]
     write(codecs.BOM_UTF8 + json.dumps(GOOD | {"annotations": objects}).encode())
     index = read_it().splits["train"]
@@ -109,13 +116,13 @@ def test_flags_as_words_behind_a_byte_order_mark(write: Write) -> None:
     assert index.boxes[:, 2].tolist() == [4, 5, 6]
 
 
-def test_a_name_that_is_none_moves_no_other(write: Write) -> None:
+def test_an_unusable_image_does_not_shift_the_others(write: Write) -> None:
     write(GOOD | {"images": [image(8, "a\0b.jpg"), image(7), image(2)]})
     index = read_it(checks=Checks(unsafe_name="drop")).splits["train"]
-    assert index.files.tolist() == [b"pictures/7.jpg", b"pictures/2.jpg"]
+    assert index.files.tolist() == [b"images/7.jpg", b"images/2.jpg"]
 
 
-def test_no_json_at_all(write: Write) -> None:
+def test_a_file_that_is_not_json(write: Write) -> None:
     write(b"\xff\xfe nonsense")
     with pytest.raises(DataError, match=r"train\.json: not a COCO instances file"):
         read_it()
@@ -126,26 +133,26 @@ def test_categories_of_other_files_are_matched_by_name(write: Write) -> None:
     write(GOOD, {**other, "annotations": [annotation(99, 1, [0, 0, 9, 9])]})
     assert read_it().splits["test"].labels.tolist() == [1]
     write(GOOD, {**other, "annotations": [annotation(99, 2, [0, 0, 9, 9])]})
-    with pytest.raises(DataError, match=r"unknown_class: 1: test\.json: annotations\[0\].*'lorry' is none"):
+    with pytest.raises(DataError, match=r"unknown_class: 1: test\.json: annotations\[0\].*'lorry' "):
         read_it()
 
 
-def test_boxes_without_area_are_left_out(write: Write) -> None:
+def test_boxes_without_area_are_dropped(write: Write) -> None:
     flat = annotation(2, 3, [5, 5, 0, 9])
     write({**GOOD, "annotations": [*GOOD["annotations"], flat]})  # type: ignore[misc]
     raw = read_it()
     assert len(raw.splits["train"].boxes) == 2
-    assert [str(fault) for fault in raw.faults.of("zero_area")] == [
-        "train.json: annotations[2] of picture 2: width 0, height 9"
+    assert [str(problem) for problem in raw.problems.of_type("zero_area")] == [
+        "train.json: annotations[2] of image 2: width 0, height 9"
     ]
 
 
-def test_a_missing_file_says_where(write: Write) -> None:
+def test_a_missing_file_gets_a_suggestion(write: Write) -> None:
     write(GOOD)
     with pytest.raises(
         DataError, match=r"dataset mine, test: tset\.json is not in .*did you mean 'test\.json'"
     ):
-        read_it(test=(CocoSplit(images="pictures", annotations="tset.json"),))
+        read_it(test=(CocoSplit(images="images", annotations="tset.json"),))
 
 
 def test_tiny_coco(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,3 +179,51 @@ def test_tiny_coco(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             ours[:, 2:] -= ours[:, :2]
             expected = np.array(boxes.get(number, []), dtype=np.float64).reshape(-1, 4)
             np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
+def test_ids_written_as_floats(write: Write) -> None:
+    write(GOOD | {"annotations": [annotation(7, 3, [0, 0, 9, 9]) | {"image_id": 7.0, "category_id": 3.0}]})
+    index = read_it().splits["train"]
+    assert (np.diff(index.offsets).tolist(), index.labels.tolist()) == ([1, 0], [0])
+
+
+def test_a_non_finite_number_is_located(write: Write) -> None:
+    write(json.dumps(GOOD | {"annotations": [annotation(7, 3, [0, 0, 9, float("nan")])]}).encode())
+    with pytest.raises(DataError, match=r"train\.json: .*\$\.annotations\[0\]\.bbox\[3\]"):
+        read_it()
+
+
+NUMBER = st.floats(-1e6, 1e6)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "image_id": st.integers(0, 2**50),
+                "category_id": st.integers(0, 10**6),
+                "bbox": st.lists(NUMBER, min_size=4, max_size=4),
+            },
+            optional={
+                "area": st.one_of(st.none(), st.floats(0, 1e9)),
+                "iscrowd": st.integers(0, 1),
+                "ignore": st.integers(0, 1),
+            },
+        ),
+        max_size=40,
+    )
+)
+def test_columns_equal_the_entries(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
+) -> None:
+    path = tmp_path_factory.mktemp("coco") / "instances.json"
+    path.write_text(json.dumps({"images": [], "annotations": entries, "categories": []}))
+    columns = load(path, "instances.json", Problems(Checks()))
+    assert columns.image_id.tolist() == [entry["image_id"] for entry in entries]
+    assert columns.category_id.tolist() == [entry["category_id"] for entry in entries]
+    assert columns.bbox.tolist() == [entry["bbox"] for entry in entries]
+    assert columns.iscrowd.tolist() == [bool(entry.get("iscrowd")) for entry in entries]
+    assert columns.ignore.tolist() == [bool(entry.get("ignore")) for entry in entries]
+    areas = [entry.get("area") for entry in entries]
+    np.testing.assert_array_equal(columns.area, [np.nan if area is None else area for area in areas])
