@@ -2,10 +2,7 @@
 
 import argparse
 import logging
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -17,8 +14,8 @@ from detection.files import data_root, locked, read_json, write_json
 
 EXTRACTED_RATIO = 1.05
 """Size of the extracted files relative to the archive."""
-LOG_INTERVAL_S = 10.0
-"""Seconds between progress lines without a terminal."""
+LOG_INTERVAL_S = 5.0
+"""Seconds between progress lines."""
 log = logging.getLogger(__name__)
 
 
@@ -59,25 +56,28 @@ def download(name: str, mirrors: list[str], keep: bool = False) -> str:
         ) from None
     with locked(archives / f"{name}.lock"):
         record = archives / f"{name}.json"
-        missing = [one for one in source.archives if not _is_extracted(one, folder, record)]
+        done = _extracted(record)
+        missing = [
+            one
+            for one in source.archives
+            if done.get(one.name) != one.sha256 or not all((folder / file).exists() for file in one.creates)
+        ]
         if not missing:
             return f"{name} is complete: {folder.resolve()}"
         needed = EXTRACTED_RATIO * sum(one.size for one in missing) + max(one.size for one in missing)
-        existing = sum(
-            size_of(archives / one.name) + size_of(archives / f"{one.name}.part") for one in missing
-        )
-        check_disk_space(folder, round(needed - existing), name)
+        files = [archives / f"{one.name}{suffix}" for one in missing for suffix in ("", ".part")]
+        check_disk_space(folder, round(needed - sum(map(size_of, files))), name)
         for one in missing:
             urls = (*(f"{mirror.rstrip('/')}/{one.name}" for mirror in mirrors), *one.urls)
             start = size_of(archives / f"{one.name}.part")
             log.info(
                 "%s, %s%s", one.name, _bytes(one.size), f", resuming at {_bytes(start)}" if start else ""
             )
-            with _progress(one) as report:
-                path = fetch(replace(one, urls=urls), archives, report)
+            path = fetch(replace(one, urls=urls), archives, _progress(one))
             log.info("%s: size and SHA-256 verified; extracting to %s", one.name, folder.resolve())
             extract(path, folder)
-            write_json(record, _extracted(record) | {one.name: one.sha256})
+            done |= {one.name: one.sha256}
+            write_json(record, done)
             if not keep:
                 path.unlink()
     return f"{name} is downloaded: {folder.resolve()}\nnext: dvc exp run -S dataset={name}"
@@ -90,15 +90,8 @@ def _check_url(mirror: str) -> None:
         valid = False
     if not valid:
         raise DataError(
-            f"--mirror {mirror}: not a URL; give one such as http://server/folder, or file:///folder for a "
-            "local folder"
+            f"--mirror {mirror}: not a URL; give one such as http://server/folder or file:///folder"
         )
-
-
-def _is_extracted(archive: Archive, folder: Path, record: Path) -> bool:
-    """Return whether an archive was extracted completely and its files still exist."""
-    complete = _extracted(record).get(archive.name) == archive.sha256
-    return complete and all((folder / file).exists() for file in archive.creates)
 
 
 def _extracted(record: Path) -> dict[str, str]:
@@ -109,46 +102,18 @@ def _extracted(record: Path) -> dict[str, str]:
         return {}
 
 
-@contextmanager
-def _progress(archive: Archive) -> Iterator[Report]:
-    """Show a progress bar on a terminal, else log a line every `LOG_INTERVAL_S`."""
-    if sys.stdout.isatty():
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-        with Progress(*columns) as bar, _log_above_bar():
-            task = bar.add_task(archive.name, total=archive.size)
-            yield lambda count: bar.update(task, completed=count)
-        return
+def _progress(archive: Archive) -> Report:
+    """Return a callback that logs the progress every `LOG_INTERVAL_S`."""
     last = time.monotonic()
 
     def report(count: int) -> None:
         nonlocal last
         if time.monotonic() - last >= LOG_INTERVAL_S:
             last = time.monotonic()
-            done = f"{_bytes(count)} of {_bytes(archive.size)} ({100 * count // archive.size} %)"
-            log.info("%s: %s", archive.name, done)
+            percent = 100 * count // archive.size
+            log.info("%s: %s of %s (%d %%)", archive.name, _bytes(count), _bytes(archive.size), percent)
 
-    yield report
-
-
-@contextmanager
-def _log_above_bar() -> Iterator[None]:
-    """Log to the stdout that `rich` installs while a bar is shown, so that lines appear above the bar."""
-    handlers = [one for one in logging.getLogger().handlers if isinstance(one, logging.StreamHandler)]
-    before = [(handler, handler.setStream(sys.stdout)) for handler in handlers]
-    try:
-        yield
-    finally:
-        for handler, stream in before:
-            if stream is not None:
-                handler.setStream(stream)
+    return report
 
 
 def _bytes(count: int) -> str:

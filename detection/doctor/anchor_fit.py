@@ -33,9 +33,10 @@ from detection.ops.anchors import (
     Size,
     feature_sizes,
 )
-from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params.recipe import FasterRCNNRecipe, RetinaNetRecipe, SSDRecipe
 
 Floats = NDArray[np.float64]
+AnchorRecipe = FasterRCNNRecipe | RetinaNetRecipe | SSDRecipe
 FIT_IOU = 0.5
 """IoU from which an anchor fits an object. An RPN requires 0.7 and relies on low-quality matches."""
 MIN_GAIN = 0.01
@@ -46,16 +47,12 @@ MAX_ITERATIONS = 100
 
 
 class AnchorShape(NamedTuple):
-    """Anchors of one shape on one level."""
+    """Anchors of one shape on one level, 0 the finest; sides in pixels, number of objects that they fit."""
 
     level: int
-    """Level, 0 for the finest."""
     width: float
-    """Width in pixels."""
     height: float
-    """Height in pixels."""
     matches: int
-    """Objects with an IoU of at least `FIT_IOU`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,20 +97,19 @@ class AnchorFit:
     """Anchors of a recipe on the images of a split.
 
     Args:
-        recipe: A recipe with anchors, that is any but FCOS.
+        recipe: A recipe with anchors.
         index: The split, without crowds and, unless the recipe trains on them, difficult objects.
         classes: Number of classes.
     """
 
-    def __init__(self, recipe: Recipe, index: Index, classes: int) -> None:
-        assert not isinstance(recipe, FCOSRecipe), "FCOS has no anchors"
+    def __init__(self, recipe: AnchorRecipe, index: Index, classes: int) -> None:
         self.recipe = recipe
         self.index = index.keep_boxes(~index.crowd & (recipe.train_difficult | ~index.difficult))
         detector = build_detector(recipe, classes, None)
         assert isinstance(detector, BackboneDetector)
-        attributes = (value for part in detector.modules() for value in vars(part).values())
-        self.anchors = next(value for value in attributes if isinstance(value, AnchorGenerator))
         self.detector = detector.eval()
+        attributes = (value for part in self.detector.modules() for value in vars(part).values())
+        self.anchors = next(value for value in attributes if isinstance(value, AnchorGenerator))
         self.inside_only = isinstance(recipe, FasterRCNNRecipe) and recipe.rpn.inside_anchors_only
         self.groups = list(self._groups())
 
@@ -129,15 +125,16 @@ class AnchorFit:
                     best[group.rows] = np.maximum(best[group.rows], iou)
                     key = (level, width, height)
                     shapes[key] = shapes.get(key, 0) + int(np.sum(iou >= FIT_IOU))
+        recipe = self.recipe
         return Coverage(
-            positive_iou=_positive_iou(self.recipe),
+            positive_iou=recipe.rpn.fg_iou if isinstance(recipe, FasterRCNNRecipe) else recipe.fg_iou,
             labels=self.index.labels,
             best_iou=best,
             sides=sides,
             shapes=[AnchorShape(*key, matches) for key, matches in shapes.items()],
         )
 
-    def suggestion(self, own: Coverage) -> tuple[Recipe, Coverage, str] | None:
+    def suggestion(self, own: Coverage) -> tuple[AnchorRecipe, Coverage, str] | None:
         """Find anchor sizes that fit more objects, averaged over the classes; None if no gain is worthwhile.
 
         Candidates are the recipe's sizes times one factor and, except for SSD's scales, k-means clusters of
@@ -156,6 +153,7 @@ class AnchorFit:
         return best if best[1].class_means()[0] >= own.class_means()[0] + MIN_GAIN else None
 
     def _groups(self) -> Iterator[_Group]:
+        """Objects grouped by image size, with the sizes of the feature maps from a pass on fake tensors."""
         recipe, index = self.recipe, self.index
         max_size = recipe.max_size if recipe.resize == "keep" else None
         resized = np.array(
@@ -173,13 +171,9 @@ class AnchorFit:
         for number, (height, width, *inside) in enumerate(groups.tolist()):
             rows = np.flatnonzero(group_of.reshape(-1)[images] == number)
             if len(rows):
-                maps = self._map_sizes(height, width)
+                with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
+                    maps = feature_sizes(self.detector.features(torch.zeros(1, 3, height, width)))
                 yield _Group(rows, boxes[rows], tuple(inside), (height, width), maps)
-
-    def _map_sizes(self, height: int, width: int) -> list[Size]:
-        """Sizes of the feature maps, from a forward pass on fake tensors."""
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
-            return feature_sizes(self.detector.features(torch.zeros(1, 3, height, width)))
 
     def _best_of_shape(self, anchors: Floats, group: _Group) -> tuple[Floats, tuple[float, float]]:
         """IoU of each object with its nearest anchor of a shape [rows, columns, 4], and width and height."""
@@ -203,13 +197,6 @@ class AnchorFit:
         return np.divide(intersection, union, out=np.zeros(len(left)), where=union > 0), shape
 
 
-def _positive_iou(recipe: Recipe) -> float:
-    if isinstance(recipe, FasterRCNNRecipe):
-        return recipe.rpn.fg_iou
-    assert not isinstance(recipe, FCOSRecipe)
-    return recipe.fg_iou
-
-
 def _levels(anchors: AnchorGenerator, group: _Group) -> Iterator[Floats]:
     """Anchors of each level, [rows, columns, shapes per cell, 4]."""
     boxes = anchors(group.maps, group.padded).numpy().astype(np.float64)
@@ -225,14 +212,13 @@ def _nearest(centers: Floats, points: Floats) -> NDArray[np.int64]:
     return np.searchsorted((centers[:-1] + centers[1:]) / 2, points)
 
 
-def _with_sizes_of(recipe: Recipe, like: AnchorGenerator) -> AnchorGenerator:
+def _with_sizes_of(recipe: AnchorRecipe, like: AnchorGenerator) -> AnchorGenerator:
     """Anchors `like` others with the sizes of a recipe."""
     if isinstance(recipe, SSDRecipe):
         boxes = recipe.default_boxes
         return DefaultBoxGenerator(
             boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
         )
-    assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
     assert isinstance(like, PyramidAnchorGenerator)
     own = recipe.anchors
     return PyramidAnchorGenerator(
@@ -240,7 +226,7 @@ def _with_sizes_of(recipe: Recipe, like: AnchorGenerator) -> AnchorGenerator:
     )
 
 
-def _candidates(recipe: Recipe, sides: Floats) -> Iterator[tuple[Recipe, str]]:
+def _candidates(recipe: AnchorRecipe, sides: Floats) -> Iterator[tuple[AnchorRecipe, str]]:
     """Recipes with other anchor sizes, and the method that gave them."""
     if isinstance(recipe, SSDRecipe):
         for factor in SCALE_FACTORS.tolist():
@@ -249,7 +235,6 @@ def _candidates(recipe: Recipe, sides: Floats) -> Iterator[tuple[Recipe, str]]:
                 other = recipe.update({"default_boxes.scales": scales})
                 yield other, f"the recipe's scales times {factor:.2f}"
         return
-    assert isinstance(recipe, FasterRCNNRecipe | RetinaNetRecipe)
     for factor in SCALE_FACTORS.tolist():
         yield _with_sizes(recipe, recipe.anchors.sizes, factor), f"the recipe's sizes times {factor:.2f}"
     sides = sides[sides > 0]
@@ -257,7 +242,7 @@ def _candidates(recipe: Recipe, sides: Floats) -> Iterator[tuple[Recipe, str]]:
         yield _with_sizes(recipe, cluster(sides, recipe.anchors.sizes)), "k-means of the objects' sides"
 
 
-def _with_sizes(recipe: Recipe, sizes: Sequence[Sequence[float]], factor: float = 1.0) -> Recipe:
+def _with_sizes(recipe: AnchorRecipe, sizes: Sequence[Sequence[float]], factor: float = 1.0) -> AnchorRecipe:
     rounded = tuple(tuple(float(max(1, round(size * factor))) for size in level) for level in sizes)
     return recipe.update({"anchors.sizes": rounded})
 

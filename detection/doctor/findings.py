@@ -17,7 +17,7 @@ from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 from detection.text import listed
 
 if TYPE_CHECKING:
-    from detection.doctor.anchor_fit import AnchorShape
+    from detection.doctor.anchor_fit import AnchorRecipe, AnchorShape
 
 MAX_PROBLEMS = 5
 """Problems shown per type."""
@@ -149,11 +149,10 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
     ]
 
 
-def _sizes(recipe: Recipe) -> tuple[str, str]:
+def _sizes(recipe: "AnchorRecipe") -> tuple[str, str]:
     """Key and value of a recipe's anchor sizes, as in params.yaml."""
     if isinstance(recipe, SSDRecipe):
         return "default_boxes.scales", str(list(recipe.default_boxes.scales))
-    assert not isinstance(recipe, FCOSRecipe)
     levels = ("[" + ", ".join(f"{size:g}" for size in level) + "]" for level in recipe.anchors.sizes)
     return "anchors.sizes", "[" + ", ".join(levels) + "]"
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from detection.data.index import Index, Record, pack
-from detection.doctor.anchor_fit import FIT_IOU, AnchorFit, cluster, k_means
+from detection.doctor.anchor_fit import FIT_IOU, AnchorFit, AnchorRecipe, cluster, k_means
 from detection.ops.boxes import iou
-from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params import FasterRCNNRecipe, RetinaNetRecipe, SSDRecipe
 from detection.params.recipe import Anchors, DefaultBoxes, RetinaNetAnchors, RoI
 
 RETINANET = RetinaNetRecipe(
@@ -59,7 +59,7 @@ def split(sides: tuple[float, float], seed: int = 0) -> Index:
     [RETINANET, FASTER, ONE_MAP, ONE_MAP.update({"rpn.inside_anchors_only": True}), LITE],
     ids=range(5),
 )
-def test_the_best_iou_equals_that_over_all_anchors(recipe: Recipe) -> None:
+def test_the_best_iou_equals_that_over_all_anchors(recipe: AnchorRecipe) -> None:
     fit = AnchorFit(recipe, split((6, 90)), 2)
     own = fit.coverage()
     assert len(own.best_iou) == 4 * 10, "without the crowd and the difficult object"

@@ -22,26 +22,21 @@ from detection.data.download.archives import Archive
 from detection.errors import DataError
 
 log = logging.getLogger(__name__)
-TIMEOUT_S = 30.0
-"""Seconds without a byte after which a connection counts as broken."""
-MAX_IDLE_TRIES = 5
-"""Consecutive requests to one mirror without a new byte; 2 if it cannot be reached at all."""
+TIMEOUT_S = 30.0  # without a byte
+MAX_IDLE_TRIES = 5  # consecutive requests to a mirror without a new byte; 2 if it cannot be reached at all
 CHUNK_BYTES = 1 << 20
 Report = Callable[[int], None]
 """Called with the number of bytes downloaded so far."""
 
 
 def fetch(archive: Archive, folder: Path, report: Report, pause_s: float = 1.0) -> Path:
-    """Download an archive from the first mirror that delivers it; an existing valid file is kept.
+    """Download an archive to a folder from the first mirror that delivers it; an existing valid file is kept.
 
     Args:
         archive: File and mirrors.
         folder: Folder of the file and its unfinished `.part`.
         report: Progress callback.
         pause_s: Pause before a request is repeated; doubled each time.
-
-    Returns:
-        The file.
 
     Raises:
         DataError: No mirror delivered the file; with each mirror's error.

@@ -4,7 +4,8 @@ Letters: B images in a batch, M maximum number of objects per image in it.
 Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels are class indices from 0.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,17 +31,17 @@ class Targets:
     sizes: Tensor
     """Tensor[B, 2], int64: height and width of each resized image before padding."""
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Targets":
+        """Apply a function to each tensor."""
+        return Targets(function(self.boxes), function(self.labels), function(self.mask), function(self.sizes))
+
     def to(self, device: torch.device) -> "Targets":
         """Copy to a device."""
-        return Targets(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
-
-    def pin_memory(self) -> "Targets":
-        """Copy to pinned memory; see `Batch.pin_memory`."""
-        return Targets(*(getattr(self, field.name).pin_memory() for field in fields(self)))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def __getitem__(self, part: slice) -> "Targets":
         """Targets of a slice of the images."""
-        return Targets(*(getattr(self, field.name)[part] for field in fields(self)))
+        return self.map(lambda tensor: tensor[part])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class Batch:
         `DataLoader` calls this method by name and silently skips objects without it.
         """
         sizes = ImageSizes(self.sizes.resized.pin_memory(), self.sizes.original.pin_memory())
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), sizes, self.rows)
+        return Batch(self.images.pin_memory(), self.targets.map(Tensor.pin_memory), sizes, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +119,11 @@ def collate(samples: list[Sample], recipe: Recipe) -> Batch:
         images = fill.repeat(len(samples), 1, height, width)
         for canvas, sample in zip(images, samples, strict=True):
             canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
-    count = max((len(sample.boxes) for sample in samples), default=0)
-    boxes = torch.zeros(len(samples), count, 4)
-    labels = torch.zeros(len(samples), count, dtype=torch.int64)
-    mask = torch.zeros(len(samples), count, dtype=torch.bool)
-    for i, sample in enumerate(samples):
-        objects = len(sample.boxes)
-        boxes[i, :objects] = torch.from_numpy(sample.boxes)
-        labels[i, :objects] = torch.from_numpy(sample.labels)
-        mask[i, :objects] = True
+    counts = torch.tensor([len(sample.boxes) for sample in samples])
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    boxes = torch.zeros(*mask.shape, 4)
+    labels = torch.zeros(mask.shape, dtype=torch.int64)
+    boxes[mask] = torch.from_numpy(np.concatenate([sample.boxes for sample in samples]))
+    labels[mask] = torch.from_numpy(np.concatenate([sample.labels for sample in samples]))
     sizes = ImageSizes(resized, torch.tensor([sample.original for sample in samples]))
     return Batch(images, Targets(boxes, labels, mask, resized), sizes, [sample.row for sample in samples])

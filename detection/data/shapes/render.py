@@ -8,6 +8,7 @@ Silhouettes and clutter are drawn at 4 times the size and averaged down, which s
 
 import colorsys
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
@@ -75,16 +76,20 @@ def background(size: int, rng: Generator) -> Image.Image:
 
 def clutter(image: Image.Image, rng: Generator) -> None:
     """Draw one distractor: a line, an arc, dots, an outline, a crescent, or a scribble."""
-    canvas = Image.new("L", (image.width * OVERSAMPLE, image.height * OVERSAMPLE))
     distractors = (_line, _arc, _dots, _outline, _crescent, _scribble)
-    distractors[int(rng.integers(len(distractors)))](ImageDraw.Draw(canvas), canvas.width, rng)
-    image.paste(any_color(rng), mask=canvas.reduce(OVERSAMPLE))
+    _draw(image, distractors[int(rng.integers(len(distractors)))], rng)
 
 
 def line_across(image: Image.Image, rng: Generator) -> None:
     """Draw a thin line over everything, including objects."""
+    _draw(image, _line, rng)
+
+
+def _draw(
+    image: Image.Image, stroke: Callable[[ImageDraw.ImageDraw, int, Generator], None], rng: Generator
+) -> None:
     canvas = Image.new("L", (image.width * OVERSAMPLE, image.height * OVERSAMPLE))
-    _line(ImageDraw.Draw(canvas), canvas.width, rng)
+    stroke(ImageDraw.Draw(canvas), canvas.width, rng)
     image.paste(any_color(rng), mask=canvas.reduce(OVERSAMPLE))
 
 
