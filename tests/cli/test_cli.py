@@ -10,28 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import detection
+from command_line import error_line as slip
 from PIL import Image
 
 from detection import params as parameters
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def detection(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    gone = ("DVC_ROOT", "DATA_ROOT")
-    environment = {key: value for key, value in os.environ.items() if key not in gone} | {
-        "PYTHONPATH": str(ROOT)
-    }
-    command = [sys.executable, "-m", "detection.cli", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=120)
-
-
-def slip(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a slip costs."""
-    assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    return done.stderr
 
 
 @pytest.fixture
@@ -180,90 +165,6 @@ def test_summary_shows_the_scores_and_how_to_go_on(project: Path) -> None:
     assert "AP_large     -" in shown
     assert str(project / "reports/index.html") in shown
     assert "dvc exp run -S model=" in shown
-
-
-def with_shapes(project: Path, entry: str) -> Path:
-    """Give the project's params.yaml another entry for shapes, which is the first of the datasets."""
-    file = project / "params.yaml"
-    head, rest = file.read_text().split("\ndatasets:\n")
-    file.write_text(f"{head}\ndatasets:\n{entry}\n  voc2007:{rest.split('  voc2007:', 1)[1]}")
-    return file
-
-
-@pytest.mark.parametrize(
-    ("entry", "pinned"),
-    [
-        ("shapes: {format: shapes, train: 4,", "shapes: {digest: DIGEST, format: shapes, train: 4,"),
-        ("shapes: {train: 4, digest: null,", "shapes: {train: 4, digest: DIGEST,"),
-        ("shapes: {train: 4, digest: aaaa, # why\n  ", "shapes: {train: 4, digest: DIGEST, # why\n  "),
-    ],
-)
-def test_pin_changes_the_digest_and_no_other_character(project: Path, entry: str, pinned: str) -> None:
-    rest = "test: 2, val: 2, path: shapes" + (", format: shapes" if "format" not in entry else "")
-    file = with_shapes(project, f"  {entry} {rest}}}")
-    before = file.read_text()
-    done = detection(project, "pin", "shapes")
-    assert done.returncode == 0, done.stderr
-    digest = done.stdout.split()[-1]
-    assert file.read_text() == before.replace(entry, pinned.replace("DIGEST", digest))
-    assert "pinned already" in detection(project, "pin", "shapes").stdout
-
-
-def test_pin_of_an_entry_in_block_style(project: Path) -> None:
-    block = (
-        "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2\n"
-    )
-    file = with_shapes(project, block)
-    digest = detection(project, "pin", "shapes").stdout.split()[-1]
-    assert f"  shapes:\n    digest: {digest}\n    format: shapes  # drawn\n" in file.read_text()
-    assert "pinned already" in detection(project, "pin", "shapes").stdout
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("{a: {digest: , path: x}}", "{a: {digest: 1f , path: x}}"),
-        ("a:\n  digest:  # none yet\n  path: x\n", "a:\n  digest: 1f  # none yet\n  path: x\n"),
-        ("a:\n  path: x\n  digest:", "a:\n  path: x\n  digest: 1f"),
-    ],
-)
-def test_pin_fills_an_empty_value(old: str, new: str) -> None:
-    from detection.commands.pin import _with_digest
-
-    head = "datasets: " if old.startswith("{") else "datasets:\n  "
-    assert _with_digest(head + old.replace("\n", "\n  "), "a", "1f") == head + new.replace("\n", "\n  ")
-
-
-def test_pin_knows_the_nearest_name(project: Path) -> None:
-    assert "did you mean 'shapes'?" in slip(detection(project, "pin", "shape"))
-
-
-def test_browse_draws_a_sheet_of_what_training_sees(project: Path) -> None:
-    with_shapes(
-        project, "  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}"
-    )
-    done = detection(project, "browse", "shapes", "--augmentation", "letterbox", "--count", "6")
-    assert done.returncode == 0, done.stderr
-    assert "6 images of shapes for fasterrcnn_resnet18 with augmentation letterbox: browse.png" in done.stdout
-    with Image.open(project / "browse.png") as sheet:
-        colours = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
-    assert (colours == 128).all(axis=1).mean() > 0.05  # the canvas
-    assert len(np.unique(colours, axis=0)) > 500  # and pictures on it
-
-
-@pytest.mark.parametrize(
-    ("words", "mend"),
-    [
-        (["shape"], "did you mean 'shapes'?"),
-        (["shapes", "--augmentation", "leterbox"], "did you mean 'letterbox'?"),
-        (["shapes", "--model", "ssd300", "--augmentation", "multiscale"], "needs resize: keep"),
-        (["shapes", "--count", "0"], "at least one image"),
-        (["bccd"], "bccd"),
-    ],
-)
-def test_a_slip_in_browsing_costs_a_line(project: Path, words: list[str], mend: str) -> None:
-    assert mend in slip(detection(project, "browse", *words))
-    assert not (project / "browse.png").exists()
 
 
 def test_commands_on_experiments_tell_a_slip_without_loading_torch_or_mlflow(project: Path) -> None:

@@ -1,0 +1,35 @@
+"""`detection browse`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import detection, error_line
+from PIL import Image
+
+
+def test_a_sheet_of_training_images(project: Path, with_shapes: Callable[[str], Path]) -> None:
+    with_shapes("  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}")
+    done = detection(project, "browse", "shapes", "--augmentation", "letterbox", "--count", "6")
+    assert done.returncode == 0, done.stderr
+    assert "6 images of shapes for fasterrcnn_resnet18 with augmentation letterbox: browse.png" in done.stdout
+    with Image.open(project / "browse.png") as sheet:
+        colors = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+    assert (colors == 128).all(axis=1).mean() > 0.05  # padding
+    assert len(np.unique(colors, axis=0)) > 500  # images
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["shape"], "did you mean 'shapes'?"),
+        (["shapes", "--augmentation", "leterbox"], "did you mean 'letterbox'?"),
+        (["shapes", "--model", "ssd300", "--augmentation", "multiscale"], "needs resize: keep"),
+        (["shapes", "--count", "0"], "at least one image"),
+        (["bccd"], "bccd"),
+    ],
+)
+def test_invalid_flags_are_one_line(project: Path, flags: list[str], message: str) -> None:
+    assert message in error_line(detection(project, "browse", *flags))
+    assert not (project / "browse.png").exists()
