@@ -1,31 +1,30 @@
-"""Small ground truths and detections to score."""
+"""Small ground truth and detections."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from scenes import MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol.results import SplitDetections
 
-MakeIndex = Callable[..., Index]
-
 
 @pytest.fixture(scope="session")
 def make_index() -> MakeIndex:
-    """Builds an index from one `(boxes, labels)` or `(boxes, labels, difficult)` a picture."""
+    """Builds an index from `(boxes, labels)` or `(boxes, labels, difficult)` per image."""
 
-    def make(*pictures: tuple[ArrayLike, ...], crowd: bool = False) -> Index:
+    def make(*images: tuple[ArrayLike, ...], crowd: bool = False) -> Index:
         records = []
-        for number, (boxes, labels, *flags) in enumerate(pictures):
+        for number, (boxes, labels, *flags) in enumerate(images):
             corners = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
             flagged = np.asarray(flags[0] if flags else np.zeros(len(corners)), dtype=bool)
             none = np.zeros(len(corners), dtype=bool)
             records.append(
                 Record(
                     file=f"{number}.png",
-                    id=f"picture {number}",
+                    id=f"image {number}",
                     height=200,
                     width=300,
                     boxes=corners,
@@ -42,7 +41,7 @@ def make_index() -> MakeIndex:
 
 @pytest.fixture(scope="session")
 def perfect() -> Callable[[Index], SplitDetections]:
-    """Every object of an index, found exactly."""
+    """Detections equal to the objects of an index."""
 
     def find(index: Index) -> SplitDetections:
         images = np.repeat(np.arange(len(index)), np.diff(index.offsets))

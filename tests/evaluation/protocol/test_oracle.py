@@ -1,13 +1,11 @@
-"""Every number of ours against pycocotools', with no tolerance at all."""
+"""Every metric and array against pycocotools, without tolerance."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from scenes import CLASSES, crowded, scene
+from scenes import NUM_CLASSES, MakeIndex, crowded_split, random_split
 
-from detection.data.index import Index
 from detection.errors import VerificationError
 from detection.evaluation.protocol import coco_metrics, oracle, ordering
 from detection.evaluation.protocol.accumulate import Arrays
@@ -17,14 +15,14 @@ from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predic
 from detection.evaluation.protocol.results import SplitDetections
 
 
-def assert_same(truth: GroundTruth, found: Predictions) -> CocoScore:
-    pairs = Overlaps.of(truth, found, CLASSES)
+def assert_same(truth: GroundTruth, predictions: Predictions) -> CocoScore:
+    pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
     ours = coco_metrics.score_matches(pairs, match(pairs))
-    theirs = oracle.score(truth, found, CLASSES)
+    theirs = oracle.score(truth, predictions, NUM_CLASSES)
     assert np.array_equal(list(ours.stats.values()), list(theirs.stats.values()), equal_nan=True)
     for name in Arrays._fields:
         assert np.array_equal(getattr(ours.arrays, name), getattr(theirs.arrays, name)), name
-    for label, mine in enumerate(ours.per_class["AP"]):  # as everybody reads a class off the array
+    for label, mine in enumerate(ours.per_class["AP"]):  # the usual AP of a class from COCO's array
         known = theirs.arrays.precision[:, :, label, 0, -1]
         assert np.array_equal(
             mine, known[known > -1].mean() if (known > -1).any() else np.nan, equal_nan=True
@@ -33,25 +31,27 @@ def assert_same(truth: GroundTruth, found: Predictions) -> CocoScore:
 
 
 @pytest.mark.parametrize("start", range(0, 280, 20))
-def test_280_scenes(start: int) -> None:
-    scored = [assert_same(*scene(seed)) for seed in range(start, start + 20)]
-    assert sum(0 < one.stats["AP"] < 1 for one in scored) > 10, "the scenes test something"
+def test_280_random_splits(start: int) -> None:
+    scored = [assert_same(*random_split(seed)) for seed in range(start, start + 20)]
+    assert sum(0 < one.stats["AP"] < 1 for one in scored) > 10, "the splits are not trivial"
 
 
-def test_20_scenes_of_more_than_100_detections() -> None:
+def test_more_than_100_detections_per_class_and_image() -> None:
     for seed in range(20):
-        assert_same(*crowded(seed))
+        assert_same(*crowded_split(seed))
 
 
-def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = [assert_same(*scene(seed)) for seed in range(5)]
+def test_block_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [assert_same(*random_split(seed)) for seed in range(5)]
     monkeypatch.setattr(ordering, "BLOCK_SIZE", 7)
     for seed, one in enumerate(whole):
-        assert assert_same(*scene(seed)).stats["AP"] == pytest.approx(one.stats["AP"], abs=0, nan_ok=True)
+        assert assert_same(*random_split(seed)).stats["AP"] == pytest.approx(
+            one.stats["AP"], abs=0, nan_ok=True
+        )
 
 
-def test_order_of_pictures_is_that_of_their_ids(make_index: Callable[..., Index]) -> None:
-    """Equal scores on two pictures: whose comes first decides the precision."""
+def test_images_are_ordered_by_id(make_index: MakeIndex) -> None:
+    """Equal scores on two images: the order of the images decides the precision."""
     box = [[0, 0, 50, 50]]
     index = make_index((box, [0]), ([], []))
     results = SplitDetections.pack([0, 1], box * 2, [0.5, 0.5], [0, 0])
@@ -60,9 +60,9 @@ def test_order_of_pictures_is_that_of_their_ids(make_index: Callable[..., Index]
     assert coco_metrics.score(swapped, results, "a").stats["AP50"] == pytest.approx(0.5)
 
 
-def test_a_difference_is_reported() -> None:
-    truth, found = scene(1)
-    pairs = Overlaps.of(truth, found, CLASSES)
+def test_verify_reports_a_difference() -> None:
+    truth, predictions = random_split(1)
+    pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
     ours = coco_metrics.score_matches(pairs, match(pairs))
     oracle.verify(pairs, ours)
     ours.arrays.scores[0, 0, 0, 0, 0] += 1e-15

@@ -1,4 +1,4 @@
-"""Sorting in parts gives what sorting at once gives."""
+"""Radix sorts equal numpy's stable sorts; blocks are whole groups."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from detection.evaluation.protocol import ordering
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_equals_the_plain_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_numpy_stable_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ordering, "BLOCK_SIZE", int(2 ** np.random.default_rng(seed).integers(3, 20)))
     rng = np.random.default_rng(seed)
     count = int(rng.integers(0, 3000))
@@ -18,7 +18,7 @@ def test_equals_the_plain_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("scores", [[], [0.5, 0.5], [1e308, -1e308, 0.0], [5e-324, 0.0, 5e-324]])
-def test_scores_at_the_edge(scores: list[float]) -> None:
+def test_extreme_scores(scores: list[float]) -> None:
     assert np.array_equal(
         ordering.argsort_descending(np.array(scores)), np.argsort(-np.array(scores), kind="stable")
     )

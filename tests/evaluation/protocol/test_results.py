@@ -1,16 +1,12 @@
-from collections.abc import Callable
-
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scenes import MakeIndex
 
-from detection.data.index import Index
 from detection.evaluation.protocol.results import SplitDetections
-
-MakeIndex = Callable[..., Index]
 
 corner = st.floats(-10, 500, width=32)
 side = st.floats(0, 500, width=32)
@@ -38,7 +34,7 @@ def test_coco_round_trip_is_exact(
     assert same(SplitDetections.from_coco(index, results.to_coco(index)), results)
 
 
-def test_coco_form(make_index: MakeIndex) -> None:
+def test_coco_results_format(make_index: MakeIndex) -> None:
     index = make_index(([], []), ([], []))
     results = SplitDetections.of_image(1, [[10, 20, 40, 60]], [0.5], [3])
     assert results.to_coco(index) == [
@@ -46,7 +42,7 @@ def test_coco_form(make_index: MakeIndex) -> None:
     ]
 
 
-def test_unknown_picture_is_a_key_error(make_index: MakeIndex) -> None:
+def test_unknown_image_is_a_key_error(make_index: MakeIndex) -> None:
     rows = [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}]
     with pytest.raises(KeyError):
         SplitDetections.from_coco(make_index(([], [])), rows)
@@ -62,7 +58,7 @@ def test_concat_keeps_order_and_types() -> None:
     assert same(both.select(both.images == 3), a)
 
 
-def test_nothing_found_packs() -> None:
+def test_no_detections() -> None:
     nothing = SplitDetections.concat([SplitDetections.of_image(0, [], [], [])])
     assert len(nothing) == 0
     assert nothing.boxes.shape == (0, 4)

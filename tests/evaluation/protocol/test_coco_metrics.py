@@ -1,21 +1,18 @@
-"""COCO's numbers against pycocotools fed from files, and against what its authors printed."""
+"""COCO's metrics against pycocotools reading files, and against published values."""
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scenes import FindAll, MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
-
-MakeIndex = Callable[..., Index]
-FindAll = Callable[[Index], SplitDetections]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +21,7 @@ def oracle(shared_data: Path) -> Path:
 
 
 def read_index(path: Path) -> tuple[Index, list[str], dict[int, int]]:
-    """A plain reader of COCO's JSON; category ids have gaps."""
+    """Plain reader of COCO's JSON; category ids have gaps."""
     raw = json.loads(path.read_text())
     label_of = {
         one["id"]: label for label, one in enumerate(sorted(raw["categories"], key=lambda c: c["id"]))
@@ -54,7 +51,7 @@ def read_index(path: Path) -> tuple[Index, list[str], dict[int, int]]:
     return pack(records), names, label_of
 
 
-def test_published_numbers(oracle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_metrics(oracle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, classes, label_of = read_index(oracle / "instances_val2014_100.json")
     rows = json.loads((oracle / "instances_val2014_fakebbox100_results.json").read_text())
     rows = [{**row, "category_id": label_of[row["category_id"]] + 1} for row in rows]
@@ -66,21 +63,21 @@ def test_published_numbers(oracle: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def random_case(make_index: MakeIndex, seed: int = 0) -> tuple[Index, SplitDetections]:
-    """Twelve pictures, four classes of which the last never occurs, jittered and spurious detections."""
+    """Twelve images and four classes, the last without objects; jittered and random detections."""
     rng = np.random.default_rng(seed)
-    pictures, parts = [], []
+    images, parts = [], []
     for row in range(12):
         count = int(rng.integers(0, 6))
         corners = rng.uniform(0, 150, (count, 2))
         boxes = np.concatenate([corners, corners + rng.uniform(4, 120, (count, 2))], axis=1)
         labels = rng.integers(0, 3, count)
-        pictures.append((boxes, labels, rng.random(count) < 0.2))
+        images.append((boxes, labels, rng.random(count) < 0.2))
         noise = rng.normal(0, 6, (count, 4))
-        found = np.concatenate([boxes + noise, boxes + noise / 4, boxes[:1]])
-        found[:, 2:] = np.maximum(found[:, 2:], found[:, :2] + 1)
+        detections = np.concatenate([boxes + noise, boxes + noise / 4, boxes[:1]])
+        detections[:, 2:] = np.maximum(detections[:, 2:], detections[:, :2] + 1)
         guessed = np.concatenate([labels, labels, rng.integers(0, 4, len(boxes[:1]))])
-        parts.append(SplitDetections.of_image(row, found, rng.random(len(found)), guessed))
-    return make_index(*pictures), SplitDetections.concat(parts)
+        parts.append(SplitDetections.of_image(row, detections, rng.random(len(detections)), guessed))
+    return make_index(*images), SplitDetections.concat(parts)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,9 +109,9 @@ def test_equals_pycocotools_from_files(make_index: MakeIndex, tmp_path: Path, se
         "annotations": annotations,
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    (tmp_path / "found.json").write_text(json.dumps(results.to_coco(index)))
+    (tmp_path / "results.json").write_text(json.dumps(results.to_coco(index)))
     official = COCO(str(tmp_path / "truth.json"))
-    evaluator = COCOeval(official, official.loadRes(str(tmp_path / "found.json")), "bbox")
+    evaluator = COCOeval(official, official.loadRes(str(tmp_path / "results.json")), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
@@ -131,7 +128,7 @@ def test_perfect_detections(make_index: MakeIndex, perfect: FindAll) -> None:
     assert score.per_class["AP75"].tolist() == pytest.approx([1, 1])
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
+def test_no_detections_score_zero_and_no_objects_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
     score = coco_metrics.score(index, SplitDetections.concat([]), ["a", "b"])
     assert score.stats["AP"] == 0.0
@@ -140,14 +137,14 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex)
     assert math.isnan(score.per_class["AP"][1])
 
 
-def test_no_picture_at_all(make_index: MakeIndex) -> None:
+def test_no_images(make_index: MakeIndex) -> None:
     score = coco_metrics.score(make_index(), SplitDetections.concat([]), ["a", "b"])
     assert list(score.stats) == list(coco_metrics.STATS)
     assert all(map(math.isnan, score.stats.values()))
     assert score.precision.shape == (10, 101, 2)
 
 
-def test_difficult_and_crowd_objects_neither_count_nor_harm(make_index: MakeIndex, perfect: FindAll) -> None:
+def test_difficult_and_crowd_objects_are_ignored(make_index: MakeIndex, perfect: FindAll) -> None:
     flagged = ([[0, 0, 50, 50], [100, 100, 150, 150]], [0, 0], [False, True])
     for index in (make_index(flagged), make_index(flagged, crowd=True)):
         assert coco_metrics.score(index, perfect(index), ["a"]).stats["AP"] == pytest.approx(1)

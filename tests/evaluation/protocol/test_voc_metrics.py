@@ -1,8 +1,7 @@
-"""VOC's numbers against published ones, against a plain loop, and against what must hold."""
+"""VOC's metrics against published values, against a plain loop, and invariants."""
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from xml.etree import ElementTree
@@ -11,16 +10,15 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from scenes import FindAll, MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
 
-MakeIndex = Callable[..., Index]
-FindAll = Callable[[Index], SplitDetections]
 Box = tuple[int, int, int, int]
 Truth = list[list[tuple[Box, int, bool]]]
-Found = list[tuple[int, Box, int, int]]
+Drawn = list[tuple[int, Box, int, int]]
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 SHIFT = np.array([1.0, 1.0, 0.0, 0.0])
 """From 0-based half-open corners to 1-based inclusive ones."""
@@ -32,13 +30,13 @@ def oracle(shared_data: Path) -> Path:
 
 
 def read_index(folder: Path, classes: list[str]) -> Index:
-    """A plain reader of the devkit's XML."""
+    """Plain reader of the devkit's XML."""
     records = []
     for name in (folder / "ImageSets/Main/test.txt").read_text().split():
         root = ElementTree.parse(folder / f"Annotations/{name}.xml").getroot()
-        things = [one for one in root.findall("object") if one.findtext("name") in classes]
+        objects = [one for one in root.findall("object") if one.findtext("name") in classes]
         boxes = np.array(
-            [[float(one.findtext(f"bndbox/{corner}")) for corner in CORNERS] for one in things],
+            [[float(one.findtext(f"bndbox/{corner}")) for corner in CORNERS] for one in objects],
             dtype=np.float64,
         ).reshape(-1, 4)
         boxes = (boxes - SHIFT).astype(np.float32)
@@ -49,9 +47,9 @@ def read_index(folder: Path, classes: list[str]) -> Index:
                 height=int(root.findtext("size/height")),
                 width=int(root.findtext("size/width")),
                 boxes=boxes,
-                labels=np.array([classes.index(one.findtext("name")) for one in things], dtype=np.int64),
-                difficult=np.array([one.findtext("difficult") == "1" for one in things], dtype=bool),
-                crowd=np.zeros(len(things), dtype=bool),
+                labels=np.array([classes.index(one.findtext("name")) for one in objects], dtype=np.int64),
+                difficult=np.array([one.findtext("difficult") == "1" for one in objects], dtype=bool),
+                crowd=np.zeros(len(objects), dtype=bool),
                 areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
             )
         )
@@ -59,7 +57,7 @@ def read_index(folder: Path, classes: list[str]) -> Index:
 
 
 def read_detections(folder: Path, index: Index, classes: list[str]) -> SplitDetections:
-    """The devkit's result files: picture, score, four 1-based inclusive corners."""
+    """Result files of the devkit: image, score, four 1-based inclusive corners."""
     row_of = {name.decode(): row for row, name in enumerate(index.ids)}
     parts = []
     for label, name in enumerate(classes):
@@ -71,7 +69,7 @@ def read_detections(folder: Path, index: Index, classes: list[str]) -> SplitDete
     return SplitDetections.concat(parts)
 
 
-def test_published_numbers(oracle: Path) -> None:
+def test_published_metrics(oracle: Path) -> None:
     expected = json.loads((oracle / "expected.json").read_text())
     classes = list(expected["ap_11pt"])
     index = read_index(oracle / "VOCdevkit/VOC2007", classes)
@@ -85,9 +83,9 @@ def test_published_numbers(oracle: Path) -> None:
 
 
 def plain(index: Index, results: SplitDetections, label: int) -> tuple[float, float]:
-    """One class, as the devkit's MATLAB reads, with 1-based inclusive corners."""
+    """VOC's two APs of one class, translated from the devkit's MATLAB, with 1-based inclusive corners."""
     order = sorted(np.flatnonzero(results.labels == label), key=lambda i: -results.scores[i])
-    taken, right, wrong = set(), [], []
+    taken, true_positive, false_positive = set(), [], []
     total = int(np.sum((index.labels == label) & ~index.difficult))
     for i in order:
         x1, y1, x2, y2 = results.boxes[i] + SHIFT
@@ -101,11 +99,11 @@ def plain(index: Index, results: SplitDetections, label: int) -> tuple[float, fl
                     best, which = width * height / (areas - width * height), j
         key = (int(results.images[i]), which)
         hit = best >= 0.5
-        right.append(hit and not one.difficult[which] and key not in taken)
-        wrong.append(not hit or (not one.difficult[which] and key in taken))
-        if right[-1]:
+        true_positive.append(hit and not one.difficult[which] and key not in taken)
+        false_positive.append(not hit or (not one.difficult[which] and key in taken))
+        if true_positive[-1]:
             taken.add(key)
-    true, false = np.cumsum(right), np.cumsum(wrong)
+    true, false = np.cumsum(true_positive), np.cumsum(false_positive)
     recall, precision = true / total, true / np.maximum(true + false, 1)
     eleven = np.mean([max(precision[recall >= t], default=0) for t in np.arange(0, 1.1, 0.1)])
     rec, prec = np.array([0, *recall, 1]), np.array([0, *precision, 0])
@@ -122,22 +120,24 @@ box = st.tuples(pixel, pixel, st.integers(1, 8), st.integers(1, 8)).map(
 truths = st.lists(
     st.lists(st.tuples(box, st.integers(0, 1), st.booleans()), max_size=4), min_size=1, max_size=3
 )
-founds = st.lists(st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12)
+drawn_detections = st.lists(
+    st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12
+)
 
 
-def build(make_index: MakeIndex, truth: Truth, found: Found) -> tuple[Index, SplitDetections]:
-    pictures = [
+def build(make_index: MakeIndex, truth: Truth, drawn: Drawn) -> tuple[Index, SplitDetections]:
+    images = [
         ([b for b, _, _ in one], [label for _, label, _ in one], [hard for _, _, hard in one])
         for one in truth
     ]
-    rows = [(image % len(truth), b, score / 4, label) for image, b, score, label in found]
+    rows = [(image % len(truth), b, score / 4, label) for image, b, score, label in drawn]
     columns = zip(*rows, strict=True) if rows else ([], [], [], [])
-    return make_index(*pictures), SplitDetections.pack(*map(list, columns))
+    return make_index(*images), SplitDetections.pack(*map(list, columns))
 
 
-@given(truths, founds)
-def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, found: Found) -> None:
-    index, results = build(make_index, truth, found)
+@given(truths, drawn_detections)
+def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, drawn: Drawn) -> None:
+    index, results = build(make_index, truth, drawn)
     score = voc_metrics.score(index, results, "ab")
     for label in (0, 1):
         if np.any((index.labels == label) & ~index.difficult):
@@ -149,11 +149,11 @@ def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, found: Found) 
             assert math.isnan(score.ap_area[label])
 
 
-@given(truths, founds, st.randoms(use_true_random=False))
-def test_order_of_detections_does_not_matter(
-    make_index: MakeIndex, truth: Truth, found: Found, random: Random
+@given(truths, drawn_detections, st.randoms(use_true_random=False))
+def test_input_order_does_not_matter(
+    make_index: MakeIndex, truth: Truth, drawn: Drawn, random: Random
 ) -> None:
-    index, results = build(make_index, truth, found)
+    index, results = build(make_index, truth, drawn)
     distinct = SplitDetections(
         results.images, results.boxes, np.linspace(0, 1, len(results), dtype=np.float32), results.labels
     )
@@ -168,7 +168,7 @@ def test_order_of_detections_does_not_matter(
 @given(truths)
 def test_perfect_detections(make_index: MakeIndex, perfect: FindAll, truth: Truth) -> None:
     index, _ = build(make_index, truth, [])
-    # An object drawn twice is found twice, and both copies overlap the first one most.
+    # Of two identical objects, both detections overlap the first most, so one is a false positive.
     if len({(i, b, label) for i, one in enumerate(truth) for b, label, _ in one}) != len(index.labels):
         return
     score = voc_metrics.score(index, perfect(index), "ab")
@@ -176,7 +176,7 @@ def test_perfect_detections(make_index: MakeIndex, perfect: FindAll, truth: Trut
     assert set(score.ap_11pt[~np.isnan(score.ap_11pt)]) <= {1.0}
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex) -> None:
+def test_no_detections_score_zero_and_no_objects_nan(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 50, 50]], [0]))
     score = voc_metrics.score(index, SplitDetections.concat([]), "ab")
     assert score.ap_11pt[0] == score.ap_area[0] == 0.0
@@ -186,7 +186,7 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_nan(make_index: MakeIndex)
     assert all(map(math.isnan, empty.stats.values()))
 
 
-def test_overlap_of_exactly_one_half_counts(make_index: MakeIndex) -> None:
+def test_iou_of_exactly_one_half_is_a_match(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10]], [0]))
     half = SplitDetections.of_image(0, [[0, 0, 10, 5]], [0.9], [0])
     less = SplitDetections.of_image(0, [[0, 0, 10, 4.99]], [0.9], [0])
@@ -194,7 +194,7 @@ def test_overlap_of_exactly_one_half_counts(make_index: MakeIndex) -> None:
     assert voc_metrics.score(index, less, "a").ap_area[0] == 0.0
 
 
-def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_neither(make_index: MakeIndex) -> None:
+def test_duplicates_are_false_positives_and_difficult_objects_are_ignored(make_index: MakeIndex) -> None:
     index = make_index(([[0, 0, 10, 10], [50, 50, 60, 60], [80, 80, 99, 99]], [0, 0, 0], [0, 0, 1]))
     twice = SplitDetections.of_image(0, index.boxes[[0, 0, 1]], [0.9, 0.8, 0.7], [0, 0, 0])
     assert voc_metrics.score(index, twice, "a").ap_area[0] == pytest.approx(0.5 + 0.5 * 2 / 3)
@@ -202,7 +202,7 @@ def test_duplicates_are_wrong_and_detections_of_difficult_objects_are_neither(ma
     assert voc_metrics.score(index, hard, "a").ap_area[0] == 1.0
 
 
-def test_eleven_points_by_hand() -> None:
+def test_11_point_ap_by_hand() -> None:
     recall, precision = np.array([0.25, 0.5, 0.5]), np.array([1.0, 1.0, 2 / 3])
     assert voc_metrics.average_11pt(recall, precision) == pytest.approx(6 / 11)
     assert voc_metrics.average_area(recall, precision) == pytest.approx(0.5)

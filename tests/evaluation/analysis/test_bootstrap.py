@@ -1,0 +1,155 @@
+"""Weighted images against duplicated images, and intervals against textbook formulas."""
+
+import json
+from dataclasses import fields, replace
+from typing import TypeVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scenes import NUM_CLASSES, NUM_IMAGES, crowded_split, random_split
+
+from detection.errors import DetectionError
+from detection.evaluation.analysis import bootstrap
+from detection.evaluation.analysis.bootstrap import BootstrapSample, average_precision
+from detection.evaluation.analysis.tables import nan_to_null
+from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol.coco_metrics import AT_50
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
+
+Side = TypeVar("Side", GroundTruth, Predictions)
+
+
+def sampled(
+    truth: GroundTruth, predictions: Predictions, thresholds: tuple[int, ...] = bootstrap.ALL_THRESHOLDS
+) -> BootstrapSample:
+    pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
+    return BootstrapSample.of(pairs, match(pairs), num_images=NUM_IMAGES, thresholds=thresholds)
+
+
+def by_coco(truth: GroundTruth, predictions: Predictions) -> NDArray[np.float64]:
+    """[thresholds, classes] AP of `coco_metrics`."""
+    pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
+    precision = coco_metrics.score_matches(pairs, match(pairs)).precision
+    return np.ascontiguousarray(precision.transpose(0, 2, 1)).mean(axis=2)
+
+
+def copied(side: Side, times: NDArray[np.int64]) -> Side:
+    """Copy image i `times[i]` times; the copies have consecutive numbers."""
+    count = times[side.images]
+    rows = np.repeat(np.arange(len(count)), count)
+    copy = np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)
+    columns = {field.name: getattr(side, field.name)[rows] for field in fields(side)}
+    first = np.cumsum(times) - times
+    return type(side)(**columns | {"images": first[side.images][rows] + copy})
+
+
+def unequal(predictions: Predictions, seed: int) -> Predictions:
+    """The same detections with distinct scores: with ties, the copies of two detections could interleave."""
+    return replace(predictions, scores=np.random.default_rng(seed).permutation(len(predictions.scores)) / 999)
+
+
+def test_weight_one_is_coco_ap() -> None:
+    ones = np.ones((1, NUM_IMAGES), dtype=np.uint16)
+    for seed in range(40):
+        sides = random_split(seed) if seed < 30 else crowded_split(seed)
+        assert np.array_equal(average_precision(sampled(*sides), ones)[0], by_coco(*sides), equal_nan=True)
+
+
+@pytest.mark.parametrize("make", [random_split, crowded_split])
+def test_weight_equals_copies(make: type) -> None:
+    different = 0
+    for seed in range(20):
+        truth, predictions = make(seed)
+        predictions = unequal(predictions, seed)
+        drawn = bootstrap.draw(NUM_IMAGES, 4, seed)
+        scores = average_precision(sampled(truth, predictions), drawn)
+        for times, mine in zip(drawn.astype(np.int64), scores, strict=True):
+            expected = by_coco(copied(truth, times), copied(predictions, times))
+            assert np.array_equal(mine, expected, equal_nan=True)
+            different += not np.array_equal(expected, by_coco(truth, predictions), equal_nan=True)
+    assert different > 40, "the draws change something"
+
+
+def test_one_threshold_and_small_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, predictions = random_split(3)
+    drawn = bootstrap.draw(NUM_IMAGES, 9)
+    whole = average_precision(sampled(truth, predictions), drawn)
+    assert np.array_equal(
+        average_precision(sampled(truth, predictions, (AT_50,)), drawn)[:, 0], whole[:, AT_50], equal_nan=True
+    )
+    monkeypatch.setattr(bootstrap, "BLOCK_SIZE", 1)
+    assert np.array_equal(average_precision(sampled(truth, predictions), drawn), whole, equal_nan=True)
+
+
+def test_draws_cover_all_images_and_repeat() -> None:
+    drawn = bootstrap.draw(50, 200, seed=7)
+    assert (drawn.sum(axis=1) == 50).all()
+    assert drawn.mean(axis=0) == pytest.approx(np.ones(50), abs=0.3)
+    assert np.array_equal(drawn[:20], bootstrap.draw(50, 20, seed=7))
+
+
+def one_class(detected: NDArray[np.bool_]) -> BootstrapSample:
+    """One object per image, detected perfectly or not at all; AP is the fraction detected."""
+    images = len(detected)
+    box = np.tile([10.0, 10, 50, 50], (images, 1))
+    truth = GroundTruth(
+        images=np.arange(images),
+        labels=np.zeros(images, dtype=np.int64),
+        boxes=box,
+        areas=box[:, 2] * box[:, 3],
+        ignored=np.zeros(images, dtype=np.bool_),
+    )
+    rows = np.flatnonzero(detected)
+    predictions = Predictions(
+        images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4
+    )
+    pairs = Overlaps.of(truth, predictions, 1)
+    return BootstrapSample.of(pairs, match(pairs), num_images=images)
+
+
+def test_interval_of_a_proportion() -> None:
+    """Recall is a binomial proportion here: p ± 1.96 sqrt(p (1 - p) / n)."""
+    detected = np.arange(400) % 10 < 6
+    spread = bootstrap.intervals(one_class(detected), rounds=2000)
+    value, low, high = spread.stats["AP50"]
+    assert value == pytest.approx(0.6, abs=0.01)
+    assert (low, high) == pytest.approx((0.552, 0.648), abs=0.012)
+    assert spread.per_class["AP50"] == [spread.stats["AP50"]]
+    assert spread.stats["AP"] == pytest.approx(spread.stats["AP75"])
+
+
+def test_paired_difference_of_overlapping_intervals() -> None:
+    """B detects all objects of A and 30 of 400 more: significant in pairs, though the intervals overlap."""
+    detected = np.arange(400) % 10 < 6
+    first, second = one_class(detected), one_class(detected | np.isin(np.arange(400) % 40, (7, 18, 29)))
+    assert bootstrap.intervals(first).stats["AP50"].high > bootstrap.intervals(second).stats["AP50"].low
+    difference = bootstrap.paired(first, second).stats["AP50"]
+    assert difference.low > 0
+    assert difference.better == 1
+    same = bootstrap.paired(first, first).stats["AP50"]
+    assert same == (0, 0, 0, 0.5)
+    back = bootstrap.paired(second, first).stats["AP50"]
+    assert (back.value, back.better) == pytest.approx((-difference.value, 0))
+
+
+def test_different_ground_truth_is_refused() -> None:
+    with pytest.raises(DetectionError, match="different images, classes or objects"):
+        bootstrap.paired(sampled(*random_split(2)), sampled(*random_split(3)))
+
+
+def test_no_objects_is_null_in_json() -> None:
+    truth, predictions = random_split(1)
+    spread = bootstrap.intervals(sampled(truth, predictions), rounds=20)
+    names = [f"class {label}" for label in range(NUM_CLASSES)]
+    written = nan_to_null(spread.to_json(names))
+    assert list(written) == ["rounds", "images", "level", "stats", "per_class"]
+    assert written["stats"]["AP"]["low"] <= written["stats"]["AP"]["value"] <= written["stats"]["AP"]["high"]
+    assert list(written["per_class"]["AP50"]) == names
+    assert written["per_class"]["AP50"]["class 4"] == {"value": None, "low": None, "high": None}
+    json.dumps(written, allow_nan=False)
+    empty = truth.take(np.zeros(0, dtype=np.int64)), predictions.take(np.zeros(0, dtype=np.int64))
+    pairs = Overlaps.of(*empty, NUM_CLASSES)
+    nothing = bootstrap.intervals(BootstrapSample.of(pairs, match(pairs), num_images=0), rounds=3)
+    assert np.isnan(nothing.stats["AP50"].value)
