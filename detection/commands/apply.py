@@ -1,17 +1,21 @@
-"""`detection apply`: from a row of MLflow to its experiment."""
+"""`detection apply`: restore the experiment of an MLflow run in the workspace."""
+
+import argparse
 
 from detection.experiments.repository import Repository
 from detection.experiments.restore import restore
 
 
-def apply(run: str) -> str:
-    """Bring the experiment of a row back into the workspace, or say which commands would.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `detection apply`."""
+    parser.add_argument("name", metavar="RUN", help="id or name of an MLflow run, or name of an experiment")
 
-    Args:
-        run: Id or name of a row, or the name of an experiment.
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags.
 
     Raises:
-        DataError: There is no such row, or uncommitted work would be lost.
-        TrackingError: The store of the rows cannot be asked.
+        DataError: No run or experiment has the name, or uncommitted changes would be overwritten.
+        TrackingError: The MLflow store cannot be read.
     """
-    return restore(run, Repository())
+    return restore(args.name, Repository())

@@ -1,18 +1,24 @@
-"""`detection check`: what the `check` stage checks, and what params.yaml comes to."""
+"""`detection check`: validate params.yaml and the dataset, as the `check` stage does."""
+
+import argparse
 
 from detection import params
 from detection.data.sources.layout import check_present
 
 
-def check() -> str:
-    """Check params.yaml and the chosen dataset; returns what the recipe became and why.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No flags."""
+
+
+def run(args: argparse.Namespace) -> str:
+    """Check params.yaml and the chosen dataset, and list the overridden values with their source.
 
     Raises:
-        ParamsError: A slip in params.yaml.
-        DataError: The dataset is not there.
+        ParamsError: An invalid key, name or value in params.yaml.
+        DataError: The dataset is missing.
     """
     chosen = params.load()
     check_present(chosen.dataset, chosen.data)
-    lines = [f"params.yaml is fine: {chosen.model} on {chosen.dataset}"]
+    lines = [f"params.yaml is valid: {chosen.model} on {chosen.dataset}"]
     lines += [f"  {one.key} = {one.value}  ({one.source})" for one in chosen.overrides]
     return "\n".join(lines)

@@ -1,50 +1,61 @@
-"""`detection noise`: the same experiment with several seeds, and what of a score's difference is chance."""
+"""`detection noise`: variation of an experiment's scores over seeds."""
 
+import argparse
 from collections.abc import Mapping
 
 from detection import params
 from detection.errors import DataError
 from detection.experiments import seeds as seeds_of
 from detection.experiments.repository import Repository
-from detection.experiments.seed_variance import LEVEL, c4, spread
+from detection.experiments.seeds import CONFIDENCE_LEVEL, c4, seed_variance
 
-SCORES = ("AP", "AP50", "AP75", "voc_ap50_11pt")
+METRICS = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 NOTES = """\
-spread  standard deviation s over the seeds, divided by c4({n}) = {c4:.3f}: few runs hide some of it
-1 vs 1  smallest difference of two single runs that means anything; a smaller one may be their seeds
-        alone ({level:.0%}: s, times the root of 2, times Student's t with {single} degrees of freedom)
-{n} vs {n}  the same of the means of {n} runs each (root of 2/{n}, {means} degrees of freedom)"""
-RETRY = "its log: dvc queue logs {0}; to try again: dvc queue remove {0}, then this command"
+spread  standard deviation s over the seeds, divided by c4({n}) = {c4:.3f} to correct the bias of few runs
+1 vs 1  critical difference of two single runs; a smaller one may be due to their seeds alone
+        ({level:.0%}: s times the root of 2, times Student's t with {single} degrees of freedom)
+{n} vs {n}  the same for the means of {n} runs each (root of 2/{n}, {means} degrees of freedom)"""
+RETRY = "log: dvc queue logs {0}; to retry: dvc queue remove {0}, then repeat this command"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `detection noise`."""
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags."""
+    return noise(args.seeds)
 
 
 def noise(seeds: int) -> str:
-    """Report on the seeds that are done, and queue those that are missing.
+    """Report the finished seeds, and queue the missing ones.
 
     Args:
-        seeds: How many: 0, 1, …
+        seeds: Number of seeds, counted from 0.
 
     Returns:
-        The report, and what to type next.
+        Status per seed, statistics, and the next command.
 
     Raises:
-        DataError: Fewer than two seeds, or experiments that cannot be one.
-        ParamsError: A slip in params.yaml.
+        DataError: Fewer than two seeds, or the experiments were evaluated on different test data.
+        ParamsError: An invalid value in params.yaml.
     """
     if seeds < 2:
-        raise DataError(f"--seeds {seeds}: a spread needs two seeds or more")
+        raise DataError(f"--seeds {seeds}: a standard deviation needs two or more seeds")
     chosen, repository = params.load(), Repository()
-    key = seeds_of.key(chosen, repository.root)
-    names = {seeds_of.name(key, seed): seed for seed in range(seeds)}
+    key = seeds_of.content_key(chosen, repository.root)
+    names = {seeds_of.experiment_name(key, seed): seed for seed in range(seeds)}
     scores = seeds_of.finished(repository, tuple(names))
     missing = {name: seed for name, seed in names.items() if name not in scores}
-    tasks = seeds_of.waiting(repository) if missing else {}
+    tasks = seeds_of.queued(repository) if missing else {}
     new = {name: seed for name, seed in missing.items() if name not in tasks}
     seeds_of.queue(repository, new)
-    lines = [f"{chosen.model} on {chosen.dataset}: {len(scores)} of {seeds} seeds are done"]
+    lines = [f"{chosen.model} on {chosen.dataset}: {len(scores)} of {seeds} seeds finished"]
     lines += [f"  {name}: {'queued now' if name in new else tasks[name].lower()}" for name in missing]
     lines += [f"  {RETRY.format(name)}" for name in missing if tasks.get(name) == "Failed"]
     if any(tasks.get(name, "Queued") == "Queued" for name in missing):
-        lines.append("  start them: dvc queue start (-j 2: two at a time); this command then reports")
+        lines.append("  start them: dvc queue start (-j 2: two at a time), then repeat this command")
     if len(scores) > 1:
         lines += ["", *_report(scores, names)]
     return "\n".join(lines)
@@ -53,18 +64,14 @@ def noise(seeds: int) -> str:
 def _report(scores: Mapping[str, Mapping[str, float | None]], seeds: Mapping[str, int]) -> list[str]:
     n = len(scores)
     order = sorted(scores, key=lambda name: seeds[name])
-    lines = [f"{'on test':<14}{'mean':>8}{'spread':>8}{'1 vs 1':>8}{f'{n} vs {n}':>8}    each seed"]
-    for metric in SCORES:
+    lines = [f"{'on test':<14}{'mean':>8}{'spread':>8}{'1 vs 1':>8}{f'{n} vs {n}':>8}    per seed"]
+    for metric in METRICS:
         values = [scores[name].get(metric) for name in order]
         known = [value for value in values if value is not None]
         if len(known) == n:
-            one = spread(known)
+            one = seed_variance(known)
             lines.append(
                 f"{metric:<14}{one.mean:>8.3f}{one.deviation:>8.3f}{one.between_runs:>8.3f}"
                 f"{one.between_means:>8.3f}    {' '.join(f'{value:.3f}' for value in known)}"
             )
-    return [
-        *lines,
-        "",
-        NOTES.format(n=n, c4=c4(n), level=LEVEL, single=n - 1, means=2 * n - 2),
-    ]
+    return [*lines, "", NOTES.format(n=n, c4=c4(n), level=CONFIDENCE_LEVEL, single=n - 1, means=2 * n - 2)]

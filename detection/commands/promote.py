@@ -1,22 +1,26 @@
-"""`detection promote`: put an experiment's detector into MLflow's model registry."""
+"""`detection promote`: register an experiment's detector in MLflow's model registry."""
+
+import argparse
 
 from detection.experiments.find import find
 from detection.experiments.repository import Repository
 
 
-def promote(experiment: str, alias: str, name: str | None) -> str:
-    """Register a detector and point an alias at it.
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `detection promote`."""
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="as for compare")
+    parser.add_argument("--alias", default="champion", help="alias of the version; default: %(default)s")
+    parser.add_argument("--name", help="registered model; default: detector-DATASET")
 
-    Args:
-        experiment: A name that `dvc exp show` shows, an id or name of a row, a git revision, or `workspace`.
-        alias: Of the registered model's version.
-        name: The registered model; None: `detector-<dataset>`.
+
+def run(args: argparse.Namespace) -> str:
+    """Run the command with parsed flags.
 
     Raises:
-        DataError: There is no such experiment, or it was not evaluated.
-        TrackingError: It has no row, or MLflow refuses.
+        DataError: The experiment does not exist or was not evaluated.
+        TrackingError: The experiment has no MLflow run, or MLflow refuses.
     """
-    found = find(experiment, Repository())
-    from detection.experiments.registry import promote as register
+    experiment = find(args.experiment, Repository())
+    from detection.experiments.registry import promote
 
-    return register(found, name, alias)
+    return promote(experiment, args.name, args.alias)

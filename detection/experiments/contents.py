@@ -1,4 +1,4 @@
-"""The files of an experiment by their path in the repository, wherever they are kept."""
+"""Files of an experiment by their path in the repository, wherever they are stored."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from detection.errors import DataError
-from detection.pipeline import locked_outs, locked_stages, parse
+from detection.files import DETECTOR
+from detection.pipeline import LOCK, PARAMS, locked_outs, locked_stages, parse
 from detection.tracking.store import Store
 
-DETECTOR = "models/detector.pt"
 ARTIFACT_FOLDERS = {
     "reports/evaluation/": "evaluation/",
     "reports/train/": "train/",
@@ -18,31 +18,31 @@ ARTIFACT_FOLDERS = {
     "models/": "models/",
     "reports/": "",
 }
-"""Where `tracking` puts what the stages leave, as folders of a row's artifacts."""
+"""Artifact folder of an MLflow run for each folder of the repository, as `tracking` stores them."""
 
 
 class Files(Protocol):
-    """Where an experiment's files come from."""
+    """Source of an experiment's files."""
 
     def read(self, path: str) -> bytes | None:
-        """The content of a file; None where the experiment has none.
+        """Content of a file; None if the experiment does not have it.
 
         Args:
-            path: As in the repository: `reports/train/losses.csv`.
+            path: Path in the repository, such as `reports/train/losses.csv`.
 
         Raises:
-            DataError: The experiment has it, but its content is not on this machine.
+            DataError: The experiment has the file, but its content is not on this machine.
         """
 
 
 class Workspace:
-    """The working tree."""
+    """Files of the working tree."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def read(self, path: str) -> bytes | None:
-        """See `Files`."""
+        """See `Files.read`."""
         try:
             return (self._root / path).read_bytes()
         except FileNotFoundError:
@@ -50,7 +50,7 @@ class Workspace:
 
 
 class Revision:
-    """A commit: what git keeps from git, what DVC keeps from its cache, or from its remote."""
+    """Files of a commit: tracked files from git, outputs from DVC's cache or its remote."""
 
     def __init__(self, root: Path, rev: str) -> None:
         from dvc.api import DVCFileSystem
@@ -58,30 +58,30 @@ class Revision:
         self._rev, self._system = rev, DVCFileSystem(str(root), rev=rev)
 
     def read(self, path: str) -> bytes | None:
-        """See `Files`."""
+        """See `Files.read`."""
         if not self._system.exists(path):
             return None
         try:
             content: bytes = self._system.read_bytes(path)
-        except Exception as error:  # DVC's remotes raise whatever their servers and disks do
-            if path not in locked_outs(self.read("dvc.lock")):
-                return None  # an output that no stage has made yet
+        except Exception as error:  # DVC's remotes raise any type of error
+            if path not in locked_outs(self.read(LOCK)):
+                return None  # an output that no stage has written yet
             raise DataError(
                 f"{path} of {self._rev[:7]} is neither in DVC's cache nor in a remote ({error}); "
-                "`dvc pull` or `dvc exp pull` where the experiment was made, or run it again: dvc exp run"
+                "`dvc push` or `dvc exp push` where the experiment was run, or run it again: dvc exp run"
             ) from None
         return content
 
 
 class RunFiles:
-    """A row of MLflow: its artifacts, and out of DVC's cache what its `dvc.lock` names."""
+    """Files of an MLflow run: its artifacts, and DVC's cache for outputs that its dvc.lock lists."""
 
     def __init__(self, store: Store, run_id: str, root: Path) -> None:
         self._store, self._id, self._root = store, run_id, root
         self._lock: dict[str, str] | None = None
 
     def read(self, path: str) -> bytes | None:
-        """See `Files`."""
+        """See `Files.read`."""
         folder = next((own for own in ARTIFACT_FOLDERS if path.startswith(own)), "")
         content = self._artifact(ARTIFACT_FOLDERS.get(folder, "") + path.removeprefix(folder))
         return self._cached(path) if content is None else content
@@ -90,17 +90,18 @@ class RunFiles:
         from mlflow.exceptions import MlflowException
 
         parent = path.rpartition("/")[0] or None
+        client = self._store.client
         try:
-            if path not in {one.path for one in self._store.client.list_artifacts(self._id, parent)}:
+            if path not in {one.path for one in client.list_artifacts(self._id, parent)}:
                 return None
-            with TemporaryDirectory(prefix="detection-file-") as folder:  # MLflow's own would be left behind
-                return Path(self._store.client.download_artifacts(self._id, path, folder)).read_bytes()
+            with TemporaryDirectory(prefix="detection-file-") as folder:  # MLflow leaves its own behind
+                return Path(client.download_artifacts(self._id, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:
-            raise DataError(f"{path} of the row {self._id} cannot be read: {error}") from None
+            raise DataError(f"{path} of the MLflow run {self._id} cannot be read: {error}") from None
 
     def _cached(self, path: str) -> bytes | None:
         if self._lock is None:
-            self._lock = locked_outs(self._artifact("dvc.lock"))
+            self._lock = locked_outs(self._artifact(LOCK))
         md5 = self._lock.get(path)
         if md5 is None:
             return None
@@ -109,25 +110,28 @@ class RunFiles:
         with Repo(str(self._root)) as repo:
             cached = Path(repo.cache.local.oid_to_path(md5))
         if not cached.is_file():
-            raise DataError(f"{path} of the row {self._id} is not in DVC's cache; dvc pull where it was made")
+            raise DataError(
+                f"{path} of the MLflow run {self._id} is not in DVC's cache; run `dvc pull` in the "
+                "repository of the experiment"
+            )
         return cached.read_bytes()
 
 
 def is_scored(lock: bytes | None) -> bool:
-    """Whether the scores beside a detector are its own: `dvc repro train` leaves those of another one."""
-    made = locked_outs(lock).get(DETECTOR)
+    """Return False if a dvc.lock's scores are of another detector, as after `dvc repro train`."""
+    md5 = locked_outs(lock).get(str(DETECTOR))
     deps = locked_stages(lock).get("evaluate", {}).get("deps", [])
-    return made is None or all(one.get("md5") == made for one in deps if one["path"] == DETECTOR)
+    return md5 is None or all(dep.get("md5") == md5 for dep in deps if dep["path"] == str(DETECTOR))
 
 
 def read_json(files: Files, path: str) -> dict[str, Any]:
-    """A JSON object; empty where the experiment has no such file."""
+    """A JSON object; empty if the experiment does not have the file."""
     content = files.read(path)
     values: dict[str, Any] = json.loads(content) if content else {}
     return values
 
 
 def read_params(files: Files) -> dict[str, Any]:
-    """The sections of its `params.yaml`; empty where it has none."""
-    content = files.read("params.yaml")
-    return parse("params.yaml", content) if content else {}
+    """Sections of the experiment's params.yaml; empty without one."""
+    content = files.read(PARAMS)
+    return parse(PARAMS, content) if content else {}

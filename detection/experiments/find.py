@@ -1,47 +1,51 @@
-"""From what a person calls an experiment to its files."""
+"""Find an experiment by any of its names: DVC experiment, git revision, MLflow run, workspace."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from detection.errors import DataError
+from detection.errors import DataError, TrackingError, reason
 from detection.experiments.contents import Files, Revision, RunFiles, Workspace, is_scored, read_json
 from detection.experiments.repository import RUN_JSONS, DvcExperiment, Repository
-from detection.experiments.runs import ids, open_store, run_of
+from detection.pipeline import LOCK
 from detection.text import did_you_mean
+from detection.tracking.client import REPLACES, find_run
+from detection.tracking.store import SQLITE, Store, connect, tracking_uri
 
 WORKSPACE = "workspace"
-SHORT = 8
-"""Characters of an id that people are shown."""
+SHORT_HASH_LENGTH = 8
+"""Characters of a commit hash in output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """An experiment that was found."""
+    """An experiment and its files."""
 
     name: str
-    """What people are shown."""
+    """Name for output."""
     files: Files
-    """All it was made of, and all it made."""
+    """Inputs and outputs of the experiment."""
     rev: str | None = None
-    """Its commit; None for the workspace, and for a row that no commit holds."""
+    """Commit; None for the workspace and for a run that no commit records."""
 
     def run_id(self) -> str | None:
-        """The row it is tracked in: the evaluation's, else the training's."""
+        """MLflow run id: the evaluation's, else the training's."""
         ids = (read_json(self.files, path).get("run_id") for path in RUN_JSONS)
         return next((str(one) for one in ids if one), None)
 
     def check_scored(self) -> None:
-        """Refuse a detector beside the scores of another one.
+        """Refuse scores that are not of the detector beside them.
 
         Raises:
-            DataError: It was trained again after it was evaluated.
+            DataError: The detector was trained again after the evaluation.
         """
-        of_row = isinstance(self.files, RunFiles)  # its dvc.lock is of before the evaluation's end
-        if not of_row and not is_scored(self.files.read("dvc.lock")):
+        is_run = isinstance(self.files, RunFiles)  # its dvc.lock was stored before the evaluation ended
+        if not is_run and not is_scored(self.files.read(LOCK)):
             raise DataError(
-                f"{self.name}: the detector was trained again after it was evaluated; `dvc repro` scores it"
+                f"{self.name}: the detector was trained again after its evaluation; run `dvc repro` to "
+                "evaluate it"
             )
 
 
@@ -49,55 +53,94 @@ def find(name: str, repository: Repository) -> Experiment:
     """Find an experiment.
 
     Args:
-        name: `workspace`, a name that `dvc exp show` shows, a git revision, or the id or name of a row.
-        repository: Where to look.
+        name: `workspace`, a name that `dvc exp show` lists, a git revision, or the id or name of an MLflow
+            run.
+        repository: Repository to search.
 
     Raises:
-        DataError: There is none, or there are several.
-        TrackingError: The store of the rows cannot be asked.
+        DataError: No experiment has the name, or several do.
+        TrackingError: The MLflow store cannot be read.
     """
     if name == WORKSPACE:
         return Experiment(name=name, files=Workspace(repository.root))
     named = repository.experiment(name)
     rev = named.rev if named else repository.commit(name)
     if rev is not None:
-        shown = name[:SHORT] if re.fullmatch("[0-9a-f]{9,40}", name) else name
+        shown = name[:SHORT_HASH_LENGTH] if re.fullmatch("[0-9a-f]{9,40}", name) else name
         return Experiment(name=shown, files=Revision(repository.root, rev), rev=rev)
-    found = _by_row(name, repository)
-    if found is None:
+    experiment = _find_by_run(name, repository)
+    if experiment is None:
         known = [WORKSPACE, *(one.name for one in repository.experiments())]
-        raise DataError(f"there is no experiment, row or git revision {name!r}; {did_you_mean(name, known)}")
-    return found
+        raise DataError(f"no experiment, MLflow run or git revision {name!r}; {did_you_mean(name, known)}")
+    return experiment
 
 
-def _by_row(name: str, repository: Repository) -> Experiment | None:
+def _find_by_run(name: str, repository: Repository) -> Experiment | None:
     store = open_store()
-    row = run_of(store, name) if store else None
-    if store is None or row is None:
+    run = run_of(store, name) if store else None
+    if store is None or run is None:
         return None
-    for named in experiments_of(row, repository):
+    for named in experiments_of(run, repository):
         return Experiment(name=named.name, files=Revision(repository.root, named.rev), rev=named.rev)
-    for rev in commits_of(row, repository):
-        return Experiment(name=row.info.run_name, files=Revision(repository.root, rev), rev=rev)
-    return Experiment(name=row.info.run_name, files=RunFiles(store, row.info.run_id, repository.root))
+    for rev in commits_of(run, repository):
+        return Experiment(name=run.info.run_name, files=Revision(repository.root, rev), rev=rev)
+    return Experiment(name=run.info.run_name, files=RunFiles(store, run.info.run_id, repository.root))
 
 
-def experiments_of(row: Any, repository: Repository) -> Iterator[DvcExperiment]:
-    """The experiments of DVC whose scores a row holds, those that the row names first.
+def experiments_of(run: Any, repository: Repository) -> Iterator[DvcExperiment]:
+    """DVC experiments whose scores are in an MLflow run, those that the run names first.
 
-    Several experiments share a row where DVC restored a finished one under another name. One that was
-    evaluated again names the row of its training too, but its scores are in a row of their own.
+    Several experiments share a run if DVC restored one from its run-cache under another name. An experiment
+    that was evaluated again also records the run of its training, but its scores are in another run.
     """
-    tags = row.data.tags
-    told = [tags.get("dvc.exp_name", ""), *tags.get("dvc.exp_names", "").split(",")]
-    everything = repository.experiments()
-    everything.sort(key=lambda one: told.index(one.name) if one.name in told else len(told))
-    for one in everything:
-        if not ids(row).isdisjoint(repository.run_ids(one.rev)[:1]):
+    tags = run.data.tags
+    names = [tags.get("dvc.exp_name", ""), *tags.get("dvc.exp_names", "").split(",")]
+    experiments = repository.experiments()
+    experiments.sort(key=lambda one: names.index(one.name) if one.name in names else len(names))
+    for one in experiments:
+        if not ids(run).isdisjoint(repository.run_ids(one.rev)[:1]):
             yield one
 
 
-def commits_of(row: Any, repository: Repository) -> Iterator[str]:
-    """Commits of HEAD, branches and tags whose scores a row holds, the newest first."""
-    for run_id in sorted(ids(row)):
+def commits_of(run: Any, repository: Repository) -> Iterator[str]:
+    """Commits of HEAD, branches and tags whose scores are in an MLflow run, newest first."""
+    for run_id in sorted(ids(run)):
         yield from repository.commits_of(run_id)
+
+
+def open_store() -> Store | None:
+    """MLflow store of this project; None if nothing was tracked yet.
+
+    Raises:
+        TrackingError: The store cannot be used as configured, or does not answer.
+    """
+    uri = tracking_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
+        return None
+    try:
+        return connect()
+    except TrackingError:
+        raise
+    except Exception as error:  # MLflow's stores raise any type of error
+        raise TrackingError(f"MLflow at {uri} does not answer: {reason(error)}") from None
+
+
+def run_of(store: Store, name: str) -> Any:
+    """MLflow run (`mlflow.entities.Run`) of an id or a name; None without one.
+
+    Raises:
+        TrackingError: Several runs have the name.
+    """
+    run = find_run(store, name)
+    if run is not None or "'" in name:
+        return run
+    same = list(store.client.search_runs([store.experiment], f"attributes.run_name = '{name}'"))
+    if len(same) > 1:
+        found = ", ".join(one.info.run_id for one in same)
+        raise TrackingError(f"{len(same)} MLflow runs are named {name}; use an id: {found}")
+    return same[0] if same else None
+
+
+def ids(run: Any) -> set[str]:
+    """Ids under which files record a run: its own, and that of the lost run that it replaces."""
+    return {str(run.info.run_id), str(run.data.tags.get(REPLACES, run.info.run_id))}

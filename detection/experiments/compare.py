@@ -1,0 +1,223 @@
+"""Comparison of experiments: their data, differing params and code, and which one is better."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from detection.data.index import Index
+from detection.data.prepared import Prepared
+from detection.errors import DataError
+from detection.evaluation.analysis.bootstrap import BootstrapResult, BootstrapSample, Difference, paired
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.results import SplitDetections
+from detection.experiments.contents import Workspace, read_params
+from detection.experiments.find import Experiment
+from detection.files import read_json, read_table
+from detection.params.reader import flatten
+from detection.pipeline import LOCK, PARAMS, locked_code
+from detection.tracking.naming import as_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REQUIRED = (
+    "data/prepared/test.npz",
+    "data/prepared/classes.json",
+    "data/prepared/meta.json",
+    "reports/evaluation/detections.json",
+    "reports/evaluation/metrics.json",
+    "reports/evaluation/per_class.csv",
+    "reports/train/recipe.json",
+)
+OPTIONAL = (LOCK, PARAMS, "reports/train/metrics.json")
+PARAM_SECTIONS = ("prepare", "pretrain", "train", "evaluate")
+"""Sections of params.yaml that are compared; the recipe is compared as merged, the dataset by its entry."""
+DECISIVE_METRIC = "AP"
+"""Metric that decides which experiment is better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExperimentData:
+    """Data of a trained and evaluated experiment."""
+
+    name: str
+    """Name for output."""
+    run_id: str | None
+    """MLflow run."""
+    params: dict[str, str]
+    """Merged recipe, dataset entry and sections as text, by dotted key."""
+    code: dict[str, str]
+    """md5 by code dependency of the pipeline."""
+    metrics: dict[str, float | None]
+    """Scores on the test split."""
+    training: dict[str, Any]
+    """Summary of the training."""
+    per_class: "pd.DataFrame"
+    """One row per class."""
+    prepared: Prepared
+    """Prepared data."""
+    ground_truth: Index
+    """Test split."""
+    detections: SplitDetections
+    """Detections on the test split."""
+
+
+def read(experiment: Experiment, folder: Path) -> ExperimentData:
+    """Read an experiment.
+
+    Args:
+        experiment: The experiment.
+        folder: Empty folder that receives a copy of the files.
+
+    Raises:
+        DataError: The experiment was not evaluated, or was trained again since, or its files are not on this
+            machine.
+    """
+    experiment.check_scored()
+    for path in (*REQUIRED, *OPTIONAL):
+        content = experiment.files.read(path)
+        if content is None and path in REQUIRED:
+            fix = (
+                "it was not evaluated; run `dvc repro`"
+                if isinstance(experiment.files, Workspace)
+                else "it was not evaluated, or its results are not in git; commit dvc.lock and reports"
+            )
+            raise DataError(f"{experiment.name} has no {path}: {fix}")
+        if content is not None:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+    reports, prepared = folder / "reports", Prepared.load(folder / "data/prepared")
+    ground_truth = prepared.index("test")
+    entries = msgspec.json.decode((reports / "evaluation/detections.json").read_bytes())
+    per_class = read_table(reports / "evaluation/per_class.csv")
+    assert per_class is not None, "the table has one row per class"
+    return ExperimentData(
+        name=experiment.name,
+        run_id=experiment.run_id(),
+        params=_params(read_json(reports / "train/recipe.json"), read_params(Workspace(folder))),
+        code=locked_code(Workspace(folder).read(LOCK)),
+        metrics=read_json(reports / "evaluation/metrics.json"),
+        training=read_json(reports / "train/metrics.json"),
+        per_class=per_class,
+        prepared=prepared,
+        ground_truth=ground_truth,
+        detections=SplitDetections.from_coco(ground_truth, entries),
+    )
+
+
+def _params(recorded: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, str]:
+    chosen = {key: recorded[key] for key in ("model", "dataset", "seed", "recipe") if key in recorded}
+    chosen["data"] = (sections.get("datasets") or {}).get(recorded.get("dataset")) or {}
+    return as_text(flatten(chosen | {key: sections[key] for key in PARAM_SECTIONS if sections.get(key)}))
+
+
+def check_same_test(experiments: Sequence[ExperimentData]) -> None:
+    """Refuse to compare scores on different images, objects or classes.
+
+    Raises:
+        DataError: The experiments were evaluated on different test splits.
+    """
+    first = experiments[0]
+    for other in experiments[1:]:
+        difference = _difference(first, other)
+        if difference is not None:
+            raise DataError(
+                f"{first.name} and {other.name} were evaluated on different test data: {difference}; "
+                "evaluate both on the same test split"
+            )
+
+
+def _difference(first: ExperimentData, second: ExperimentData) -> str | None:
+    a, b = first.prepared, second.prepared
+    names = [str(one.meta.get("dataset")) for one in (a, b)]
+    if a.classes != b.classes:
+        return f"{len(a.classes)} classes of {names[0]}, {len(b.classes)} other classes of {names[1]}"
+    if len(first.ground_truth) != len(second.ground_truth):
+        return f"{len(first.ground_truth)} images of {names[0]}, {len(second.ground_truth)} of {names[1]}"
+    columns = (field.name for field in fields(Index))
+    pairs = ((getattr(first.ground_truth, name), getattr(second.ground_truth, name)) for name in columns)
+    if not all(np.array_equal(*pair) for pair in pairs):
+        return f"the same number of images of {names[0]} and {names[1]}, but other images or other objects"
+    if a.meta["listing"]["test"] != b.meta["listing"]["test"]:
+        return f"the image files of {names[0]} and {names[1]} differ in size"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Paired bootstrap of an experiment and the first one."""
+
+    first: str
+    """Name of the first experiment."""
+    name: str
+    """Name of this experiment."""
+    bootstrap: BootstrapResult[Difference]
+    """Differences `name` - `first` of AP, AP50 and AP75, overall and per class."""
+    identical: bool
+    """True if both have exactly the same detections."""
+
+    @property
+    def decisive(self) -> Difference:
+        """Difference of the decisive metric."""
+        return self.bootstrap.stats[DECISIVE_METRIC]
+
+    @property
+    def sign(self) -> int:
+        """1: better, -1: worse, 0: undecided on these images."""
+        return sign(self.decisive)
+
+    @property
+    def sentence(self) -> str:
+        """Result in one line."""
+        if self.identical:
+            return f"{self.name} and {self.first} are identical: the same detections on every test image"
+        return {
+            1: f"{self.name} is better than {self.first}",
+            -1: f"{self.name} is worse than {self.first}",
+            0: f"{self.name} and {self.first}: no significant difference on {self.bootstrap.images:,} images",
+        }[self.sign]
+
+
+def sign(difference: Difference) -> int:
+    """Sign of an interval; 0 if it contains zero or is NaN."""
+    return int(difference.low > 0) - int(difference.high < 0)
+
+
+def compare(experiments: Sequence[ExperimentData], rounds: int) -> list[Comparison]:
+    """Compare every experiment with the first by a paired bootstrap over images.
+
+    Args:
+        experiments: Evaluated on the same test split.
+        rounds: Bootstrap rounds.
+    """
+    samples, names = [_sample(one) for one in experiments], unique_names(experiments)
+    return [
+        Comparison(
+            first=names[0],
+            name=names[i],
+            bootstrap=paired(samples[0], samples[i], rounds),
+            identical=_are_equal(experiments[0].detections, experiments[i].detections),
+        )
+        for i in range(1, len(experiments))
+    ]
+
+
+def unique_names(experiments: Sequence[ExperimentData]) -> list[str]:
+    """One name per experiment, numbered where two are equal."""
+    names = [one.name for one in experiments]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def _are_equal(first: SplitDetections, second: SplitDetections) -> bool:
+    names = (field.name for field in fields(SplitDetections))
+    return all(np.array_equal(getattr(first, name), getattr(second, name)) for name in names)
+
+
+def _sample(data: ExperimentData) -> BootstrapSample:
+    overlaps = Overlaps.of_index(data.ground_truth, data.detections, len(data.prepared.classes))
+    return BootstrapSample.of(overlaps, match(overlaps), num_images=len(data.ground_truth))
