@@ -1,17 +1,17 @@
-"""Fixtures that every room's tests share."""
+"""Fixtures of the whole suite."""
 
 import os
 from pathlib import Path
 
 import pytest
-from experiment_rooms import finished_project, project
+from experiment_projects import finished_project, project
 
 __all__ = ["finished_project", "project", "shared_data"]
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data that the project does not ship: `$DETECTION_TEST_DATA`, or `../shared/data` beside it."""
+    """Real data outside the repository: `$DETECTION_TEST_DATA`, or `../shared/data` beside it."""
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("DETECTION_TEST_DATA") or default)
     if not folder.is_dir():

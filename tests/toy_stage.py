@@ -1,6 +1,6 @@
-"""One stage that stands for all of them: leaves what they leave, in a second and without training.
+"""One stage in place of all: it writes their outputs in a second, without training.
 
-`model` decides how good the detections are, `seed` which ones there are. `TOY_ROW` is the row's id.
+`model` decides the accuracy of the detections, `seed` their noise. `TOY_RUN_ID` is the MLflow run id.
 """
 
 import json
@@ -45,15 +45,15 @@ def main() -> None:
     table = per_class_table(names, by_coco, by_voc, index)
     table.to_csv("reports/evaluation/per_class.csv", index=False)
     for stage in ("train", "evaluation"):
-        write(f"reports/{stage}/run.json", {"run_id": os.environ.get("TOY_ROW")})
+        write(f"reports/{stage}/run.json", {"run_id": os.environ.get("TOY_RUN_ID")})
     Path("models/detector.pt").write_bytes(b"weights of " + chosen.model.encode())
 
 
-def detections(index: Index, looseness: float, seed: int) -> SplitDetections:
-    """Every object, its box moved by `looseness` of its sides."""
+def detections(index: Index, box_noise: float, seed: int) -> SplitDetections:
+    """One detection per object, with noise on its box relative to its sides."""
     rng = np.random.default_rng(seed)
     sides = np.tile(index.boxes[:, 2:] - index.boxes[:, :2], 2)
-    boxes = index.boxes + rng.normal(0, looseness, index.boxes.shape) * sides
+    boxes = index.boxes + rng.normal(0, box_noise, index.boxes.shape) * sides
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
     return SplitDetections.pack(index.image_rows(), boxes.clip(0), rng.random(len(boxes)), index.labels)
 

@@ -73,9 +73,7 @@ def _shortened(value: str) -> str:
     return value if len(value) <= MAX_VALUE_WIDTH else value[: MAX_VALUE_WIDTH - 1] + "…"
 
 
-def _frame(
-    rows: dict[str, list[float | None]], experiments: Sequence[ExperimentData]
-) -> "pd.DataFrame":
+def _frame(rows: dict[str, list[float | None]], experiments: Sequence[ExperimentData]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame.from_dict(rows, orient="index", columns=unique_names(experiments)).astype("float64")

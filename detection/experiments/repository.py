@@ -1,4 +1,4 @@
-"""The git repository as DVC uses it: experiments by name, commits by revision, and the MLflow runs they record."""
+"""The git repository as DVC uses it: experiments, commits, and the MLflow runs that they record."""
 
 import json
 import subprocess

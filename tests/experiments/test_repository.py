@@ -1,4 +1,4 @@
-"""A project in a part of a repository, commits without a branch, scores of another detector, broken YAML."""
+"""A project below the root of git, a detached HEAD, scores of another detector, invalid YAML."""
 
 import json
 import subprocess
@@ -22,8 +22,8 @@ stages:
 
 @pytest.fixture
 def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in a folder of a larger repository, as `dvc init --subdir` makes it."""
-    folder = tmp_path / "all of it" / "part"
+    """A project in a folder of a larger repository, as `dvc init --subdir` creates it."""
+    folder = tmp_path / "whole repository" / "part"
     (folder / ".dvc").mkdir(parents=True)
     monkeypatch.chdir(folder)
     monkeypatch.delenv("DVC_ROOT", raising=False)
@@ -35,14 +35,14 @@ def code_of(files: Workspace) -> object:
     return locked_code(files.read("dvc.lock"))
 
 
-def git(*words: str) -> None:
-    who = ("-c", "user.name=Tester", "-c", "user.email=tester@localhost")
-    subprocess.run(["git", *who, *words], check=True, capture_output=True)
+def git(*args: str) -> None:
+    identity = ("-c", "user.name=Tester", "-c", "user.email=tester@localhost")
+    subprocess.run(["git", *identity, *args], check=True, capture_output=True)
 
 
-def test_a_project_below_gits_root_on_a_commit_of_no_branch(part: Path) -> None:
+def test_a_project_below_the_root_of_git_with_a_detached_head(part: Path) -> None:
     assert Repository().head() is None
-    assert list(Repository().commits_of("f" * 32)) == [], "nothing is committed"
+    assert list(Repository().commits_of("f" * 32)) == [], "no commit yet"
     git("commit", "-qm", "first", "--allow-empty")
     git("checkout", "-q", "--detach")
     run_json = part / RUN_JSONS[0]
@@ -57,18 +57,20 @@ def test_a_project_below_gits_root_on_a_commit_of_no_branch(part: Path) -> None:
     assert list(repository.commits_of("f" * 32)) == [head]
 
 
-def test_scores_of_another_detector_are_not_taken_for_its_own(tmp_path: Path) -> None:
+def test_scores_of_another_detector_are_refused(tmp_path: Path) -> None:
     experiment = Experiment(name="mine", files=Workspace(tmp_path))
-    experiment.check_scored()  # nothing was made yet
+    experiment.check_scored()  # no outputs yet
     (tmp_path / "dvc.lock").write_text(LOCK.format(seen="aa"))
     experiment.check_scored()
     (tmp_path / "dvc.lock").write_text(LOCK.format(seen="bb"))
-    with pytest.raises(DataError, match=r"^mine: the detector was trained again .*`dvc repro` scores it"):
+    with pytest.raises(DataError, match=r"^mine: the detector was trained again .*`dvc repro`"):
         experiment.check_scored()
 
 
 @pytest.mark.parametrize(("path", "read"), [("dvc.lock", code_of), ("params.yaml", read_params)])
-def test_marks_of_a_merge_cost_a_line(tmp_path: Path, path: str, read: Callable[[Workspace], object]) -> None:
+def test_merge_conflicts_are_an_error_of_one_line(
+    tmp_path: Path, path: str, read: Callable[[Workspace], object]
+) -> None:
     (tmp_path / path).write_text("<<<<<<< HEAD\nmodel: a\n=======\nmodel: b\n>>>>>>> other\n")
-    with pytest.raises(DataError, match=rf"^{path} is not valid YAML .*marks of a merge"):
+    with pytest.raises(DataError, match=rf"^{path} is not valid YAML .*merge conflicts"):
         read(Workspace(tmp_path))

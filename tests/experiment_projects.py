@@ -1,4 +1,4 @@
-"""A repository with two real experiments of DVC and their two rows; loaded by the rooms that need one."""
+"""Fixtures: a repository with two real DVC experiments and their MLflow runs."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from detection.tracking.store import import_mlflow
 
 ROOT = Path(__file__).resolve().parents[1]
-GONE = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING")
+DROPPED_VARIABLES = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING")
 PIPELINE = """
 stages:
   evaluate:
@@ -46,25 +46,25 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @dataclass(frozen=True)
 class Project:
-    """A repository where `plain` and `better` have run."""
+    """A repository with the finished experiments `plain` and `better`."""
 
     folder: Path
     run: Run
-    """A command in it, as a person runs it."""
-    rows: dict[str, str]
-    """Ids of the rows by experiment; `lost` is a row that no experiment holds."""
+    """Runs a command in the repository."""
+    run_ids: dict[str, str]
+    """MLflow run ids by experiment; `lost` is a run without an experiment."""
 
 
 def _runner(folder: Path, site_cache: Path) -> Run:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(GONE)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED_VARIABLES)}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DVC_SITE_CACHE_DIR": str(site_cache)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
 
-    def run(*words: str, ok: bool = True, row: str = "") -> "subprocess.CompletedProcess[str]":
-        full = environment | ({"TOY_ROW": row} if row else {})
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, env=full, timeout=300)
+    def run(*command: str, ok: bool = True, run_id: str = "") -> "subprocess.CompletedProcess[str]":
+        full = environment | ({"TOY_RUN_ID": run_id} if run_id else {})
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=full, timeout=300)
         if ok:
-            assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done
 
     return run
@@ -72,7 +72,7 @@ def _runner(folder: Path, site_cache: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Made once, in half a minute; not to be changed."""
+    """Created once, in half a minute; tests must not change it."""
     folder = tmp_path_factory.mktemp("experiments") / "project"
     run = _runner(folder, tmp_path_factory.mktemp("site-cache"))
     (folder / ".dvc").mkdir(parents=True)
@@ -87,16 +87,16 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     run("git", "add", ".")
     run("git", "commit", "-qm", "clone")
     head = run("git", "rev-parse", "HEAD").stdout.strip()
-    rows = {name: _row(folder, name, head) for name in ("plain", "better", "lost")}
-    run("dvc", "exp", "run", "-n", "plain", row=rows["plain"])
-    run("dvc", "exp", "run", "-n", "better", "-S", "model=retinanet_resnet18", row=rows["better"])
-    return Project(folder, run, rows)
+    run_ids = {name: _create_run(folder, name, head) for name in ("plain", "better", "lost")}
+    run("dvc", "exp", "run", "-n", "plain", run_id=run_ids["plain"])
+    run("dvc", "exp", "run", "-n", "better", "-S", "model=retinanet_resnet18", run_id=run_ids["better"])
+    return Project(folder, run, run_ids)
 
 
 @pytest.fixture
 def project(finished_project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """The same, as the current directory; what a test changes in the workspace is undone."""
-    for name in [name for name in os.environ if name.startswith(GONE)]:
+    """The finished project as the current folder; changes of a test in the workspace are undone."""
+    for name in [name for name in os.environ if name.startswith(DROPPED_VARIABLES)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(finished_project.folder)
     ref = next(
@@ -114,8 +114,8 @@ def _shrink(file: Path) -> None:
     yaml.dump(document, file)
 
 
-def _row(folder: Path, name: str, head: str) -> str:
-    """A row as `train` and `evaluate` leave one, as far as it leads back to the experiment."""
+def _create_run(folder: Path, name: str, head: str) -> str:
+    """A run with the tags that lead back to its experiment, as `train` and `evaluate` create it."""
     client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("detection")
     number = (

@@ -1,0 +1,121 @@
+"""`detection predict` as a user runs it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import ROOT, detection, error_line
+from PIL import Image
+
+from detection import params as parameters
+from detection.files import IMAGE_SUFFIXES
+
+
+def save_image(path: Path, width: int = 120, height: int = 80, mode: str = "RGB") -> Path:
+    """Save an image of noise."""
+    noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector file with random weights: detections everywhere, none of them correct."""
+    import torch
+
+    from detection.models.build import build_detector, save_detector
+
+    torch.manual_seed(0)
+    recipe = parameters.load(ROOT / "params.yaml").recipe
+    classes = ("ring", "cross", "leaf")
+    file = tmp_path_factory.mktemp("weights") / "detector.pt"
+    save_detector(file, build_detector(recipe, len(classes), None).state_dict(), recipe, classes, "toy")
+    return file
+
+
+def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
+    images = project / "images"
+    images.mkdir()
+    save_image(images / "b.png")
+    save_image(images / "a.jpg", 60, 100)
+    save_image(images / "grey.bmp", mode="L")
+    (images / "notes.txt").write_text("not an image")
+    done = detection(project, "predict", "images", "--weights", str(weights), "--threshold", "0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((project / "predictions" / "detections.json").read_text())
+    assert [one["file"] for one in found] == ["images/a.jpg", "images/b.png", "images/grey.bmp"]
+    assert [(one["width"], one["height"]) for one in found] == [(60, 100), (120, 80), (120, 80)]
+    assert all(one["detections"] for one in found)
+    for one in found:
+        with Image.open(project / "predictions" / Path(one["file"]).name) as drawn:
+            assert drawn.size >= (one["width"], one["height"])
+        for detection_ in one["detections"]:
+            x1, y1, x2, y2 = detection_["box"]
+            assert 0 <= x1 < x2 <= one["width"]
+            assert 0 <= y1 < y2 <= one["height"]
+            assert detection_["class"] == ("ring", "cross", "leaf")[detection_["label"]]
+            assert 0 <= detection_["score"] <= 1
+    assert f"{sum(len(one['detections']) for one in found)} detections on 3 images" in done.stdout
+
+
+def test_predict_keeps_scores_above_the_threshold(project: Path, weights: Path) -> None:
+    from detection.commands.predict import predict
+
+    file = save_image(project / "one.png").rename(project / "one")  # a file name without a suffix
+    every, some = project / "every", project / "some"
+    predict(file, weights, every, 0.0, "cpu")
+    (whole,) = json.loads((every / "detections.json").read_text())
+    scores = [one["score"] for one in whole["detections"]]
+    middle = (min(scores) + max(scores)) / 2
+    predict(file, weights, some, middle, "cpu")
+    (part,) = json.loads((some / "detections.json").read_text())
+    assert [one["score"] for one in part["detections"]] == [score for score in scores if score >= middle]
+    assert 0 < len(part["detections"]) < len(scores)
+    assert (some / "one.png").is_file()
+
+
+def test_predict_reports_broken_images_and_processes_the_others(project: Path, weights: Path) -> None:
+    images = project / "images"
+    images.mkdir()
+    save_image(images / "fine.png")
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff but no more")
+    (images / "empty.png").write_bytes(b"")
+    message = error_line(detection(project, "predict", "images", "--weights", str(weights)))
+    assert "images/broken.jpg cannot be read" in message
+    assert "1 more" in message
+    assert [one["file"] for one in json.loads((project / "predictions/detections.json").read_text())] == [
+        "images/fine.png"
+    ]
+
+
+def test_predict_names_what_is_missing(project: Path) -> None:
+    assert "nowhere does not exist" in error_line(detection(project, "predict", "nowhere"))
+    assert "no image files in ." in error_line(detection(project, "predict", "."))
+    save_image(project / "one.png")
+    assert "models/detector.pt does not exist" in error_line(detection(project, "predict", "one.png"))
+    assert "name another folder" in error_line(detection(project, "predict", "one.png", "--out", "."))
+
+
+def test_predict_refuses_a_file_that_is_not_a_detector(project: Path) -> None:
+    save_image(project / "one.png")
+    message = error_line(detection(project, "predict", "one.png", "--weights", "params.yaml"))
+    assert "params.yaml is not a detector" in message
+
+
+@pytest.mark.parametrize("threshold", ["50", "half", "nan"])
+def test_a_score_is_between_0_and_1(project: Path, threshold: str) -> None:
+    done = detection(project, "predict", "one.png", "--threshold", threshold)
+    assert done.returncode == 2
+    assert f"a score is between 0 and 1, not {threshold}" in done.stderr
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in IMAGE_SUFFIXES if suffix not in (".pgm", ".jpe")])
+def test_predict_reads_every_image_type_that_training_reads(
+    project: Path, weights: Path, suffix: str
+) -> None:
+    (project / "images").mkdir()
+    Image.new("RGB", (48, 32)).save(project / f"images/one{suffix}")
+    done = detection(project, "predict", "images", "--weights", str(weights))
+    assert done.returncode == 0, done.stderr
+    assert (project / f"predictions/one{suffix}").is_file()
