@@ -18,7 +18,7 @@ from detection.evaluation.protocol.results import SplitDetections
 from detection.experiments.contents import Workspace, read_params
 from detection.experiments.find import Experiment
 from detection.files import read_json
-from detection.params.reader import flatten
+from detection.text import flatten
 from detection.pipeline import LOCK, PARAMS, locked_code
 from detection.report.readers import read_table
 from detection.tracking.naming import as_text

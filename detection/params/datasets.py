@@ -1,40 +1,44 @@
-"""Datasets: where the raw data lies and which part of it is train, val and test.
+"""Datasets: location of the raw data, its splits, and how much training a dataset gets.
 
-`val` chooses the checkpoint, `test` is looked at by `evaluate` alone. `path` is relative to `DATA_ROOT`.
+`val` selects the checkpoint, `test` is read by `evaluate` alone. `path` is relative to `DATA_ROOT`.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from detection.params.constraints import Bounds, Count, CountOrZero
+
+HoldoutFraction = Annotated[float, Bounds(at_least=0, below=1)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetBase:
-    """What every dataset has."""
+    """Fields of every dataset."""
 
     path: str
     """Folder of the raw data, relative to `DATA_ROOT`."""
     digest: str | None = None
-    """What `prepare` must find: a hash over annotations and picture listing. Null: any, and it says which."""
+    """Expected hash of annotations and image files; null: not checked. `detection pin` writes it."""
     license: str = "unknown"
-    """Terms of the data, for the cards."""
+    """License of the data, for the reports and the model card."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShapesDataset(DatasetBase):
-    """Drawn objects on textured backgrounds, generated once as a VOC tree. Needs no download."""
+    """Synthetic objects on textured backgrounds, generated once in VOC layout; no download."""
 
     format: Literal["shapes"]
-    """The reader."""
-    image_size: int = 128
-    """Side of the square pictures in pixels."""
-    train: int = 1000
-    """Training pictures."""
-    val: int = 100
-    """Validation pictures."""
-    test: int = 200
-    """Test pictures."""
+    """Reader."""
+    image_size: Count = 128
+    """Side of the square images in pixels."""
+    train: Count = 1000
+    """Number of training images."""
+    val: CountOrZero = 100
+    """Number of validation images."""
+    test: Count = 200
+    """Number of test images."""
     seed: int = 0
-    """Another seed draws other pictures."""
+    """Seed of the generator."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,20 +46,20 @@ class VocDataset(DatasetBase):
     """Pascal VOC layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*."""
 
     format: Literal["voc"]
-    """The reader."""
+    """Reader."""
     train: tuple[str, ...]
-    """Split lists to train on, each `FOLDER/LIST` or `LIST`: `VOC2007/trainval` is the list
-    ImageSets/Main/trainval.txt of the folder VOC2007 under `path`. A name that ends in `/` is a folder
-    without lists, all of it; `./` is `path` itself."""
+    """Split lists of the training images, each `FOLDER/LIST` or `LIST`: `VOC2007/trainval` is the file
+    ImageSets/Main/trainval.txt in the folder VOC2007 of `path`. A name that ends in `/` is a folder without
+    lists, used whole; `./` is `path` itself."""
     val: tuple[str, ...] = ()
-    """Split lists that choose the checkpoint; none: see `holdout_fraction`."""
+    """Split lists that select the checkpoint; empty: see `holdout_fraction`."""
     test: tuple[str, ...] = ()
-    """Split lists that `evaluate` scores; none: see `holdout_fraction`."""
-    holdout_fraction: float = 0.0
-    """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
-    again becomes `test` where there is none."""
+    """Split lists that `evaluate` scores; empty: see `holdout_fraction`."""
+    holdout_fraction: HoldoutFraction = 0.0
+    """Fraction of train, chosen by a hash of the image id, that becomes `val` if the dataset has none; the
+    same fraction again becomes `test` if it has none."""
     classes: tuple[str, ...] | None = None
-    """Class names in order; null: those found in the training annotations, sorted."""
+    """Class names in order; null: those of the training annotations, sorted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,26 +67,25 @@ class CocoSplit:
     """One COCO split."""
 
     images: str
-    """Folder of the pictures, relative to the dataset's `path`."""
+    """Image folder, relative to the dataset's `path`."""
     annotations: str
     """Instances JSON, relative to the dataset's `path`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoDataset(DatasetBase):
-    """COCO instances JSON beside folders of pictures."""
+    """COCO layout: instances JSON beside image folders."""
 
     format: Literal["coco"]
-    """The reader."""
+    """Reader."""
     train: tuple[CocoSplit, ...]
-    """What is trained on."""
+    """Training split."""
     val: tuple[CocoSplit, ...] = ()
-    """What chooses the checkpoint; none: see `holdout_fraction`."""
+    """Split that selects the checkpoint; empty: see `holdout_fraction`."""
     test: tuple[CocoSplit, ...] = ()
-    """What `evaluate` scores; none: see `holdout_fraction`."""
-    holdout_fraction: float = 0.0
-    """Share of train, chosen by a hash of the picture id, that becomes `val` where there is none; as much
-    again becomes `test` where there is none."""
+    """Split that `evaluate` scores; empty: see `holdout_fraction`."""
+    holdout_fraction: HoldoutFraction = 0.0
+    """As for VOC."""
 
 
 Dataset = ShapesDataset | VocDataset | CocoDataset
@@ -91,11 +94,13 @@ FORMATS: dict[str, type[Dataset]] = {"shapes": ShapesDataset, "voc": VocDataset,
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """How much training a dataset gets. An empty budget is the recipe's own scale."""
+    """Preset, image size and amount of training of a dataset; null: as in the merged recipe."""
 
-    image_size: int | None = None
-    """Picture size in pixels, unless the recipe's size is fixed by its architecture."""
-    batch_size: int | None = None
-    """Pictures per step; the learning rate is scaled linearly with it."""
-    epochs: int | None = None
-    """Length of training; the schedule's milestones move in proportion."""
+    preset: str = "small"
+    """An entry of `presets`, or `published`: the recipe's own settings."""
+    image_size: Count | None = None
+    """Image size in pixels, unless the architecture fixes it (`fixed_size`)."""
+    batch_size: Count | None = None
+    """Images per step; the learning rate is scaled linearly with it."""
+    epochs: Count | None = None
+    """Length of training; the schedule's milestones and phases move in proportion."""

@@ -1,11 +1,9 @@
-"""Read `params.yaml`, check all of it, and return what the chosen model and dataset come to.
+"""Read `params.yaml`, check all of it, and merge the selected model's recipe for the selected dataset.
 
-How a recipe meets a dataset: recipe, then its `on.<dataset>`, then the dataset's budget.
-
-Every value that differs from the recipe's own is recorded with where it came from.
+Precedence, the last wins: the recipe, the budget's preset, the recipe's `overrides` for the preset, then for
+the dataset, the budget. Every value that differs from the recipe is recorded with its source.
 """
 
-import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,28 +16,21 @@ from detection.errors import ParamsError
 from detection.params import schema
 from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.recipe import ARCHITECTURES, Recipe
-from detection.params.schema import pick, validate
+from detection.params.recipe_base import RecipeBase, stages_of
+from detection.params.schema import build, check_keys, pick, refuse, validate
 from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Train
+from detection.text import flatten
 
 NAME = re.compile(r"[\w-]+")
-SECTIONS = (
-    "model",
-    "dataset",
-    "seed",
-    "models",
-    "datasets",
-    "budgets",
-    "prepare",
-    "pretrain",
-    "train",
-    "evaluate",
-    "plots",
-)
+PUBLISHED = "published"
+"""Budget preset of a recipe's own settings."""
+STAGES = {"prepare": Prepare, "pretrain": Pretrain, "train": Train, "evaluate": Evaluate, "plots": Plots}
+SECTIONS = ("model", "dataset", "seed", "presets", "models", "datasets", "budgets", *STAGES)
 
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """One value that is not the recipe's own."""
+    """Value that differs from the recipe's own."""
 
     key: str
     value: Any
@@ -48,7 +39,7 @@ class Override:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Params:
-    """Everything an experiment is made of."""
+    """All parameters of an experiment."""
 
     model: str
     """Name of the recipe."""
@@ -57,34 +48,34 @@ class Params:
     seed: int
     """Seed of everything random in training."""
     recipe: Recipe
-    """The recipe, merged for the dataset."""
+    """Recipe, merged for the dataset."""
     overrides: tuple[Override, ...]
-    """What the merge changed, and where each value came from."""
+    """Values that the merge changed, with their sources."""
     data: Dataset
-    """The dataset's entry."""
+    """Entry of the dataset."""
     prepare: Prepare
-    """How the raw data is read."""
+    """Reading of the raw data."""
     pretrain: Pretrain
-    """Where the backbone's weights come from."""
+    """Initial weights of the backbone."""
     train: Train
-    """How training is run."""
+    """Execution of training."""
     evaluate: Evaluate
-    """How the test split is scored."""
+    """Scoring of the test split."""
     plots: Plots
-    """Figures and page."""
+    """Figures and HTML page."""
 
     def flat(self) -> dict[str, Any]:
-        """Every value under its dotted key, for a tracker: `recipe.optimizer.lr`, `train.precision`."""
+        """Values that decide the results, by dotted key: `recipe.optimizer.lr`, `train.precision`."""
         return flatten({k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")})
 
 
 def load(path: str | Path = "params.yaml", model: str | None = None, dataset: str | None = None) -> Params:
-    """Read and check a params file; `model` and `dataset` stand in for the names it chooses.
+    """Read and check a params file; `model` and `dataset` replace the names that it selects.
 
-    All models, datasets and budgets are checked, not only the chosen ones: a slip shows the day it is made.
+    All presets, models, datasets and budgets are checked, not only the selected ones.
 
     Raises:
-        ParamsError: An unknown or missing key, name or value, with the nearest valid spelling.
+        ParamsError: Unknown or missing key, name or value, with the nearest valid spelling.
     """
     file = Path(path).name
     raw = read_yaml(path)
@@ -92,50 +83,50 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
         pick(dict.fromkeys(SECTIONS), key, str(key), "section", file)
     for key in SECTIONS:
         if key not in raw:
-            raise ParamsError(f"{file}: {key}: this section is needed and missing")
-    datasets = {name: _dataset(name, values, file) for name, values in _entries(raw, "datasets", file)}
+            raise ParamsError(f"{file}: {key}: this section is missing")
+    datasets = {
+        name: _dataset(values, f"datasets.{name}", file) for name, values in _named(raw, "datasets", file)
+    }
+    presets = {name: _preset(name, values, datasets, file) for name, values in _named(raw, "presets", file)}
     budgets = {
-        name: validate(Budget, values or {}, f"budgets.{name}", file)
-        for name, values in _entries(raw, "budgets", file)
+        name: _budget(name, values, datasets, presets, file) for name, values in _named(raw, "budgets", file)
     }
     for name in datasets:
         if name not in budgets:
             raise ParamsError(
-                f"{file}: budgets.{name} is missing; write {name}: {{}} for the recipe's own scale"
+                f"{file}: budgets.{name}: missing; {name}: {{}} selects the preset {Budget().preset}"
             )
-    for name in budgets:
-        pick(datasets, name, f"budgets.{name}", "dataset", file)
-    for name, values in _entries(raw, "models", file):
-        _check_model(name, values, datasets, file)
+    recipes = {
+        name: _Recipe(name, values, presets, budgets, file) for name, values in _named(raw, "models", file)
+    }
     model, dataset = model or raw["model"], dataset or raw["dataset"]
-    chosen = pick(raw["models"], model, "model", "model", file)
+    selected = pick(recipes, model, "model", "model", file)
     data = pick(datasets, dataset, "dataset", "dataset", file)
-    if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int):
-        raise ParamsError(f"{file}: seed: must be a whole number, not {raw['seed']!r}")
-    if raw["seed"] < 0:
-        raise ParamsError(f"{file}: seed: must be at least 0, not {raw['seed']}")
-    recipe, overrides = _merged(model, chosen, dataset, budgets[dataset], file)
+    if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int) or raw["seed"] < 0:
+        raise ParamsError(f"{file}: seed: must be a whole number, at least 0, not {raw['seed']!r}")
+    recipe, overrides = selected.merge(budgets[dataset].preset, dataset, budgets[dataset])
+    stages: dict[str, Any] = {key: validate(cls, raw[key], key, file) for key, cls in STAGES.items()}
     return Params(
         model=model,
         dataset=dataset,
         seed=raw["seed"],
         recipe=recipe,
-        overrides=tuple(overrides),
+        overrides=overrides,
         data=data,
-        prepare=validate(Prepare, raw["prepare"], "prepare", file),
-        pretrain=validate(Pretrain, raw["pretrain"], "pretrain", file),
-        train=validate(Train, raw["train"], "train", file),
-        evaluate=validate(Evaluate, raw["evaluate"], "evaluate", file),
-        plots=validate(Plots, raw["plots"], "plots", file),
+        **stages,
     )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file by YAML 1.2's rules, as DVC does: `1e-05` is a number, `off` and `1:2` are words."""
+    """Read a YAML 1.2 file with a mapping at the top.
+
+    Raises:
+        ParamsError: No such file, or not valid YAML.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ParamsError(f"{path} is not here; run from the repository's root") from None
+        raise ParamsError(f"{path} does not exist; run from the repository's root") from None
     try:
         raw = schema.read(text)
     except YAMLError as error:
@@ -147,135 +138,157 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
-def _entries(raw: Mapping[str, Any], section: str, file: str) -> list[tuple[str, Any]]:
+def _named(raw: Mapping[str, Any], section: str, file: str) -> list[tuple[str, Any]]:
+    """Entries of a section by name."""
     if not isinstance(raw[section], Mapping):
-        raise ParamsError(f"{file}: {section} must be a mapping of names")
-    for name in raw[section]:  # DVC takes a dot for a step down, and marks have meanings in its templates
+        raise ParamsError(f"{file}: {section}: must be a mapping of names to entries")
+    for name in raw[section]:  # DVC splits keys at dots, and its templates give a meaning to other characters
         if not (isinstance(name, str) and NAME.fullmatch(name)):
-            raise ParamsError(f"{file}: {section}: a name is of letters, digits, _ and -, not {name!r}")
+            raise ParamsError(f"{file}: {section}: a name has letters, digits, _ and - only, not {name!r}")
     return list(raw[section].items())
 
 
-def _dataset(name: str, values: Any, file: str) -> Dataset:
-    key = f"datasets.{name}"
-    kind = pick(FORMATS, _field(values, "format", key, file), f"{key}.format", "format", file)
-    dataset: Dataset = validate(kind, values, key, file)
+def _dataset(values: Any, key: str, file: str) -> Dataset:
+    dataset: Dataset = validate(_subclass(FORMATS, values, key, "format", file), values, key, file)
     return dataset
 
 
-def _check_model(name: str, values: Any, datasets: Mapping[str, Dataset], file: str) -> None:
-    """Check the recipe as published, and as each of its `overrides` entries leaves it."""
-    _merged(name, values, "", Budget(), file)
-    for dataset in values.get("overrides") or {}:
-        pick(datasets, dataset, f"models.{name}.overrides.{dataset}", "dataset", file)
-        for fixed in ("architecture", "backbone"):
-            if fixed in (values["overrides"][dataset] or {}):
-                where = f"models.{name}.overrides.{dataset}.{fixed}"
-                raise ParamsError(f"{file}: {where}: a recipe has one {fixed}; make another entry of models")
-        _merged(name, values, dataset, Budget(), file)
+def _subclass(classes: Mapping[str, type[Any]], values: Any, key: str, field: str, file: str) -> type[Any]:
+    """Dataclass that a field of an entry selects."""
+    if not isinstance(values, Mapping) or field not in values:
+        raise ParamsError(f"{file}: {key}.{field}: missing; this key is required")
+    selected: type[Any] = pick(classes, values[field], f"{key}.{field}", field, file)
+    return selected
 
 
-def _merged(
-    model: str, values: Any, dataset: str, budget: Budget, file: str
-) -> tuple[Recipe, list[Override]]:
-    key = f"models.{model}"
-    architecture = _field(values, "architecture", key, file)
-    kind = pick(ARCHITECTURES, architecture, f"{key}.architecture", "architecture", file)
-    own: Recipe = validate(kind, {k: v for k, v in values.items() if k != "overrides"}, key, file)
-    merged, overrides = merge({**asdict(own), "overrides": values.get("overrides")}, budget, model, dataset)
-    where = f"{key}.overrides.{dataset}" if dataset else key
-    recipe: Recipe = validate(kind, merged, where, file)
-    return recipe, overrides
+def _budget(
+    name: str, values: Any, datasets: Mapping[str, Any], presets: Mapping[str, Any], file: str
+) -> Budget:
+    pick(datasets, name, f"budgets.{name}", "dataset", file)
+    budget = validate(Budget, values or {}, f"budgets.{name}", file)
+    pick({**presets, PUBLISHED: None}, budget.preset, f"budgets.{name}.preset", "preset", file)
+    return budget
 
 
-def _field(values: Any, name: str, key: str, file: str) -> Any:
-    if not isinstance(values, Mapping) or name not in values:
-        raise ParamsError(f"{file}: {key}.{name}: this key is needed and missing")
-    return values[name]
+def _preset(name: str, values: Any, datasets: Mapping[str, Any], file: str) -> dict[str, Any]:
+    if name in datasets or name == PUBLISHED:
+        raise ParamsError(f"{file}: presets.{name}: this name is taken; rename the preset")
+    _refuse_fixed(values, f"presets.{name}", file)
+    check_keys(RecipeBase, _with_layers(values, ""), f"presets.{name}", file)
+    return dict(values)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one of dotted keys to plain values."""
-    rows: dict[str, Any] = {}
+def _with_layers(values: Any, backbone: str) -> Any:
+    """Replace `trainable_layers: all` by the number of the backbone's stages."""
+    if isinstance(values, Mapping) and values.get("trainable_layers") == "all":
+        return {**values, "trainable_layers": stages_of(backbone)}
+    return values
+
+
+def _refuse_fixed(values: Any, key: str, file: str) -> None:
+    for field in ("architecture", "backbone"):
+        if isinstance(values, Mapping) and field in values:
+            raise ParamsError(f"{file}: {key}.{field}: a recipe has one {field}; add another entry to models")
+
+
+class _Recipe:
+    """One entry of `models`, checked with every preset and every dataset that it has overrides for."""
+
+    def __init__(
+        self, name: str, values: Any, presets: Mapping[str, Any], budgets: Mapping[str, Budget], file: str
+    ) -> None:
+        self.key, self.file, self.presets = f"models.{name}", file, presets
+        cls = _subclass(ARCHITECTURES, values, self.key, "architecture", file)
+        own = _with_layers({k: v for k, v in values.items() if k != "overrides"}, str(values.get("backbone")))
+        self.recipe: Recipe = validate(cls, own, self.key, file)
+        self.overrides = values.get("overrides") or {}
+        for target, changes in self.overrides.items():
+            pick({**presets, **budgets}, target, f"{self.key}.overrides.{target}", "preset or dataset", file)
+            _refuse_fixed(changes, f"{self.key}.overrides.{target}", file)
+            if not isinstance(changes, Mapping):
+                raise ParamsError(
+                    f"{file}: {self.key}.overrides.{target}: must be a mapping, not {changes!r}"
+                )
+        for preset in presets:
+            self.merge(preset, "", Budget())
+        for dataset in self.overrides.keys() - presets.keys():
+            self.merge(budgets[dataset].preset, dataset, Budget())
+
+    def merge(self, preset: str, dataset: str, budget: Budget) -> tuple[Recipe, tuple[Override, ...]]:
+        """Return the recipe with a preset, its own overrides and a budget, and the values that changed.
+
+        The budget's batch size scales the learning rate linearly, its image size scales `max_size`, its
+        epochs scale milestones and phases.
+        """
+        values, sources = flatten(asdict(self.recipe)), {}
+        layers = {f"presets.{preset}": self.presets.get(preset, {})}
+        layers |= {f"{self.key}.overrides.{name}": self.overrides.get(name, {}) for name in (preset, dataset)}
+        for source, layer in layers.items():
+            for key, value in _leaves(_with_layers(layer, self.recipe.backbone)):
+                values[key], sources[key] = value, source
+        for key, value, source in _budget_changes(values, budget, f"budgets.{dataset}"):
+            if values[key] != value:
+                values[key], sources[key] = value, source
+        problems: list[str] = []
+        recipe: Recipe = build(type(self.recipe), _nested(values), "", problems)
+        refuse([self._located(one.removeprefix("."), sources) for one in problems], self.file)
+        own = flatten(asdict(self.recipe))
+        changed = {key: value for key, value in flatten(asdict(recipe)).items() if value != own[key]}
+        return recipe, tuple(Override(key, value, sources[key]) for key, value in changed.items())
+
+    def _located(self, problem: str, sources: Mapping[str, str]) -> str:
+        """Prefix a problem of the merged recipe with the entry that its value is from."""
+        field = problem.split(":")[0]
+        found = [source for key, source in sources.items() if f"{key}.".startswith(f"{field}.")]
+        if found:
+            return f"{found[-1]}.{problem}"
+        return f"{self.key}.{problem}, with {' and '.join(sorted({*sources.values()}))}"
+
+
+def _budget_changes(values: Mapping[str, Any], budget: Budget, source: str) -> Iterator[tuple[str, Any, str]]:
+    """Keys, values and sources of the changes that a budget makes to a flat recipe."""
+    if budget.image_size is not None and not values["fixed_size"]:
+        if values["max_size"]:
+            scaled = round(values["max_size"] * budget.image_size / values["image_size"])
+            yield "max_size", scaled, f"scaled by {source}.image_size"
+        yield "image_size", budget.image_size, source
+    if budget.batch_size is not None:
+        lr = values["optimizer.lr"] * budget.batch_size / values["batch_size"]
+        yield "optimizer.lr", lr, f"scaled by {source}.batch_size"
+        yield "batch_size", budget.batch_size, source
+    if budget.epochs is not None:
+        length = values["epochs"] or values["iterations"]
+        if values["schedule.milestones"]:
+            moved = [round(m * budget.epochs / length, 3) for m in values["schedule.milestones"]]
+            yield "schedule.milestones", moved, f"scaled by {source}.epochs"
+        if values["schedule.phases"]:
+            factor = budget.epochs / length
+            phases = [{**p, "until": round(p["until"] * factor, 3)} for p in values["schedule.phases"]]
+            yield "schedule.phases", phases, f"scaled by {source}.epochs"
+        yield "iterations", None, source
+        yield "epochs", budget.epochs, source
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a nested mapping; an empty mapping has none."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            rows |= flatten(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            rows[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return rows
+            yield f"{prefix}{key}", value
 
 
-def merge(
-    raw: Mapping[str, Any], budget: Budget, model: str, dataset: str
-) -> tuple[dict[str, Any], list[Override]]:
-    """Merge a raw recipe with its `overrides` entry and a budget.
-
-    Args:
-        raw: The recipe as it stands in `params.yaml`; all keys valid.
-        budget: The dataset's budget.
-        model: Name of the recipe.
-        dataset: Name of the dataset.
-
-    Returns:
-        The merged mapping without `overrides`, and what was overridden. A budget's batch size scales the
-        learning rate linearly, its image size scales `max_size`, its epochs scale the milestones and phases.
-    """
-    merged = copy.deepcopy({key: value for key, value in raw.items() if key != "overrides"})
-    overrides: list[Override] = []
-    for path, value in _leaves((raw.get("overrides") or {}).get(dataset) or {}):
-        _put(merged, path, copy.deepcopy(value))
-        overrides.append(Override(".".join(path), value, f"models.{model}.overrides.{dataset}"))
-
-    def override(key: str, value: Any, source: str) -> None:
-        if _get(merged, key.split(".")) != value:
-            _put(merged, key.split("."), value)
-            overrides.append(Override(key, value, source))
-
-    source = f"budgets.{dataset}"
-    if budget.image_size is not None and not merged.get("fixed_size"):
-        if max_size := merged.get("max_size"):
-            scaled = round(max_size * budget.image_size / merged["image_size"])
-            override("max_size", scaled, f"{source}.image_size, in proportion")
-        override("image_size", budget.image_size, source)
-    if budget.batch_size is not None:
-        optimizer = merged.get("optimizer") or {}
-        if "lr" in optimizer:
-            lr = optimizer["lr"] * budget.batch_size / merged["batch_size"]
-            override("optimizer.lr", lr, f"{source}.batch_size, linear scaling")
-        override("batch_size", budget.batch_size, source)
-    if budget.epochs is not None:
-        length = merged.get("epochs") or merged.get("iterations")
-        milestones = (merged.get("schedule") or {}).get("milestones")
-        if length and milestones:
-            moved = [round(m * budget.epochs / length, 3) for m in milestones]
-            override("schedule.milestones", moved, f"{source}.epochs, in proportion")
-        phases = (merged.get("schedule") or {}).get("phases")
-        if length and phases:
-            share = budget.epochs / length
-            ends = [{**phase, "until": round(phase["until"] * share, 3)} for phase in phases]
-            override("schedule.phases", ends, f"{source}.epochs, in proportion")
-        override("iterations", None, source)
-        override("epochs", budget.epochs, source)
-    return merged, overrides
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def _get(tree: Mapping[str, Any], path: list[str]) -> Any:
-    for part in path[:-1]:
-        tree = tree.get(part) or {}
-    return tree.get(path[-1])
-
-
-def _put(tree: dict[str, Any], path: list[str] | tuple[str, ...], value: Any) -> None:
-    for part in path[:-1]:
-        if not isinstance(tree.get(part), dict):
-            tree[part] = {}
-        tree = tree[part]
-    tree[path[-1]] = value
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, last = key.split(".")
+        node = tree
+        for part in path:
+            if not isinstance(
+                node.get(part), dict
+            ):  # a plain value where the recipe has a group, or vice versa
+                node[part] = {}
+            node = node[part]
+        node[last] = value
+    return tree

@@ -38,7 +38,7 @@ def validate(cls: type[T], values: object, key: str, file: str) -> T:
         ParamsError: All problems at once, one per line, each with its key and the nearest valid spelling.
     """
     problems: list[str] = []
-    built: T = _build(cls, values, key, problems)
+    built: T = build(cls, values, key, problems)
     refuse(problems, file)
     return built
 
@@ -67,7 +67,8 @@ def pick(mapping: Mapping[str, Any], name: object, key: str, what: str, file: st
     raise ParamsError(f"{file}: {key}: unknown {what} {name!r}; {did_you_mean(name, mapping)}")
 
 
-def _build(cls: Any, values: object, key: str, problems: list[str]) -> Any:
+def build(cls: Any, values: object, key: str, problems: list[str]) -> Any:
+    """As `validate`, but append the problems to a list and return None if there are any."""
     before = len(problems)
     built = _fields(cls, values, key, problems)
     if isinstance(values, Mapping):
@@ -102,9 +103,9 @@ def _convert(annotation: Any, value: object, key: str, problems: list[str]) -> A
     for option in options:
         items = get_args(option)
         if is_dataclass(option) and value is not None:
-            return _build(option, value, key, problems)
+            return build(option, value, key, problems)
         if get_origin(option) is tuple and is_dataclass(items[0]) and isinstance(value, list | tuple):
-            return tuple(_build(items[0], one, f"{key}[{i}]", problems) for i, one in enumerate(value))
+            return tuple(build(items[0], one, f"{key}[{i}]", problems) for i, one in enumerate(value))
     try:
         converted = msgspec.convert(value, annotation, strict=True)
     except msgspec.ValidationError as error:

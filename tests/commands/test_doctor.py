@@ -222,8 +222,11 @@ def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> No
 
 
 def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> None:
-    """The sizes of `overrides.bccd` fit them."""
+    """The sizes of `overrides.small` fit them."""
     folder = project(tmp_path / "work", ENTRY)
+    document = YAML(typ="safe").load(folder / "params.yaml")
+    del document["models"]["retinanet_v2"]["overrides"]["small"]["anchors"]
+    YAML(typ="safe").dump(document, folder / "params.yaml")
     published, ours = (
         run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", model)
         for model in ("retinanet_v2", "retinanet")

@@ -3,11 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 from dvc.utils.serialize import modify_yaml
 from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
 from detection.params import load
+from detection.params.recipe_base import stages_of
 from detection.params.stages import Checks
 
 Edit = tuple[str, Any]
@@ -54,10 +56,10 @@ def edited(tmp_path: Path) -> Any:
             ("models.retinanet.overrides.shapes.backbone", "resnet18"),
             "overrides.shapes.backbone: a recipe has one backbone",
         ),
-        (("datasets.my data", {}), "datasets: a name is of letters, digits, _ and -, not 'my data'"),
+        (("datasets.my data", {}), "datasets: a name has letters, digits, _ and - only, not 'my data'"),
         (
             ("models.retinanet.overrides.shape", {}),
-            "models.retinanet.overrides.shape: unknown dataset 'shape'",
+            "overrides.shape: unknown preset or dataset 'shape'",
         ),
         (("models.ssd300.resize", "keep"), "set resize: stretch"),
         (("models.ssd300.image_size", 512), "do not fit 512 pixels; the steps are for another image_size"),
@@ -118,73 +120,145 @@ def edited(tmp_path: Path) -> Any:
         (("train.precision", "bf17"), "'bf17' is not possible; did you mean 'bf16'?"),
         (("train.accumulate", True), "train.accumulate: Expected int, got bool: True"),
         (("budgets.shapes.epoch", 3), "budgets.shapes.epoch: unknown key; did you mean 'epochs'?"),
-        (("budgets.shapes", KeyError), "budgets.shapes is missing"),
+        (("budgets.shapes", KeyError), "budgets.shapes: missing"),
         (("seed", 1.5), "seed: must be a whole number"),
-        (("seed", -1), "seed: must be at least 0, not -1"),
+        (("seed", -1), "seed: must be a whole number, at least 0, not -1"),
         (("train.validate_every", 0), "train.validate_every: must be at least 1, not 0"),
         (("train.early_stop", {"patience": 0}), "train.early_stop.patience: must be at least 1, not 0"),
         (("train.ema", 2), "train.ema: must be at least 0 and at most 1, not 2"),
         (("train.clip_gradients", -1), "train.clip_gradients: must be above 0, not -1"),
         (("evaluate.batch_size", 0), "evaluate.batch_size: must be at least 1, not 0"),
-        (("evaluate", KeyError), "evaluate: this section is needed and missing"),
+        (("evaluate", KeyError), "evaluate: this section is missing"),
         (("extra", 1), "unknown section 'extra'"),
+        (("presets", KeyError), "presets: this section is missing"),
+        (("presets.small.optimiser", {}), "presets.small.optimiser: unknown key; did you mean 'optimizer'?"),
+        (("presets.small.optimizer.lr", 0), "presets.small.optimizer.lr: must be above 0, not 0"),
+        (("presets.small.fpn_channels", 64), "presets.small.fpn_channels: unknown key"),
+        (("presets.small.backbone", "resnet18"), "presets.small.backbone: a recipe has one backbone"),
+        (("presets.small.trainable_layers", 6), "presets.small.trainable_layers: resnet50 has 5 stages"),
+        (("presets.small.augmentation", "multiscale"), "presets.small.augmentation: multiscale varies"),
+        (("presets.shapes", {}), "presets.shapes: this name is taken"),
+        (("presets.published", {}), "presets.published: this name is taken"),
+        (
+            ("budgets.shapes.preset", "smal"),
+            "shapes.preset: unknown preset 'smal'; did you mean 'small'?",
+        ),
+        (
+            ("models.retinanet.overrides.shapes.fg_iou", 0.3),
+            "retinanet.bg_iou: is above fg_iou (0.4 > 0.3)",
+        ),
+        (("models.retinanet.overrides.small", 3), "overrides.small: must be a mapping, not 3"),
+        (("models.retinanet.overrides.small.optimizer", 3), "overrides.small.optimizer: must be a mapping"),
+        (
+            ("models.retinanet.overrides.small.image_size", {"x": 1}),
+            "small.image_size: Expected int",
+        ),
     ],
 )
-def test_a_slip_is_named_with_its_key_and_the_nearest_spelling(edited: Any, edit: Edit, words: str) -> None:
+def test_an_error_names_the_key_and_the_nearest_spelling(edited: Any, edit: Edit, words: str) -> None:
     with pytest.raises(ParamsError) as raised:
         load(edited(edit))
     assert words in str(raised.value)
     assert str(raised.value).startswith("params.yaml: ")
 
 
-def test_all_faults_of_a_section_are_told_at_once(edited: Any) -> None:
+def test_all_problems_of_a_section_are_reported_at_once(edited: Any) -> None:
     with pytest.raises(ParamsError) as raised:
         load(edited(("train.precison", "x"), ("train.monitor", "ap"), ("train.log_every", "x")))
     assert len(str(raised.value).splitlines()) == 3
 
 
-def test_yaml_is_read_by_the_rules_of_1_2(tmp_path: Path) -> None:
+def test_yaml_1_2_is_read(tmp_path: Path) -> None:
     text = Path("params.yaml").read_text()
-    assert "weight_decay: 1e-4" in text  # YAML 1.1 would read this as a word
+    assert "weight_decay: 1e-4" in text  # YAML 1.1 would read this as a string
     assert load().recipe.optimizer.weight_decay > 0
     broken = tmp_path / "params.yaml"
     broken.write_text("a: [1\nb: 2")
     with pytest.raises(ParamsError, match="not valid YAML"):
         load(broken)
-    with pytest.raises(ParamsError, match="run from the repository's root"):
+    with pytest.raises(ParamsError, match="does not exist"):
         load(tmp_path / "none.yaml")
 
 
-def test_the_merge_goes_from_recipe_to_dataset_to_budget_and_says_so(edited: Any) -> None:
+def test_precedence_and_sources(edited: Any) -> None:
     path = edited(
         ("budgets.shapes", {"image_size": 100, "batch_size": 4, "epochs": 13}),
         (
-            "models.retinanet.overrides.shapes",
-            {"optimizer": {"lr": 0.08}, "image_size": 640, "trainable_layers": 2},
+            "models.retinanet.overrides",
+            {
+                "small": {"optimizer": {"lr": 0.07, "momentum": 0.8}, "nms_threshold": 0.4},
+                "shapes": {"optimizer": {"lr": 0.08}, "image_size": 640, "trainable_layers": 2},
+            },
         ),
     )
     params = load(path, model="retinanet", dataset="shapes")
     recipe = params.recipe
+    assert recipe.bn == "live"
+    assert recipe.nms_threshold == 0.4
     assert recipe.trainable_layers == 2
-    assert recipe.image_size == 100  # the budget has the last word
+    assert recipe.image_size == 100
     assert recipe.max_size == round(1333 * 100 / 640)
     assert recipe.batch_size == 4
-    assert recipe.optimizer.lr == pytest.approx(0.08 * 4 / 16)
-    assert recipe.optimizer.momentum == 0.9  # a sibling of what `overrides` changes stays
+    assert recipe.optimizer.lr == pytest.approx(0.08 * 4 / 8)  # relative to the preset's batch size
+    assert recipe.optimizer.momentum == 0.8
+    assert recipe.detections_per_image == 300
     assert (recipe.epochs, recipe.schedule.milestones) == (13, (8, 11))
     sources = {one.key: one.source for one in params.overrides}
+    assert sources["bn"] == "presets.small"
+    assert sources["nms_threshold"] == "models.retinanet.overrides.small"
     assert sources["trainable_layers"] == "models.retinanet.overrides.shapes"
-    assert sources["optimizer.lr"] == "budgets.shapes.batch_size, linear scaling"
-    assert sources["schedule.milestones"] == "budgets.shapes.epochs, in proportion"
+    assert sources["image_size"] == "budgets.shapes"
+    assert sources["optimizer.lr"] == "scaled by budgets.shapes.batch_size"
+    assert sources["schedule.milestones"] == "scaled by budgets.shapes.epochs"
+    values = {one.key: one.value for one in params.overrides}
+    assert "detections_per_image" not in values, "it is the recipe's own"
+    assert values["optimizer.lr"] == recipe.optimizer.lr
+
+
+def test_a_published_budget_keeps_the_recipe(edited: Any) -> None:
+    path = edited(("budgets.shapes", {"preset": "published"}))
+    params = load(path, model="fcos")
+    assert (params.recipe.bn, params.recipe.optimizer.name, params.recipe.epochs) == ("frozen", "sgd", 26)
+    assert params.overrides == ()
 
 
 def test_a_default_learning_rate_is_scaled_too(edited: Any) -> None:
     path = edited(
         ("models.retinanet.optimizer", {}),
         ("models.retinanet.overrides", {}),
-        ("budgets.shapes", {"batch_size": 8}),
+        ("budgets.shapes", {"preset": "published", "batch_size": 8}),
     )
     assert load(path, model="retinanet").recipe.optimizer.lr == pytest.approx(0.01)
+
+
+@pytest.fixture(scope="module")
+def new_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    raw = YAML(typ="safe").load(Path("params.yaml"))
+    raw["datasets"]["mine"] = {"format": "voc", "path": "mine", "train": ["./"], "holdout_fraction": 0.1}
+    raw["budgets"]["mine"] = {"image_size": 160, "batch_size": 8, "epochs": 15}
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    YAML(typ="safe").dump(raw, path)
+    return path
+
+
+@pytest.mark.parametrize("model", YAML(typ="safe").load(Path("params.yaml"))["models"])
+def test_a_new_dataset_gets_the_preset_for_small_data(new_dataset: Path, model: str) -> None:
+    recipe = load(new_dataset, model=model, dataset="mine").recipe
+    assert recipe.optimizer.name == "adamw"
+    vgg = recipe.backbone == "vgg16"  # has no normalization
+    assert recipe.optimizer.lr == (2e-4 if vgg else 2.4e-3 if model == "retinanet_257" else 1.2e-3)
+    assert recipe.schedule.name == "cosine"
+    assert recipe.schedule.phases == ()
+    assert (recipe.bn, recipe.augmentation) == ("live", "flip")
+    assert recipe.trainable_layers == stages_of(recipe.backbone)
+    assert getattr(recipe, "head_norm", "group") == "group"
+    assert (recipe.epochs, recipe.iterations, recipe.batch_size) == (15, None, 8)
+
+
+def test_all_layers_of_a_preset_are_the_stages_of_the_backbone(edited: Any) -> None:
+    for backbone, stages in (("resnet18", 5), ("mobilenet_v3_small", 6)):
+        path = edited(("models.fasterrcnn.backbone", backbone))
+        assert load(path, model="fasterrcnn").recipe.trainable_layers == stages
 
 
 def test_a_fixed_size_is_not_changed_by_a_budget(edited: Any) -> None:
@@ -203,7 +277,7 @@ def test_an_epoch_budget_replaces_iterations(edited: Any) -> None:
     assert (recipe.epochs, recipe.iterations, recipe.schedule.milestones) == (10, None, (6,))
 
 
-def test_every_model_and_dataset_of_ours_goes_together() -> None:
+def test_every_model_loads_with_every_dataset() -> None:
     raw = YAML(typ="safe").load(Path("params.yaml"))
     for model in raw["models"]:
         for dataset in raw["datasets"]:
@@ -217,19 +291,19 @@ def test_flat_params_have_a_scalar_or_list_under_each_key() -> None:
 
 
 @pytest.mark.parametrize("section", ["prepare", "pretrain", "train", "evaluate", "plots"])
-def test_every_key_of_a_section_stands_in_the_file(section: str) -> None:
-    """`dvc exp run -S` changes only keys that are there."""
+def test_every_key_of_a_section_is_in_the_file(section: str) -> None:
+    """`dvc exp run -S` changes existing keys only."""
     raw = YAML(typ="safe").load(Path("params.yaml"))[section]
     assert raw.keys() == {field.name for field in fields(getattr(load(), section))}
 
 
-def test_every_check_stands_in_the_file_with_its_default() -> None:
+def test_every_check_is_in_the_file_with_its_default() -> None:
     raw = YAML(typ="safe").load(Path("params.yaml"))["prepare"]["checks"]
     assert raw == asdict(Checks())
 
 
-def test_dvc_changes_no_line_but_the_one_it_is_told_to(tmp_path: Path) -> None:
-    """`-S` writes the whole file anew: in DVC's own layout a `git diff` shows the one change."""
+def test_dvc_keeps_the_layout(tmp_path: Path) -> None:
+    """DVC writes the whole file; in its own layout a `git diff` shows the changed line only."""
     copy = tmp_path / "params.yaml"
     copy.write_text(Path("params.yaml").read_text())
     with modify_yaml(str(copy)) as raw:
@@ -239,8 +313,26 @@ def test_dvc_changes_no_line_but_the_one_it_is_told_to(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("models.retinanet.overrides.shapes.optimizer.lr", 5e-4),
+        ("presets.small.optimizer.lr", 6e-4),
+        ("models.ssd300.overrides.small.optimizer.lr", 1e-4),
+    ],
+)
+def test_dvc_sets_a_nested_value(tmp_path: Path, key: str, value: float) -> None:
+    copy = tmp_path / "params.yaml"
+    copy.write_text(Path("params.yaml").read_text())
+    apply_overrides(str(copy), [f"{key}={value}"])
+    model = key.split(".")[1] if key.startswith("models") else "fcos"
+    before, after = (load(path, model=model, dataset="shapes") for path in ("params.yaml", copy))
+    assert after.recipe == before.recipe.update({"optimizer.lr": value})
+    assert asdict(after.train) == asdict(before.train)
+
+
 @pytest.mark.parametrize("name", ["v1.0", "a/b", "${x}", 2007])
-def test_a_name_that_dvc_would_read_otherwise_is_refused(edited: Any, name: object) -> None:
-    """`datasets.v1.0` is a key 0 in v1 to DVC: no stage would run, or none again after a change."""
-    with pytest.raises(ParamsError, match="budgets: a name is of letters, digits, _ and -"):
+def test_a_name_with_a_meaning_for_dvc_is_refused(edited: Any, name: object) -> None:
+    """DVC reads `datasets.v1.0` as the key 0 in v1."""
+    with pytest.raises(ParamsError, match="budgets: a name has letters"):
         load(edited(("budgets", {name: {}})))
