@@ -7,8 +7,8 @@ from detection.errors import DataError
 from detection.experiments.contents import RunFiles, read_params
 from detection.experiments.find import commits_of, experiments_of, open_store, run_of
 from detection.experiments.repository import DvcExperiment, Repository
-from detection.text import flatten
 from detection.pipeline import NOT_CODE, PARAMS, parse
+from detection.text import flatten
 from detection.tracking.naming import as_text
 
 APPLY_STASH = "refs/exps/apply/stash"
