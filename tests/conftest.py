@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from experiment_projects import finished_project, project
+
+from tests.experiment_projects import finished_project, project
 
 __all__ = ["finished_project", "project", "shared_data"]
 

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import ROOT, detection, error_line
 
 from detection.cli import COMMANDS
+from tests.command_line import ROOT, detection, error_line
 
 PROGRAM = """
 import sys

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import detection, error_line
 from PIL import Image
+
+from tests.command_line import detection, error_line
 
 
 def test_a_sheet_of_training_images(project: Path, with_shapes: Callable[[str], Path]) -> None:

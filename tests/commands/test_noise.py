@@ -1,10 +1,10 @@
 """`detection noise` with DVC's real queue."""
 
 import pytest
-from experiment_projects import Project
 
 from detection.commands.noise import noise
 from detection.errors import DataError
+from tests.experiment_projects import Project
 
 
 def test_seeds_are_queued_once_and_reported_when_finished(project: Project) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import detection, error_line
 
 from detection.commands.pin import _with_digest
+from tests.command_line import detection, error_line
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT, detection, error_line
 from PIL import Image
 
 from detection import params as parameters
 from detection.files import IMAGE_SUFFIXES
+from tests.command_line import ROOT, detection, error_line
 
 
 def save_image(path: Path, width: int = 120, height: int = 80, mode: str = "RGB") -> Path:

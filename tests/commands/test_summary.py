@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from command_line import detection, error_line
+from tests.command_line import detection, error_line
 
 
 def test_check_lists_overridden_values(project: Path) -> None:

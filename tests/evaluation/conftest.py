@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
-from scenes import MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import MakeIndex
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from experiment_projects import Project
 from ruamel.yaml import YAML
 
 from detection.commands.compare import compare
 from detection.errors import DataError
+from tests.experiment_projects import Project
 
 
 def test_the_better_experiment_is_named(project: Project) -> None:

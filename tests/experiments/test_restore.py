@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from experiment_projects import Project
 
 from detection.errors import DataError
 from detection.experiments.repository import Repository
 from detection.experiments.restore import restore
 from detection.params.reader import read_yaml
+from tests.experiment_projects import Project
 
 
 def test_params_and_results_of_a_run_are_restored(project: Project) -> None:

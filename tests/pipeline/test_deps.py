@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from import_closure import closure
 from ruamel.yaml import YAML
 
 from detection.pipeline import PARAMS, is_code, paths
+from tests.pipeline.import_closure import closure
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]

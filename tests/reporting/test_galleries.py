@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from page_reader import read, words
 
 from detection.data.prepared import Prepared
 from detection.report.images import gallery
 from detection.report.images.gallery import Album
 from detection.report.images.image_matches import read_detections
 from detection.report.page import html
+from tests.reporting.page_reader import read, words
 
 SCORE, COUNT = 0.5, 6
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from page_reader import read, words
 from PIL import Image
+
+from tests.reporting.page_reader import read, words
 
 ROOT = Path(__file__).parents[2]
 HEAVY = """

@@ -7,7 +7,6 @@ from typing import TypeVar
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scenes import NUM_CLASSES, NUM_IMAGES, crowded_split, random_split
 
 from detection.errors import DetectionError
 from detection.evaluation.analysis import bootstrap
@@ -17,6 +16,7 @@ from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.coco_metrics import AT_50
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
+from tests.evaluation.scenes import NUM_CLASSES, NUM_IMAGES, crowded_split, random_split
 
 Side = TypeVar("Side", GroundTruth, Predictions)
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from scenes import NUM_CLASSES, MakeIndex, one_error_of_each_type, random_split
 
 from detection.evaluation.analysis import error_types, thresholds
 from detection.evaluation.analysis.error_types import ERROR_TYPES, CrossClassPairs, MatchResult
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
+from tests.evaluation.scenes import NUM_CLASSES, MakeIndex, one_error_of_each_type, random_split
 
 
 def test_each_type(make_index: MakeIndex) -> None:

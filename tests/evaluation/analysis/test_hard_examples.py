@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scenes import NUM_CLASSES, NUM_IMAGES, MakeIndex, random_split
 
 from detection.data.index import Index
 from detection.evaluation.analysis import error_types, hard_examples
@@ -12,6 +11,7 @@ from detection.evaluation.analysis.error_types import CrossClassPairs, MatchResu
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import NUM_CLASSES, NUM_IMAGES, MakeIndex, random_split
 
 
 def match_result(overlaps: Overlaps) -> tuple[MatchResult, CrossClassPairs]:

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from scenes import NUM_CLASSES, NUM_IMAGES, MakeIndex, random_split
 
 from detection.evaluation.analysis import recall
 from detection.evaluation.analysis.error_types import CrossClassPairs, MatchResult
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import NUM_CLASSES, NUM_IMAGES, MakeIndex, random_split
 
 
 def match_result(overlaps: Overlaps) -> tuple[MatchResult, CrossClassPairs]:

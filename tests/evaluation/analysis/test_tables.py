@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scenes import FindAll, MakeIndex, one_error_of_each_type
 
 from detection.evaluation.analysis.tables import build_tables, per_class_table, pr_curve_table, write_tables
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import FindAll, MakeIndex, one_error_of_each_type
 
 
 def test_per_class_table(make_index: MakeIndex, perfect: FindAll) -> None:

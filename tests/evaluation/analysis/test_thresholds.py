@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from scenes import NUM_CLASSES, MakeIndex, one_error_of_each_type, random_split
 
 from detection.evaluation.analysis import thresholds
 from detection.evaluation.analysis.error_types import MatchResult
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
+from tests.evaluation.scenes import NUM_CLASSES, MakeIndex, one_error_of_each_type, random_split
 
 
 def test_confusion_by_hand(make_index: MakeIndex) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scenes import FindAll, MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import FindAll, MakeIndex
 
 
 @pytest.fixture(scope="module")

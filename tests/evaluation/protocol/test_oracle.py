@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scenes import NUM_CLASSES, MakeIndex, crowded_split, random_split
 
 from detection.errors import VerificationError
 from detection.evaluation.protocol import coco_metrics, oracle, ordering
@@ -13,6 +12,7 @@ from detection.evaluation.protocol.coco_metrics import CocoScore
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import NUM_CLASSES, MakeIndex, crowded_split, random_split
 
 
 def assert_same(truth: GroundTruth, predictions: Predictions) -> CocoScore:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from scenes import MakeIndex
 
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import MakeIndex
 
 corner = st.floats(-10, 500, width=32)
 side = st.floats(0, 500, width=32)

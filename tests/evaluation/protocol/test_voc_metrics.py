@@ -10,11 +10,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from scenes import FindAll, MakeIndex
 
 from detection.data.index import Index, Record, pack
 from detection.evaluation.protocol import voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
+from tests.evaluation.scenes import FindAll, MakeIndex
 
 Box = tuple[int, int, int, int]
 Truth = list[list[tuple[Box, int, bool]]]
