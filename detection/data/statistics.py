@@ -27,7 +27,7 @@ def describe(raw: RawDataset, dataset: Dataset) -> dict[str, Any]:
         "digest": raw.digest,
         "classes": list(raw.classes),
         "splits": {split: describe_split(index, raw.classes) for split, index in raw.splits.items()},
-        "faults": raw.problems.summary(),
+        "problems": raw.problems.summary(),
     }
     if dataset.format == "shapes":
         card["generator"] = read_json(raw.root / MARKER)

@@ -1,6 +1,7 @@
 """Report of `detection doctor`, section by section, as lines of text."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,18 +78,17 @@ def labels(raw: RawDataset, recipe: Recipe) -> list[str]:
     pairs = overlapping_pairs(train, min(SAME_OBJECT_IOU, recipe.nms_threshold))
     images = train.image_rows()
 
-    def where(rows: NDArray[np.int64]) -> str:
-        ids = dict.fromkeys(train.ids[images[pairs.first[rows]]].tolist())
-        return listed([one.decode() for one in ids], MAX_EXAMPLES)
-
-    same = f"IoU ≥ {SAME_OBJECT_IOU}"
-    if len(rows := pairs.duplicates):
-        lines.append(f"    duplicates (same class, {same}): {len(rows):,} pairs, in {where(rows)}")
-    if len(rows := pairs.conflicts):
-        counts = [
-            f"{names[a]}/{names[b]} {count:,}" for (a, b), count in pairs.conflicting_labels().most_common()
-        ]
-        lines.append(f"    two classes ({same}): {len(rows):,} pairs: {listed(counts)}; in {where(rows)}")
+    for same_class, description in ((True, "duplicates"), (False, "two classes")):
+        same = pairs.same_object(same_class)
+        counts = Counter(f"{names[a]}/{names[b]}" for a, b in np.sort(same.labels, axis=1).tolist())
+        ids = dict.fromkeys(train.ids[images[same.first]].tolist())
+        if counts:
+            pair_counts = listed([f"{pair} {count:,}" for pair, count in counts.most_common()])
+            where = listed([one.decode() for one in ids], MAX_EXAMPLES)
+            lines.append(
+                f"    {description} (IoU ≥ {SAME_OBJECT_IOU}): {len(same.iou):,} pairs"
+                f"{'' if same_class else f': {pair_counts}'}; in {where}"
+            )
     lost = pairs.lost_to_nms(recipe.nms_threshold)
     lines.append(
         f"    NMS at {recipe.nms_threshold} drops {lost:,} of {len(train.labels):,} objects "

@@ -3,9 +3,8 @@
 Letters: C classes, T objects, P pairs of objects of one image.
 """
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,19 +61,10 @@ class Pairs:
     labels: NDArray[np.int64]
     """[P, 2] labels of both objects."""
 
-    @property
-    def duplicates(self) -> NDArray[np.int64]:
-        """Pairs that look like one object labeled twice with the same class."""
-        return np.flatnonzero((self.iou >= SAME_OBJECT_IOU) & (self.labels[:, 0] == self.labels[:, 1]))
-
-    @property
-    def conflicts(self) -> NDArray[np.int64]:
-        """Pairs that look like one object labeled with two classes."""
-        return np.flatnonzero((self.iou >= SAME_OBJECT_IOU) & (self.labels[:, 0] != self.labels[:, 1]))
-
-    def conflicting_labels(self) -> Counter[tuple[int, int]]:
-        """Number of conflicts per pair of labels, the smaller label first."""
-        return Counter((a, b) for a, b in np.sort(self.labels[self.conflicts], axis=1).tolist())
+    def same_object(self, same_class: bool) -> "Pairs":
+        """Pairs that look like one object labeled twice, with the same class or with two classes."""
+        keep = (self.iou >= SAME_OBJECT_IOU) & ((self.labels[:, 0] == self.labels[:, 1]) == same_class)
+        return Pairs(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
 
     def lost_to_nms(self, threshold: float) -> int:
         """Objects that NMS drops even if the detector is perfect, for equal scores in index order."""

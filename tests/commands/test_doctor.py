@@ -161,14 +161,14 @@ def test_the_doctor_names_every_planted_problem(planted: tuple[Path, dict[str, s
     assert done.stderr.startswith("error: mine has ")
     assert done.stderr.count("\n") == 1
     entries = json.loads((folder / "problems.json").read_text())
-    for image, kind in problems.items():
-        matching = [one for one in entries if image in one["where"] + one["detail"] and one["type"] == kind]
+    for image, name in problems.items():
+        matching = [one for one in entries if image in one["where"] + one["detail"] and one["type"] == name]
         assert len(matching) == 1, image
     assert len(entries) == len(problems) >= 20
-    for kind in set(problems.values()):
-        count = list(problems.values()).count(kind)
-        (line,) = [line for line in done.stdout.splitlines() if f"[{kind}: " in line]
-        assert int(line.split()[0]) == count, kind
+    for name in set(problems.values()):
+        count = list(problems.values()).count(name)
+        (line,) = [line for line in done.stdout.splitlines() if f"[{name}: " in line]
+        assert int(line.split()[0]) == count, name
     assert all(image in done.stdout for image in problems)
 
 
@@ -181,7 +181,7 @@ def test_prepare_refuses_all_types_in_one_message(
     assert "Traceback" not in done.stderr
     named = {line.split(":")[0].strip() for line in done.stderr.splitlines()[1:-1]}
     defaults = Checks()
-    assert named == {kind for kind in problems.values() if getattr(defaults, kind) == "error"}
+    assert named == {name for name in problems.values() if getattr(defaults, name) == "error"}
     assert "broken_image: 4: " in done.stderr
     assert "and 1 more" in done.stderr
     assert not (tmp_path / "work/data").exists()
@@ -191,14 +191,14 @@ def test_dropped_objects_and_images_are_in_the_statistics(
     planted: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     data, problems = planted
-    errors = [kind for kind in set(problems.values()) if getattr(Checks(), kind) == "error"]
+    errors = [name for name in set(problems.values()) if getattr(Checks(), name) == "error"]
     folder = project(tmp_path / "work", ENTRY, **dict.fromkeys(errors, "drop"))
     done = run(folder, data, "stages.prepare")
     assert done.returncode == 0, done.stderr
     assert "box_outside_image: 2 clipped: JPEGImages/partly_out.jpg: cat [39, 19, 70, 30]" in done.stdout
     card = json.loads((folder / "reports/dataset/card.json").read_text())
-    assert card["faults"]["zero_area"]["count"] == 2
-    assert card["faults"]["broken_image"]["action"] == "drop"
+    assert card["problems"]["zero_area"]["count"] == 2
+    assert card["problems"]["broken_image"]["action"] == "drop"
     left = {"no_width", "inverted", "partly_out", "wholly_out", "thread", "twice_drawn", "typo", "no_name"}
     left |= {"no_numbers", "turned", "two_files", "good0", "good1", "good2"}
     with np.load(folder / "data/prepared/train.npz") as index:
@@ -217,7 +217,7 @@ def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> No
     assert done.stdout.count("[zero_area: drop]") == done.stdout.count(": drop]") == 1  # no other problem
     assert "AP50 by chance: ± 0.05 on val, ± 0.06 on test" in done.stdout
     assert "most objects: RBC 2,381, fewest: Platelets 209, ratio 11" in done.stdout
-    assert "duplicates (same class, IoU ≥ 0.9): 4 pairs, in BloodImage_00020," in done.stdout
+    assert "duplicates (IoU ≥ 0.9): 4 pairs; in BloodImage_00020," in done.stdout
     assert done.stdout.endswith("  fcos has no anchors\n")
 
 

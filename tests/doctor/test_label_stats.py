@@ -60,9 +60,9 @@ def test_overlaps_by_hand() -> None:
         zip(pairs.first.tolist(), pairs.second.tolist(), pairs.iou.round(3).tolist(), strict=True)
     )
     assert listed == [(0, 2, 0.96), (3, 4, 0.96), (3, 5, 0.6), (4, 5, 0.625)]
-    assert pairs.first[pairs.duplicates].tolist() == [0]
-    assert pairs.first[pairs.conflicts].tolist() == [3]
-    assert dict(pairs.conflicting_labels()) == {(0, 1): 1}
+    assert pairs.same_object(True).first.tolist() == [0]
+    assert pairs.same_object(False).first.tolist() == [3]
+    assert pairs.same_object(False).labels.tolist() == [[1, 0]]
     assert (pairs.lost_to_nms(0.5), pairs.lost_to_nms(0.97)) == (1, 0)
 
 

@@ -45,15 +45,7 @@ MULTISCALE_SIDES = tuple(range(480, 801, 32))
 def draw_geometry(
     recipe: Recipe, rng: np.random.Generator, height: int, width: int, boxes: Floats
 ) -> Geometry:
-    """Draw the geometric transform of an image by the recipe's policy.
-
-    Args:
-        recipe: Augmentation policy and size of the result.
-        rng: Random generator.
-        height: Height of the image.
-        width: Width of the image.
-        boxes: [M, 4] boxes of its objects.
-    """
+    """Draw the geometric transform of an image with boxes [M, 4] by the recipe's policy and size."""
     policy, window, side = recipe.augmentation, (0, 0, width, height), recipe.image_size
     if policy == "letterbox":
         window = _letterbox(rng, height, width, side)

@@ -14,13 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 
 def jitter_colors(policy: str, rng: np.random.Generator, image: Tensor) -> Tensor:
-    """Apply the color transform of an augmentation policy, if it has one.
-
-    Args:
-        policy: Name of the augmentation policy.
-        rng: Random generator.
-        image: Tensor[3, H, W], uint8, RGB; not modified.
-    """
+    """Apply the color transform of a policy, if any, to Tensor[3, H, W], uint8, RGB; not in place."""
     if policy in ("ssd", "ssd_legacy"):
         return _photometric_distort(rng, image)
     return _hsv_jitter(rng, image) if policy == "letterbox" else image

@@ -90,14 +90,10 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def result_size(height: int, width: int, resize: str, size: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width of a resized image.
+    """Height and width of an image after resizing.
 
-    Args:
-        height: Height of the image.
-        width: Width of the image.
-        resize: `stretch` to a square, or `keep` the aspect ratio.
-        size: Side of the square, or length of the shorter side, in pixels.
-        max_size: Limit of the longer side in pixels, with `keep`.
+    `stretch` gives a square of side `size`. `keep` keeps the aspect ratio: the shorter side gets `size`
+    pixels, or fewer if the longer side would exceed `max_size`.
     """
     if resize == "stretch":
         return size, size
