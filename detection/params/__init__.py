@@ -1,10 +1,10 @@
-"""`params.yaml` as typed, validated, frozen objects; one module a section.
+"""`params.yaml` as typed, validated, frozen dataclasses.
 
     params = load("params.yaml")
-    params.recipe.optimizer.lr      # the chosen model's recipe, merged and scaled for the chosen dataset
+    params.recipe.optimizer.lr      # the selected model's recipe, merged for the selected dataset
 
-Imports neither torch nor mlflow: an error about params must reach a person in half a second. The dataclasses
-need nothing but Python; what reads YAML into them is imported when it is asked for.
+Imports neither torch nor mlflow, so that an error in `params.yaml` is shown within half a second. The
+dataclasses need the standard library only; the YAML reader is imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,28 +18,14 @@ if TYPE_CHECKING:
     from detection.params.reader import Params, load
 
 __all__ = [
-    "CocoDataset",
-    "Dataset",
-    "Evaluate",
-    "FCOSRecipe",
-    "FasterRCNNRecipe",
-    "Optimizer",
-    "Params",
-    "Plots",
-    "Pretrain",
-    "Recipe",
-    "RetinaNetRecipe",
-    "SSDRecipe",
-    "Schedule",
-    "ShapesDataset",
-    "Train",
-    "VocDataset",
-    "load",
-]
+    "CocoDataset", "Dataset", "Evaluate", "FCOSRecipe", "FasterRCNNRecipe", "Optimizer", "Params", "Plots",
+    "Pretrain", "Recipe", "RetinaNetRecipe", "SSDRecipe", "Schedule", "ShapesDataset", "Train",
+    "VocDataset", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    """`Params` and `load`, from where YAML is read."""
+    """Import `Params` and `load` on first use."""
     if name not in ("Params", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from detection.params import reader

@@ -84,9 +84,7 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     for key in SECTIONS:
         if key not in raw:
             raise ParamsError(f"{file}: {key}: this section is missing")
-    datasets = {
-        name: _dataset(values, f"datasets.{name}", file) for name, values in _named(raw, "datasets", file)
-    }
+    datasets = {name: _dataset(name, values, file) for name, values in _named(raw, "datasets", file)}
     presets = {name: _preset(name, values, datasets, file) for name, values in _named(raw, "presets", file)}
     budgets = {
         name: _budget(name, values, datasets, presets, file) for name, values in _named(raw, "budgets", file)
@@ -148,7 +146,8 @@ def _named(raw: Mapping[str, Any], section: str, file: str) -> list[tuple[str, A
     return list(raw[section].items())
 
 
-def _dataset(values: Any, key: str, file: str) -> Dataset:
+def _dataset(name: str, values: Any, file: str) -> Dataset:
+    key = f"datasets.{name}"
     dataset: Dataset = validate(_subclass(FORMATS, values, key, "format", file), values, key, file)
     return dataset
 

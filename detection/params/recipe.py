@@ -40,11 +40,7 @@ class Anchors:
             raise ValueError("sizes: the feature maps share one head; give each equally many sizes")
 
     def check_maps(self, count: int, what: str) -> None:
-        """Refuse sizes or strides for another number of feature maps than there are.
-
-        Raises:
-            ValueError: With the field, seen from the recipe.
-        """
+        """Raise ValueError for sizes or strides of another number of feature maps."""
         for name, entries in (("sizes", self.sizes), ("strides", self.strides)):
             if entries is not None and len(entries) != count:
                 raise ValueError(f"anchors.{name}: needs one entry per {what}: {count}, not {len(entries)}")
@@ -55,12 +51,8 @@ class RetinaNetAnchors(Anchors):
     """Anchor boxes of RetinaNet: three sizes per pyramid level P3 to P7, as torchvision rounds them."""
 
     sizes: tuple[tuple[Positive, ...], ...] = (
-        (32, 40, 50),
-        (64, 80, 101),
-        (128, 161, 203),
-        (256, 322, 406),
-        (512, 645, 812),
-    )
+        (32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406), (512, 645, 812)
+    )  # fmt: skip
     """Anchor sizes (square roots of areas) in pixels, per pyramid level, the finest first."""
 
 

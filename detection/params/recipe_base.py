@@ -12,14 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from detection.params.constraints import Bounds, Count, CountOrZero, Fraction, NonNegative, Positive
 
 Backbone = Literal[
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "vgg16",
-]
+    "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small", "mobilenet_v3_large", "vgg16"
+]  # fmt: skip
 Augmentation = Literal["none", "flip", "multiscale", "ssd", "ssd_legacy", "ssdlite", "letterbox", "crop"]
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 MOBILENETS = ("mobilenet_v3_small", "mobilenet_v3_large")

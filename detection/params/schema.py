@@ -24,15 +24,9 @@ UNIONS = (Union, UnionType)
 
 
 def validate(cls: type[T], values: object, key: str, file: str) -> T:
-    """Build a params dataclass from plain values.
+    """Build a params dataclass from the plain values at a dotted `key` of `file`.
 
     Types are strict (the string "0.1" is not a number); a list becomes a tuple, a whole number a float.
-
-    Args:
-        cls: Dataclass to build.
-        values: Content of the YAML at `key`.
-        key: Dotted path in `file`, for messages.
-        file: Name of the params file, for messages.
 
     Raises:
         ParamsError: All problems at once, one per line, each with its key and the nearest valid spelling.
@@ -44,11 +38,7 @@ def validate(cls: type[T], values: object, key: str, file: str) -> T:
 
 
 def check_keys(cls: type, values: object, key: str, file: str) -> None:
-    """Check the values of some of a dataclass's fields; rules between fields are not checked.
-
-    Raises:
-        ParamsError: As `validate`, but missing keys are allowed.
-    """
+    """As `validate`, for some of the fields: without required keys and rules between fields."""
     problems: list[str] = []
     _fields(cls, values, key, problems)
     refuse(problems, file)
@@ -138,14 +128,12 @@ def _out_of_bounds(annotation: Any, value: Any) -> Iterator[str]:
 
 
 BASES = {"0o": 8, "0x": 16}
+FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 SCALARS = {
     "null": (r"~|null|Null|NULL|", "~nN\0"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
+    "float": (FLOAT, "-+0123456789."),
     "merge": (r"<<", "<"),
 }
 """Tags of plain scalars: pattern, and possible first characters."""
@@ -157,20 +145,12 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's attribute, filled below
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """See PyYAML.
-
-        Raises:
-            ConstructorError: A key occurs twice.
-        """
+        """As PyYAML, with a ConstructorError for a duplicate key."""
         seen = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"duplicate key {key.value!r}; keep one, with the entries of both",
-                    key.start_mark,
-                )
+                problem = f"duplicate key {key.value!r}; keep one, with the entries of both"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
@@ -182,11 +162,8 @@ def _whole_number(loader: Loader, node: yaml.ScalarNode) -> int:
 
 
 for _name, (_pattern, _starts) in SCALARS.items():
-    Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_name}",
-        re.compile(f"^(?:{_pattern})$"),
-        [start.strip("\0") for start in _starts],
-    )
+    _first = [start.strip("\0") for start in _starts]
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
 Loader.add_constructor("tag:yaml.org,2002:int", _whole_number)
 
 
