@@ -60,7 +60,7 @@ def shrink(file: Path) -> None:
     document["models"]["sibling"] = dict(document["models"][model]) | {
         "optimizer": {"name": "sgd", "lr": 0.01}
     }
-    document["plots"] = {"samples": 2}
+    document["plots"] = {"sample_images": 2}
     yaml.dump(document, file)
 
 
