@@ -1,6 +1,8 @@
 """Choice of device, number of devices and precision."""
 
+import platform
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -35,6 +37,18 @@ def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int
         )
         raise ParamsError(f"params.yaml: train.devices: {count} is not possible here; set {limit}")
     return count
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

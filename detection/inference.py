@@ -1,4 +1,7 @@
-"""Inference: a detector over a split or over one image, and its detections as JSON."""
+"""Inference: a detector on a split or on one image, and its detections as JSON.
+
+Letters: M detections on one image. Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,58 +32,71 @@ def run_detector(
     precision: str = "fp32",
     score_threshold: float | None = None,
 ) -> SplitDetections:
-    """Detect on every picture of a split, in batches.
+    """Run a detector on every image of a split, in batches.
 
     Args:
-        detector: Left in the mode it came in.
+        detector: Detector; its training mode is restored at the end.
         index: The split.
-        root: Folder that its files are relative to.
-        recipe: Picture size.
-        batch_size: Pictures per forward pass.
+        root: Folder that the index's files are relative to.
+        recipe: Recipe, for the image size.
+        batch_size: Images per forward pass.
         device: `auto`, `cpu` or `cuda`; the detector is moved there.
         precision: `auto`, `bf16` or `fp32`.
-        score_threshold: Drop what scores lower; None drops nothing more.
+        score_threshold: Minimum score of returned detections; None for no further limit.
     """
-    place = pick_device(device)
-    dtype = pick_precision(precision, place)
-    loader = Loader(
-        DetectionDataset(index, root, recipe, train=False), batch_size, loader_workers("auto", place), False
-    )
+    target = pick_device(device)
+    dtype = pick_precision(precision, target)
+    dataset = DetectionDataset(index, root, recipe, train=False)
+    loader = Loader(dataset, batch_size, loader_workers("auto", target), shuffle=False)
     was_training = detector.training
-    detector.to(place).eval()
+    detector.to(target).eval()
     parts: list[SplitDetections] = []
     with torch.inference_mode():
         for batch in loader.epoch(0):
-            with autocast(place, dtype):
-                found = detector.detect(batch.images.to(place, non_blocking=True), batch.sizes)
-            parts.append(_pack(batch.rows, found, score_threshold))
+            with autocast(target, dtype):
+                detections = detector.detect(batch.images.to(target, non_blocking=True), batch.sizes)
+            parts.append(_pack(batch.rows, detections, score_threshold))
     detector.train(was_training)
     return SplitDetections.concat(parts)
 
 
-def detect_image(detector: Detector, recipe: Recipe, picture: Tensor) -> Detections:
-    """Detect on one picture, Tensor[3, H, W] uint8 RGB; boxes come back in its pixels, on the CPU."""
-    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    batch = collate([eval_sample(picture, *nothing, 0, recipe)], recipe)
+def detect_image(detector: Detector, recipe: Recipe, image: Tensor) -> Detections:
+    """Run a detector on one image.
+
+    Args:
+        detector: Detector in evaluation mode.
+        recipe: Recipe, for the image size.
+        image: Tensor[3, H, W], uint8, RGB.
+
+    Returns:
+        Detections on the CPU, boxes in pixels of `image`.
+    """
+    no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    batch = collate([eval_sample(image, no_boxes, no_labels, 0, recipe)], recipe)
     with torch.inference_mode():
-        found = detector.detect(batch.images.to(next(detector.parameters()).device), batch.sizes)[0]
-    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu())
+        (one,) = detector.detect(batch.images.to(next(detector.parameters()).device), batch.sizes)
+    return Detections(one.boxes.cpu(), one.scores.cpu(), one.labels.cpu())
 
 
-def _pack(rows: Sequence[int], found: Sequence[Detections], score_threshold: float | None) -> SplitDetections:
-    """A batch's detections on the host: three copies that wait for the device, not three a picture."""
+def _pack(
+    rows: Sequence[int], detections: Sequence[Detections], score_threshold: float | None
+) -> SplitDetections:
+    """Copy a batch's detections to the host: three copies that wait for the device, not three per image."""
     boxes, scores, labels = (
-        torch.cat([getattr(one, part) for one in found]).cpu() for part in ("boxes", "scores", "labels")
+        torch.cat([getattr(one, field) for one in detections]).cpu()
+        for field in ("boxes", "scores", "labels")
     )
-    images = np.repeat(rows, [len(one.scores) for one in found])
-    results = SplitDetections.pack(images, boxes, scores, labels)
-    return results if score_threshold is None else results.select(results.scores >= score_threshold)
+    images = np.repeat(rows, [len(one.scores) for one in detections])
+    packed = SplitDetections.pack(images, boxes, scores, labels)
+    return packed if score_threshold is None else packed.select(packed.scores >= score_threshold)
 
 
-def above_threshold(found: Detections, threshold: float) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Boxes [M, 4], scores [M] and labels [M] of the detections that score `threshold` or more."""
-    kept = found.scores >= threshold
-    return tuple(part[kept].numpy() for part in (found.boxes, found.scores, found.labels))  # type: ignore[return-value]
+def above_threshold(
+    detections: Detections, threshold: float
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Return boxes [M, 4], scores [M] and labels [M] of the detections with at least this score."""
+    keep = detections.scores >= threshold
+    return detections.boxes[keep].numpy(), detections.scores[keep].numpy(), detections.labels[keep].numpy()
 
 
 def detections_to_json(
@@ -89,13 +105,13 @@ def detections_to_json(
     labels: NDArray[np.integer],
     classes: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """One `{box, label, class, score}` a detection.
+    """Return one `{box, label, class, score}` per detection.
 
     Args:
-        boxes: [M, 4] `x1, y1, x2, y2`, pixels of the picture as stored, 0-based, half-open; written to 0.01.
-        scores: [M], written to 0.0001.
-        labels: [M], counted from 0.
-        classes: Names, in label order.
+        boxes: [M, 4] in pixels of the image file; rounded to 0.01.
+        scores: [M]; rounded to 0.0001.
+        labels: [M], from 0.
+        classes: Class names, in label order.
     """
     return [
         {

@@ -1,10 +1,9 @@
-"""How large a detector is, and how fast on this device.
+"""Size of a detector, and its speed on this device.
 
-What is timed starts with decoded, resized pictures in memory and ends with boxes on the host: the transfer,
-the network and the postprocessing. Decoding is left out: it belongs to the machine, not to the detector.
+A timed round starts with resized images in memory and ends with boxes on the host: transfer, network and
+postprocessing. Decoding is not timed, because it depends on the machine's disk and CPU, not on the detector.
 """
 
-import platform
 import resource
 import statistics
 import sys
@@ -14,154 +13,125 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from detection.data.index import Index
 from detection.data.loading.batch import Batch
 from detection.data.loading.loader import DetectionDataset, Loader
-from detection.device import autocast, pick_device, pick_precision
+from detection.device import autocast, device_name, pick_device, pick_precision
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.params.stages import Evaluate
 
-SECONDS = 4.0
-"""For the timed rounds of one measurement; there are two."""
-ROUNDS = 30
-"""At most; few detectors reach it on a CPU."""
+MEASURED_S = 4.0
+"""Time of the timed rounds of one measurement; latency and throughput are one each."""
+MAX_ROUNDS = 30
+"""Limit on timed rounds; on a CPU few detectors reach it."""
 MIB = 2**20
 
 
 def measure(
     detector: Detector, index: Index, root: Path, recipe: Recipe, settings: Evaluate
 ) -> dict[str, Any]:
-    """Measure on pictures of a split, evenly taken from it; about 15 seconds at most on two CPU cores.
+    """Measure on evenly spaced images of a split; takes about 15 seconds at most on two CPU cores.
 
     Args:
-        detector: Moved to the device, and left in evaluation mode.
-        index: The split; without pictures only the size is known.
-        root: Folder that its files are relative to.
-        recipe: Picture size.
-        settings: Device and precision; the batch size for the throughput, which takes a smaller one where
-            the time does not allow for such batches.
+        detector: Detector; moved to the device and left in evaluation mode.
+        index: The split; if it is empty, only the size is measured.
+        root: Folder that the index's files are relative to.
+        recipe: Recipe, for the image size.
+        settings: Device, precision and batch size. A slow detector gets a smaller batch, to fit the time.
 
     Returns:
-        * `device`, `threads` (of a CPU), `precision`, `torch`;
-        * `cores` of the machine, and `others_busy`: how many of them other programs (or other tenants of the
-          host) kept busy meanwhile, on average;
-        * `parameters`, and `weights_mib` with buffers, as they lie in memory;
-        * `picture`: height and width of the first picture as the network gets it, and `gflops` for it: two
-          for each multiplication and addition of convolutions and matrix products, nothing for the rest;
-        * `latency_ms` of one picture: `median`, `p95`, `rounds`;
-        * `throughput`: `pictures_per_s` of the median round and of the `slowest`, `batch_size`, `rounds`;
-        * `peak_mib`: of a GPU's memory while measuring; on a CPU of the whole process so far.
+        * `device`, `threads` (CPU only), `precision`, `torch`;
+        * `parameters`, and `weights_mib`, the memory of parameters and buffers;
+        * `image_size`: height and width of the first image as the network gets it, and `gflops` for it: two
+          per multiply-add of convolutions and matrix products, other operations not counted;
+        * `latency_ms` of one image: `median`, `p95`, `rounds`;
+        * `throughput`: `images_per_s` of the median round and of the `slowest`, `batch_size`, `rounds`;
+        * `peak_mib`: peak GPU memory while measuring, or peak memory of the process on a CPU.
     """
-    place = pick_device(settings.device)
-    dtype = pick_precision(settings.precision, place)
-    detector.to(place).eval()
-    most = min(settings.batch_size, len(index))
-    tensors = [*detector.parameters(), *detector.buffers()]
-    report: dict[str, Any] = {
-        **_where(place),
-        "precision": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "parameters": sum(one.numel() for one in detector.parameters()),
-        "weights_mib": sum(one.numel() * one.element_size() for one in tensors) / MIB,
-    }
+    device = pick_device(settings.device)
+    precision = pick_precision(settings.precision, device)
+    report = _size(detector.to(device).eval(), device, precision)
     if not len(index):
         return report
-    if place.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(place)
 
     def detect(batch: Batch) -> None:
-        with torch.inference_mode(), autocast(place, dtype):
-            for found in detector.detect(batch.images.to(place, non_blocking=True), batch.sizes):
-                found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()
+        with torch.inference_mode(), autocast(device, precision):
+            for one in detector.detect(batch.images.to(device, non_blocking=True), batch.sizes):
+                one.boxes.cpu(), one.scores.cpu(), one.labels.cpu()
 
-    singles = _batches(index, root, recipe, most, 1)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    max_batch = min(settings.batch_size, len(index))
+    singles = _batches(index, root, recipe, max_batch, 1)
     with FlopCounterMode(display=False) as counter:
         detect(singles[0])
-    busy, began = _others(), time.monotonic()
     latency = _time(lambda round: detect(singles[round % len(singles)]))
-    median = statistics.median(latency)
-    together = max(1, min(most, int(SECONDS / 2 / median)))
-    (batch,) = _batches(index, root, recipe, together, together)
+    batch_size = max(1, min(max_batch, int(MEASURED_S / 2 / statistics.median(latency))))
+    (batch,) = _batches(index, root, recipe, batch_size, batch_size)
     seconds = _time(lambda round: detect(batch))
     return report | {
-        "cores": psutil.cpu_count(),
-        "others_busy": max(0.0, _others() - busy) / (time.monotonic() - began),
-        "picture": list(singles[0].images.shape[2:]),
+        "image_size": list(singles[0].images.shape[2:]),
         "gflops": counter.get_total_flops() / 1e9,
         "latency_ms": {
-            "median": median * 1e3,
+            "median": statistics.median(latency) * 1e3,
             "p95": float(np.quantile(latency, 0.95)) * 1e3,
             "rounds": len(latency),
         },
         "throughput": {
-            "pictures_per_s": together / statistics.median(seconds),
-            "slowest": together / max(seconds),
-            "batch_size": together,
+            "images_per_s": batch_size / statistics.median(seconds),
+            "slowest": batch_size / max(seconds),
+            "batch_size": batch_size,
             "rounds": len(seconds),
         },
-        "peak_mib": _peak(place) / MIB,
+        "peak_mib": _peak_bytes(device) / MIB,
     }
 
 
-def flat(report: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a report by the names that a row shows: `speed/latency_ms/median`, `speed/gflops`."""
-    numbers: dict[str, float] = {}
-    for name, value in report.items():
-        for key, number in value.items() if isinstance(value, dict) else [("", value)]:
-            if isinstance(number, int | float):
-                numbers["/".join(filter(None, ("speed", name, key)))] = float(number)
-    return numbers
+def _size(detector: Detector, device: torch.device, precision: torch.dtype) -> dict[str, Any]:
+    tensors = [*detector.parameters(), *detector.buffers()]
+    return {
+        "device": device_name(device),
+        **({"threads": torch.get_num_threads()} if device.type == "cpu" else {}),
+        "precision": str(precision).removeprefix("torch."),
+        "torch": torch.__version__,
+        "parameters": sum(tensor.numel() for tensor in detector.parameters()),
+        "weights_mib": sum(tensor.numel() * tensor.element_size() for tensor in tensors) / MIB,
+    }
+
+
+def metrics(report: dict[str, Any]) -> dict[str, float]:
+    """Return a report's numbers by their MLflow names, such as `speed/latency_ms/median`."""
+    values: dict[str, float] = {}
+    for name, entry in report.items():
+        for key, value in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            if isinstance(value, int | float):
+                values["/".join(filter(None, ("speed", name, key)))] = float(value)
+    return values
 
 
 def _time(work: Callable[[int], None]) -> list[float]:
-    """Seconds of each round: one to warm up, not counted, then until `SECONDS` or `ROUNDS` are over."""
+    """Return the seconds of each round, after one round of warm-up."""
     work(0)
-    took: list[float] = []
-    while not took or (sum(took) < SECONDS and len(took) < ROUNDS):
-        began = time.perf_counter()
-        work(len(took))
-        took.append(time.perf_counter() - began)
-    return took
-
-
-def _others() -> float:
-    """CPU seconds that this machine has spent on all but this process and idling."""
-    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
-    counted_elsewhere = {"idle", "iowait", "guest", "guest_nice"}  # a guest's time is in the user's too
-    busy = sum(seconds for name, seconds in machine._asdict().items() if name not in counted_elsewhere)
-    return float(busy - own.user - own.system)
+    seconds: list[float] = []
+    while not seconds or (sum(seconds) < MEASURED_S and len(seconds) < MAX_ROUNDS):
+        started = time.perf_counter()
+        work(len(seconds))
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def _batches(index: Index, root: Path, recipe: Recipe, count: int, batch_size: int) -> list[Batch]:
     rows = np.linspace(0, len(index) - 1, count).astype(np.int64)
-    pictures = DetectionDataset(index.select(rows), root, recipe, train=False)
-    return list(Loader(pictures, batch_size, 0, False).epoch(0))
+    dataset = DetectionDataset(index.select(rows), root, recipe, train=False)
+    return list(Loader(dataset, batch_size, 0, shuffle=False).epoch(0))
 
 
-def _where(place: torch.device) -> dict[str, Any]:
-    if place.type == "cuda":
-        return {"device": torch.cuda.get_device_name(place)}
-    return {"device": _processor(), "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    """The CPU's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def _peak(place: torch.device) -> float:
-    """Bytes."""
-    if place.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(place))
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(most if sys.platform == "darwin" else most * 1024)  # kilobytes but on a Mac
+def _peak_bytes(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)  # macOS gives bytes, others KiB

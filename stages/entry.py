@@ -1,4 +1,4 @@
-"""How every stage starts and ends: log lines on stdout, one line for an error a person can mend."""
+"""Start and end of every stage: log on stdout, one line on stderr for an error that the user can fix."""
 
 import ctypes
 import logging
@@ -14,33 +14,33 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Ask Linux for a SIGTERM when the parent dies: `dvc` killed alone would leave its stage running."""
+    """Have Linux send SIGTERM when the parent dies; otherwise a stage would outlive a killed `dvc`."""
     if not sys.platform.startswith("linux"):
         return
     parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def run(stage: Callable[[], None]) -> None:
-    """Run a stage's `main` and leave with its exit code: 1 and one line on stderr for what can be mended.
+    """Run a stage's `main` and exit with its code: 1 and one line on stderr for an error the user can fix.
 
-    SIGTERM is an exit as any other: what is open is closed. (A training answers with `StopSignals`.)
+    SIGTERM raises SystemExit, so that open files and runs are closed. Training handles it with `StopSignals`.
     """
     die_with_parent()
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a queue's worker was started without
+    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of DVC's queue start with it ignored
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     try:
         stage()
     except Exception as error:
-        if (told := user_message(error)) is None:
+        if (message := user_message(error)) is None:
             raise
-        sys.exit(f"error: {told}")
+        sys.exit(f"error: {message}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)

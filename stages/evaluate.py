@@ -1,20 +1,18 @@
-"""Score the trained detector on the test split; leaves `reports/evaluation/`."""
+"""Evaluate the trained detector on the test split; writes `reports/evaluation/`."""
 
 import logging
-from pathlib import Path
 
-from detection import params
+from detection.files import DETECTOR, REPORTS_EVALUATION
+from detection.params import load
 from stages.entry import run
 
 log = logging.getLogger(__name__)
-OUT = Path("reports/evaluation")
-DETECTOR = Path("models/detector.pt")
-SAID = ("AP", "AP50", "AP75", "voc_ap50_11pt")
+LOGGED_METRICS = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 
 
 def main() -> None:
-    """Detect on every test picture, score by COCO's and VOC's protocols, and tell the experiment's row."""
-    chosen = params.load()
+    """Detect on every test image, compute COCO's and VOC's metrics, and log them to the MLflow run."""
+    params = load()
     import msgspec
 
     from detection import inference, profiling
@@ -29,25 +27,24 @@ def main() -> None:
     loaded = load_detector(DETECTOR)
     check_classes(DETECTOR, loaded, prepared.classes)
     index = prepared.index("test")
-    results = inference.run_detector(
+    detections = inference.run_detector(
         loaded.detector,
         index,
         prepared.root,
         loaded.recipe,
-        batch_size=chosen.evaluate.batch_size,
-        device=chosen.evaluate.device,
-        precision=chosen.evaluate.precision,
-        score_threshold=chosen.evaluate.score_threshold,
+        batch_size=params.evaluate.batch_size,
+        device=params.evaluate.device,
+        precision=params.evaluate.precision,
+        score_threshold=params.evaluate.score_threshold,
     )
-    found = evaluate(index, results, loaded.classes, verify=chosen.evaluate.verify)
-    figures = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, chosen.evaluate)
-    detections = msgspec.json.encode(results.to_coco(index))
-    write_tables(OUT, {**found.tables, "speed.json": figures, "detections.json": detections})
+    evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)
+    speed = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, params.evaluate)
+    encoded = msgspec.json.encode(detections.to_coco(index))
+    write_tables(REPORTS_EVALUATION, {**evaluation.tables, "speed.json": speed, "detections.json": encoded})
 
-    for name in SAID:
-        log.info("test %-14s %.4f", name, found.stats[name])
-    metrics = found.metrics() | profiling.flat(figures)
-    log_evaluation(chosen, metrics)
+    for name in LOGGED_METRICS:
+        log.info("test %-14s %.4f", name, evaluation.stats[name])
+    log_evaluation(params, evaluation.metrics() | profiling.metrics(speed))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""Give the backbone its weights: trained on crops or on a folder of pictures, published ones, or none."""
+"""Make the backbone's weights: pretrained on crops or on an ImageFolder, published ones, or none."""
 
-import json
 import logging
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detection.files import BACKBONE, REPORTS_PRETRAIN, write_json
 from detection.params import Params, load
 from stages.entry import run
 
@@ -13,56 +12,55 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-REPORTS, BACKBONE = Path("reports/pretrain"), Path("models/backbone.pt")
-RESULT = "backbone.pt"
+RESULT_FILE = "backbone.pt"
+"""Result of a finished pretraining in its checkpoint folder."""
 
 
 def main() -> None:
-    """Reads data/prepared or DATA_ROOT/imagenet; leaves models/backbone.pt and reports/pretrain."""
+    """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt and reports/pretrain."""
     params = load()
     from detection.device import pick_device, pick_devices
     from detection.training import launch
 
     device = pick_device(params.train.device)
-    many = params.pretrain.method == "imagefolder"  # the others take minutes
-    batch_size = params.pretrain.imagefolder.batch_size
-    devices = pick_devices(params.train.devices, device, batch_size) if many else 1
+    devices = 1
+    if params.pretrain.method == "imagefolder":  # the other methods take minutes on one device
+        devices = pick_devices(params.train.devices, device, params.pretrain.imagefolder.batch_size)
     launch.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
 
 
 def pretrain(params: Params, device: "torch.device") -> None:
-    """Make the weights in this process, alone or as one of several, or take those that were made before."""
+    """Make the weights in this process, alone or as one of several ranks, or reuse finished ones."""
     from detection import distributed
     from detection.files import save_weights
     from detection.training import launch
-    from detection.training.checkpoint import content_key
+    from detection.training.checkpoint import Checkpoints, content_key
     from detection.training.environment import determinism
-    from detection.training.history import Table
+    from detection.training.history import CsvTable
     from detection.training.pretrain.classifier import COLUMNS
-    from detection.training.pretrain.methods import choose
+    from detection.training.pretrain.methods import select_method
 
-    backbone = params.recipe.backbone
-    method = params.pretrain.method
-    reads, make = choose(params, device)
-    values = {"method": method, "backbone": backbone, "seed": params.seed, **reads}
+    backbone, method = params.recipe.backbone, params.pretrain.method
+    inputs, make_weights = select_method(params, device)
+    values = {"method": method, "backbone": backbone, "seed": params.seed, **inputs}
     key = content_key("pretrain", values, without=None if method == "crops" else "data")
     with (
-        launch.folder(REPORTS) as reports,
+        launch.reports_folder(REPORTS_PRETRAIN) as reports,
         determinism(params.train.determinism),
-        launch.checkpoints("pretrain", key).held() as checkpoints,
+        Checkpoints("pretrain", key).locked() as checkpoints,
     ):
-        result = checkpoints.load(RESULT)
+        result = checkpoints.load(RESULT_FILE)
         if result:
-            log.info("pretraining of %s: the finished one of the same content is reused", backbone)
+            log.info("pretraining of %s: reusing the finished result of the same content", backbone)
         else:
-            result = make(checkpoints, reports / "curves.csv")
-            checkpoints.save(RESULT, result)
+            result = make_weights(checkpoints, reports / "curves.csv")
+            checkpoints.save(RESULT_FILE, result)
             checkpoints.mark_complete()
         if distributed.is_main():
             BACKBONE.parent.mkdir(exist_ok=True)
             save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
-            Table(reports / "curves.csv", COLUMNS, result["curve"])
-            (reports / "metrics.json").write_text(json.dumps(result["metrics"], indent=2))
+            CsvTable(reports / "curves.csv", COLUMNS, result["curve"])
+            write_json(reports / "metrics.json", result["metrics"])
 
 
 if __name__ == "__main__":

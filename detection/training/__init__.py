@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: optimisation, checkpoints, pretraining."""
+"""Training: the loop, its setup, checkpoints, several devices, and backbone pretraining."""

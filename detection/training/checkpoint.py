@@ -1,8 +1,8 @@
-"""Checkpoints that outlive a killed process: `<DVC_ROOT>/.checkpoints/<stage>/<key>/`.
+"""Checkpoints in `<DVC_ROOT>/.checkpoints/<stage>/<key>/`, and the training state that they hold.
 
-The key is a hash over everything the result depends on: params, and the content of the stage's dependencies
-in dvc.yaml, data and code alike. Another experiment therefore never meets this one's checkpoint. The folder
-is no DVC out, because DVC deletes outs before it runs a stage.
+The key is a hash of everything that decides the result: params, and the content of the stage's dependencies
+in dvc.yaml, data and code. A run therefore never resumes from the checkpoint of another experiment. The
+folder is not a DVC output, because DVC deletes outputs before it runs a stage.
 """
 
 import fcntl
@@ -13,12 +13,15 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from detection import distributed
 from detection.errors import CheckpointError, reason
@@ -26,145 +29,167 @@ from detection.files import checkpoint_root, locked, save_weights
 from detection.pipeline import dependency_files, update_hash
 
 log = logging.getLogger(__name__)
-KEPT = 5  # newest keys of a stage that pruning leaves, of the finished and of the unfinished ones
-SPARED_S = 7 * 86400  # what is not finished is left so long in any case: several may be cut off at once
-COMPLETE, LOCK, TRAINING = "complete", "lock", "training"
-WRITING = ".writing"  # ends the name of a file that is not whole yet
-FRESH = "DETECTION_FRESH"  # set to 1, what was saved before is not used
+FORMAT = 2
+"""Version of the files' content; a file of another version is refused."""
+KEYS_KEPT = 5
+"""Keys per stage that pruning keeps, counted separately for finished and unfinished ones."""
+UNFINISHED_KEPT_S = 7 * 86400
+"""Age up to which unfinished keys are never pruned."""
+PARTIAL_SUFFIX = ".writing"
+FRESH_VARIABLE = "DETECTION_FRESH"
+"""Environment variable; 1 deletes existing checkpoints of the key at the start."""
+STATE_FILE, COMPLETE_FILE, LOCK_FILE, TRAINING_ID_FILE = "state.pt", "complete", "lock", "training"
+T = TypeVar("T")
 
 
 def content_key(
     stage: str, values: Mapping[str, Any], root: str | Path = ".", without: str | None = None
 ) -> str:
-    """Hash of the values that a stage uses and of every file that it depends on in dvc.yaml.
+    """Hash the params that a stage uses and the content of its dependencies in dvc.yaml.
 
     Args:
         stage: Name in dvc.yaml.
-        values: Params that the stage uses; JSON.
-        root: The stage's workspace.
-        without: Folder whose files this run does not read: ImageNet is the same whatever the dataset.
+        values: The params, as JSON types.
+        root: Workspace of the stage.
+        without: Folder of dependencies that this run does not read. For instance, pretraining on ImageNet
+            does not depend on the dataset.
     """
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     files = dependency_files(stage, root)
-    update_hash(digest, (one for one in files if without is None or not one[0].startswith(f"{without}/")))
+    update_hash(digest, (file for file in files if without is None or not file[0].startswith(f"{without}/")))
     return digest.hexdigest()[:20]
 
 
 class Checkpoints:
-    """One key's folder, held by one process at a time.
+    """Checkpoint folder of one key, locked by one process at a time.
+
+    Only rank 0 locks and writes: on other ranks the methods that write do nothing.
 
     Args:
         stage: Name of the stage.
-        key: From `content_key`.
+        key: Key from `content_key`.
     """
 
     def __init__(self, stage: str, key: str) -> None:
         self.folder = checkpoint_root() / stage / key
 
     @contextmanager
-    def held(self) -> Iterator["Checkpoints"]:
-        """Hold the folder; another process with the same key waits here until this one is done."""
-        with self._alone():
+    def locked(self) -> Iterator["Checkpoints"]:
+        """Lock the folder; wait while another process runs with the same key."""
+        if not distributed.is_main():
+            distributed.barrier()  # rank 0 has locked the folder
+            yield self
+            return
+        with self._stage_locked():
             self.folder.mkdir(parents=True, exist_ok=True)
-            os.utime(self.folder)  # the newest: nobody prunes it
-            lock = (self.folder / LOCK).open("w")
+            os.utime(self.folder)  # the newest folder is never pruned
+            lock = (self.folder / LOCK_FILE).open("w")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.info("the same %s runs in another process; waiting for it", self.folder.parent.name)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            self._tidy()
-            with self._alone():
+            self._clean()
+            with self._stage_locked():
                 self._prune()
             distributed.barrier()
             yield self
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        """Write a file whole or not at all: to a temporary name, to the disk, then renamed.
+        """Write a file atomically: write a temporary file, sync it to disk, rename it.
 
         Raises:
-            CheckpointError: The disk is full or not writable; what was there before is whole.
+            CheckpointError: The disk is full or not writable; the previous file is intact.
         """
-        temporary = self.folder / f"{name}{WRITING}"
+        if not distributed.is_main():
+            return
+        temporary = self.folder / f"{name}{PARTIAL_SUFFIX}"
         try:
-            save_weights(temporary, state)
+            save_weights(temporary, {"format": FORMAT, **state})
             temporary.replace(self.folder / name)
-            _to_disk(self.folder)
+            _sync_folder(self.folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise CheckpointError(
-                f"{self.folder / name} cannot be written: {error.strerror}; free some disk and give the "
-                "same command again, it goes on from the last good checkpoint"
+                f"{self.folder / name} cannot be written: {error.strerror}; free disk space and rerun the "
+                "command to resume from the last checkpoint"
             ) from None
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Read a file, or None where there is none."""
+        """Read a file; None if it does not exist.
+
+        Raises:
+            CheckpointError: The file is damaged or of another format.
+        """
         path = self.folder / name
         if not path.exists():
             return None
+        fix = f"delete {self.folder} to start over"
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {reason(error)}; delete the folder to start over"
-            ) from None
+            raise CheckpointError(f"{path} cannot be read: {reason(error)}; {fix}") from None
+        if (version := state.pop("format", 1)) != FORMAT:
+            raise CheckpointError(f"{path} has checkpoint format {version}, expected {FORMAT}; {fix}")
         return state
 
     def keep_only(self, name: str, pattern: str) -> None:
-        """Delete the files of a pattern but for one of them."""
+        """Delete all files that match a pattern, except one."""
         for path in self.folder.glob(pattern):
-            if path.name != name:
+            if path.name != name and distributed.is_main():
                 path.unlink(missing_ok=True)
 
-    def training(self) -> str:
-        """A name of this training that stays over all its resumptions; a fresh start has another one."""
-        path = self.folder / TRAINING
+    def training_id(self) -> str:
+        """Random id of this training; it survives resuming, and a fresh start gets a new one."""
+        path = self.folder / TRAINING_ID_FILE
+        if not distributed.is_main():
+            return ""
         if not path.exists():
-            temporary = self.folder / f"{TRAINING}{WRITING}"
+            temporary = self.folder / f"{TRAINING_ID_FILE}{PARTIAL_SUFFIX}"
             with temporary.open("w", encoding="utf-8") as file:
                 file.write(uuid.uuid4().hex)
                 file.flush()
-                os.fsync(file.fileno())  # or a loss of power may leave a name without letters
+                os.fsync(file.fileno())  # otherwise a power loss could leave an empty file
             temporary.replace(path)
         return path.read_text(encoding="utf-8")
 
     @property
     def complete(self) -> bool:
-        """Whether the work under this key was finished."""
-        return (self.folder / COMPLETE).exists()
+        """True once the work under this key is finished."""
+        return (self.folder / COMPLETE_FILE).exists()
 
     def mark_complete(self) -> None:
-        """Say that the work under this key is finished. It is kept, for whoever asks for the same again."""
-        (self.folder / COMPLETE).touch()
+        """Mark the work under this key as finished; its files stay for a repeated run."""
+        if distributed.is_main():
+            (self.folder / COMPLETE_FILE).touch()
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Keep other processes from making or pruning folders of this stage for a moment."""
+    def _stage_locked(self) -> AbstractContextManager[None]:
+        """Lock for creating and pruning folders of this stage."""
         return locked(self.folder.parent.with_suffix(".lock"))
 
-    def _tidy(self) -> None:
-        """Delete what a killed process had half written; with `DETECTION_FRESH=1` all that is there."""
-        fresh = os.environ.get(FRESH, "") not in ("", "0")
+    def _clean(self) -> None:
+        """Delete partial files of a killed process, or all files if `DETECTION_FRESH=1`."""
+        fresh = os.environ.get(FRESH_VARIABLE, "") not in ("", "0")
         for path in self.folder.iterdir():
             if path.is_dir() and fresh:
                 shutil.rmtree(path)
-            elif path.name.endswith(WRITING) or (fresh and path.name != LOCK):
+            elif path.name.endswith(PARTIAL_SUFFIX) or (fresh and path.name != LOCK_FILE):
                 path.unlink()
 
     def _prune(self) -> None:
-        """Delete all but the newest keys; one that another process holds stays.
+        """Delete all but the newest keys of the stage, except those locked by a process.
 
-        Finished and unfinished ones are counted apart, and an unfinished one is left for a week: some quick
-        experiments, finished or given up, must not cost a long training that was cut off the place that it
-        goes on from, and of many that lost their power together the first that goes on not all but `KEPT`.
+        Finished and unfinished keys are counted separately, and unfinished ones are kept for a week, so that
+        short experiments never evict the checkpoint of a long interrupted training.
         """
-        written = {folder: folder.stat().st_mtime for folder in self.folder.parent.iterdir()}
-        folders, now = sorted(written, key=lambda folder: written[folder], reverse=True), time.time()
+        modified = {folder: folder.stat().st_mtime for folder in self.folder.parent.iterdir()}
+        folders, now = sorted(modified, key=lambda folder: modified[folder], reverse=True), time.time()
         for complete in (True, False):
-            for folder in [f for f in folders if (f / COMPLETE).exists() == complete][KEPT:]:
-                if not complete and now - written[folder] < SPARED_S:
+            for folder in [f for f in folders if (f / COMPLETE_FILE).exists() == complete][KEYS_KEPT:]:
+                if not complete and now - modified[folder] < UNFINISHED_KEPT_S:
                     continue
-                with (folder / LOCK).open("a") as lock:
+                with (folder / LOCK_FILE).open("a") as lock:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
@@ -172,10 +197,83 @@ class Checkpoints:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _to_disk(folder: Path) -> None:
-    """Have the folder's new names survive a loss of power."""
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to disk, so that a rename survives a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@dataclass(slots=True)
+class State:
+    """Counters of a training; with weights and RNG states they make a complete checkpoint."""
+
+    step: int = 0
+    """Optimizer steps taken."""
+    seconds: float = 0.0
+    """Training time, summed over resumed runs."""
+    best: float = -1.0
+    """Highest monitored metric on `val`."""
+    best_epoch: int = 0
+    """Epoch of `best`."""
+    stale: int = 0
+    """Validations since `best`."""
+    validated: int = 0
+    """Step of the last validation."""
+
+
+def snapshot(
+    state: State, model: nn.Module, optimizer: Optimizer, ema: nn.Module | None, **more: Any
+) -> dict[str, Any]:
+    """Return the content of a checkpoint that resumes bit-equal, RNG states included; all ranks take part.
+
+    Args:
+        state: The counters.
+        model: Model on this rank.
+        optimizer: Its optimizer.
+        ema: Moving average of the weights, if any.
+        **more: Further entries.
+    """
+    return {
+        "state": asdict(state),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict() if ema is not None else None,
+        "threads": torch.get_num_threads(),
+        "rng": distributed.gather(torch.get_rng_state()),
+        "rng_cuda": distributed.gather(torch.cuda.get_rng_state()) if torch.cuda.is_available() else [],
+        **more,
+    }
+
+
+def restore(saved: Mapping[str, Any], model: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> State:
+    """Load a snapshot into its objects and return its counters."""
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    if ema is not None:
+        ema.load_state_dict(saved["ema"])
+    if torch.are_deterministic_algorithms_enabled():
+        torch.set_num_threads(saved["threads"])  # the order of float additions depends on the thread count
+    if len(saved["rng"]) == distributed.world_size():  # else saved with another number of devices
+        torch.set_rng_state(saved["rng"][distributed.rank()])
+    if torch.cuda.is_available() and len(saved["rng_cuda"]) == distributed.world_size():
+        torch.cuda.set_rng_state(saved["rng_cuda"][distributed.rank()])
+    return State(**saved["state"])
+
+
+def resumed_batches(
+    epoch_batches: Callable[[int, int], Iterator[T]], step: int, steps_per_epoch: int
+) -> Iterator[T]:
+    """Yield the batches from a step on, epoch after epoch, without end.
+
+    Args:
+        epoch_batches: Function of the epoch and the number of batches to skip.
+        step: Steps already taken.
+        steps_per_epoch: Batches per epoch.
+    """
+    epoch, skip = divmod(step, steps_per_epoch)
+    while True:
+        yield from epoch_batches(epoch, skip)
+        epoch, skip = epoch + 1, 0

@@ -1,13 +1,9 @@
-"""What a training was run with: versions, device, driver, threads, and the code beside its commit.
+"""Record of what a training ran with (`environment.json`, `code.diff`), and its level of determinism."""
 
-How far a training repeats itself: `train.determinism`.
-"""
-
-import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,69 +11,63 @@ from pathlib import Path
 import torch
 
 from detection import distributed
+from detection.device import device_name
 from detection.errors import ParamsError
+from detection.files import write_json
 from detection.pipeline import commit, run_quiet
 
-NO_DIFF = "# no uncommitted change, or no git to see one\n"  # DVC warns of an output that is empty
+NO_DIFF = "# no uncommitted change, or no git repository\n"  # DVC warns about an empty output
 PACKAGES = ("detection-pipeline", "torch", "torchvision", "numpy", "mlflow", "dvc")
+NONDETERMINISTIC = re.compile(
+    r"(\S+) does not have a deterministic implementation|(Deterministic behavior was enabled)"
+)
+"""torch's messages for an operation that `use_deterministic_algorithms` refuses."""
 
 
 def write_environment(
-    folder: Path, training: str, device: torch.device, precision: torch.dtype, determinism: str
+    folder: Path, training_id: str, device: torch.device, precision: torch.dtype, determinism: str
 ) -> dict[str, str]:
-    """Write `environment.json`, and `code.diff`: what the working tree has that the commit has not.
+    """Write `environment.json`, and `code.diff`, the working tree's changes since the commit.
 
     Args:
-        folder: The training's reports.
-        training: Its name, from `Checkpoints.training`.
-        device: Where it runs.
-        precision: Of the forward passes.
-        determinism: As `train.determinism` has it.
+        folder: Reports of the training.
+        training_id: Id from `Checkpoints.training_id`.
+        device: Device of the training.
+        precision: Precision of the forward passes.
+        determinism: Value of `train.determinism`.
 
     Returns:
-        What `environment.json` says.
+        Content of `environment.json`.
     """
-    described = {
-        "training_id": training,
-        "device": _device(device),
+    values = {
+        "training_id": training_id,
+        "device": device_name(device),
         "devices": str(distributed.world_size()),
         "threads": str(torch.get_num_threads()),
         "precision": str(precision).removeprefix("torch."),
         "determinism": determinism,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **_versions(),
-        **_driver(device),
+        **_package_versions(),
+        **_driver_versions(device),
         "commit": commit(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({key: value for key, value in described.items() if value}, indent=2)
-    (folder / "environment.json").write_text(text + "\n", encoding="utf-8")
+    environment = {key: value for key, value in values.items() if value}
+    write_json(folder / "environment.json", environment)
     (folder / "code.diff").write_text(code_diff() or NO_DIFF, encoding="utf-8")
-    return {key: value for key, value in described.items() if value}
+    return environment
 
 
 def code_diff() -> str:
-    """The code that is not committed, new files included, as a patch; empty without such, or without git."""
+    """Return the uncommitted code, new files included, as a patch; empty if there is none, or no git."""
     paths = ("--", "detection", "stages", "dvc.yaml")
     new = run_quiet("git", "ls-files", "--others", "--exclude-standard", *paths).splitlines()
     added = [run_quiet("git", "diff", "--no-index", "--", os.devnull, path, codes=(0, 1)) for path in new]
     return run_quiet("git", "diff", "HEAD", *paths) + "".join(added)
 
 
-def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or device.type
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
-def _driver(device: torch.device) -> Mapping[str, str]:
-    """Of an NVIDIA GPU: driver, CUDA and cuDNN."""
+def _driver_versions(device: torch.device) -> dict[str, str]:
+    """Versions of an NVIDIA GPU's driver, CUDA and cuDNN."""
     if device.type != "cuda" or torch.version.cuda is None:
         return {}
     driver = run_quiet("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -88,27 +78,22 @@ def _driver(device: torch.device) -> Mapping[str, str]:
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _package_versions() -> dict[str, str]:
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
-
-
-REFUSED = re.compile(
-    r"(\S+) does not have a deterministic implementation|(Deterministic behavior was enabled)"
-)
+    return versions
 
 
 @contextmanager
 def determinism(mode: str) -> Iterator[None]:
-    """Train `fast`, `seeded` or `bitwise` from here on; open it before the GPU is used.
+    """Context of a `fast`, `seeded` or `bitwise` training; enter it before the GPU is used.
 
-    In `bitwise` PyTorch also fills fresh memory, so that an operation that reads what it has not written
-    (oneDNN has one) gives the same each time: a NaN, which stops the training.
+    With `bitwise` PyTorch also fills new memory with NaN. An operation that reads memory before it is written
+    (oneDNN has one) then always gives NaN, which stops the training, instead of a result that varies.
 
     Raises:
         ParamsError: An operation of a bitwise training has no deterministic implementation; names it.
@@ -118,19 +103,19 @@ def determinism(mode: str) -> Iterator[None]:
     torch.set_float32_matmul_precision("high" if fast else "highest")
     torch.backends.cudnn.allow_tf32 = fast
     if bitwise:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, and reads it once
-    before = torch.are_deterministic_algorithms_enabled()
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS, read at its start
+    previous = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(bitwise)
     try:
         yield
     except RuntimeError as error:
-        refused = REFUSED.search(str(error)) if bitwise else None
-        if refused is None:
+        match = NONDETERMINISTIC.search(str(error)) if bitwise else None
+        if match is None:
             raise
-        operation = refused[1] or str(error).splitlines()[0]
+        operation = match[1] or str(error).splitlines()[0]
         raise ParamsError(
-            f"params.yaml: train.determinism: bitwise is not possible here: {operation} has no deterministic "
-            "implementation on this device. Set seeded, or another model"
+            f"params.yaml: train.determinism: bitwise is not possible: {operation} has no deterministic "
+            "implementation on this device; set seeded, or choose another model"
         ) from None
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(previous)

@@ -1,14 +1,17 @@
-"""Losses per step and metrics per validation: in memory for the checkpoint, and as CSV files in `reports/`.
+"""Losses per step and metrics per validation: in memory for the checkpoint, in CSV files, and in the log.
 
 `detection.tracking.uploader` sends the files to MLflow.
 """
 
 import csv
+import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,33 +20,36 @@ from detection import distributed
 from detection.data.index import Index
 from detection.errors import DivergedError
 
+log = logging.getLogger(__name__)
+UNTIMED_STEPS = 3  # the first steps fill caches and would bias the ETA
 
-class Table:
-    """Rows that are appended to a CSV as they come.
+
+class CsvTable:
+    """CSV file that grows by rows and, if a row brings one, by columns.
 
     Args:
         path: The file.
-        head: Columns that stand first.
-        rows: What a resumed training already has; the file is written anew from it.
+        head: First columns.
+        rows: Rows from a checkpoint; the file is rewritten from them.
     """
 
     def __init__(self, path: Path, head: tuple[str, ...], rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self.path, self.columns, self.rows = path, list(head), [dict(row) for row in rows]
         path.parent.mkdir(parents=True, exist_ok=True)
         for row in self.rows:
-            self._widen(row)
+            self._add_columns(row)
         self._rewrite()
 
     def extend(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows; a new column (the first row brings them) rewrites the file."""
+        """Append rows; new columns rewrite the file."""
         self.rows += rows
-        if any(self._widen(row) for row in rows):
+        if any(self._add_columns(row) for row in rows):
             self._rewrite()
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerows(rows)
 
-    def _widen(self, row: Mapping[str, Any]) -> bool:
+    def _add_columns(self, row: Mapping[str, Any]) -> bool:
         new = [column for column in row if column not in self.columns]
         self.columns += new
         return bool(new)
@@ -61,26 +67,28 @@ class History:
     """Losses per step and metrics per validation.
 
     Args:
-        folder: Where `losses.csv` and `metrics.csv` go.
-        state: From a checkpoint, to go on from.
+        folder: Folder of `losses.csv` and `metrics.csv`.
+        state: State from a checkpoint.
     """
 
     def __init__(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"losses": [], "metrics": []}
-        self.losses = Table(folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"])
-        self.metrics = Table(folder / "metrics.csv", ("epoch", "step", "time"), state["metrics"])
+        self.losses = CsvTable(
+            folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"]
+        )
+        self.metrics = CsvTable(folder / "metrics.csv", ("epoch", "step", "time"), state["metrics"])
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint."""
         return {"losses": self.losses.rows, "metrics": self.metrics.rows}
 
     def add_losses(self, rows: list[dict[str, Any]]) -> None:
         """Add finished steps: step, epoch, time, lr, loss and each loss term."""
         self.losses.extend(rows)
 
-    def add_metrics(self, epoch: int, step: int, scores: Mapping[str, float]) -> None:
-        """Add scores on val, and those on training samples, whose names bring their `train/`."""
-        self.metrics.extend([{"epoch": epoch, "step": step, "time": now_ms(), **scores}])
+    def add_metrics(self, epoch: int, step: int, metrics: Mapping[str, float]) -> None:
+        """Add metrics on val by their names, and those on training samples with the prefix `train/`."""
+        self.metrics.extend([{"epoch": epoch, "step": step, "time": now_ms(), **metrics}])
 
 
 def now_ms() -> int:
@@ -89,34 +97,41 @@ def now_ms() -> int:
 
 
 class LossBuffer:
-    """Losses that are still on the device; reading them one by one would halt it at every step.
+    """Losses that are still on the device, since reading each one would make every step wait for the device.
 
     Args:
-        history: Where they go once read.
-        index: Names the pictures of a batch whose loss is not finite.
+        history: Receives the losses once they are read.
+        index: Training split, for the names of the images of a batch whose loss is not finite.
     """
 
     def __init__(self, history: History, index: Index) -> None:
         self.history, self.index = history, index
         self._rows: list[dict[str, Any]] = []
         self._values: list[Tensor] = []
-        self._pictures: list[list[int]] = []
+        self._images: list[list[int]] = []
         self._names: list[str] = []
 
     def add(
-        self, row: dict[str, Any], total: Tensor, losses: Mapping[str, Tensor], pictures: list[int]
+        self, row: dict[str, Any], total: Tensor, losses: Mapping[str, Tensor], images: list[int]
     ) -> None:
-        """Note one step: its columns without losses, the losses, and the index rows of its pictures."""
+        """Add one step.
+
+        Args:
+            row: Columns other than the losses.
+            total: Tensor[], the total loss.
+            losses: Tensor[] by name, its terms.
+            images: Positions of the batch's images in the index.
+        """
         self._names = ["loss", *losses]
         self._rows.append(row)
         self._values.append(torch.stack([total, *losses.values()]).detach())
-        self._pictures.append(pictures)
+        self._images.append(images)
 
     def flush(self) -> dict[str, float]:
-        """Read the losses, pass them on, and return their means.
+        """Read the losses, add them to the history, and return their means.
 
         Raises:
-            DivergedError: One is not finite; what came before it has been passed on.
+            DivergedError: A loss is not finite; the steps before it are in the history.
         """
         if not self._rows:
             return {}
@@ -128,12 +143,67 @@ class LossBuffer:
         bad = next((i for i, v in enumerate(values) if not all(map(math.isfinite, v))), None)
         self.history.add_losses(rows if bad is None else rows[:bad])
         if bad is not None:
-            pictures = [i for share in distributed.gather(self._pictures[bad]) for i in share]
-            files = ", ".join(self.index[i].file for i in pictures)
+            images = [i for share in distributed.gather(self._images[bad]) for i in share]
+            files = ", ".join(self.index[i].file for i in images)
             terms = ", ".join(f"{name} {rows[bad][name]:g}" for name in self._names)
             raise DivergedError(
-                f"the loss of step {rows[bad]['step']} is not finite ({terms}); its pictures: {files}. "
-                "Lower optimizer.lr, or set train.clip_gradients; the last good checkpoint is kept"
+                f"the loss of step {rows[bad]['step']} is not finite ({terms}); images of the batch: "
+                f"{files}. Lower optimizer.lr or set train.clip_gradients; the last checkpoint is kept"
             )
-        self._rows, self._values, self._pictures = [], [], []
+        self._rows, self._values, self._images = [], [], []
         return {name: sum(row[name] for row in rows) / len(rows) for name in self._names}
+
+
+class Progress:
+    """Progress of a training: one live line on a terminal, a log line every few steps elsewhere.
+
+    Args:
+        steps: Steps of the whole training.
+        start: Steps already taken.
+        every: Steps between log lines.
+    """
+
+    def __init__(self, steps: int, start: int, every: int) -> None:
+        self.steps, self.start, self.every = steps, start, every
+        self._timed_from: tuple[int, float] | None = None
+        self._live: Any = None
+        if sys.stdout.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(), transient=True, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, step: int) -> None:
+        """Record that a step was taken, for the ETA."""
+        if self._timed_from is None and step - self.start >= UNTIMED_STEPS:
+            self._timed_from = (step, time.monotonic())
+
+    def show(self, step: int, epoch: float, values: dict[str, float]) -> None:
+        """Show step, epoch, values, time per step and ETA."""
+        parts = [f"step {step}/{self.steps}", f"epoch {epoch:.2f}"]
+        parts += [f"{name} {value:.4g}" for name, value in values.items()]
+        if self._timed_from is not None and step > self._timed_from[0]:
+            per_step = (time.monotonic() - self._timed_from[1]) / (step - self._timed_from[0])
+            parts += [f"{per_step * 1000:.0f} ms/step", f"eta {_clock(per_step * (self.steps - step))}"]
+        line = "  ".join(parts)
+        if self._live is not None:
+            self._live.update(line, refresh=True)
+        elif step % self.every == 0 or step == self.steps:
+            log.info(line)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

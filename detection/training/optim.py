@@ -1,4 +1,4 @@
-"""Parameter groups, optimisers and the learning rate as a function of the step."""
+"""Parameter groups, optimizers, and the learning rate as a function of the step."""
 
 import math
 from typing import Any
@@ -11,19 +11,20 @@ from torchvision.ops import FrozenBatchNorm2d
 from detection.params.recipe_base import Optimizer, Phase, Schedule
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, FrozenBatchNorm2d)
-PRETRAINED = (  # under a pyramid, and in SSD, whose VGG16 has its conv5 behind the first map
+PRETRAINED = (
     *("backbone.body.", "backbone.features."),
-    *(f"backbone.extra.0.{layer}." for layer in (1, 3, 5)),
+    *(f"backbone.extra.0.{layer}." for layer in (1, 3, 5)),  # SSD: VGG16's conv5, behind the first map
 )
+"""Prefixes of the modules that hold pretrained weights."""
 
 
 def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, Any]]:
-    """Sort the trained parameters by learning rate and decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
-    Normalisation layers, biases and the pretrained backbone each may have their own (see `Optimizer`).
+    Normalization layers, biases and the pretrained backbone may each have their own (see `Optimizer`).
 
     Returns:
-        torch's parameter groups, each with its `lr` and `weight_decay`, and whether it is of the `backbone`.
+        Parameter groups for torch, each with `lr`, `weight_decay`, and the flag `backbone`.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for prefix, module in model.named_modules():
@@ -32,10 +33,10 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
                 continue
             lr, decay = settings.lr, settings.weight_decay
             if isinstance(module, NORMS):
-                decay = _or(settings.norm_weight_decay, decay)
+                decay = decay if settings.norm_weight_decay is None else settings.norm_weight_decay
             elif name == "bias":
                 lr *= settings.bias_lr_factor
-                decay = _or(settings.bias_weight_decay, decay)
+                decay = decay if settings.bias_weight_decay is None else settings.bias_weight_decay
             backbone = f"{prefix}.".startswith(PRETRAINED)
             if backbone:
                 lr *= settings.backbone_lr_factor
@@ -47,7 +48,7 @@ def parameter_groups(model: nn.Module, settings: Optimizer) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
-    """Make the optimiser; each group remembers its full learning rate as `base_lr`."""
+    """Make the optimizer; each parameter group keeps its full learning rate as `base_lr`."""
     groups = [{**group, "base_lr": group["lr"]} for group in parameter_groups(model, settings)]
     match settings.name:
         case "sgd":
@@ -59,10 +60,10 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
 
 
 def set_learning_rate(optimizer: TorchOptimizer, factor: float, freeze_backbone: bool = False) -> None:
-    """Give every group its full learning rate times `factor`; a frozen backbone gets none.
+    """Set each group's learning rate to its full one times `factor`, and a frozen backbone's to 0.
 
-    Without a learning rate weights stay as they are, under weight decay too, and nothing about the gradients
-    changes when the backbone thaws: devices that average them, and a training that goes on, need not know.
+    With a learning rate of 0 weights do not change, even under weight decay, and the gradients stay as they
+    are: neither DDP nor a resumed training depends on when the backbone is unfrozen.
     """
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if freeze_backbone and group.get("backbone") else group["base_lr"] * factor
@@ -71,7 +72,7 @@ def set_learning_rate(optimizer: TorchOptimizer, factor: float, freeze_backbone:
 def phase_at(
     schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool
 ) -> tuple[Phase, int, int]:
-    """The phase that a step belongs to, its first step, and the first after it."""
+    """Return the phase of a step, the phase's first step, and the first step after it."""
     unit, first = steps_per_epoch if in_epochs else 1, 0
     for phase in schedule.phases[:-1]:
         end = round(phase.until * unit)
@@ -84,16 +85,16 @@ def phase_at(
 def learning_rate_factor(
     schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool
 ) -> float:
-    """Share of the full learning rate at a step.
+    """Fraction of the full learning rate at a step.
 
-    A pure function of the step: a training that goes on after a break needs no scheduler state.
+    A pure function of the step, so that a resumed training needs no scheduler state.
 
     Args:
         schedule: Shape and warm-up.
-        step: Optimiser steps taken so far, from 0.
-        steps: Of the whole training.
-        steps_per_epoch: For milestones in epochs and the per-epoch decay.
-        in_epochs: Milestones and phases count in epochs, else in iterations.
+        step: Optimizer steps taken so far, from 0.
+        steps: Steps of the whole training.
+        steps_per_epoch: Steps per epoch, for milestones in epochs and the decay per epoch.
+        in_epochs: Milestones and phases are in epochs, else in iterations.
     """
     warmup = min(schedule.warmup_iterations, max(steps_per_epoch, 1))
     warmed = step / warmup if step < warmup else 1.0
@@ -105,8 +106,8 @@ def learning_rate_factor(
             passed = sum(step >= milestone * unit for milestone in schedule.milestones)
             factor = schedule.gamma**passed
         case "cosine":
-            share = min(step / max(steps - 1, 1), 1.0)
-            factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * share)) / 2
+            progress = min(step / max(steps - 1, 1), 1.0)
+            factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * progress)) / 2
         case "exponential":
             factor = schedule.gamma ** (step // max(steps_per_epoch, 1))
         case "constant":
@@ -114,7 +115,3 @@ def learning_rate_factor(
     if warmed < 1:
         factor *= schedule.warmup_factor + (1 - schedule.warmup_factor) * warmed
     return factor * phase.lr_factor
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value

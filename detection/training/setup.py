@@ -1,4 +1,4 @@
-"""From params and prepared data to a `TrainingJob`, ready for the loop."""
+"""Build a `TrainingJob` from params and prepared data."""
 
 import logging
 from dataclasses import asdict
@@ -14,13 +14,13 @@ from detection.errors import ParamsError
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
 from detection.params import Params, Recipe
-from detection.training import launch
-from detection.training.checkpoint import content_key
+from detection.training.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)
-ONE_CELL = 512  # pixels, up to which SSDlite's last map is a single cell
+SINGLE_CELL_SIZE = 512
+"""Largest image size in pixels at which SSDlite's last feature map is a single cell."""
 
 
 def build_job(
@@ -30,14 +30,14 @@ def build_job(
 
     Args:
         params: The experiment.
-        prepared: Its data.
-        backbone: What `pretrain` left.
-        device: Where to train.
-        reports: Where the curves go.
+        prepared: Prepared dataset.
+        backbone: File written by `pretrain`.
+        device: Device of this rank.
+        reports: Folder of the curves.
 
     Raises:
         CheckpointError: The backbone's weights do not fit.
-        ParamsError: The batch cannot be shared by so many devices, or split into such small parts.
+        ParamsError: The batch cannot be split equally over the devices, or the parts are too small.
     """
     settings = params.train
     precision = pick_precision(settings.precision, device)
@@ -49,19 +49,18 @@ def build_job(
     detector = build_detector(recipe, len(prepared.classes), weights).to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    index, cache = prepared.index("train"), settings.cache_mb // distributed.world_size()
-    pictures = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache)
-    loader = Loader(pictures, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
-    if device.type == "cpu" or distributed.world_size() == 1:  # several GPUs join their statistics
-        check_parts(
-            recipe, min(len(index), recipe.batch_size) // distributed.world_size(), settings.accumulate
-        )
+    ranks = distributed.world_size()
+    index, cache_mb = prepared.index("train"), settings.cache_mb // ranks
+    dataset = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache_mb)
+    loader = Loader(dataset, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
+    if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
+        check_batch_parts(recipe, min(len(index), recipe.batch_size) // ranks, settings.accumulate)
     validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
-    where = device.type if distributed.world_size() == 1 else f"{distributed.world_size()} x {device.type}"
-    log.info("%s on %s, %s, %s", params.model, params.dataset, where, str(precision).removeprefix("torch."))
-    for one in params.overrides:
-        log.info("  %s = %s  (%s)", one.key, one.value, one.source)
+    devices = device.type if ranks == 1 else f"{ranks} x {device.type}"
+    log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
+    for override in params.overrides:
+        log.info("  %s = %s  (%s)", override.key, override.value, override.source)
     return TrainingJob(
         detector=detector,
         recipe=recipe,
@@ -71,27 +70,27 @@ def build_job(
         device=device,
         precision=precision,
         reports=reports,
-        checkpoints=launch.checkpoints("train", key),
+        checkpoints=Checkpoints("train", key),
     )
 
 
-def check_parts(recipe: Recipe, pictures: int, accumulate: int) -> None:
-    """Refuse an SSDlite that would see a single picture at a time.
+def check_batch_parts(recipe: Recipe, images: int, accumulate: int) -> None:
+    """Check that SSDlite never trains on a single image at a time.
 
-    BatchNorm under its last map, one cell, would have one number of each channel, which has no variance.
+    Its last feature map is one cell, where BatchNorm would see one value per channel, without a variance.
 
     Args:
-        recipe: Of any architecture.
-        pictures: Of a batch, in this process.
-        accumulate: Parts that they are split into.
+        recipe: Recipe of any architecture.
+        images: Images per batch in this process.
+        accumulate: Number of parts that the batch is split into.
 
     Raises:
-        ParamsError: A part is one picture.
+        ParamsError: A part has one image.
     """
-    if recipe.architecture != "ssdlite" or recipe.image_size > ONE_CELL:
+    if recipe.architecture != "ssdlite" or recipe.image_size > SINGLE_CELL_SIZE:
         return
-    if any(part.stop - part.start == 1 for part in split(pictures, accumulate)):
+    if any(part.stop - part.start == 1 for part in split(images, accumulate)):
         raise ParamsError(
-            "params.yaml: train.accumulate: SSDlite cannot train on one picture at a time, as BatchNorm "
-            "needs two numbers of a channel; raise batch_size, or lower train.accumulate or train.devices"
+            "params.yaml: train.accumulate: SSDlite cannot train on one image at a time, because BatchNorm "
+            "needs two values per channel; raise batch_size, or lower train.accumulate or train.devices"
         )

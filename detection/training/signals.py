@@ -1,34 +1,76 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps.
-
-A stage opens it before its row and leaves it when the row is closed: a second Ctrl-C cannot cut that short.
-"""
+"""Requests that the training loop answers between two steps: to stop, and to save a checkpoint."""
 
 import logging
 import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 log = logging.getLogger(__name__)
+CHECKPOINT_INTERVAL_S = 30.0
+"""Shortest time between two periodic checkpoints."""
+MIN_INTERVAL_PER_SAVE = 50
+"""The interval is at least this many times the duration of the last save, which limits saving to 2 %."""
 
 
 class StopSignals:
-    """While it is open, SIGINT and SIGTERM only set `signal`; both may come more than once."""
+    """Context in which SIGINT and SIGTERM only set `signal`; repeated signals have no further effect.
+
+    A stage enters it before it opens its run and leaves it after the run is closed, so that a second Ctrl-C
+    cannot interrupt the closing.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
+
+
+def stopped(number: int, step: int) -> SystemExit:
+    """Log that a signal stopped the training, and return the exit with the shell's code for it, 128 + n."""
+    name = signal.Signals(number).name
+    log.info("stopped by %s at step %d, checkpoint saved; rerun the command to resume", name, step)
+    return SystemExit(128 + number)
+
+
+class CheckpointTimer:
+    """Schedule of the periodic checkpoints between the start of a process and its end.
+
+    The first is due after the first step, so that a training that is always killed soon after its start still
+    makes progress.
+
+    Args:
+        step: Step at which the process starts.
+    """
+
+    def __init__(self, step: int) -> None:
+        self._saved_step, self._next_time = step, 0.0
+
+    def due(self, step: int) -> bool:
+        """Return True if a checkpoint is due at this step."""
+        return step > self._saved_step and time.monotonic() >= self._next_time
+
+    @contextmanager
+    def saving(self, step: int) -> Iterator[None]:
+        """Measure a save; its duration determines when the next one is due."""
+        started = time.monotonic()
+        yield
+        ended = time.monotonic()
+        interval = max(CHECKPOINT_INTERVAL_S, MIN_INTERVAL_PER_SAVE * (ended - started))
+        self._saved_step, self._next_time = step, ended + interval

@@ -1,4 +1,4 @@
-"""Scoring `val` during training, and pictures of what is found there."""
+"""Validation on `val` during training, and sample images with ground truth and detections."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,58 +18,59 @@ from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.report.images.boxes_on_image import draw_boxes
 
-SHOWN_SCORE = 0.3  # of sample predictions; a young detector is rarely surer
+SAMPLE_SCORE_THRESHOLD = 0.3
+"""Minimum score of drawn detections; scores are low early in training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """Scores a detector on `val`."""
+    """Validation of a detector on `val`."""
 
     index: Index
     """The split; may be empty."""
     root: Path
-    """Folder that its files are relative to."""
+    """Folder that the index's files are relative to."""
     classes: tuple[str, ...]
-    """Class names."""
+    """Class names, in label order."""
     recipe: Recipe
-    """Picture size."""
+    """Recipe, for the image size."""
     precision: str
-    """Of the forward pass."""
+    """Precision of the forward pass: `auto`, `bf16` or `fp32`."""
     batch_size: int = 16
-    """Pictures per forward pass."""
+    """Images per forward pass."""
 
-    def score(self, detector: Detector) -> tuple[dict[str, float], SplitDetections]:
-        """COCO's 12 numbers and VOC's two APs, and the detections they were computed from.
+    def validate(self, detector: Detector) -> tuple[dict[str, float], SplitDetections]:
+        """Return COCO's 12 metrics and VOC's two APs, and the detections.
 
-        Each rank detects on its share of the pictures; all score the whole.
+        Each rank runs the detector on its share of the images; all ranks compute the metrics of the split.
         """
-        mine = np.arange(distributed.rank(), len(self.index), distributed.world_size())
-        found = run_detector(
+        share = np.arange(distributed.rank(), len(self.index), distributed.world_size())
+        part = run_detector(
             detector,
-            self.index.select(mine),
+            self.index.select(share),
             self.root,
             self.recipe,
             batch_size=self.batch_size,
             device=next(detector.parameters()).device.type,
             precision=self.precision,
         )
-        results = SplitDetections.concat(distributed.gather(replace(found, images=mine[found.images])))
-        overlaps = Overlaps.of_index(self.index, results, len(self.classes))
-        by_coco = coco_metrics.score_matches(overlaps, match(overlaps))
-        return {**by_coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, results
+        parts = distributed.gather(replace(part, images=share[part.images]))
+        detections = SplitDetections.concat(parts)
+        overlaps = Overlaps.of_index(self.index, detections, len(self.classes))
+        coco = coco_metrics.score_matches(overlaps, match(overlaps))
+        return {**coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, detections
 
-    def draw(self, results: SplitDetections, count: int, path: Path) -> Path:
-        """Write the first pictures of the split, ground truth on the left, detections on the right."""
+    def draw(self, detections: SplitDetections, count: int, path: Path) -> Path:
+        """Draw the first `count` images of the split: ground truth on the left, detections on the right."""
         rows = []
         for i in range(min(count, len(self.index))):
             record = self.index[i]
-            picture = decode(self.root / record.file, (record.height, record.width))
-            truth = draw_boxes(picture, record.boxes, record.labels, self.classes)
-            mine = (results.images == i) & (results.scores >= SHOWN_SCORE)
-            found = draw_boxes(
-                picture, results.boxes[mine], results.labels[mine], self.classes, results.scores[mine]
-            )
-            rows.append(np.concatenate([np.asarray(truth), np.asarray(found)], axis=1))
+            image = decode(self.root / record.file, (record.height, record.width))
+            mine = (detections.images == i) & (detections.scores >= SAMPLE_SCORE_THRESHOLD)
+            boxes, labels, scores = detections.boxes[mine], detections.labels[mine], detections.scores[mine]
+            left = draw_boxes(image, record.boxes, record.labels, self.classes)
+            right = draw_boxes(image, boxes, labels, self.classes, scores)
+            rows.append(np.concatenate([np.asarray(left), np.asarray(right)], axis=1))
         width = max(row.shape[1] for row in rows)
         sheet = np.concatenate([np.pad(r, ((0, 4), (0, width - r.shape[1]), (0, 0))) for r in rows])
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A training small enough for a test: a handful of drawn pictures, a ResNet-18 at 64 px."""
+"""Training small enough for a test: twelve generated images, a ResNet-18 at 64 px."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +19,16 @@ from detection.training.loop import TrainingJob, fit
 from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
-EPOCHS, BATCH, PICTURES = 3, 4, 12
-STEPS = EPOCHS * PICTURES // BATCH
+EPOCHS, BATCH, IMAGES = 3, 4, 12
+STEPS = EPOCHS * IMAGES // BATCH
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Twelve training pictures and four for val: splits, root and class names."""
+    """Twelve training and four val images: splits, root and class names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("raw")))
-        spec = ShapesDataset(format="shapes", path="shapes", image_size=64, train=PICTURES, val=4, test=4)
+        spec = ShapesDataset(format="shapes", path="shapes", image_size=64, train=IMAGES, val=4, test=4)
         return read("tiny", spec)
 
 
@@ -38,10 +38,10 @@ def recipe() -> Recipe:
 
 
 def small_recipe() -> Recipe:
-    chosen = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
-    schedule = replace(chosen.schedule, warmup_iterations=2)
+    recipe = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
+    schedule = replace(recipe.schedule, warmup_iterations=2)
     return replace(
-        chosen,
+        recipe,
         image_size=64,
         max_size=None,
         epochs=EPOCHS,
@@ -53,19 +53,19 @@ def small_recipe() -> Recipe:
 
 @pytest.fixture
 def make_job(tiny: Any, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Make a job anew, as a restarted process would: same params, same checkpoint folder."""
+    """Build a job, as a restarted process does: same params, same checkpoint folder."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return job_maker(tiny, recipe, tmp_path)
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
-    """A finished training that nobody stopped."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    """Finished training that was never stopped."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DVC_ROOT", str(folder))
         job: TrainingJob = job_maker(tiny, small_recipe(), folder)()
-        with job.checkpoints.held():
+        with job.checkpoints.locked():
             fit(job, NoRun(), StopSignals())
     return job
 
@@ -78,12 +78,12 @@ def job_maker(tiny: Any, recipe: Recipe, folder: Path) -> Any:
     ) -> TrainingJob:
         torch.manual_seed(0)
         detector: Detector = build_detector(recipe, len(tiny.classes), None).train()
-        pictures = DetectionDataset(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)
+        dataset = DetectionDataset(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)
         return TrainingJob(
             detector=detector,
             recipe=recipe,
             settings=Train(precision="fp32", log_every=2, sample_every_epochs=0, **settings),
-            loader=Loader(pictures, recipe.batch_size, workers=0, shuffle=True),
+            loader=Loader(dataset, recipe.batch_size, workers=0, shuffle=True),
             validator=Validator(tiny.splits["val"], tiny.root, tiny.classes, recipe, "fp32"),
             device=torch.device("cpu"),
             precision=torch.float32,

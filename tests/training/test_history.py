@@ -10,8 +10,7 @@ import torch
 
 from detection.data.index import Record, pack
 from detection.errors import DivergedError
-from detection.training.history import History, LossBuffer, Table
-from detection.training.progress import Progress
+from detection.training.history import CsvTable, History, LossBuffer, Progress
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -20,7 +19,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_table_grows_by_rows_and_columns_and_is_on_disk_at_once(tmp_path: Path) -> None:
-    table = Table(tmp_path / "new" / "t.csv", ("step",))
+    table = CsvTable(tmp_path / "new" / "t.csv", ("step",))
     assert (tmp_path / "new" / "t.csv").read_text() == "step\n"
     table.extend([{"step": 1, "loss": 0.5}])
     table.extend([{"step": 2, "loss": 0.25}, {"step": 3, "loss": 0.125}])
@@ -30,9 +29,9 @@ def test_a_table_grows_by_rows_and_columns_and_is_on_disk_at_once(tmp_path: Path
 
 
 def test_a_resumed_table_is_what_the_checkpoint_knows(tmp_path: Path) -> None:
-    table = Table(tmp_path / "t.csv", ("step",))
+    table = CsvTable(tmp_path / "t.csv", ("step",))
     table.extend([{"step": i, "loss": float(i)} for i in range(5)])
-    again = Table(tmp_path / "t.csv", ("step",), table.rows[:3])
+    again = CsvTable(tmp_path / "t.csv", ("step",), table.rows[:3])
     again.extend([{"step": 3, "loss": 3.0}])
     assert [row["step"] for row in read(again.path)] == ["0", "1", "2", "3"]
 
@@ -64,7 +63,7 @@ def test_losses_wait_until_they_are_flushed(buffer: LossBuffer) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_its_pictures(buffer: LossBuffer, value: float) -> None:
+def test_a_loss_that_is_not_finite_names_its_images(buffer: LossBuffer, value: float) -> None:
     add(buffer, 1, 1.0)
     add(buffer, 2, value)
     with pytest.raises(DivergedError, match=r"step 2 is not finite .*class (nan|inf).*: 2.jpg, 3.jpg"):
@@ -72,9 +71,9 @@ def test_a_loss_that_is_not_finite_names_its_pictures(buffer: LossBuffer, value:
     assert [row["step"] for row in buffer.history.losses.rows] == [1]
 
 
-def test_progress_is_a_plain_line_each_interval_where_there_is_no_terminal(caplog: Any) -> None:
+def test_progress_is_a_log_line_per_interval_without_a_terminal(caplog: Any) -> None:
     caplog.set_level("INFO")
-    with Progress(total=100, done=0, every=10) as progress:
+    with Progress(steps=100, start=0, every=10) as progress:
         for step in range(1, 21):
             progress.step(step)
             progress.show(step, step / 10, {"loss": 1 / 3})
@@ -88,9 +87,9 @@ def test_progress_is_a_plain_line_each_interval_where_there_is_no_terminal(caplo
 def test_progress_is_one_live_line_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    with Progress(total=100, done=0, every=10) as progress:
+    with Progress(steps=100, start=0, every=10) as progress:
         for step in range(1, 8):
             progress.step(step)
             progress.show(step, 0.5, {"loss": 0.5})
-    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)  # without colours and cursor moves
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)  # without colors and cursor moves
     assert "step 7/100" in shown

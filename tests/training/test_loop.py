@@ -3,7 +3,6 @@ import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,25 +18,26 @@ from detection.params import load
 from detection.params.recipe_base import Phase
 from detection.params.stages import EarlyStop
 from detection.tracking.run import NoRun
-from detection.training import loop, state
+from detection.training import loop, signals
+from detection.training.checkpoint import STATE_FILE
 from detection.training.loop import TrainingJob, fit
-from detection.training.setup import check_parts
+from detection.training.setup import check_batch_parts
 from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
-EPOCHS, BATCH, PICTURES = 3, 4, 12  # as conftest.py sets them
-STEPS = EPOCHS * PICTURES // BATCH
+EPOCHS, BATCH, IMAGES = 3, 4, 12  # as in conftest.py
+STEPS = EPOCHS * IMAGES // BATCH
 
 
-class ListRow(NoRun):
-    """Keeps what is logged."""
+class ListRun(NoRun):
+    """Run that records its updates and artifacts."""
 
     def __init__(self) -> None:
-        self.points: list[tuple[int, dict[str, float], int]] = []
+        self.steps: list[int] = []
         self.files: list[str] = []
 
-    def log(self, step: int, values: Mapping[str, float], time_ms: int) -> None:
-        self.points.append((step, dict(values), time_ms))
+    def update(self, step: int) -> None:
+        self.steps.append(step)
 
     def artifact(self, path: Path, folder: str | None) -> None:
         self.files.append(f"{folder}/{path.name}")
@@ -52,9 +52,9 @@ def weights(job: TrainingJob) -> dict[str, torch.Tensor]:
     return {k: v.clone() for k, v in job.detector.state_dict().items()}
 
 
-def run(job: TrainingJob, row: NoRun | None = None) -> dict[str, Any]:
-    with job.checkpoints.held(), StopSignals() as interrupts:
-        return fit(job, row or NoRun(), interrupts)
+def train(job: TrainingJob, run: NoRun | None = None) -> dict[str, Any]:
+    with job.checkpoints.locked(), StopSignals() as stop:
+        return fit(job, run or NoRun(), stop)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
@@ -72,8 +72,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None
 
 
 def test_a_training_leaves_its_curves_and_a_summary(make_job: Any) -> None:
-    job, row = make_job(), ListRow()
-    summary = run(job, row)
+    job, run = make_job(), ListRun()
+    summary = train(job, run)
     losses = rows(job.reports / "losses.csv")
     assert [int(one["step"]) for one in losses] == list(range(1, STEPS + 1))
     assert list(losses[0])[:5] == ["step", "epoch", "time", "lr", "loss"]
@@ -84,54 +84,53 @@ def test_a_training_leaves_its_curves_and_a_summary(make_job: Any) -> None:
     assert summary["steps"] == STEPS
     assert summary["best_epoch"] in range(1, EPOCHS + 1)
     assert summary["AP"] == max(float(one["AP"]) for one in metrics)
-    steps = [step for step, values, _ in row.points if "loss" in values]
-    assert steps == list(range(1, STEPS + 1))
+    assert run.steps == [0, 1, STEPS], "at the start, after the first step and at the end"
     assert job.checkpoints.complete
 
 
-def test_losses_fall_on_a_handful_of_pictures(make_job: Any, recipe: Any) -> None:
+def test_losses_fall_on_a_few_images(make_job: Any, recipe: Any) -> None:
     job = make_job(recipe=replace(recipe, epochs=12, augmentation="none"), validate_every=100)
-    run(job)
+    train(job)
     losses = [float(one["loss"]) for one in rows(job.reports / "losses.csv")]
     assert np.mean(losses[-6:]) < 0.7 * np.mean(losses[:6])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("after", [1, 4, 6])
-def test_a_stopped_training_goes_on_to_bit_equal_weights(
+def test_a_stopped_training_resumes_to_bit_equal_weights(
     make_job: Any,
-    undisturbed_run: TrainingJob,
+    uninterrupted: TrainingJob,
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
     code: int,
     after: int,
 ) -> None:
-    undisturbed = undisturbed_run
-    first, row = make_job("stopped"), ListRow()
+    first = make_job("stopped")
     with monkeypatch.context() as patch:
         stop_after(patch, after, number)
         with pytest.raises(SystemExit) as left:
-            run(first, row)
+            train(first)
     assert left.value.code == code
-    assert len(rows(first.reports / "losses.csv")) == after
-    second, again = make_job("stopped"), ListRow()
-    run(second, again)
-    for key, value in weights(undisturbed).items():
+    before = rows(first.reports / "losses.csv")
+    assert len(before) == after
+    second, run = make_job("stopped"), ListRun()
+    train(second, run)
+    for key, value in weights(uninterrupted).items():
         assert torch.equal(value, weights(second)[key]), key
     curve = rows(second.reports / "losses.csv")
     assert [int(one["step"]) for one in curve] == list(range(1, STEPS + 1))
-    for one, other in zip(curve, rows(undisturbed.reports / "losses.csv"), strict=True):
+    for one, other in zip(curve, rows(uninterrupted.reports / "losses.csv"), strict=True):
         assert one | {"time": ""} == other | {"time": ""}
-    # the same points, first timestamps included (as text: NaN is not equal to itself)
-    assert set(map(str, row.points)) <= set(map(str, again.points))
+    assert curve[:after] == before, "first timestamps included"
+    assert run.steps[0] == after
 
 
-def test_phases_freeze_the_backbone_reload_the_best_and_go_on_bit_equal(
+def test_phases_freeze_the_backbone_reload_the_best_weights_and_resume_bit_equal(
     make_job: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phases = (Phase(until=2, freeze_backbone=True), Phase(until=3, lr_factor=0.5, reload_best=True))
     phased = replace(recipe, schedule=replace(recipe.schedule, phases=phases))
-    each, step, score = STEPS // EPOCHS, loop._step, Validator.score
+    each, step, score = STEPS // EPOCHS, loop._step, Validator.validate
     scores, seen = [1.0], []
 
     def falling(validator: Validator, *args: Any) -> Any:
@@ -143,46 +142,51 @@ def test_phases_freeze_the_backbone_reload_the_best_and_go_on_bit_equal(
         seen.append({k: v.clone() for k, v in job.detector.named_parameters()})
         return step(job, *args)
 
-    monkeypatch.setattr(Validator, "score", falling)
+    monkeypatch.setattr(Validator, "validate", falling)
     whole = make_job("whole", recipe=phased)
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_step", watched)
-        run(whole)
-    # it may thaw at once, from what the first epoch left
+        train(whole)
+    # the backbone is trained from the first step of the second phase, from the weights of epoch 1
     body = [name for name in seen[0] if name.startswith("backbone.body.")]
     assert all(torch.equal(seen[2 * each][name], seen[0][name]) for name in body)
-    # not each of them: a residual branch that begins as zero lets no gradient through to its convolutions
+    # not every parameter: a residual branch that starts at zero passes no gradient to its convolutions
     assert not all(torch.equal(seen[2 * each + 1][name], seen[0][name]) for name in body)
     assert all(torch.equal(v, seen[each][name]) for name, v in seen[2 * each].items())
     assert not all(torch.equal(v, seen[each][name]) for name, v in seen[2 * each - 1].items())
 
     with monkeypatch.context() as patch:
-        stop_after(patch, 2 * each, signal.SIGTERM)  # right where the second phase begins
+        stop_after(patch, 2 * each, signal.SIGTERM)  # at the start of the second phase
         with pytest.raises(SystemExit):
-            run(make_job("stopped", recipe=phased))
+            train(make_job("stopped", recipe=phased))
     again = make_job("stopped", recipe=phased)
-    run(again)
+    train(again)
     losses = [[one["loss"] for one in rows(job.reports / "losses.csv")] for job in (whole, again)]
     assert losses[0] == losses[1]
-    ends = [job.checkpoints.load(loop.STATE)["model"] for job in (whole, again)]
+    ends = [job.checkpoints.load(STATE_FILE)["model"] for job in (whole, again)]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
-def test_two_stages_log_their_meters_and_go_on_to_equal_bits(
+def test_two_stage_meters_are_logged_and_resume_bit_equal(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> None:
-    chosen = without_weights(load(model="fasterrcnn_resnet18", dataset="shapes").recipe)
-    few: dict[str, Any] = {"image_size": 64, "max_size": None, "fpn_channels": 16, "roi.hidden_channels": 16}
-    few |= {
+    recipe = without_weights(load(model="fasterrcnn_resnet18", dataset="shapes").recipe)
+    small: dict[str, Any] = {
+        "image_size": 64,
+        "max_size": None,
+        "fpn_channels": 16,
+        "roi.hidden_channels": 16,
+    }
+    small |= {
         "roi.batch_size_per_image": 16,
         "rpn.pre_nms_top_n.train": 50,
         "rpn.pre_nms_top_n.test": 10,
         "epochs": 1,
         "batch_size": BATCH,
     }
-    two_stage, row = chosen.update(few), ListRow()
+    two_stage = recipe.update(small)
     whole = make_job("whole", recipe=two_stage)
-    run(whole, row)
+    train(whole)
     (epoch,) = rows(whole.reports / "metrics.csv")
     names = {
         f"train/{part}_{rate}" for part in ("rpn", "roi") for rate in ("accuracy", "recall", "precision")
@@ -190,31 +194,30 @@ def test_two_stages_log_their_meters_and_go_on_to_equal_bits(
     assert names | {"AP"} <= epoch.keys()
     assert all(0 <= float(epoch[name]) <= 1 or math.isnan(float(epoch[name])) for name in names)
     assert float(epoch["train/rpn_accuracy"]) > 0.3
-    assert sum(names <= values.keys() for _, values, _ in row.points) == 1, "under their own names"
 
     with monkeypatch.context() as patch:
-        stop_after(patch, 2, signal.SIGTERM)  # the epoch's third step is taken by another process
+        stop_after(patch, 2, signal.SIGTERM)  # the epoch's third step is taken after the resume
         with pytest.raises(SystemExit):
-            run(make_job("stopped", recipe=two_stage))
+            train(make_job("stopped", recipe=two_stage))
     again = make_job("stopped", recipe=two_stage)
     empty = replace(again.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
-    run(replace(again, validator=empty))  # without a val the meters are read all the same
+    train(replace(again, validator=empty))  # the meters are read without val, too
     assert rows(again.reports / "metrics.csv") == [
         {name: epoch[name] for name in ("epoch", "step", *sorted(names))} | {"time": ANY}
     ]
     assert all(torch.equal(v, weights(again)[k]) for k, v in weights(whole).items())
 
 
-def test_a_finished_training_is_not_done_again(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_training_takes_no_further_step(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make_job()
-    summary = run(first)
+    summary = train(first)
     monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a step was taken"))
     second = make_job()
-    assert run(second) == summary
+    assert train(second) == summary
     assert all(torch.equal(v, weights(second)[k]) for k, v in weights(first).items())
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_pictures_names(
+def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> None:
     job = make_job()
@@ -228,28 +231,28 @@ def test_a_loss_that_is_not_finite_stops_with_the_pictures_names(
 
     monkeypatch.setattr(job.detector, "losses", broken)
     with pytest.raises(DivergedError, match="step 5 is not finite") as raised:
-        run(job)
-    named = [
-        one for one in (tiny.splits["train"][i].file for i in range(PICTURES)) if one in str(raised.value)
-    ]
+        train(job)
+    named = [one for one in (tiny.splits["train"][i].file for i in range(IMAGES)) if one in str(raised.value)]
     assert len(named) == BATCH
     assert len(rows(job.reports / "losses.csv")) == 4
-    saved = job.checkpoints.load(loop.STATE)
+    saved = job.checkpoints.load(STATE_FILE)
     assert saved is not None
-    assert saved["state"]["step"] == 1  # the last good one
+    assert saved["state"]["step"] == 1  # the last checkpoint before it
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
-def test_early_stop_ends_when_val_no_longer_rises(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stop_ends_a_training_that_no_longer_improves(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     early = EarlyStop(patience=1, min_delta=2.0)
-    summary = run(make_job(early_stop=early))
+    summary = train(make_job(early_stop=early))
     assert summary["epochs"] == 1
-    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("it had ended"))
-    assert run(make_job(early_stop=early)) == summary, "killed before its detector was written, say"
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("it had stopped"))
+    assert train(make_job(early_stop=early)) == summary, "as after a kill before the detector was written"
 
 
 def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recipe: Any) -> None:
-    # with BatchNorm frozen the parts of a batch do not see one another; losses are means over pictures
+    # with frozen BatchNorm the parts of a batch are independent; losses are means over images
     frozen = replace(recipe, bn="frozen")
     whole, parts = make_job("whole", recipe=frozen), make_job("parts", recipe=frozen, accumulate=2)
     batch = next(iter(whole.loader.epoch(0)))
@@ -260,14 +263,14 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(make_job: Any, recip
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_an_ssdlite_is_not_trained_on_one_picture_at_a_time() -> None:
+def test_ssdlite_is_not_trained_on_one_image_at_a_time() -> None:
     ssdlite = load(model="ssdlite320").recipe
-    for pictures, accumulate in ((2, 1), (4, 2), (6, 3)):
-        check_parts(ssdlite, pictures, accumulate)
-    for pictures, accumulate in ((1, 1), (4, 4), (5, 3)):  # five are two, two and one
-        with pytest.raises(ParamsError, match="SSDlite cannot train on one picture at a time"):
-            check_parts(ssdlite, pictures, accumulate)
-    check_parts(load(model="ssd300").recipe, 1, 1)
+    for images, accumulate in ((2, 1), (4, 2), (6, 3)):
+        check_batch_parts(ssdlite, images, accumulate)
+    for images, accumulate in ((1, 1), (4, 4), (5, 3)):  # five are split into two, two and one
+        with pytest.raises(ParamsError, match="SSDlite"):
+            check_batch_parts(ssdlite, images, accumulate)
+    check_batch_parts(load(model="ssd300").recipe, 1, 1)
 
 
 def test_clipping_limits_the_gradient(make_job: Any) -> None:
@@ -280,10 +283,10 @@ def test_clipping_limits_the_gradient(make_job: Any) -> None:
     assert float(moved) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_average_of_the_weights_is_what_is_kept(make_job: Any) -> None:
+def test_the_moving_average_of_the_weights_is_kept(make_job: Any) -> None:
     plain, averaged = make_job("plain", validate_every=100), make_job("averaged", validate_every=100, ema=0.9)
-    run(plain)
-    run(averaged)
+    train(plain)
+    train(averaged)
     name = next(iter(dict(plain.detector.named_parameters())))
     start = dict(make_job("start").detector.named_parameters())[name]
     far = (dict(plain.detector.named_parameters())[name] - start).norm()
@@ -291,36 +294,36 @@ def test_the_average_of_the_weights_is_what_is_kept(make_job: Any) -> None:
     assert 0 < near < far
 
 
-def test_without_val_the_last_weights_count(make_job: Any, tiny: Any) -> None:
+def test_without_val_the_last_weights_are_kept(make_job: Any, tiny: Any) -> None:
     job = make_job()
     job = replace(
         job, validator=replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
     )
-    summary = run(job)
+    summary = train(job)
     assert "best_epoch" not in summary
     assert rows(job.reports / "metrics.csv") == []
 
 
 def test_iterations_end_within_an_epoch(make_job: Any, recipe: Any) -> None:
     job = make_job(recipe=replace(recipe, epochs=None, iterations=4))
-    assert run(job)["steps"] == 4
+    assert train(job)["steps"] == 4
     assert len(rows(job.reports / "metrics.csv")) == 2  # after the first epoch and at the end
 
 
-def test_sample_predictions_go_to_the_row(make_job: Any) -> None:
-    job, row = make_job(), ListRow()
+def test_sample_images_are_artifacts_of_the_run(make_job: Any) -> None:
+    job, run = make_job(), ListRun()
     job = replace(job, settings=replace(job.settings, sample_every_epochs=2, sample_images=2))
-    run(job, row)
-    assert row.files == ["samples/epoch_002.png"]
+    train(job, run)
+    assert run.files == ["samples/epoch_002.png"]
 
 
 @pytest.mark.parametrize("at", [1, 3])
-def test_a_training_killed_while_it_saves_goes_on_to_equal_bits_and_logs_every_step_once(
-    make_job: Any, undisturbed_run: TrainingJob, monkeypatch: pytest.MonkeyPatch, at: int
+def test_a_training_killed_during_a_save_resumes_bit_equal_and_logs_every_step_once(
+    make_job: Any, uninterrupted: TrainingJob, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    monkeypatch.setattr(state, "PAUSE_S", 0.0)
-    monkeypatch.setattr(state, "PAUSES", 0)  # a checkpoint after every step
-    lives, whole = [ListRow(), ListRow()], torch.save
+    monkeypatch.setattr(signals, "CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(signals, "MIN_INTERVAL_PER_SAVE", 0)  # a checkpoint after every step
+    run, save = ListRun(), torch.save
     sent: Any = multiprocessing.get_context("fork").SimpleQueue()
 
     def killed() -> None:
@@ -331,33 +334,35 @@ def test_a_training_killed_while_it_saves_goes_on_to_equal_bits_and_logs_every_s
             if saves[0] > at:
                 file.write(b"half of it")
                 file.flush()
-                sent.put(lives[0].points)
+                sent.put(run.steps)
                 os.kill(os.getpid(), signal.SIGKILL)
-            whole(state, file)
+            save(state, file)
 
         monkeypatch.setattr(torch, "save", half)
-        run(make_job("killed"), lives[0])
+        train(make_job("killed"), run)
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
-    points = sent.get()
+    updates = sent.get()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     folder = make_job("killed").checkpoints.folder
     assert (folder / "state.pt.writing").read_bytes() == b"half of it"
-    assert [step for step, values, _ in points if "loss" in values] == list(range(1, at + 1))
+    assert updates == list(range(at + 1)), "the run gets a step once a checkpoint holds it"
 
     again = make_job("killed")
-    run(again, lives[1])
+    before = rows(again.reports / "losses.csv")[:at]
+    train(again)
     assert not list(folder.glob("*.writing"))
-    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(undisturbed_run).items())
-    both = {(step, time) for step, values, time in points + lives[1].points if "loss" in values}
-    assert sorted(step for step, _ in both) == list(range(1, STEPS + 1)), "with one time each"
+    assert all(torch.equal(v, weights(again)[k]) for k, v in weights(uninterrupted).items())
+    curve = rows(again.reports / "losses.csv")
+    assert [int(row["step"]) for row in curve] == list(range(1, STEPS + 1))
+    assert curve[:at] == before, "one timestamp per step"
 
 
-def test_the_best_weights_belong_to_the_state_that_names_them(make_job: Any) -> None:
+def test_only_the_best_weights_that_the_state_names_are_kept(make_job: Any) -> None:
     job = make_job()
-    summary = run(job)
+    summary = train(job)
     assert [path.name for path in job.checkpoints.folder.glob("best*")] == [
         f"best_{summary['best_epoch']}.pt"
     ]

@@ -89,13 +89,11 @@ def speed(reports: Path) -> list[tuple[str, str, str]]:
     count = found.get("threads", 0)
     threads = f", {count} thread{'s' * (count > 1)}" if count else ""
     rows.append(("measured on", found["device"] + threads, f"{found['precision']}, torch {found['torch']}"))
-    if "others_busy" in found:
-        rows.append(_busy(found["others_busy"], found["cores"]))
     return rows
 
 
 def _timed(found: Row) -> list[tuple[str, str, str]]:
-    height, width = found["picture"]
+    height, width = found["image_size"]
     latency, throughput = found["latency_ms"], found["throughput"]
     return [
         ("work", f"{found['gflops']:.1f} GFLOPs", f"for a picture of {width} by {height} pixels"),
@@ -106,26 +104,11 @@ def _timed(found: Row) -> list[tuple[str, str, str]]:
         ),
         (
             "throughput",
-            f"{throughput['pictures_per_s']:.1f} pictures/s, slowest {throughput['slowest']:.1f}",
+            f"{throughput['images_per_s']:.1f} pictures/s, slowest {throughput['slowest']:.1f}",
             f"{throughput['batch_size']} at a time: the median of {throughput['rounds']} rounds, the slowest",
         ),
         ("memory", f"{found['peak_mib']:,.0f} MiB", "at most, of the GPU; on a CPU of the whole process"),
     ]
-
-
-QUIET = 0.1
-"""Share of the cores that other programs may use before a time is no longer the detector's alone."""
-
-
-def _busy(others: float, cores: int) -> tuple[str, str, str]:
-    """How far the times can be trusted."""
-    text = "the times are the detector's own"
-    if others > QUIET * cores:
-        text = (
-            "the times are longer than the detector needs; `dvc repro --force --single-item evaluate` on an "
-            "idle machine measures again"
-        )
-    return "others at work", f"{others:.1f} of {cores} cores", f"what other programs used meanwhile: {text}"
 
 
 def recipe(reports: Path) -> list[Row]:

@@ -1,1 +1,1 @@
-"""Backbone pretraining on crops or an ImageFolder."""
+"""Backbone pretraining on crops or on an ImageFolder."""

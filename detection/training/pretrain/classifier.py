@@ -1,8 +1,8 @@
-"""Training a backbone as a classifier: one loop for crops of objects and for folders of pictures.
+"""Training of a backbone as an image classifier, on crops of objects or on an ImageFolder.
 
-It stops, saves and goes on at any step as the detector's training does, on one device or several.
+Stops, saves and resumes at any step like the detector's training, on one device or several.
 
-Letters: B pictures in this process's share of a batch, S side of a picture in pixels.
+Letters: B images in this rank's share of a batch, S side of an image in pixels.
 """
 
 import logging
@@ -22,65 +22,71 @@ from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.recipe_base import Optimizer, Schedule
 from detection.training import launch
-from detection.training.checkpoint import Checkpoints
-from detection.training.history import Table
+from detection.training.checkpoint import (
+    STATE_FILE,
+    Checkpoints,
+    State,
+    restore,
+    resumed_batches,
+    snapshot,
+)
+from detection.training.history import CsvTable, Progress
 from detection.training.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from detection.training.progress import Progress
-from detection.training.signals import StopSignals
-from detection.training.state import CheckpointTimer, State, restore, snapshot
+from detection.training.signals import CheckpointTimer, StopSignals, stopped
 
 log = logging.getLogger(__name__)
-STATE = "state.pt"
 COLUMNS = ("epoch", "lr", "loss", "accuracy", "val_accuracy")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+VAL_BATCH_SIZE = 256
 Batches = Iterator[tuple[Tensor, Tensor]]
-"""Pictures Tensor[B, 3, S, S], uint8 in 0..255 or float in 0..1, and labels Tensor[B], int64."""
+"""Images Tensor[B, 3, S, S], uint8 in 0..255 or float in 0..1, and labels Tensor[B], int64."""
 
 
-class Examples(Protocol):
-    """A training split."""
+class ClassificationData(Protocol):
+    """Training and validation batches of a classification dataset."""
 
     def __len__(self) -> int:
-        """Batches of a whole epoch."""
+        """Training batches per epoch."""
 
-    def epoch(self, epoch: int, start: int) -> Batches:
-        """This rank's shares of an epoch's batches, the first `start` of them left out."""
+    def train_batches(self, epoch: int, skip: int) -> Batches:
+        """This rank's shares of an epoch's batches, without the first `skip`."""
 
-
-class Check(Protocol):
-    """A split that is scored."""
-
-    def batches(self) -> Batches:
-        """This rank's share of it; together the ranks have each picture once."""
+    def val_batches(self) -> Batches:
+        """This rank's share of the val split; each image is in the share of exactly one rank."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassifierJob:
-    """Everything that a classifier's training is given."""
+    """Everything that the training of a classifier needs."""
 
     backbone: str
+    """Name of the backbone."""
     classes: int
-    train: Examples
-    val: Check
+    """Number of classes, background included."""
+    data: ClassificationData
+    """Training and val split."""
     optimizer: Optimizer
+    """Settings of the optimizer."""
     schedule: Schedule
-    """Milestones in steps."""
+    """Learning-rate schedule; milestones in steps."""
     steps: int
-    """Of the whole training."""
+    """Length of the training."""
     log_every: int
     """Steps between log lines."""
     device: torch.device
+    """Device of this rank."""
     precision: torch.dtype
+    """bfloat16 for autocast, or float32."""
     seed: int
-    """Of the first weights."""
+    """Seed of the initial weights."""
     curves: Path
-    """The CSV that grows by a row an epoch."""
+    """CSV file that gets one row per epoch."""
 
 
 class Classifier(nn.Module):
-    """A backbone's features under global average pooling and one linear layer.
+    """Features of a backbone, global average pooling, and one linear layer.
 
-    The networks' own classifiers (VGG's two layers of 4096 above all) are made for 224-pixel pictures.
+    The backbones' own classifiers, such as VGG's two layers of 4096, are made for images of 224 pixels.
     """
 
     mean: Tensor
@@ -89,141 +95,138 @@ class Classifier(nn.Module):
     def __init__(self, backbone: str, classes: int) -> None:
         super().__init__()
         self.network = make_backbone(backbone)
-        whole: Any = self.network
-        if hasattr(whole, "fc"):
-            whole.fc = nn.Linear(whole.fc.in_features, classes)
+        network: Any = self.network
+        if hasattr(network, "fc"):
+            network.fc = nn.Linear(network.fc.in_features, classes)
         else:
-            widths = [m.out_channels for m in whole.features.modules() if isinstance(m, nn.Conv2d)]
-            whole.avgpool = nn.AdaptiveAvgPool2d(1)
-            whole.classifier = nn.Linear(widths[-1], classes)
+            widths = [m.out_channels for m in network.features.modules() if isinstance(m, nn.Conv2d)]
+            network.avgpool = nn.AdaptiveAvgPool2d(1)
+            network.classifier = nn.Linear(widths[-1], classes)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Logits Tensor[B, classes] of Tensor[B, 3, S, S], uint8 in 0..255 or float in 0..1."""
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float() / 255
-        logits: Tensor = self.network((pixels - self.mean) / self.std)
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits Tensor[B, classes] of Tensor[B, 3, S, S], uint8 in 0..255 or float in 0..1."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 
 
-def fit(course: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    """Train to the end, or go on with a training that was cut off.
+def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train a classifier, or resume its interrupted training; `loop.fit` explains the order.
 
     Args:
-        course: What is trained on what.
-        checkpoints: Held by the caller.
+        job: Backbone, data and settings.
+        checkpoints: Checkpoints, locked by the caller.
 
     Returns:
-        The features' state dict, and a row an epoch, see `COLUMNS`; `val_accuracy` is NaN without a val.
+        State dict of the features, and rows of `COLUMNS`, one per epoch; `val_accuracy` is NaN without val.
 
     Raises:
         DivergedError: The loss is not finite.
-        SystemExit: After SIGTERM or Ctrl-C, once the state is saved.
+        SystemExit: SIGTERM or SIGINT was received; the checkpoint is saved.
     """
-    torch.manual_seed(course.seed)
-    model = Classifier(course.backbone, course.classes).to(course.device)
+    torch.manual_seed(job.seed)
+    model = Classifier(job.backbone, job.classes).to(job.device)
     model = model.to(memory_format=torch.channels_last)
-    network = launch.wrap(model, course.device)
-    optimizer = make_optimizer(model, course.optimizer)
-    saved = checkpoints.load(STATE)
+    network = launch.wrap(model, job.device)
+    optimizer = make_optimizer(model, job.optimizer)
+    saved, steps_per_epoch = checkpoints.load(STATE_FILE), len(job.data)
     state = restore(saved, model, optimizer, None) if saved else State()
-    curve = Table(course.curves, COLUMNS, saved["curve"] if saved else ())
-    sums = (saved["sums"] if saved else torch.zeros(3)).to(course.device)  # loss, accuracy, steps of the row
-    per_epoch = len(course.train)
-    batches = _stream(course.train, state.step, per_epoch)
-    clock, pace = time.monotonic() - state.seconds, CheckpointTimer(state.step)
+    curve = CsvTable(job.curves, COLUMNS, saved["curve"] if saved else ())
+    # loss, accuracy and number of steps since the curve's last row; on the device until they are read
+    sums = (saved["sums"] if saved else torch.zeros(3)).to(job.device)
+    batches = resumed_batches(job.data.train_batches, state.step, steps_per_epoch)
+    started, timer = time.monotonic() - state.seconds, CheckpointTimer(state.step)
     if saved:
-        log.info("going on at step %d of %d", state.step, course.steps)
-    del saved  # as large as the training itself
+        log.info("resuming at step %d of %d", state.step, job.steps)
+    del saved
 
-    with StopSignals() as interrupts, Progress(course.steps, state.step, course.log_every) as progress:
+    with StopSignals() as stop, Progress(job.steps, state.step, job.log_every) as progress:
         while True:
-            last = state.step >= course.steps
-            asked, due = distributed.maximum(
-                interrupts.signal or 0, pace.due(state.step)
-            )  # all at the same step
-            epoch_ended = state.step % per_epoch == 0 and state.step > 0
+            epochs, last = state.step / steps_per_epoch, state.step >= job.steps
+            stop_requested, save_due = distributed.maximum(stop.signal or 0, timer.due(state.step))
 
-            # once in a while: a row of the curve
-            if (last or epoch_ended) and state.validated < state.step:
+            # once in a while: add a row to the curve (all ranks take part)
+            if (last or state.step % steps_per_epoch == 0) and state.validated < state.step:
                 state.validated = state.step
                 launch.broadcast_buffers(model)
-                values = {**_means(sums, state.step), "val_accuracy": _accuracy(model, course)}
-                epoch = state.step / per_epoch
-                curve.extend([{"epoch": epoch, "lr": optimizer.param_groups[0]["lr"], **values}])
-                log.info("epoch %.2f  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), epoch)
+                values = {**_means(sums, state.step), "val_accuracy": _accuracy(model, job)}
+                curve.extend([{"epoch": epochs, "lr": optimizer.param_groups[0]["lr"], **values}])
+                log.info("epoch %.2f  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), epochs)
                 sums.zero_()
 
-            # once in a while, at the end, and before leaving: save everything
-            if last or asked or due:
-                with pace.saving(state.step):
-                    _means(sums, state.step)  # nothing is saved after a loss that is not finite
-                    state.seconds = time.monotonic() - clock
+            # once in a while, at the end, and before stopping: save a checkpoint (only rank 0 writes)
+            if last or stop_requested or save_due:
+                with timer.saving(state.step):
+                    _means(sums, state.step)  # raises if the loss is not finite: never saved
+                    state.seconds = time.monotonic() - started
                     more = {"curve": curve.rows, "sums": sums.cpu()}
-                    checkpoints.save(STATE, snapshot(state, model, optimizer, None, **more))
-            if asked and not last:
-                log.info("asked to stop: saved at step %d; the same command goes on from there", state.step)
-                raise SystemExit(128 + asked)
+                    checkpoints.save(STATE_FILE, snapshot(state, model, optimizer, None, **more))
             if last:
-                break
+                return {k: v.cpu() for k, v in feature_state(model.network).items()}, curve.rows
+            if stop_requested:
+                raise stopped(stop_requested, state.step)
 
             # a single training step
-            pixels, labels = next(batches)
-            factor = learning_rate_factor(course.schedule, state.step, course.steps, per_epoch, False)
-            set_learning_rate(optimizer, factor)
-            labels = labels.to(course.device, non_blocking=True)
-            with autocast(course.device, course.precision):
-                logits = network(_placed(pixels, course.device)).float()
-                loss = nn.functional.cross_entropy(logits, labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            images, labels = next(batches)
+            set_learning_rate(
+                optimizer, learning_rate_factor(job.schedule, state.step, job.steps, steps_per_epoch, False)
+            )
+            sums += _step(job, network, optimizer, images, labels)
             state.step += 1
 
-            # logging; the sums stay on the device until the next line is due
-            accuracy = (logits.detach().argmax(1) == labels).float().mean()
-            sums += distributed.mean(torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)]))
+            # logging
             progress.step(state.step)
-            if state.step % course.log_every == 0:
-                progress.show(state.step, state.step / per_epoch, _means(sums, state.step))
-
-    return {k: v.cpu() for k, v in feature_state(model.network).items()}, curve.rows
+            if state.step % job.log_every == 0:
+                progress.show(state.step, state.step / steps_per_epoch, _means(sums, state.step))
 
 
-def _stream(train: Examples, step: int, per_epoch: int) -> Batches:
-    """All batches from a step on, epoch after epoch."""
-    epoch, place = divmod(step, per_epoch)
-    while True:
-        yield from train.epoch(epoch, place)
-        epoch, place = epoch + 1, 0
+def _step(
+    job: ClassifierJob, network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> Tensor:
+    """Run one training step; return Tensor[3] of loss, accuracy and 1 as means over the ranks."""
+    labels = labels.to(job.device, non_blocking=True)
+    with autocast(job.device, job.precision):
+        logits = network(_to_device(images, job.device)).float()
+        loss = nn.functional.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    accuracy = (logits.detach().argmax(1) == labels).float().mean()
+    return distributed.mean(torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)]))
 
 
-def _placed(pixels: Tensor, device: torch.device) -> Tensor:
-    return pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+def _to_device(images: Tensor, device: torch.device) -> Tensor:
+    return images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
 
 
 def _means(sums: Tensor, step: int) -> dict[str, float]:
-    """Mean loss and accuracy since the curve's last row; refuses a loss that is not finite."""
+    """Return mean loss and accuracy since the curve's last row.
+
+    Raises:
+        DivergedError: The loss is not finite.
+    """
     loss, accuracy, count = sums.tolist()
     if not math.isfinite(loss):
         raise DivergedError(
-            f"the loss of pretraining is no longer finite at step {step}; lower its lr "
-            "(pretrain.crops or pretrain.imagefolder). The last good checkpoint is kept"
+            f"the loss of pretraining is not finite at step {step}; lower lr in pretrain.crops or "
+            "pretrain.imagefolder. The last checkpoint is kept"
         )
     return {"loss": loss / max(count, 1), "accuracy": accuracy / max(count, 1)}
 
 
-def _accuracy(model: nn.Module, course: ClassifierJob) -> float:
-    """Share of val told right at the first guess; NaN where there is none."""
+def _accuracy(model: nn.Module, job: ClassifierJob) -> float:
+    """Top-1 accuracy on val over all ranks; NaN if val is empty."""
     model.eval()
-    right, seen = torch.zeros((), device=course.device), 0
-    with torch.inference_mode(), autocast(course.device, course.precision):
-        for pixels, labels in course.val.batches():
-            guesses = model(_placed(pixels, course.device)).argmax(1)
-            right += (guesses == labels.to(course.device)).sum()
+    correct, seen = torch.zeros((), device=job.device), 0
+    with torch.inference_mode(), autocast(job.device, job.precision):
+        for images, labels in job.data.val_batches():
+            predicted = model(_to_device(images, job.device)).argmax(1)
+            correct += (predicted == labels.to(job.device)).sum()
             seen += len(labels)
     model.train()
-    counts = distributed.gather((float(right), seen))
+    counts = distributed.gather((float(correct), seen))
     total = sum(count for _, count in counts)
-    return sum(one for one, _ in counts) / total if total else float("nan")
+    return sum(count for count, _ in counts) / total if total else float("nan")

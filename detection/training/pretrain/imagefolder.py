@@ -1,14 +1,15 @@
-"""Pictures sorted into one folder a class, `train/n01440764/*.JPEG`: ImageNet's layout.
+"""Classification dataset of images in one folder per class, `train/n01440764/*.JPEG`: ImageNet's layout.
 
-What a picture looks like is a function of (seed, epoch, row). As in detection the geometry is drawn first and
-pixels are touched by one crop and one uint8 resize. A crop of random area and shape is the same share of the
-picture whatever size the picture was scaled to before, so the original's `Resize(480)` needs no work.
+A sample is a function of (seed, epoch, row). As in detection the geometry is drawn first, and pixels are
+touched by one crop and one uint8 resize. A random crop by area does not depend on the scale of the image, so
+that the original recipe's `Resize(480)` before it is not needed.
 
-Letters: N pictures, B pictures of a batch, S side of the square result in pixels.
+Letters: N images, B images of a batch, S side of the square result in pixels.
 """
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,82 +17,82 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.loading.geometry import Geometry
+from detection import distributed
+from detection.data.loading.geometry import Geometry, Window
 from detection.data.loading.image_io import read_image
+from detection.data.loading.loader import BatchSampler, init_worker
 from detection.data.sources.digest import listing_hash
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES
 from detection.params.stages import ImageFolder
+from detection.training.pretrain.classifier import VAL_BATCH_SIZE, Batches
 
 RATIOS = (3 / 4, 4 / 3)  # width over height of a crop
 TRIALS = 10
-FILL = (124, 116, 104)  # never seen: no crop leaves the picture
-Window = tuple[int, int, int, int]
+FILL = (124, 116, 104)  # never visible: crops lie inside the image
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One split: its files and what they show, packed, so that loader processes share them."""
+    """Files and labels of one split, packed so that loader processes share them."""
 
     root: Path
     """Folder of the split."""
     files: NDArray[np.bytes_]
-    """[N], relative to `root`, in order of name."""
+    """[N], relative to `root`, sorted by name."""
     labels: NDArray[np.int64]
-    """[N], index of the class folder among those of train."""
+    """[N], position of the class folder among those of train."""
     classes: tuple[str, ...]
-    """Names of the class folders."""
+    """Names of train's class folders."""
     digest: str
-    """Hash over names and sizes of the files."""
+    """Hash of the files' names and sizes."""
 
     def __len__(self) -> int:
         return len(self.files)
 
 
 def list_folder(root: Path, classes: tuple[str, ...] | None = None) -> Folder:
-    """List the pictures of a split.
+    """List the images of a split.
 
     Args:
-        root: `DATA_ROOT/imagenet/train`, say.
-        classes: Those of the training split, for another one; None: whatever is there.
+        root: Folder of the split, such as `DATA_ROOT/imagenet/train`.
+        classes: Classes of the training split if this is another one; None to take all subfolders.
 
     Raises:
-        DataError: There is no such folder, no picture in it, or a class that train has not.
+        DataError: The folder does not exist, has no image, or has a class that is not in `classes`.
     """
     if not root.is_dir():
         raise DataError(
-            f"pretrain.imagefolder: {root.resolve()} is not there; put one folder of pictures a class there "
-            f"(train and val side by side), or set pretrain.imagefolder.path, or pretrain.method: crops"
+            f"pretrain.imagefolder: {root.resolve()} does not exist; put one folder of images per class "
+            f"there (train and val side by side), or set pretrain.imagefolder.path or pretrain.method: crops"
         )
     names = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
     classes = names if classes is None else classes
     if unknown := sorted(set(names) - set(classes)):
-        raise DataError(f"{root.resolve()}: train has no class {unknown[0]}; remove it, or add it to train")
+        raise DataError(f"{root.resolve()}: train has no class {unknown[0]}; delete it, or add it to train")
     sizes: dict[str, int] = {}
     labels: list[int] = []
     for name in names:
-        found = [file for file in os.scandir(root / name) if file.name.lower().endswith(IMAGE_SUFFIXES)]
-        sizes |= {f"{name}/{file.name}": file.stat().st_size for file in sorted(found, key=lambda f: f.name)}
-        labels += [classes.index(name)] * len(found)
+        files = [file for file in os.scandir(root / name) if file.name.lower().endswith(IMAGE_SUFFIXES)]
+        sizes |= {f"{name}/{file.name}": file.stat().st_size for file in sorted(files, key=lambda f: f.name)}
+        labels += [classes.index(name)] * len(files)
     if not sizes:
-        raise DataError(
-            f"{root.resolve()} holds no picture in folders of classes ({', '.join(IMAGE_SUFFIXES)})"
-        )
-    files = np.array([name.encode() for name in sizes])
-    return Folder(root, files, np.array(labels, np.int64), classes, listing_hash(sizes))
+        raise DataError(f"{root.resolve()} has no image in class folders ({', '.join(IMAGE_SUFFIXES)})")
+    packed = np.array([name.encode() for name in sizes])
+    return Folder(root, packed, np.array(labels, np.int64), classes, listing_hash(sizes))
 
 
-class FolderPictures(Dataset[tuple[Tensor, int]]):
-    """Pictures Tensor[3, S, S] uint8 and their labels, indexed by `(epoch, row)`.
+class FolderDataset(Dataset[tuple[Tensor, int]]):
+    """Images Tensor[3, S, S] uint8 with their labels, indexed by `(epoch, row)`.
 
     Args:
         folder: The split.
-        settings: Size, crop and colours.
-        train: Augment; else the middle of each picture.
-        seed: Of the augmentation.
+        settings: Size, crop and colors.
+        train: Augment; otherwise cut the center of each image.
+        seed: Seed of the augmentation.
     """
 
     def __init__(self, folder: Folder, settings: ImageFolder, train: bool, seed: int = 0) -> None:
@@ -102,30 +103,76 @@ class FolderPictures(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, row = key
-        picture = read_image(self.folder.root / self.folder.files[row].decode())
-        height, width = picture.shape[1:]
+        image = read_image(self.folder.root / self.folder.files[row].decode())
+        height, width = image.shape[1:]
         side, label = self.settings.image_size, int(self.folder.labels[row])
         if not self.train:
-            window = middle(height, width, side / self.settings.eval_resize)
-            return Geometry(window, side, side).image(picture, FILL), label
+            window = center_window(height, width, side / self.settings.eval_resize)
+            return Geometry(window, side, side).image(image, FILL), label
         rng = np.random.default_rng((self.seed, epoch, row))
         window = random_window(rng, height, width, self.settings.scale)
-        pixels = Geometry(window, side, side, flip=rng.random() < 0.5).image(picture, FILL)
+        pixels = Geometry(window, side, side, flip=rng.random() < 0.5).image(image, FILL)
         return jitter(rng, pixels, self.settings.jitter), label
 
 
+class FolderData:
+    """Batches of two splits, decoded and augmented by loader processes.
+
+    Args:
+        train: Training split.
+        val: Val split.
+        settings: Size, augmentation and batch size.
+        workers: Loader processes of this rank; 0 loads in this process.
+        seed: Seed of the order and the augmentation.
+    """
+
+    def __init__(self, train: Folder, val: Folder, settings: ImageFolder, workers: int, seed: int) -> None:
+        self.val, self.workers = FolderDataset(val, settings, train=False), workers
+        self.sampler = BatchSampler(len(train), settings.batch_size, seed)
+        self.loader = self._loader(FolderDataset(train, settings, train=True, seed=seed), self.sampler)
+
+    def __len__(self) -> int:
+        """Training batches per epoch."""
+        return len(self.sampler)
+
+    def train_batches(self, epoch: int, skip: int) -> Batches:
+        """See `ClassificationData`."""
+        self.sampler.epoch, self.sampler.start = epoch, skip
+        yield from self.loader
+
+    def val_batches(self) -> Batches:
+        """See `ClassificationData`."""
+        keys = [(0, row) for row in range(distributed.rank(), len(self.val), distributed.world_size())]
+        batches = [keys[first : first + VAL_BATCH_SIZE] for first in range(0, len(keys), VAL_BATCH_SIZE)]
+        yield from self._loader(self.val, batches)
+
+    def _loader(
+        self, dataset: FolderDataset, batches: Iterable[list[tuple[int, int]]]
+    ) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            collate_fn=collate,
+            multiprocessing_context="fork" if self.workers else None,
+            worker_init_fn=init_worker,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
 def random_window(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> Window:
-    """A part of random area and shape (Szegedy et al. 2014, arXiv:1409.4842, section 6).
+    """Random crop by area and aspect ratio (Szegedy et al. 2014, arXiv:1409.4842, section 6).
 
     Args:
         rng: Source of randomness.
-        height: Of the picture.
-        width: Of the picture.
-        scale: Least and largest share of the picture's area.
+        height: Height of the image.
+        width: Width of the image.
+        scale: Smallest and largest fraction of the image's area.
 
     Returns:
-        `x1, y1, x2, y2` in pixels, inside the picture; where ten draws do not fit, the largest middle part of
-        an allowed shape.
+        `x1, y1, x2, y2` in pixels, inside the image; if ten draws do not fit, the largest center crop of an
+        allowed aspect ratio.
     """
     for _ in range(TRIALS):
         area = height * width * rng.uniform(*scale)
@@ -140,20 +187,20 @@ def random_window(rng: np.random.Generator, height: int, width: int, scale: tupl
     return left, top, left + w, top + h
 
 
-def middle(height: int, width: int, share: float) -> Window:
-    """The middle square whose side is a share (at most 1) of the picture's short side."""
-    side = max(round(min(height, width) * min(share, 1)), 1)
+def center_window(height: int, width: int, fraction: float) -> Window:
+    """Center square whose side is a fraction (at most 1) of the image's short side."""
+    side = max(round(min(height, width) * min(fraction, 1)), 1)
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
 def jitter(rng: np.random.Generator, pixels: Tensor, amount: float) -> Tensor:
-    """Brightness, contrast, saturation and hue, in random order, each changed by up to `amount`.
+    """Change brightness, contrast, saturation and hue, in random order, each by up to `amount`.
 
     Args:
         rng: Source of randomness.
         pixels: Tensor[3, S, S], uint8.
-        amount: Share of the value; of the whole circle for hue.
+        amount: Fraction of the value; for hue, of the full circle.
     """
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for which in rng.permutation(len(changes)):
@@ -163,6 +210,6 @@ def jitter(rng: np.random.Generator, pixels: Tensor, amount: float) -> Tensor:
 
 
 def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Pictures Tensor[B, 3, S, S] uint8 and labels Tensor[B] int64."""
-    pictures, labels = zip(*samples, strict=True)
-    return torch.stack(pictures), torch.tensor(labels)
+    """Stack images to Tensor[B, 3, S, S] uint8 and labels to Tensor[B] int64."""
+    images, labels = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(labels)

@@ -17,7 +17,7 @@ from detection.training.optim import (
 
 
 class Net(nn.Module):
-    """A pretrained body, a normalisation layer and a head, under the names detectors have."""
+    """Pretrained body, normalization layer and head, with the names that detectors use."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def settings_of(net: nn.Module, optimizer: Optimizer) -> dict[str, tuple[float, 
     return {name: where[id(p)] for name, p in net.named_parameters() if id(p) in where}
 
 
-def test_each_kind_of_parameter_gets_its_rate_and_decay() -> None:
+def test_each_type_of_parameter_gets_its_rate_and_decay() -> None:
     optimizer = Optimizer(
         lr=1.0,
         weight_decay=0.1,
@@ -52,7 +52,7 @@ def test_each_kind_of_parameter_gets_its_rate_and_decay() -> None:
     }
 
 
-def test_by_default_there_are_the_backbone_and_the_rest() -> None:
+def test_the_default_groups_are_the_backbone_and_the_rest() -> None:
     groups = parameter_groups(Net(), Optimizer(lr=0.1))
     assert [(group["lr"], group["backbone"]) for group in groups] == [(0.1, True), (0.1, False)]
 
@@ -64,22 +64,22 @@ def test_the_pretrained_part_of_a_detector_is_found(model: str) -> None:
     assert {lr for lr, _ in rates.values()} == {1.0, 0.1}
     pretrained = [name for name, (lr, _) in rates.items() if lr == 0.1]
     assert all(name.startswith("backbone.") for name in pretrained)
-    if model == "ssd300":  # VGG16's thirteen layers, conv5 too, and not the new fc6 and fc7
+    if model == "ssd300":  # VGG16's 13 layers with conv5, without the new fc6 and fc7
         assert len([name for name in pretrained if name.endswith(".weight")]) == 13
         assert "backbone.extra.0.7.1.weight" not in pretrained
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_optimisers_keep_the_ratio_between_groups(kind: type) -> None:
-    settings = Optimizer(name=kind.__name__.lower(), lr=0.1, bias_lr_factor=2.0)  # type: ignore[arg-type]
+@pytest.mark.parametrize("optimizer_type", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_optimizers_keep_the_ratio_between_groups(optimizer_type: type) -> None:
+    settings = Optimizer(name=optimizer_type.__name__.lower(), lr=0.1, bias_lr_factor=2.0)  # type: ignore[arg-type]
     optimizer = make_optimizer(Net(), settings)
-    assert type(optimizer) is kind
+    assert type(optimizer) is optimizer_type
     set_learning_rate(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.1])
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_a_frozen_backbone_stays_as_it_is(name: str) -> None:
+def test_a_frozen_backbone_does_not_change(name: str) -> None:
     net = Net()
     optimizer = make_optimizer(net, Optimizer(name=name, lr=0.1, weight_decay=0.1))  # type: ignore[arg-type]
 
@@ -114,7 +114,7 @@ def test_multistep_equals_torchs() -> None:
         torchs.step()
 
 
-def test_cosine_goes_from_one_to_its_end() -> None:
+def test_cosine_falls_from_one_to_its_final_factor() -> None:
     factors = curve(Schedule(name="cosine", final=0.1), 101, 10)
     assert factors[0] == 1
     assert factors[50] == pytest.approx(0.55)
@@ -122,7 +122,7 @@ def test_cosine_goes_from_one_to_its_end() -> None:
     assert factors == sorted(factors, reverse=True)
 
 
-def test_exponential_falls_once_an_epoch() -> None:
+def test_exponential_falls_once_per_epoch() -> None:
     factors = curve(Schedule(name="exponential", gamma=0.96), 30, 10)
     assert factors == pytest.approx([1.0] * 10 + [0.96] * 10 + [0.96**2] * 10)
 
@@ -135,7 +135,7 @@ def test_warm_up_rises_linearly_and_ends_with_the_first_epoch() -> None:
     assert capped[10:] == [1.0] * 10
 
 
-def test_the_curve_starts_anew_in_each_phase() -> None:
+def test_the_schedule_restarts_in_each_phase() -> None:
     phases = (Phase(until=2, freeze_backbone=True), Phase(until=4, lr_factor=0.1))
     factors = curve(Schedule(name="exponential", gamma=0.5, phases=phases), 40, 10)
     assert factors == pytest.approx([1.0] * 10 + [0.5] * 10 + [0.1] * 10 + [0.05] * 10)

@@ -9,7 +9,13 @@ from torchvision.datasets import ImageFolder as TorchvisionImageFolder
 
 from detection.errors import DataError
 from detection.params.stages import ImageFolder
-from detection.training.pretrain.imagefolder import FolderPictures, jitter, list_folder, middle, random_window
+from detection.training.pretrain.imagefolder import (
+    FolderDataset,
+    center_window,
+    jitter,
+    list_folder,
+    random_window,
+)
 
 SETTINGS = ImageFolder(image_size=32, eval_resize=32)
 
@@ -21,13 +27,13 @@ def root(tmp_path: Path) -> Path:
         path = tmp_path / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("txt"):
-            path.write_text("no picture")
+            path.write_text("no image")
         else:
             Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(path)
     return tmp_path / "train"
 
 
-def test_files_and_labels_are_torchvisions(root: Path) -> None:
+def test_files_and_labels_equal_torchvisions(root: Path) -> None:
     folder, theirs = list_folder(root), TorchvisionImageFolder(root)
     ours = [
         (str(root / name.decode()), int(label))
@@ -37,7 +43,7 @@ def test_files_and_labels_are_torchvisions(root: Path) -> None:
     assert list(folder.classes) == theirs.classes == ["a", "b", "c"]
 
 
-def test_the_digest_hangs_on_names_and_sizes(root: Path) -> None:
+def test_the_digest_depends_on_names_and_sizes(root: Path) -> None:
     digest = list_folder(root).digest
     assert list_folder(root).digest == digest
     (root / "b/2.png").rename(root / "a/2.png")
@@ -48,46 +54,46 @@ def test_the_digest_hangs_on_names_and_sizes(root: Path) -> None:
     assert list_folder(root).digest != digest
 
 
-def test_what_is_missing_is_one_line(root: Path) -> None:
-    with pytest.raises(DataError, match=r"imagenet/train is not there; put one folder of pictures a class"):
+def test_missing_folders_images_and_classes_are_errors(root: Path) -> None:
+    with pytest.raises(DataError, match=r"imagenet/train.*does not exist"):
         list_folder(root / "imagenet/train")
     (root / "empty/class").mkdir(parents=True)
-    with pytest.raises(DataError, match="holds no picture"):
+    with pytest.raises(DataError, match="has no image"):
         list_folder(root / "empty")
     with pytest.raises(DataError, match="train has no class c"):
         list_folder(root, classes=("a", "b"))
 
 
-def test_a_val_without_some_class_keeps_trains_labels(root: Path) -> None:
+def test_a_val_split_without_some_class_keeps_the_labels_of_train(root: Path) -> None:
     assert list_folder(root, classes=("0", "a", "b", "c")).labels.tolist() == [1, 2, 2, 3]
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_row(root: Path) -> None:
-    pictures = FolderPictures(list_folder(root), SETTINGS, train=True, seed=1)
-    again = FolderPictures(list_folder(root), SETTINGS, train=True, seed=1)
-    other = FolderPictures(list_folder(root), SETTINGS, train=True, seed=2)
-    picture, label = pictures[3, 1]
-    assert picture.shape == (3, 32, 32)
-    assert picture.dtype == torch.uint8
+    dataset = FolderDataset(list_folder(root), SETTINGS, train=True, seed=1)
+    again = FolderDataset(list_folder(root), SETTINGS, train=True, seed=1)
+    other = FolderDataset(list_folder(root), SETTINGS, train=True, seed=2)
+    image, label = dataset[3, 1]
+    assert image.shape == (3, 32, 32)
+    assert image.dtype == torch.uint8
     assert label == 1
-    assert torch.equal(picture, again[3, 1][0])
-    for one in (pictures[4, 1], pictures[3, 2], other[3, 1]):
-        assert not torch.equal(picture, one[0])
+    assert torch.equal(image, again[3, 1][0])
+    for one in (dataset[4, 1], dataset[3, 2], other[3, 1]):
+        assert not torch.equal(image, one[0])
 
 
-def test_a_val_picture_is_what_resize_and_centre_crop_make_of_it(root: Path) -> None:
+def test_a_val_image_equals_resize_and_center_crop(root: Path) -> None:
     from torchvision.transforms.v2 import functional as F
 
     for eval_resize in (32, 36):
         settings = replace(SETTINGS, eval_resize=eval_resize)
-        ours, _ = FolderPictures(list_folder(root), settings, train=False)[0, 1]
+        ours, _ = FolderDataset(list_folder(root), settings, train=False)[0, 1]
         whole = torch.from_numpy(np.array(Image.open(root / "b/1.JPEG"))).permute(2, 0, 1)
         theirs = F.center_crop(F.resize(whole, [eval_resize], antialias=True), [32, 32])
         assert (ours.float() - theirs.float()).abs().mean() < 12, "of noise, whose pixels differ by 85"
 
 
 @pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (40, 400), (400, 40), (1, 1), (7, 3)])
-def test_windows_lie_in_the_picture_and_have_the_area_that_was_asked(height: int, width: int) -> None:
+def test_windows_are_inside_the_image_with_the_given_area(height: int, width: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         x1, y1, x2, y2 = random_window(rng, height, width, (0.53, 1.0))
@@ -98,15 +104,15 @@ def test_windows_lie_in_the_picture_and_have_the_area_that_was_asked(height: int
             assert 0.74 <= (x2 - x1) / (y2 - y1) <= 1.34
 
 
-def test_windows_have_the_mean_area_and_shape_of_torchvisions() -> None:
+def test_windows_have_the_mean_area_of_torchvisions() -> None:
     from torchvision.transforms.v2 import RandomResizedCrop
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     theirs = RandomResizedCrop(224, scale=(0.53, 1.0))
-    picture = torch.zeros(3, 375, 500)
+    image = torch.zeros(3, 375, 500)
     ours = [random_window(rng, 375, 500, (0.53, 1.0)) for _ in range(3000)]
-    drawn = [theirs.make_params([picture]) for _ in range(3000)]
+    drawn = [theirs.make_params([image]) for _ in range(3000)]
     areas = (
         np.array([(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in ours]),
         np.array([d["height"] * d["width"] for d in drawn]),
@@ -115,15 +121,15 @@ def test_windows_have_the_mean_area_and_shape_of_torchvisions() -> None:
     assert areas[0].std() == pytest.approx(areas[1].std(), rel=0.06)
 
 
-def test_the_middle_is_a_square_in_the_middle() -> None:
-    assert middle(100, 200, 1) == (50, 0, 150, 100)
-    assert middle(200, 100, 224 / 256) == (6, 56, 94, 144)
-    assert middle(1, 9, 0.1) == (4, 0, 5, 1)
+def test_the_center_window_is_a_square_in_the_center() -> None:
+    assert center_window(100, 200, 1) == (50, 0, 150, 100)
+    assert center_window(200, 100, 224 / 256) == (6, 56, 94, 144)
+    assert center_window(1, 9, 0.1) == (4, 0, 5, 1)
 
 
-def test_colours_change_little_and_not_at_all_by_nothing() -> None:
+def test_colors_change_little_and_not_at_all_with_amount_zero() -> None:
     pixels = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
     near = (jitter(rng, pixels, 0.03).float() - pixels.float()).abs().mean()
     assert 0 < near < 12
-    assert (jitter(rng, pixels, 0.0).float() - pixels.float()).abs().max() <= 1  # hue goes through HSV
+    assert (jitter(rng, pixels, 0.0).float() - pixels.float()).abs().max() <= 1  # HSV rounds

@@ -1,4 +1,4 @@
-"""Training on a folder of pictures: drawn shapes of three kinds, one folder each."""
+"""Training on an ImageFolder of three classes of generated shapes."""
 
 import csv
 import os
@@ -21,9 +21,9 @@ from detection.params.stages import ImageFolder
 from detection.training.checkpoint import Checkpoints
 from detection.training.pretrain import classifier
 from detection.training.pretrain.imagefolder import Folder, list_folder
-from detection.training.pretrain.methods import train_on_folder
+from detection.training.pretrain.methods import folder_job
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = ImageFolder(
     image_size=32,
     eval_resize=32,
@@ -37,25 +37,25 @@ PER_EPOCH = 48 // 12
 
 
 def draw_folder(root: Path, count: int, seed: int) -> Path:
-    """`count` pictures of each of three shapes, of random place and size, tinted by shape."""
+    """Draw `count` images of each of three shapes, at a random position and size, tinted by shape."""
     rng = np.random.default_rng(seed)
-    for kind, name in enumerate(("disc", "bars", "frame")):
+    for channel, name in enumerate(("disc", "bars", "frame")):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            picture = Image.new("RGB", (48, 40), tuple(rng.integers(0, 90, 3).tolist()))
+            image = Image.new("RGB", (48, 40), tuple(rng.integers(0, 90, 3).tolist()))
             tint = rng.integers(90, 150, 3)
-            tint[kind] = 255
-            draw, colour = ImageDraw.Draw(picture), tuple(tint.tolist())
+            tint[channel] = 255
+            draw, color = ImageDraw.Draw(image), tuple(tint.tolist())
             x, y, side = rng.integers(2, 14), rng.integers(2, 8), rng.integers(22, 30)
             box = (int(x), int(y), int(x + side), int(y + side))
             if name == "disc":
-                draw.ellipse(box, fill=colour)
+                draw.ellipse(box, fill=color)
             elif name == "frame":
-                draw.rectangle(box, outline=colour, width=3)
+                draw.rectangle(box, outline=color, width=3)
             else:
                 for left in range(box[0], box[2], 6):
-                    draw.rectangle((left, box[1], left + 2, box[3]), fill=colour)
-            picture.save(root / name / f"{i}.png")
+                    draw.rectangle((left, box[1], left + 2, box[3]), fill=color)
+            image.save(root / name / f"{i}.png")
     return root
 
 
@@ -72,56 +72,66 @@ def learn(folders: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.Mo
     torch.set_num_threads(1)
 
     def run(name: str, settings: ImageFolder = SETTINGS) -> Any:
-        cpu, fp32 = torch.device("cpu"), torch.float32
-        with Checkpoints("pretrain", name).held() as checkpoints:
-            curves = tmp_path / name / "curves.csv"
-            return train_on_folder("resnet18", *folders, settings, 0, cpu, fp32, 0, checkpoints, curves)
+        job = folder_job(
+            *folders,
+            settings,
+            workers=0,
+            backbone="resnet18",
+            device=torch.device("cpu"),
+            precision=torch.float32,
+            seed=0,
+            curves=tmp_path / name / "curves.csv",
+        )
+        with Checkpoints("pretrain", name).locked() as checkpoints:
+            return classifier.fit(job, checkpoints)
 
     return run
 
 
-def test_it_learns_stops_and_goes_on_to_equal_bits(
+def test_it_learns_stops_and_resumes_bit_equal(
     learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, curve = learn("undisturbed")
+    state, curve = learn("uninterrupted")
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert [round(row["lr"], 6) for row in curve] == [0.05] * 4 + [0.005] * 2
     assert curve[-1]["loss"] < 0.6 * curve[0]["loss"]
-    assert curve[-1]["val_accuracy"] > 0.75, "a third is chance"
+    assert curve[-1]["val_accuracy"] > 0.75, "chance is 1/3"
 
-    steps, placed = [0], classifier._placed
+    steps, to_device = [0], classifier._to_device
 
     def counted(*args: Any) -> torch.Tensor:
         steps[0] += 1
         if steps[0] == 7:  # in the second epoch; val is one batch
             os.kill(os.getpid(), signal.SIGTERM)
-        return placed(*args)
+        return to_device(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(classifier, "_placed", counted)
+        patch.setattr(classifier, "_to_device", counted)
         with pytest.raises(SystemExit) as left:
             learn("stopped")
     assert left.value.code == 143
-    assert len((tmp_path / "stopped/curves.csv").read_text().splitlines()) == 2  # a head, and one epoch
+    assert len((tmp_path / "stopped/curves.csv").read_text().splitlines()) == 2  # the header and one epoch
     again, curve_again = learn("stopped")
     assert curve_again == curve
     assert all(torch.equal(value, again[key]) for key, value in state.items())
-    assert (tmp_path / "stopped/curves.csv").read_text() == (tmp_path / "undisturbed/curves.csv").read_text()
+    assert (tmp_path / "stopped/curves.csv").read_text() == (
+        tmp_path / "uninterrupted/curves.csv"
+    ).read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_it(learn: Any) -> None:
-    with pytest.raises(DivergedError, match=r"pretraining is no longer finite.*lower its lr"):
+    with pytest.raises(DivergedError, match="not finite"):
         learn("wild", replace(SETTINGS, lr=1e30))
 
 
-def test_a_training_ends_within_an_epoch_with_a_row_of_its_own(learn: Any) -> None:
+def test_a_training_that_ends_within_an_epoch_adds_a_last_row(learn: Any) -> None:
     _, curve = learn("short", replace(SETTINGS, iterations=PER_EPOCH + 1))
     assert [row["epoch"] for row in curve] == [1, 1.25]
 
 
-def test_the_stage_shares_a_folder_among_processes(tmp_path: Path) -> None:
-    """By the detector's launcher, each process with a loader of its own."""
+def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
+    """Started by the launcher, each rank with its own loader process."""
     draw_folder(tmp_path / "raw/imagenet/train", 16, 0)
     draw_folder(tmp_path / "raw/imagenet/val", 8, 1)
     document = YAML(typ="safe").load(ROOT / "params.yaml")
@@ -139,8 +149,8 @@ def test_the_stage_shares_a_folder_among_processes(tmp_path: Path) -> None:
     with open(tmp_path / "reports/pretrain/curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
-    top1 = 24 * float(rows[-1]["val_accuracy"])  # each of the 24 pictures counted once, by one of the two
+    top1 = 24 * float(rows[-1]["val_accuracy"])  # each of the 24 images is counted once, on one rank
     assert top1 == pytest.approx(round(top1), abs=1e-6)
-    assert top1 > 0.75 * 24, "a third is chance"
+    assert top1 > 0.75 * 24, "chance is 1/3"
     state = torch.load(tmp_path / "models/backbone.pt", weights_only=True)["state_dict"]
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()

@@ -1,0 +1,80 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detection.data.index import Index, Record, pack
+from detection.data.loading.image_io import read_image
+from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import detect_image, run_detector
+from detection.models.build import build_detector
+from detection.params import load
+
+
+def noise_images(folder: Path, sizes: list[tuple[int, int]]) -> Index:
+    """One PNG of noise per size, without objects."""
+    rng, records = np.random.default_rng(0), []
+    boxes, labels, flags, areas = (
+        np.zeros((0, 4), np.float32),
+        np.zeros(0, int),
+        np.zeros(0, bool),
+        np.zeros(0),
+    )
+    for i, size in enumerate(sizes):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        records.append(Record(f"{i}.png", str(i), *size, boxes, labels, flags, flags, areas))
+    return pack(records)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (75, 75)])
+@pytest.mark.parametrize("model", ["fasterrcnn_resnet18", "retinanet_resnet18"])
+def test_a_single_image_gets_the_same_detections_as_in_a_split(
+    tmp_path: Path, model: str, size: tuple[int, int]
+) -> None:
+    """Sides that are not multiples of 32: both ways must pad them, or the anchors are shifted."""
+    index = noise_images(tmp_path, [size])
+    recipe = replace(load(model=model).recipe, image_size=100, max_size=200, score_threshold=0.0)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, 3, None).eval()
+    in_split = run_detector(detector, index, tmp_path, recipe, batch_size=4, device="cpu")
+    single = detect_image(detector, recipe, read_image(tmp_path / "0.png"))
+    assert len(in_split.boxes) > 20
+    np.testing.assert_allclose(single.boxes.numpy(), in_split.boxes, atol=1e-3)
+    np.testing.assert_allclose(single.scores.numpy(), in_split.scores, atol=1e-6)
+
+
+def test_detections_belong_to_their_images_with_any_batch_size(tmp_path: Path) -> None:
+    index = noise_images(tmp_path, [(64, 96)] * 5)
+    recipe = replace(load(model="retinanet_resnet18").recipe, image_size=64, max_size=96, score_threshold=0.0)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, 3, None).eval()
+
+    def run(batch_size: int, score_threshold: float | None = None) -> SplitDetections:
+        return run_detector(
+            detector,
+            index,
+            tmp_path,
+            recipe,
+            batch_size=batch_size,
+            device="cpu",
+            score_threshold=score_threshold,
+        )
+
+    by_batch = [run(batch_size) for batch_size in (1, 2, 5)]
+    first, second = (by_batch[0].select(by_batch[0].images == image).scores[:20] for image in (0, 1))
+    assert np.abs(first - second).max() > 1e-3, "the images have different scores"
+    for detections in by_batch:
+        assert set(detections.images.tolist()) == set(range(5))
+        for image in range(5):
+            ours, single = (one.select(one.images == image) for one in (detections, by_batch[0]))
+            np.testing.assert_allclose(ours.scores[:20], single.scores[:20], atol=1e-5)
+    median = float(np.median(by_batch[1].scores))
+    fewer = run(2, score_threshold=median)
+    expected = by_batch[1].select(by_batch[1].scores >= median)
+    assert 0 < len(expected) < len(by_batch[1])
+    np.testing.assert_array_equal(fewer.images, expected.images)
+    np.testing.assert_array_equal(fewer.scores, expected.scores)
+    assert len(run(2, score_threshold=1.0)) == 0
