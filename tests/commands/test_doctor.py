@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def run(folder: Path, data: Path, *words: str) -> subprocess.CompletedProcess[st
     )
 
 
-def project(folder: Path, entry: dict[str, object], **checks: str) -> Path:
+def project(folder: Path, entry: Mapping[str, object], **checks: str) -> Path:
     """A copy of params.yaml with the dataset `mine`, selected."""
     document = YAML(typ="safe").load(ROOT / "params.yaml")
     document |= {"dataset": "mine"}
@@ -59,7 +60,7 @@ class Folder:
     def image(self, suffix: str = "jpg", width: int = 50, **options: object) -> bytes:
         pixels = self.rng.integers(0, 255, (40, width, 3), dtype=np.uint8)
         content = io.BytesIO()
-        Image.fromarray(pixels).save(content, {"jpg": "JPEG", "png": "PNG"}[suffix], **options)  # type: ignore[arg-type]
+        Image.fromarray(pixels).save(content, {"jpg": "JPEG", "png": "PNG"}[suffix], **options)
         return content.getvalue()
 
     def add(

@@ -81,7 +81,7 @@ def test_without_a_network_nothing_is_extracted(mirror: str, tmp_path: Path) -> 
 
 
 def test_disk_space_is_checked_before_any_request(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 5))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 5))
     with pytest.raises(DataError, match=r"voc2007 needs 0\.0 GB at .*set DATA_ROOT"):
         download("voc2007", [mirror])
     assert requests == []

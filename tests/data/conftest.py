@@ -1,4 +1,4 @@
-"""Datasets on disk: the default shapes drawn once for all tests, and small trees written by hand."""
+"""Datasets on disk: the default shapes, generated once for all tests, and small VOC trees."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from detection.params import ShapesDataset
 
 @pytest.fixture(scope="session")
 def default_shapes(tmp_path_factory: pytest.TempPathFactory) -> RawDataset:
-    """The default dataset, drawn under a DATA_ROOT of its own; only its values outlive the fixture."""
+    """The default dataset, generated under a DATA_ROOT of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DATA_ROOT", str(tmp_path_factory.mktemp("raw")))
         return read("shapes", ShapesDataset(format="shapes", path="shapes"))
@@ -30,7 +30,7 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def voc_tree(data_root: Path) -> Callable[..., Path]:
-    """Writes `id -> inside of <annotation>` as a VOC tree, all ids in the list `train`, none in `test`."""
+    """Writes a VOC tree from annotation bodies by image id; list `train` has all ids, `test` none."""
 
     def write(annotations: dict[str, str], folder: str = "voc") -> Path:
         root = data_root / folder

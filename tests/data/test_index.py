@@ -30,6 +30,7 @@ def records(draw: st.DrawFn) -> Record:
 def assert_equal(a: Record, b: Record) -> None:
     for name, one, other in zip(Record._fields, a, b, strict=True):
         if isinstance(one, np.ndarray):
+            assert isinstance(other, np.ndarray)
             assert one.dtype == other.dtype, name
             np.testing.assert_array_equal(one, other, err_msg=name)
         else:
@@ -91,7 +92,7 @@ def _record(name: str, boxes: int = 1) -> Record:
         id=name,
         height=40,
         width=50,
-        boxes=np.tile(np.float32([1, 2, 11, 22]), (boxes, 1)),
+        boxes=np.tile(np.array([1, 2, 11, 22], np.float32), (boxes, 1)),
         labels=np.zeros(boxes, np.int64),
         difficult=np.zeros(boxes, np.bool_),
         crowd=np.zeros(boxes, np.bool_),

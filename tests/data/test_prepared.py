@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ def test_load_without_prepared_data(tmp_path: Path) -> None:
         Prepared.load(tmp_path)
 
 
-def record(name: str, boxes: list[list[float]], **flags: list[bool]) -> Record:
+def record(name: str, boxes: Sequence[Sequence[float]], **flags: list[bool]) -> Record:
     count = len(boxes)
     corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(
@@ -85,7 +85,7 @@ def record(name: str, boxes: list[list[float]], **flags: list[bool]) -> Record:
 
 
 def test_coco_export(tmp_path: Path) -> None:
-    boxes = [[1, 2, 11, 22], [0, 0, 5.5, 4], [3, 3, 6, 6]]
+    boxes: list[list[float]] = [[1, 2, 11, 22], [0, 0, 5.5, 4], [3, 3, 6, 6]]
     index = pack(
         [record("x", []), record("y", boxes, difficult=[False, True, False], crowd=[False, False, True])]
     )

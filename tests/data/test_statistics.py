@@ -1,6 +1,7 @@
 """Dataset card."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from detection.params import ShapesDataset
 SMALL = ShapesDataset(format="shapes", path="shapes", train=6, val=0, test=3)
 
 
-def record(name: str, boxes: list[list[float]], difficult: list[bool] | None = None) -> Record:
+def record(name: str, boxes: Sequence[Sequence[float]], difficult: list[bool] | None = None) -> Record:
     count = len(boxes)
     corners = np.array(boxes, dtype=np.float32).reshape(-1, 4)
     return Record(

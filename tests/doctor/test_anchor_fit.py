@@ -39,7 +39,7 @@ def split(sides: tuple[float, float], seed: int = 0) -> Index:
     records = []
     for number, (height, width) in enumerate([(96, 96), (120, 200), (200, 120), (96, 97)]):
         count = 12
-        size = np.exp(rng.uniform(*np.log(sides), (count, 2)))
+        size = np.exp(rng.uniform(np.log(sides[0]), np.log(sides[1]), (count, 2)))
         low = rng.uniform(0, 1, (count, 2)) * np.maximum([width, height] - size, 1)
         boxes = np.concatenate([low, np.minimum(low + size, [width, height])], axis=1).astype(np.float32)
         flags = np.zeros((2, count), dtype=bool)

@@ -63,7 +63,8 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list[np.
 
 def box_of_color(pixels: torch.Tensor, color: np.ndarray) -> np.ndarray | None:
     """Bounding box of the pixels of a color; a blend with more than 40 % of another does not count."""
-    on = np.where(color[:, None, None] > 0, pixels.numpy() > 155, pixels.numpy() < 100).all(axis=0)
+    match = np.where(color[:, None, None] > 0, pixels.numpy() > 155, pixels.numpy() < 100)
+    on = np.logical_and.reduce(match, axis=0)
     rows, columns = np.flatnonzero(on.any(axis=1)), np.flatnonzero(on.any(axis=0))
     if not len(rows):
         return None

@@ -89,7 +89,7 @@ def test_every_mode_is_converted_to_rgb(
     content: bytes, expected: np.ndarray, tolerance: int, tmp_path: Path
 ) -> None:
     (tmp_path / "image").write_bytes(content)
-    read = read_image(tmp_path / "image", expected.shape[:2])  # type: ignore[arg-type]
+    read = read_image(tmp_path / "image", expected.shape[:2])
     assert read.dtype == torch.uint8
     pixels = read.permute(1, 2, 0).numpy().astype(int)
     assert pixels.shape == expected.shape

@@ -138,7 +138,7 @@ def test_concurrent_processes_get_one_complete_tree(data_root: Path) -> None:
 
 
 def test_an_interrupted_generation_starts_over(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = generator.compose
+    real = compose.compose
     calls: list[int] = []
 
     def interrupted(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[compose.ShapeObject]]:
