@@ -4,36 +4,26 @@ import argparse
 import logging
 import sys
 from importlib import import_module
-from typing import Protocol, cast
 
+from detection.commands import Command
 from detection.errors import DetectionError, user_message
 
 COMMANDS = {
-    "predict": "detect objects on images; JSON, and images with boxes drawn",
-    "score": "evaluate detections from COCO or VOC files",
-    "summary": "scores of the experiment in the workspace",
-    "check": "validate params.yaml and its dataset",
-    "doctor": "list a dataset's problems, with every image decoded",
-    "browse": "draw a dataset's augmented training images on one sheet",
-    "pin": "write a dataset's digest to params.yaml",
-    "download": "download a dataset's official archives and extract them",
-    "compare": "differing params and scores of experiments, and which one is better",
-    "noise": "queue several seeds, and report the variation of the scores",
-    "apply": "restore the experiment of an MLflow run in the workspace",
-    "promote": "register a detector in MLflow's model registry",
-    "sync": "send to MLflow what it missed while it was down",
+    "predict": ("predict", "detect objects on images; JSON, and images with boxes drawn"),
+    "score": ("score", "evaluate detections from COCO or VOC files"),
+    "summary": ("workspace", "scores of the experiment in the workspace"),
+    "check": ("workspace", "validate params.yaml and its dataset"),
+    "doctor": ("dataset", "list a dataset's problems, with every image decoded"),
+    "browse": ("dataset", "draw a dataset's augmented training images on one sheet"),
+    "pin": ("dataset", "write a dataset's digest to params.yaml"),
+    "download": ("download", "download a dataset's official archives and extract them"),
+    "compare": ("experiments", "differing params and scores of experiments, and which one is better"),
+    "noise": ("experiments", "queue several seeds, and report the variation of the scores"),
+    "apply": ("experiments", "restore the experiment of an MLflow run in the workspace"),
+    "promote": ("experiments", "register a detector in MLflow's model registry"),
+    "sync": ("workspace", "send to MLflow what it missed while it was down"),
 }
-"""Commands with their help; each is a module of `detection.commands`."""
-
-
-class Command(Protocol):
-    """A module of `detection.commands`."""
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's flags."""
-
-    def run(self, args: argparse.Namespace) -> str:
-        """Run the command; return what it prints."""
+"""Module of `detection.commands` and help of each command."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,10 +32,10 @@ def main(argv: list[str] | None = None) -> None:
     name = next((word for word in argv if word in COMMANDS), None)
     parser = argparse.ArgumentParser(prog="detection", description="Object-detection experiments.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {one: subparsers.add_parser(one, help=text) for one, text in COMMANDS.items()}
-    command = None
+    parsers = {one: subparsers.add_parser(one, help=text) for one, (_, text) in COMMANDS.items()}
+    command: Command | None = None
     if name is not None:  # modules of other commands are not imported, so that `--help` is fast
-        command = cast(Command, import_module(f"detection.commands.{name}"))
+        command = import_module(f"detection.commands.{COMMANDS[name][0]}").COMMANDS[name]
         command.add_arguments(parsers[name])
     args = parser.parse_args(argv)
     assert command is not None, "argparse requires a command"

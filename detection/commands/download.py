@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from detection.commands import Command
 from detection.data.download.archives import SOURCES, Archive
 from detection.data.download.fetch import Report, check_disk_space, extract, fetch, size_of
 from detection.errors import DataError
@@ -19,17 +20,11 @@ LOG_INTERVAL_S = 5.0
 log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=tuple(SOURCES), metavar="DATASET", help=", ".join(SOURCES))
     mirror = "folder URL with the archives, tried first; may be repeated"
     parser.add_argument("--mirror", action="append", default=[], metavar="URL", help=mirror)
     parser.add_argument("--keep", action="store_true", help="keep the archives after extraction")
-
-
-def run(args: argparse.Namespace) -> str:
-    """Run the command with parsed flags."""
-    return download(args.name, mirrors=args.mirror, keep=args.keep)
 
 
 def download(name: str, mirrors: list[str], keep: bool = False) -> str:
@@ -118,3 +113,8 @@ def _progress(archive: Archive) -> Report:
 
 def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+COMMANDS = {
+    "download": Command(_add_arguments, lambda args: download(args.name, mirrors=args.mirror, keep=args.keep))
+}

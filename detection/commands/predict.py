@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detection.commands import Command
 from detection.data.loading.image_io import image_files
 from detection.errors import CheckpointError, DataError
 from detection.files import DETECTOR, IMAGE_SUFFIXES
@@ -17,8 +18,7 @@ log = logging.getLogger(__name__)
 RESULT = "detections.json"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `detection predict`."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="an image, or a folder of images")
     parser.add_argument("--weights", type=Path, default=DETECTOR, help="detector file (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="default: %(default)s")
@@ -26,11 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=_score, default=0.5, help="lowest score of a detection (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-
-
-def run(args: argparse.Namespace) -> str:
-    """Run the command with parsed flags."""
-    return predict(args.source, args.weights, args.out, args.threshold, args.device)
 
 
 def _score(text: str) -> float:
@@ -100,3 +95,10 @@ def _predict_one(predictor: "Predictor", file: Path, out: Path, threshold: float
     drawn = draw_boxes(decode(file), image.boxes, image.labels, predictor.classes, image.scores)
     drawn.save(out / name)
     return image
+
+
+COMMANDS = {
+    "predict": Command(
+        _add_arguments, lambda args: predict(args.source, args.weights, args.out, args.threshold, args.device)
+    )
+}

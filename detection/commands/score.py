@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detection.commands import Command
 from detection.errors import DetectionError
 from detection.text import number
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     Scored = tuple[dict[str, Any], ExternalData, Overlaps]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `score`."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--format", choices=("coco", "voc"), required=True)
     add("--detections", type=Path, required=True, help="COCO: results.json; VOC: folder of comp4_det_*.txt")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="FOLDER", help="write the error analysis to this folder")
 
 
-def run(args: argparse.Namespace) -> str:
+def score(args: argparse.Namespace) -> str:
     """Score the files named by the flags; return JSON or a table.
 
     Raises:
@@ -170,3 +170,6 @@ def _table(content: dict[str, Any]) -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{name:<{width}}  {number(a, '.4f'):>6}  {number(b, '.4f'):>6}" for name, a, b in rows]
     return "\n".join([content["protocol"], "", f"{'':<{width}}  11 pt   area", *lines])
+
+
+COMMANDS = {"score": Command(_add_arguments, score)}

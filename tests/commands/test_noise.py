@@ -2,7 +2,7 @@
 
 import pytest
 
-from detection.commands.noise import noise
+from detection.commands.experiments import noise
 from detection.errors import DataError
 from tests.experiment_projects import Project
 

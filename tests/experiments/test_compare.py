@@ -5,7 +5,7 @@ import re
 import pytest
 from ruamel.yaml import YAML
 
-from detection.commands.compare import compare
+from detection.commands.experiments import compare
 from detection.errors import DataError
 from tests.experiment_projects import Project
 

@@ -1,4 +1,4 @@
-"""`detection sync`: send to MLflow what it missed, or recreate runs that it does not have."""
+"""Commands on the workspace: check, summary, sync."""
 
 import argparse
 import os
@@ -9,25 +9,88 @@ from pathlib import Path
 from typing import Any
 
 from detection import params, pipeline
+from detection.commands import Command
+from detection.data.sources.layout import check_present
 from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
+from detection.files import REPORT_PAGE, REPORTS_EVALUATION, REPORTS_TRAIN, read_json
+from detection.params.reader import read_yaml
 from detection.text import did_you_mean
 from detection.tracking.lifecycle import SyncResult, sync_workspace
 
-STAGES = ("train", "evaluate", "plots")
+SYNCED_STAGES = ("train", "evaluate", "plots")
+METRICS = (
+    ("COCO", ("AP", "AP50", "AP75")),
+    ("by size", ("AP_small", "AP_medium", "AP_large")),
+    ("recall", ("AR1", "AR10", "AR100")),
+    ("by size", ("AR_small", "AR_medium", "AR_large")),
+    ("VOC", ("voc_ap50_11pt", "voc_ap50_area")),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `detection sync`."""
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def check() -> str:
+    """Check params.yaml and the chosen dataset, and list the overridden values with their source.
+
+    Raises:
+        ParamsError: An invalid key, name or value in params.yaml.
+        DataError: The dataset is missing.
+    """
+    chosen = params.load()
+    check_present(chosen.dataset, chosen.data)
+    lines = [f"params.yaml is valid: {chosen.model} on {chosen.dataset}"]
+    lines += [f"  {one.key} = {one.value}  ({one.source})" for one in chosen.overrides]
+    return "\n".join(lines)
+
+
+def summary() -> str:
+    """Score table, path of the report, and the next commands.
+
+    Raises:
+        DataError: The workspace has no evaluation.
+    """
+    scores = _read(REPORTS_EVALUATION / "metrics.json")
+    recipe = _read(REPORTS_TRAIN / "recipe.json")
+    lines = [f"{recipe['model']} on {recipe['dataset']}, scores on the test split", ""]
+    for title, names in METRICS:
+        cells = "".join(f"{name:>16} {_number(scores.get(name))}" for name in names)
+        lines.append(f"  {title:<8}{cells}")
+    lines += ["", f"  report            {REPORT_PAGE.resolve()}", ""]
+    lines += [f"  {what:<17} {command}" for what, command in _next_commands(recipe["model"])]
+    return "\n".join(lines)
+
+
+def _next_commands(model: str) -> list[tuple[str, str]]:
+    others = [name for name in read_yaml("params.yaml")["models"] if name != model]
+    other = "retinanet" if "retinanet" in others else (others or [model])[0]
+    return [
+        ("activate", "source .venv/bin/activate"),
+        ("set the baseline", 'git add dvc.lock reports && git commit -m "baseline"'),
+        ("run another one", f"dvc exp run -S model={other}"),
+        ("compare", "make compare    (with curves and images: make ui)"),
+        ("use the detector", "detection predict IMAGE_OR_FOLDER"),
+    ]
+
+
+def _number(value: float | None) -> str:
+    """Three decimals; a dash for a missing value or NaN."""
+    return "    -" if value is None or value != value else f"{value:.3f}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist; run `dvc repro` first")
+    return read_json(path)
+
+
+def _add_sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "experiments", nargs="*", metavar="EXPERIMENT", help="default: the experiment in the workspace"
     )
-
-
-def run(args: argparse.Namespace) -> str:
-    """Run the command with parsed flags."""
-    return sync(args.experiments)
 
 
 def sync(experiments: list[str]) -> str:
@@ -91,7 +154,7 @@ def _checked_out(name: str) -> Iterator[None]:
 
 def _paths(document: dict[str, Any]) -> list[str]:
     """Files and folders that the stages read and write, without those inside another listed folder."""
-    stages = [(document.get("stages") or {}).get(stage) or {} for stage in STAGES]
+    stages = [(document.get("stages") or {}).get(stage) or {} for stage in SYNCED_STAGES]
     listed = {Path(path) for stage in stages for path in pipeline.paths(stage, "deps", "outs", "metrics")}
     return sorted(str(path) for path in listed if not listed & set(path.parents))
 
@@ -105,3 +168,10 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})
+
+
+COMMANDS = {
+    "check": Command(_no_arguments, lambda args: check()),
+    "summary": Command(_no_arguments, lambda args: summary()),
+    "sync": Command(_add_sync, lambda args: sync(args.experiments)),
+}

@@ -1,14 +1,20 @@
-"""`detection noise`: variation of an experiment's scores over seeds."""
+"""Commands on experiments: compare, noise, apply, promote."""
 
 import argparse
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 from detection import params
+from detection.commands import Command
 from detection.errors import DataError
 from detection.experiments import seeds as seeds_of
+from detection.experiments.find import find
 from detection.experiments.repository import Repository
+from detection.experiments.restore import restore
 from detection.experiments.seeds import CONFIDENCE_LEVEL, c4, seed_variance
 
+MIN_ROUNDS = 100
 METRICS = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 NOTES = """\
 spread  standard deviation s over the seeds, divided by c4({n}) = {c4:.3f} to correct the bias of few runs
@@ -18,14 +24,48 @@ spread  standard deviation s over the seeds, divided by c4({n}) = {c4:.3f} to co
 RETRY = "log: dvc queue logs {0}; to retry: dvc queue remove {0}, then repeat this command"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `detection noise`."""
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiments",
+        nargs="+",
+        metavar="EXPERIMENT",
+        help="name in `dvc exp show`, id or name of an MLflow run, git revision, or workspace",
+    )
+    parser.add_argument("--rounds", type=int, default=1000, help="bootstrap rounds; default: %(default)s")
+
+
+def compare(experiments: list[str], rounds: int) -> str:
+    """Compare experiments with the first of them.
+
+    Args:
+        experiments: Two or more names, as `find` takes them.
+        rounds: Bootstrap rounds over images.
+
+    Raises:
+        DataError: An experiment does not exist or was not evaluated, or the test data differs.
+        TrackingError: The MLflow store cannot be read.
+    """
+    if len(experiments) < 2:
+        raise DataError("a comparison needs two or more experiments: detection compare workspace HEAD")
+    if rounds < MIN_ROUNDS:
+        raise DataError(f"--rounds {rounds}: an interval needs {MIN_ROUNDS} or more rounds")
+
+    from detection.experiments import comparison, comparison_text
+
+    repository = Repository()
+    found = [find(name, repository) for name in experiments]
+    with tempfile.TemporaryDirectory(prefix="detection-compare-") as scratch:
+        data = []
+        for i, experiment in enumerate(found):
+            folder = Path(scratch, str(i))
+            folder.mkdir()
+            data.append(comparison.read(experiment, folder))
+    comparison.check_same_test(data)
+    return comparison_text.write(data, comparison.compare(data, rounds))
+
+
+def _add_noise(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="0 to N - 1; default: %(default)s")
-
-
-def run(args: argparse.Namespace) -> str:
-    """Run the command with parsed flags."""
-    return noise(args.seeds)
 
 
 def noise(seeds: int) -> str:
@@ -75,3 +115,29 @@ def _report(scores: Mapping[str, Mapping[str, float | None]], seeds: Mapping[str
                 f"{one.between_means:>8.3f}    {' '.join(f'{value:.3f}' for value in known)}"
             )
     return [*lines, "", NOTES.format(n=n, c4=c4(n), level=CONFIDENCE_LEVEL, single=n - 1, means=2 * n - 2)]
+
+
+def _add_apply(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="RUN", help="id or name of an MLflow run, or name of an experiment")
+
+
+def _add_promote(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="EXPERIMENT", help="as for compare")
+    parser.add_argument("--alias", default="champion", help="alias of the version; default: %(default)s")
+    parser.add_argument("--name", help="registered model; default: detector-DATASET")
+
+
+def promote(experiment: str, name: str | None, alias: str) -> str:
+    """Register an experiment's detector; see `detection.experiments.registry.promote`."""
+    found = find(experiment, Repository())
+    from detection.experiments import registry
+
+    return registry.promote(found, name, alias)
+
+
+COMMANDS = {
+    "compare": Command(_add_compare, lambda args: compare(args.experiments, args.rounds)),
+    "noise": Command(_add_noise, lambda args: noise(args.seeds)),
+    "apply": Command(_add_apply, lambda args: restore(args.name, Repository())),
+    "promote": Command(_add_promote, lambda args: promote(args.experiment, args.name, args.alias)),
+}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from detection.evaluation.analysis.bootstrap import CONFIDENCE_LEVEL, Difference
-from detection.experiments.compare import DECISIVE_METRIC, Comparison, ExperimentData, sign, unique_names
+from detection.experiments.comparison import DECISIVE_METRIC, Comparison, ExperimentData, sign, unique_names
 
 if TYPE_CHECKING:
     import pandas as pd
