@@ -5,7 +5,7 @@ The readers of `data.sources` deliver the ground truth in float64; nothing is ro
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detection.data.sources import coco, voc
 from detection.data.sources.digest import Digest
-from detection.data.sources.layout import VocFolder, split_spec
+from detection.data.sources.layout import split_spec
 from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
@@ -138,7 +138,11 @@ def read_voc(
         DataError: A file is missing or invalid; names file and line.
     """
     folder, name = split_spec(devkit, f"VOC{year}/{image_set}")
-    annotations = _read_annotations(folder, str(name))
+    problems, digest, where = Problems(VOC_CHECKS), Digest(), folder.annotations
+    annotations = voc.VocAnnotations(digest=digest, problems=problems, one_pixel_boxes=True)
+    for image_id in voc.listed_ids(folder, str(name), digest, problems):
+        annotations.read(devkit, f"{where}{image_id}.xml", image_id)
+    _refuse_problems(problems, devkit)
     if not annotations.names:
         raise DataError(
             f"{folder.path}: no image of the image set {image_set!r} has an object; use another one"
@@ -162,23 +166,15 @@ def read_voc(
     return ExternalData(
         ground_truth=truth.take(np.flatnonzero(labels >= 0)),
         predictions=Predictions(
-            images=np.concatenate([part.images for part in parts]),
-            labels=np.concatenate([part.labels for part in parts]),
-            boxes=np.concatenate([part.boxes for part in parts]),
-            scores=np.concatenate([part.scores for part in parts]),
+            **{
+                field.name: np.concatenate([getattr(part, field.name) for part in parts])
+                for field in fields(Predictions)
+            }
         ),
         classes=tuple(classes),
         images=tuple(annotations.ids),
-        sizes=_known_sizes(np.array(annotations.sizes).reshape(-1, 2)),
+        sizes=_known_sizes(annotations.sizes),
     )
-
-
-def _read_annotations(folder: VocFolder, image_set: str) -> voc.VocAnnotations:
-    annotations, problems, digest = voc.VocAnnotations(one_pixel_boxes=True), Problems(VOC_CHECKS), Digest()
-    for image_id in voc.listed_ids(folder, image_set, digest, problems):
-        voc.read_annotation(folder, image_id, annotations, digest, problems)
-    _refuse_problems(problems, folder.root)
-    return annotations
 
 
 def _classes(folder: Path, prefix: str, annotated: list[str], skip_unknown: bool) -> list[str]:
@@ -244,9 +240,7 @@ def _xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _known_sizes(
-    sizes: Sequence[tuple[float | None, float | None]] | NDArray[np.int32],
-) -> NDArray[np.float64] | None:
+def _known_sizes(sizes: Sequence[tuple[float | None, float | None]]) -> NDArray[np.float64] | None:
     """Return [N, 2] heights and widths; None if one is unknown."""
     numbers = np.array(sizes, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
     return numbers if np.all(numbers > 0) else None

@@ -8,8 +8,8 @@ Letters: N images, T annotations.
 """
 
 import codecs
-import json
 import posixpath
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ class RawDocument(msgspec.Struct):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Instances:
-    """Decoded instances file; one row per annotation, with COCO's keys as names of the columns."""
+    """Decoded instances file; columns with one row per annotation have COCO's names."""
 
     where: str
     """Name of the file in problems."""
@@ -93,6 +93,8 @@ class Instances:
     categories: list[Category]
     ids: NDArray[np.int64]
     """[N] image ids."""
+    unique: NDArray[np.bool_]
+    """[N], False for an image whose id an earlier image has."""
     image_id: NDArray[Any]
     """[T], int64, or float64 if the file has floats."""
     category_id: NDArray[Any]
@@ -105,23 +107,19 @@ class Instances:
     """[T]."""
     ignore: NDArray[np.bool_]
     """[T]."""
-    owners: NDArray[np.int64]
-    """[T] row of the image; -1 for an unlisted one."""
-    categories_of: NDArray[np.int64]
-    """[T] row of the category; -1 for an unlisted one."""
+    image_rows: NDArray[np.int64]
+    """[T] rows of `images`; -1 for an unlisted image."""
+    category_rows: NDArray[np.int64]
+    """[T] rows of `categories`; -1 for an unlisted category."""
     valid: NDArray[np.bool_]
     """[T], True for annotations without a problem so far."""
 
     def reject(self, bad: NDArray[np.bool_], problem_type: str, describe: Callable[[int], str]) -> None:
         """Report the annotations that are bad and still valid, and mark them as invalid."""
         for row in np.flatnonzero(bad & self.valid).tolist():
-            image = f" of image {self.image_id[row]:.0f}" if self.owners[row] >= 0 else ""
+            image = f" of image {self.image_id[row]:.0f}" if self.image_rows[row] >= 0 else ""
             self.problems.add(problem_type, f"{self.where}: annotations[{row}]{image}", describe(row))
         self.valid &= ~bad
-
-    def duplicate_images(self) -> NDArray[np.bool_]:
-        """[N], True for an image whose id an earlier image has."""
-        return np.asarray(find_rows(self.ids, self.ids) != np.arange(len(self.ids)))
 
     def content_hash(self) -> str:
         """Hash of the decoded values, a tenth of the file."""
@@ -130,12 +128,12 @@ class Instances:
         content = blake2b("\n".join(names).encode(), digest_size=16)
         numbers = [side or 0 for image in self.images for side in (image.id, image.height, image.width)]
         content.update(np.array(numbers, dtype="<i8").tobytes())
-        for column in (self.image_id, self.category_id):
-            content.update(column.astype("<i8").tobytes())
+        content.update(self.image_id.astype("<i8").tobytes())
+        content.update(self.category_id.astype("<i8").tobytes())
         content.update(self.bbox.astype("<f4").tobytes())
         content.update(np.where(np.isnan(self.area), -1, self.area).astype("<f4").tobytes())
-        for flags in (self.iscrowd, self.ignore):
-            content.update(flags.tobytes())
+        content.update(self.iscrowd.tobytes())
+        content.update(self.ignore.tobytes())
         return content.hexdigest()
 
 
@@ -152,46 +150,39 @@ def load(path: Path, where: str, problems: Problems) -> Instances:
         DataError: The file is missing, is not JSON, or lacks images, annotations or categories.
     """
     document = _decode_document(path, where, problems)
-    annotations = document.annotations
+    objects = document.annotations
     ids = np.array([image.id for image in document.images], dtype=np.int64)
     category_ids = np.array([category.id for category in document.categories], dtype=np.int64)
-    image_id = np.array([annotation.image_id for annotation in annotations])
-    category_id = np.array([annotation.category_id for annotation in annotations])
+    image_id = np.array([entry.image_id for entry in objects])
+    category_id = np.array([entry.category_id for entry in objects])
     instances = Instances(
         where=where,
         problems=problems,
         images=document.images,
         categories=document.categories,
         ids=ids,
+        unique=find_rows(ids, ids) == np.arange(len(ids)),
         image_id=image_id,
         category_id=category_id,
-        bbox=np.array([annotation.bbox for annotation in annotations], dtype=np.float64).reshape(-1, 4),
-        area=np.array([annotation.area for annotation in annotations], dtype=np.float64),  # None: NaN
-        iscrowd=np.array([annotation.iscrowd for annotation in annotations], dtype=np.bool_),
-        ignore=np.array([annotation.ignore for annotation in annotations], dtype=np.bool_),
-        owners=find_rows(image_id, ids),
-        categories_of=find_rows(category_id, category_ids),
-        valid=np.ones(len(annotations), dtype=np.bool_),
+        bbox=np.array([entry.bbox for entry in objects], dtype=np.float64).reshape(-1, 4),
+        area=np.array([entry.area for entry in objects], dtype=np.float64),  # None becomes NaN
+        iscrowd=np.array([entry.iscrowd for entry in objects], dtype=np.bool_),
+        ignore=np.array([entry.ignore for entry in objects], dtype=np.bool_),
+        image_rows=find_rows(image_id, ids),
+        category_rows=find_rows(category_id, category_ids),
+        valid=np.ones(len(objects), dtype=np.bool_),
     )
-    for row in np.flatnonzero(instances.duplicate_images()).tolist():
+    for row in np.flatnonzero(~instances.unique).tolist():
         problems.add("duplicate_id", where, f"images[{row}]: another image has the id {ids[row]}")
     for number, count in Counter(category_ids.tolist()).items():
         if count > 1:
             problems.add("duplicate_id", where, f"{count} categories have the id {number}")
-    instances.reject(
-        instances.owners < 0,
-        "broken_annotation",
-        lambda row: f"image {image_id[row]:.0f} is not in the list of images",
-    )
-    instances.reject(
-        out_of_range(instances.bbox),
-        "broken_annotation",
-        lambda row: f"{instances.bbox[row].tolist()} is not a box in pixels",
-    )
-    instances.reject(
-        instances.categories_of < 0,
-        "unknown_class",
-        lambda row: f"category {category_id[row]:.0f} is not in the list of categories",
+    unlisted_image, unlisted_category = instances.image_rows < 0, instances.category_rows < 0
+    reject, bbox = instances.reject, instances.bbox
+    reject(unlisted_image, "broken_annotation", lambda i: f"image {image_id[i]:.0f} is unlisted")
+    reject(out_of_range(bbox), "broken_annotation", lambda i: f"{bbox[i].tolist()} is not a box in pixels")
+    reject(
+        unlisted_category, "unknown_class", lambda i: f"category {category_id[i]:.0f} is not in categories"
     )
     return instances
 
@@ -207,7 +198,7 @@ def find_rows(wanted: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.int64]
 
 def shortest_sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """[T] smaller of width and height of boxes [T, 4]; negative for an inverted box."""
-    return np.minimum(boxes[:, 2], boxes[:, 3])
+    return np.asarray(np.minimum(boxes[:, 2], boxes[:, 3]))
 
 
 def out_of_range(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -243,29 +234,14 @@ def decode(path: Path, content: bytes, content_type: str, struct: type[T]) -> T:
 
 
 def _explain(content: bytes, error: Exception) -> str:
-    """Describe a decoding error with its location; Python's JSON decoder counts lines and accepts NaN."""
-    try:
-        tree = json.loads(content)
-    except ValueError as json_error:
-        return str(json_error)
-    except RecursionError:
-        return "it is nested too deeply"
-    if isinstance(error, msgspec.ValidationError):
+    """Add line, column and text to an error that has only a byte position, such as that of a NaN."""
+    position = re.search(r"\(byte (\d+)\)", str(error))
+    if not position:
         return str(error)
-    location = _first_non_finite(tree, "$")
-    return f"{location} is not a finite number" if location else str(error)
-
-
-def _first_non_finite(value: Any, path: str) -> str | None:
-    if isinstance(value, float):
-        return None if np.isfinite(value) else path
-    if isinstance(value, dict):
-        children = ((f"{path}.{key}", child) for key, child in value.items())
-    else:
-        children = (
-            (f"{path}[{i}]", child) for i, child in enumerate(value if isinstance(value, list) else ())
-        )
-    return next((location for step, child in children if (location := _first_non_finite(child, step))), None)
+    at = int(position[1])
+    line, column = content.count(b"\n", 0, at) + 1, at - content.rfind(b"\n", 0, at)
+    near = content[max(0, at - 60) : at + 10].decode(errors="replace")
+    return f"{error}, line {line} column {column}, near {near!r}"
 
 
 def _decode_document(path: Path, where: str, problems: Problems) -> Document:
@@ -328,18 +304,17 @@ def read(
 def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> Index:
     """Pack all images of a file, in its order."""
     labels = _labels(instances, classes)
+    bbox = instances.bbox
     instances.reject(
-        shortest_sides(instances.bbox) <= 0,
-        "zero_area",
-        lambda row: "width {2:g}, height {3:g}".format(*instances.bbox[row]),
+        shortest_sides(bbox) <= 0, "zero_area", lambda i: f"width {bbox[i, 2]:g}, height {bbox[i, 3]:g}"
     )
     rows = np.flatnonzero(instances.valid)
-    rows = rows[np.argsort(instances.owners[rows], kind="stable")]
-    boxes, areas, crowd = instances.bbox[rows], instances.area[rows], instances.iscrowd[rows]
+    rows = rows[np.argsort(instances.image_rows[rows], kind="stable")]
+    boxes, areas, crowd = bbox[rows], instances.area[rows], instances.iscrowd[rows]
     areas = np.where(areas >= 0, areas, boxes[:, 2] * boxes[:, 3])
     boxes[:, 2:] += boxes[:, :2]
     images = instances.images
-    counts = np.bincount(instances.owners[rows], minlength=len(images))
+    counts = np.bincount(instances.image_rows[rows], minlength=len(images))
     usable = _usable_images(instances, split)
     files = [posixpath.normpath(f"{split.images}/{image.file_name}") for image in images]
     index = Index(
@@ -361,10 +336,10 @@ def _labels(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]
     names: Sequence[str] = [category.name for category in instances.categories]
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.array([*(label_of.get(name, -1) for name in names), -1], dtype=np.int64)
-    labels = labels[instances.categories_of]  # row -1, an unlisted category, is the last: -1
+    labels = labels[instances.category_rows]  # row -1, an unlisted category, is the last: -1
 
     def describe(row: int) -> str:
-        name = names[instances.categories_of[row]]
+        name = names[instances.category_rows[row]]
         return f"{name!r} is not a class of the dataset; {did_you_mean(name, classes)}"
 
     instances.reject(labels < 0, "unknown_class", describe)
@@ -373,16 +348,10 @@ def _labels(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]
 
 def _usable_images(instances: Instances, split: CocoSplit) -> NDArray[np.bool_]:
     """[N], False for images with a duplicate id or without a valid file name."""
-    usable = ~instances.duplicate_images()
+    usable = instances.unique.copy()
     for row, image in enumerate(instances.images):
-        if not image.file_name:
-            instances.problems.add(
-                "broken_annotation", f"{instances.where}: images[{row}]", "has no file_name"
-            )
-        elif not is_inside(image.file_name):
-            detail = f"file_name {image.file_name!r} is outside the folder {split.images}"
+        if not image.file_name or not is_inside(image.file_name):
+            detail = f"images[{row}]: file_name {image.file_name!r} is not inside the folder {split.images}"
             instances.problems.add("unsafe_name", instances.where, detail)
-        else:
-            continue
-        usable[row] = False
+            usable[row] = False
     return usable

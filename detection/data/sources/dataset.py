@@ -11,7 +11,7 @@ from detection.data.index import Index
 from detection.data.shapes import generator
 from detection.data.shapes.render import CLASSES
 from detection.data.sources import coco, voc
-from detection.data.sources.checks import Headers, check_boxes, check_images, check_splits
+from detection.data.sources.checks import check_boxes, check_images, check_splits
 from detection.data.sources.digest import Digest, listing_hash
 from detection.data.sources.image_headers import read_headers
 from detection.data.sources.layout import check_present
@@ -99,6 +99,10 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     for split, index in splits.items():
         splits[split] = check_boxes(check_images(index, headers, problems), classes, problems)
     splits = check_splits(root, splits, headers, problems)
+    lengths = {
+        split: {name: headers[name].length for name in map(bytes.decode, index.files.tolist())}
+        for split, index in splits.items()
+    }
     return RawDataset(
         name=name,
         classes=classes,
@@ -106,7 +110,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         path=path,
         root=root,
         digest=digest.hexdigest(),
-        listing={split: _listing(index, headers) for split, index in splits.items()},
+        listing={split: listing_hash(sizes) for split, sizes in lengths.items()},
         problems=problems,
     )
 
@@ -125,10 +129,6 @@ def _read_splits(
         return voc.read(tree, root, digest, problems)
     except DataError as error:
         raise DataError(f"{error}; or delete {root} to generate it again") from None
-
-
-def _listing(index: Index, headers: Headers) -> str:
-    return listing_hash({name: headers[name].length for name in map(bytes.decode, index.files.tolist())})
 
 
 def _check_content(raw: RawDataset, dataset: Dataset) -> None:

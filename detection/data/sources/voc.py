@@ -26,21 +26,23 @@ LIST_FLAGS = re.compile(r"(\s+-?\d+)+$")
 """Flags after the ids in the split lists of one class."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class VocAnnotations:
     """Annotations of one split as growing columns."""
 
+    digest: Digest
+    problems: Problems
     one_pixel_boxes: bool = False
-    """Accept `xmax == xmin`, a width of one pixel by the devkit; an annotation error in training data."""
+    """Accept `xmax == xmin`, one pixel wide by the devkit; in training data it is an annotation error."""
     paths: list[str] = field(default_factory=list)
     """XML file of each image, relative to the dataset folder."""
     ids: list[str] = field(default_factory=list)
     """Id of each image."""
     files: list[str] = field(default_factory=list)
-    """Each image, relative to the dataset folder; empty where images are not searched."""
-    sizes: "array[int]" = field(default_factory=lambda: array("i"))
-    """Height and width of each image, flat; 0 if the annotation has none."""
-    counts: "array[int]" = field(default_factory=lambda: array("q"))
+    """Each image, relative to the dataset folder; empty if images are not searched."""
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Height and width of each image; 0 if the annotation has none."""
+    counts: list[int] = field(default_factory=list)
     """Number of objects of each image."""
     boxes: "array[float]" = field(default_factory=lambda: array("d"))
     """`x1, y1, x2, y2` of each object, 0-based and half-open, flat, float64."""
@@ -53,6 +55,81 @@ class VocAnnotations:
         """Return the position of each object's class in `classes`; -1 for other classes."""
         label_of = {name: label for label, name in enumerate(classes)}
         return np.array([label_of.get(name, -1) for name in self.names], dtype=np.int64)
+
+    def read(self, root: Path, path: str, image_id: str, images: "_Images | None" = None) -> None:
+        """Append one XML file, `path` relative to `root`; its image is not searched if `images` is None."""
+        tree = self._parse(root, path)
+        if tree is None:
+            return
+        file = images.find(image_id, tree, path) if images else ""
+        if file is None:
+            return
+        size: dict[str, str] = {}
+        before = len(self.names)
+        for child in tree:  # `find` would cost as much as parsing
+            if child.tag == "object":
+                self._append_object(child, path)
+            elif child.tag == "size":
+                size = {entry.tag: (entry.text or "").strip() for entry in child}
+        texts = size.get("height", ""), size.get("width", "")
+        height, width = (int(text) if text.isdecimal() else 0 for text in texts)
+        known = 0 < height < MAX_COORDINATE and 0 < width < MAX_COORDINATE
+        self.sizes.append((height, width) if known else (0, 0))
+        self.counts.append(len(self.names) - before)
+        self.paths.append(path)
+        self.files.append(file)
+        self.ids.append(image_id)
+
+    def _parse(self, root: Path, path: str) -> ElementTree.Element | None:
+        """Parse an XML file. Refuse entities, which can make a small file expand without limit."""
+        try:
+            with open(f"{root}/{path}", "rb", buffering=0) as file:
+                content = file.read()
+        except OSError:
+            detail = "does not exist; add it, or remove it from the split list"
+            self.problems.add("missing_annotation", path, detail)
+            return None
+        self.digest.file(path, content)
+        if b"\0" in content or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+            self.problems.add("broken_annotation", path, "must be UTF-8 XML without DOCTYPE or ENTITY")
+            return None
+        try:
+            return ElementTree.fromstring(content)
+        except (ElementTree.ParseError, ValueError, LookupError) as error:
+            self.problems.add("broken_annotation", path, f"is not valid XML: {error}")
+            return None
+
+    def _append_object(self, entry: ElementTree.Element, path: str) -> None:
+        """Append an `<object>`. Only direct children count: `<part>` has boxes and names too."""
+        name, flag = "", "0"
+        corners: dict[str, str | None] = {}
+        for child in entry:
+            tag = child.tag
+            if tag == "name":
+                name = name or (child.text or "").strip()
+            elif tag == "bndbox":
+                corners = {corner.tag: corner.text for corner in child}
+            elif tag == "difficult":
+                flag = (child.text or "").strip()
+        if not name:
+            self.problems.add("broken_annotation", path, "an <object> has no <name>")
+            return
+        try:
+            xmin, ymin = float(corners["xmin"] or ""), float(corners["ymin"] or "")
+            xmax, ymax = float(corners["xmax"] or ""), float(corners["ymax"] or "")
+        except (KeyError, ValueError):
+            xmin = ymin = xmax = ymax = float("nan")
+        slack = 1 if self.one_pixel_boxes else 0
+        if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < MAX_COORDINATE:
+            detail = f"the <bndbox> of a {name} needs xmin, ymin, xmax, ymax as numbers"
+            self.problems.add("broken_annotation", path, detail)
+        elif xmax <= xmin - slack or ymax <= ymin - slack:
+            detail = f"{name} with xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
+            self.problems.add("zero_area", path, detail)
+        else:
+            self.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
+            self.names.append(name)
+            self.difficult.append(flag == "1")
 
 
 def read(
@@ -74,25 +151,24 @@ def read(
         DataError: A split list is missing.
     """
     splits = {
-        split: _read_split(getattr(dataset, split), root, digest, problems)
+        split: _read_split(getattr(dataset, split), root, VocAnnotations(digest=digest, problems=problems))
         for split in ("train", "val", "test")
     }
     classes = dataset.classes or tuple(sorted(set(splits["train"].names)))
-    return classes, {split: _pack(annotations, classes, problems) for split, annotations in splits.items()}
+    return classes, {split: _pack(annotations, classes) for split, annotations in splits.items()}
 
 
-def _read_split(specs: Sequence[str], root: Path, digest: Digest, problems: Problems) -> VocAnnotations:
+def _read_split(specs: Sequence[str], root: Path, annotations: VocAnnotations) -> VocAnnotations:
     """Read and join several lists or folders; an image named by two of them is read once."""
-    annotations = VocAnnotations()
+    digest, problems = annotations.digest, annotations.problems
     seen: set[tuple[str, str]] = set()
     for spec in specs:
         folder, name = split_spec(root, spec)
-        images = _Images(folder)
-        ids = images.ids(problems) if name is None else listed_ids(folder, name, digest, problems)
-        for image_id in ids:
+        images, where = _Images(folder, problems), folder.annotations
+        for image_id in images.ids() if name is None else listed_ids(folder, name, digest, problems):
             if (folder.name, image_id) not in seen:
                 seen.add((folder.name, image_id))
-                read_annotation(folder, image_id, annotations, digest, problems, images)
+                annotations.read(root, f"{where}{image_id}.xml", image_id, images)
     return annotations
 
 
@@ -136,124 +212,34 @@ def _parse_id(line: str, folder: VocFolder) -> str:
 class _Images:
     """Images of a folder by their stems, which are the ids."""
 
-    def __init__(self, folder: VocFolder) -> None:
-        self._folder, self._path = folder, folder.images
-        self._files: dict[str, str] = {}
-        self._duplicates: dict[str, str] = {}
+    def __init__(self, folder: VocFolder, problems: Problems) -> None:
+        self._folder, self._path, self._problems = folder, folder.images, problems
+        self._files: dict[str, list[str]] = {}
         for stem, name in folder.find_images():
-            (self._duplicates if stem in self._files else self._files)[stem] = name
+            self._files.setdefault(stem, []).append(name)
 
-    def ids(self, problems: Problems) -> list[str]:
+    def ids(self) -> list[str]:
         """Return the ids of a folder without lists: its annotations. Report images without annotation."""
         ids = self._folder.find_annotations()
         for stem in sorted(self._files.keys() - set(ids)):
-            problems.add("missing_annotation", self._path + self._files[stem], "has no XML file")
+            self._problems.add("missing_annotation", self._path + self._files[stem][0], "has no XML file")
         return ids
 
-    def find(self, image_id: str, tree: ElementTree.Element, path: str, problems: Problems) -> str | None:
+    def find(self, image_id: str, tree: ElementTree.Element, path: str) -> str | None:
         """Return the image of an id, relative to the dataset folder: by its stem, else by `<filename>`."""
-        name = self._files.get(image_id)
-        if name and image_id not in self._duplicates:
-            return self._path + name
-        name = name or (tree.findtext("filename") or "").strip()
-        if image_id in self._duplicates:
-            detail = f"{name} and {self._duplicates[image_id]} have the same id {image_id}"
-            problems.add("duplicate_id", path, detail)
-        if not name:
-            problems.add("missing_image", path, f"no image {image_id}.* in {self._path or './'}")
-        elif not is_inside(name):
-            problems.add("unsafe_name", path, f"filename {name!r} is outside the dataset folder")
+        names = self._files.get(image_id) or [(tree.findtext("filename") or "").strip()]
+        if len(names) > 1:
+            self._problems.add("duplicate_id", path, f"{' and '.join(names)} have the same id {image_id}")
+        if not names[0]:
+            self._problems.add("missing_image", path, f"no image {image_id}.* in {self._path or './'}")
+        elif not is_inside(names[0]):
+            self._problems.add("unsafe_name", path, f"filename {names[0]!r} is outside the dataset folder")
         else:
-            return self._path + name
+            return self._path + names[0]
         return None
 
 
-def read_annotation(
-    folder: VocFolder,
-    image_id: str,
-    annotations: VocAnnotations,
-    digest: Digest,
-    problems: Problems,
-    images: _Images | None = None,
-) -> None:
-    """Read one XML file and append its size and objects; images are not searched if `images` is None."""
-    path = f"{folder.annotations}{image_id}.xml"
-    tree = _read_tree(folder.root, path, digest, problems)
-    file = "" if images is None or tree is None else images.find(image_id, tree, path, problems)
-    if tree is None or file is None:
-        return
-    size: dict[str, str | None] = {}
-    before = len(annotations.names)
-    for child in tree:  # `find` would cost as much as parsing
-        if child.tag == "object":
-            _append_object(child, path, annotations, problems)
-        elif child.tag == "size":
-            size = {entry.tag: entry.text for entry in child}
-    texts = [(size.get(key) or "").strip() for key in ("height", "width")]
-    sides = [int(text) if text.isdecimal() else 0 for text in texts]
-    annotations.sizes.extend(sides if all(0 < side < MAX_COORDINATE for side in sides) else (0, 0))
-    annotations.counts.append(len(annotations.names) - before)
-    annotations.paths.append(path)
-    annotations.files.append(file)
-    annotations.ids.append(image_id)
-
-
-def _read_tree(root: Path, path: str, digest: Digest, problems: Problems) -> ElementTree.Element | None:
-    """Parse one XML file. Refuse entities, which can make a small file expand without limit."""
-    try:
-        with open(f"{root}/{path}", "rb", buffering=0) as file:
-            content = file.read()
-    except OSError:
-        problems.add("missing_annotation", path, "does not exist; add it, or remove it from the split list")
-        return None
-    digest.file(path, content)
-    if b"\0" in content or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-        problems.add("broken_annotation", path, "must be UTF-8 XML without DOCTYPE or ENTITY")
-        return None
-    try:
-        return ElementTree.fromstring(content)
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        problems.add("broken_annotation", path, f"is not valid XML: {error}")
-        return None
-
-
-def _append_object(
-    entry: ElementTree.Element, path: str, annotations: VocAnnotations, problems: Problems
-) -> None:
-    """Append one `<object>`. Only direct children count: `<part>` has boxes and names too."""
-    name, flag = "", "0"
-    corners: dict[str, str | None] = {}
-    for child in entry:
-        tag = child.tag
-        if tag == "name":
-            name = name or (child.text or "").strip()
-        elif tag == "bndbox":
-            corners = {corner.tag: corner.text for corner in child}
-        elif tag == "difficult":
-            flag = (child.text or "").strip()
-    if not name:
-        problems.add("broken_annotation", path, "an <object> has no <name>")
-        return
-    try:
-        xmin, ymin = float(corners["xmin"] or ""), float(corners["ymin"] or "")
-        xmax, ymax = float(corners["xmax"] or ""), float(corners["ymax"] or "")
-    except (KeyError, ValueError):
-        xmin = ymin = xmax = ymax = float("nan")
-    low = 1 if annotations.one_pixel_boxes else 0
-    if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < MAX_COORDINATE:
-        problems.add(
-            "broken_annotation", path, f"the <bndbox> of a {name} needs four finite corners in pixels"
-        )
-    elif xmax <= xmin - low or ymax <= ymin - low:
-        corner_text = f"xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
-        problems.add("zero_area", path, f"{name} with {corner_text}")
-    else:
-        annotations.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
-        annotations.names.append(name)
-        annotations.difficult.append(flag == "1")
-
-
-def _pack(annotations: VocAnnotations, classes: Sequence[str], problems: Problems) -> Index:
+def _pack(annotations: VocAnnotations, classes: Sequence[str]) -> Index:
     """Pack the columns; report and drop objects of unknown classes."""
     labels = annotations.labels(classes)
     boxes = np.array(annotations.boxes, dtype=np.float32).reshape(-1, 4)
@@ -272,5 +258,5 @@ def _pack(annotations: VocAnnotations, classes: Sequence[str], problems: Problem
     for row, owner in zip(unknown.tolist(), index.image_rows()[unknown].tolist(), strict=True):
         name = annotations.names[row]
         detail = f"{name!r} is not a class of the dataset; {did_you_mean(name, classes)}"
-        problems.add("unknown_class", annotations.paths[owner], detail)
+        annotations.problems.add("unknown_class", annotations.paths[owner], detail)
     return index.keep_boxes(labels >= 0) if len(unknown) else index

@@ -81,8 +81,8 @@ def test_id_gaps_crowds_areas_and_images_without_annotations(write: Write) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"annotations": [annotation(8, 3, [0, 0, 1, 1])]}, "image 8 is not in the list of images"),
-        ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "category 4 is not in the list of categories"),
+        ({"annotations": [annotation(8, 3, [0, 0, 1, 1])]}, "image 8 is unlisted"),
+        ({"annotations": [annotation(7, 4, [0, 0, 1, 1])]}, "category 4 is unlisted"),
         (
             {"annotations": [annotation(7, 3, [0, 0, 1])]},
             r"broken_annotation: 1: train\.json: annotations\[0\]: .*length 4.*bbox",
@@ -90,7 +90,7 @@ def test_id_gaps_crowds_areas_and_images_without_annotations(write: Write) -> No
         ({"images": [image(7), image(7)]}, r"duplicate_id: 1: train\.json: images\[1\]: .* id 7"),
         (
             {"images": [image(7, "../../x.jpg"), image(2)]},
-            r"unsafe_name: 1: train\.json: .*\.\./x\.jpg.* outside",
+            r"unsafe_name: 1: train\.json: images\[0\]: .*\.\./x\.jpg",
         ),
         (
             {"images": [image(7, "gone.jpg"), image(2)]},
@@ -189,7 +189,7 @@ def test_ids_written_as_floats(write: Write) -> None:
 
 def test_a_non_finite_number_is_located(write: Write) -> None:
     write(json.dumps(GOOD | {"annotations": [annotation(7, 3, [0, 0, 9, float("nan")])]}).encode())
-    with pytest.raises(DataError, match=r"train\.json: .*\$\.annotations\[0\]\.bbox\[3\]"):
+    with pytest.raises(DataError, match=r"train\.json: .*line 1 column \d+, near .*NaN"):
         read_it()
 
 
