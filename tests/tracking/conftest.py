@@ -30,7 +30,12 @@ stages:
       - {path: data/prepared/val.npz, hash: md5, md5: '22222222222222222222222222222222', size: 1}
       - {path: data/prepared/test.npz, hash: md5, md5: '33333333333333333333333333333333', size: 1}
 """
-VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DETECTION_TRACKING")
+VARIABLES: tuple[str, ...] = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MLFLOW_RUN_ID",
+    "DETECTION_TRACKING",
+)
 VARIABLES += ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 
 Curves = dict[str, list[tuple[int, int, float]]]

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,7 +95,7 @@ def test_each_update_is_one_call(run: MlflowRun, client: Client, tmp_path: Path,
     for step in (20, 40, 60):
         write_losses(tmp_path, step + 7)
         run.update(step)
-        wait_for(lambda at=step: client.steps() == list(range(1, at + 1)))
+        wait_for(partial(lambda at: client.steps() == list(range(1, at + 1)), step))
     assert len(client.batches) <= 3
     run.close("FINISHED")
     assert client.steps() == list(range(1, 68)), "at the end also steps that no checkpoint holds"
@@ -223,7 +224,7 @@ def test_system_metrics_are_sampled_by_the_thread(
     for _ in range(2):
         before = len(client.steps("system/cpu_utilization_percentage"))
         run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
-        wait_for(lambda at=before: len(client.steps("system/cpu_utilization_percentage")) > at + 1)
+        wait_for(partial(lambda at: len(client.steps("system/cpu_utilization_percentage")) > at + 1, before))
         run.close("FINISHED")
     steps = client.steps("system/cpu_utilization_percentage")
     assert steps == list(range(len(steps))), "a resumed run continues the numbering"
