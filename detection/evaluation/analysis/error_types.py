@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from detection.evaluation.protocol.accumulate import RECALLS
 from detection.evaluation.protocol.matching import IOU_50_BIT, MAX_DETECTIONS, Matches
-from detection.evaluation.protocol.ordering import range_pairs
-from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, pairwise_iou
+from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, pairwise_iou, same_image_pairs
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
 """IoU from which a box is on an object, and below which it is on the background."""
@@ -86,10 +85,8 @@ class CrossClassPairs:
         """Compare every false positive with all objects of its image."""
         truth, predictions = overlaps.ground_truth, overlaps.predictions
         false = np.flatnonzero(result.false_positive)
-        start = np.searchsorted(truth.images, predictions.images[false], side="left")
-        count = np.searchsorted(truth.images, predictions.images[false], side="right") - start
         parts = []
-        for position, objects in range_pairs(start, count):
+        for position, objects in same_image_pairs(predictions.images[false], truth.images):
             detection = false[position]
             other = result.counted[objects] & (truth.labels[objects] != predictions.labels[detection])
             detection, objects, iou = pairwise_iou(predictions, truth, detection[other], objects[other])

@@ -22,8 +22,13 @@ from detection.evaluation.analysis.error_types import (
     ErrorTypes,
     MatchResult,
 )
-from detection.evaluation.protocol.ordering import range_pairs
-from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, pairwise_iou
+from detection.evaluation.protocol.overlaps import (
+    Overlaps,
+    best_of_each,
+    intersections,
+    pairwise_iou,
+    same_image_pairs,
+)
 
 MAX_ENTRIES = 50
 """Entries per list."""
@@ -197,10 +202,8 @@ class _Ranking:
         """Masked detections on no object; TIDE's background type disregards crowd and difficult objects."""
         indices = np.array(self.highest_scores(mask, 8 * self.count), dtype=np.int64)
         predictions, truth = self.overlaps.predictions.take(indices), self.overlaps.ground_truth
-        start = np.searchsorted(truth.images, predictions.images, side="left")
-        end = np.searchsorted(truth.images, predictions.images, side="right")
         on_object = np.zeros(len(indices), dtype=np.bool_)
-        for detection, objects in range_pairs(start, end - start):
+        for detection, objects in same_image_pairs(predictions.images, truth.images):
             detection, _, common = intersections(predictions, truth, detection, objects)
             inside = common / np.prod(predictions.boxes[detection, 2:], axis=1)
             on_object[detection[inside >= BACKGROUND_IOU]] = True
@@ -238,10 +241,8 @@ class _Ranking:
         """[T] masked objects under a true positive of another class, which `CrossClassPairs` leaves out."""
         indices, truth = np.flatnonzero(mask), self.overlaps.ground_truth
         detections = self.overlaps.predictions.take(np.flatnonzero(self.result.true_positive))
-        start = np.searchsorted(detections.images, truth.images[indices], side="left")
-        end = np.searchsorted(detections.images, truth.images[indices], side="right")
         covered = np.zeros(len(mask), dtype=np.bool_)
-        for position, detection in range_pairs(start, end - start):
+        for position, detection in same_image_pairs(truth.images[indices], detections.images):
             _, objects, iou = pairwise_iou(detections, truth, detection, indices[position])
             covered[objects[iou >= FOREGROUND_IOU]] = True
         return covered

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.analysis.error_types import FOREGROUND_IOU, MatchResult
-from detection.evaluation.protocol.ordering import range_pairs
-from detection.evaluation.protocol.overlaps import Overlaps, Predictions, pairwise_iou
+from detection.evaluation.protocol.overlaps import Overlaps, Predictions, pairwise_iou, same_image_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,10 +100,8 @@ def _crowding(overlaps: Overlaps) -> NDArray[np.float64]:
     truth = overlaps.ground_truth
     scores = np.zeros(len(truth.labels))
     as_predictions = Predictions(images=truth.images, labels=truth.labels, boxes=truth.boxes, scores=scores)
-    start = np.searchsorted(truth.images, truth.images, side="left")
-    end = np.searchsorted(truth.images, truth.images, side="right")
     greatest = np.zeros(len(truth.labels))
-    for first, second in range_pairs(start, end - start):
+    for first, second in same_image_pairs(truth.images, truth.images):
         other = first != second
         objects, _, iou = pairwise_iou(as_predictions, truth, first[other], second[other])
         np.maximum.at(greatest, objects, iou)

@@ -183,6 +183,14 @@ def image_order(index: Index) -> NDArray[np.int64]:
     return np.argsort(index.image_ids(), kind="stable")
 
 
+def same_image_pairs(
+    images: NDArray[np.int64], others: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """All index pairs `(i, j)` with `images[i] == others[j]`, in blocks; `others` ascend."""
+    start = np.searchsorted(others, images, side="left")
+    return range_pairs(start, np.searchsorted(others, images, side="right") - start)
+
+
 def best_of_each(
     detection: NDArray[np.int64], objects: NDArray[np.int64], iou: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
