@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.commands.dataset import _with_digest
+from detection.commands.data import _with_digest
 from tests.command_line import detection, error_line
 
 
