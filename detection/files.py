@@ -13,7 +13,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Layout of a workspace, as in dvc.yaml.
 PARAMS_YAML, DVC_YAML, DVC_LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
@@ -113,6 +116,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return values
+
+
+def read_table(path: str | Path) -> "pd.DataFrame | None":
+    """Read a CSV file; None if it is missing or has no rows."""
+    import pandas as pd
+
+    try:
+        # A class may be called "nan" or "none": only an empty cell is a missing number.
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return None
+    return table if len(table) else None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,69 +1,67 @@
-"""Draw what the other stages left into `reports/plots/`, `reports/index.html` and `reports/model_card.md`."""
+"""Write `reports/plots/`, `reports/index.html` and `reports/model_card.md` from the other reports."""
 
 import logging
 import shutil
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from detection import params
+from detection.files import MODEL_CARD, REPORT_PAGE, REPORTS, REPORTS_PLOTS, read_json
 from stages.entry import run
 
 if TYPE_CHECKING:
     from detection.report.images.gallery import Album
 
 log = logging.getLogger(__name__)
-REPORTS = Path("reports")
-FOLDER = REPORTS / "plots"
-PAGE, CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 
 
 def main() -> None:
-    """Draw charts, test pictures, the page and the model card; hand them to the row that `evaluate` named."""
-    chosen = params.load()
-    settings = chosen.plots
-    from detection.report import model_card
-    from detection.report.charts import charts
-    from detection.report.page import html
+    """Draw the charts and test images, write the page and the model card, and log them to the MLflow run."""
+    settings = params.load()
+    from detection.report.charts.experiment_charts import draw_charts
+    from detection.report.model_card import write_model_card
     from detection.report.page.advice import advise
+    from detection.report.page.html import write_page
 
-    shutil.rmtree(FOLDER, ignore_errors=True)  # no figure of an earlier experiment stays
-    FOLDER.mkdir(parents=True)
-    figures = charts.draw(REPORTS, FOLDER, settings.smoothing)
-    html.write(PAGE, REPORTS, figures, _album(settings), advise(REPORTS))
-    model_card.write(CARD, REPORTS)
-    log.info("the whole experiment on one page: %s", PAGE)
+    shutil.rmtree(REPORTS_PLOTS, ignore_errors=True)  # figures of an earlier experiment
+    REPORTS_PLOTS.mkdir(parents=True)
+    charts = draw_charts(REPORTS, REPORTS_PLOTS, settings.plots.smoothing)
+    write_page(REPORT_PAGE, REPORTS, charts, _album(settings.plots), advise(REPORTS))
+    write_model_card(MODEL_CARD, REPORTS)
+    log.info("report: %s", REPORT_PAGE)
 
     from detection.tracking.lifecycle import log_figures
 
-    log_figures(chosen)
+    log_figures(settings)
 
 
 def _album(settings: params.Plots) -> "Album | None":
-    """Draw the galleries, and a sheet of test pictures as PNG; without the pictures, nothing."""
+    """Draw the galleries, and `samples.png`; None without detections or without the images."""
     from detection.data.prepared import Prepared
     from detection.errors import DataError
-    from detection.report.images import gallery, image_matches, sample_sheet
-    from detection.report.readers import read_json
+    from detection.report.images.contact_sheet import contact_sheet, prediction_tiles
+    from detection.report.images.gallery import build_album, sample_rows
+    from detection.report.images.image_matches import match_images, read_detections
 
     prepared = Prepared.load()
     index = prepared.index("test")
-    results = image_matches.read_detections(REPORTS, index)
-    if results is None:
+    detections = read_detections(REPORTS, index)
+    if detections is None:
         return None
     score = settings.score_threshold
     if score is None:
         best = read_json(REPORTS / "evaluation/analysis.json").get("threshold", {}).get("score")
         score = 0.5 if best is None else best
-    rows = gallery.typical(index, settings.sample_images)
+    rows = sample_rows(index, settings.sample_images)
     try:
         prepared.check_unchanged("test")
         if rows:
-            chosen = image_matches.judge(index, results, rows, len(prepared.classes)).values()
-            sheet = sample_sheet.contact_sheet(list(chosen), prepared.root, prepared.classes, score)
-            sheet.save(FOLDER / "samples.png")
-        return gallery.build(REPORTS, prepared, index, results, score, settings.sample_images)
+            matches = match_images(index, detections, rows, len(prepared.classes)).values()
+            tiles = chain.from_iterable(prediction_tiles(one, prepared.root, score) for one in matches)
+            contact_sheet([*tiles], prepared.classes, columns=4).save(REPORTS_PLOTS / "samples.png")
+        return build_album(REPORTS, prepared, index, detections, score, settings.sample_images)
     except DataError as error:
-        log.warning("the page shows no test pictures: %s", error)
+        log.warning("no test images in the report: %s", error)
         return None
 
 

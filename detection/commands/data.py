@@ -111,7 +111,7 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
 
     # torch, which takes seconds to import, only once the data has been read
     from detection.data.loading.loader import BatchSampler, DetectionDataset
-    from detection.report.images.contact_sheet import sheet
+    from detection.report.images.contact_sheet import contact_sheet
 
     images = DetectionDataset(raw.splits["train"], raw.root, recipe, train=True, seed=loaded.seed)
     sampler = BatchSampler(len(images), 1, loaded.seed)
@@ -122,7 +122,7 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     tiles = [_tile(images, key) for key in keys[:count]]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sheet(tiles, raw.classes, min(SHEET_COLUMNS, count)).save(out)
+        contact_sheet(tiles, raw.classes, min(SHEET_COLUMNS, count)).save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"--out {out} cannot be written: {error}") from None
     return f"{count} images of {dataset} for {loaded.model} with augmentation {recipe.augmentation}: {out}"
@@ -151,7 +151,7 @@ def _tile(dataset: "DetectionDataset", key: tuple[int, int]) -> "Tile":
     sample = dataset[key]
     image = fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
     text = f"{PurePosixPath(dataset.index[sample.row].file).name}  {image.width}×{image.height}"
-    return Tile(picture=image, boxes=sample.boxes, labels=sample.labels, text=text)
+    return Tile(image=image, boxes=sample.boxes, labels=sample.labels, text=text)
 
 
 def _add_pin(parser: argparse.ArgumentParser) -> None:

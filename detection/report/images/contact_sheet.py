@@ -1,86 +1,126 @@
-"""Many pictures on one sheet, close together, each with its boxes and a line of text below it."""
+"""Contact sheet: many images on one page, each with its boxes and a caption."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from detection.report.images.boxes_on_image import draw_boxes, font
+from detection.data.loading.image_io import decode
+from detection.report.images.boxes_on_image import FP_COLOR, IGNORED_COLOR, TP_COLOR, draw_boxes, font
+from detection.report.images.image_matches import ImageMatches
 
-WIDTH = 1640
-"""Of a sheet in pixels: four pictures of 400, on which names can be read, and it fits a screen."""
-TALLEST = 560
-"""Of a picture on it in pixels: a row of tall pictures is narrower than the sheet."""
-GAP, LINE, TEXT = 8, 20, 13
-"""Pixels between pictures, of the line below each, and of its letters."""
+WIDTH_PX = 1640
+"""Width of a sheet: four images of 400 pixels."""
+MAX_HEIGHT_PX = 560
+"""Largest height of an image; a row of tall images is narrower than the sheet."""
+GAP_PX, CAPTION_PX, FONT_PX = 8, 20, 13
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
-    """One picture of a sheet."""
+    """One image of a sheet."""
 
-    picture: Image.Image
+    image: Image.Image
     boxes: NDArray[np.floating]
-    """[M, 4] `x1, y1, x2, y2` in its pixels, 0-based, half-open."""
+    """[M, 4] `x1, y1, x2, y2` in pixels of the image, 0-based, half-open."""
     labels: NDArray[np.integer]
-    """[M], counted from 0."""
+    """[M], from 0."""
     text: str
-    """What stands below it, shortened in the middle where it is longer than the picture is wide."""
-    colours: Sequence[str] | None = None
-    """[M] `#rrggbb`, one a box; None: each class its own."""
+    """Caption, shortened in the middle to the width of the image."""
+    scores: NDArray[np.floating] | None = None
+    """[M] in [0, 1], written after the names."""
+    colors: Sequence[str] | None = None
+    """[M] `#rrggbb` per box; None uses the colors of the classes."""
 
 
-def sheet(tiles: Sequence[Tile], classes: Sequence[str], columns: int = 4) -> Image.Image:
-    """Rows of pictures of one height, so that each row is as wide as the sheet, whatever their shapes.
+def contact_sheet(tiles: Sequence[Tile], classes: Sequence[str], columns: int = 4) -> Image.Image:
+    """Lay out images in rows of equal height that fill the width of the sheet.
 
     Args:
         tiles: At least one.
-        classes: Names, in label order.
-        columns: Pictures in a row.
+        classes: Names in label order.
+        columns: Images per row.
     """
     rows = [_Row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
     width = max(row.width for row in rows)
-    page = Image.new("RGB", (width, GAP + sum(row.height + LINE + GAP for row in rows)), "white")
-    write, letters = ImageDraw.Draw(page), font(TEXT)
-    top = GAP
+    page = Image.new("RGB", (width, GAP_PX + sum(row.height + CAPTION_PX + GAP_PX for row in rows)), "white")
+    draw = ImageDraw.Draw(page)
+    top = GAP_PX
     for row in rows:
-        left = GAP
+        left = GAP_PX
         for tile, side in zip(row.tiles, row.widths, strict=True):
             page.paste(_drawn(tile, classes, side, row.height), (left, top))
-            text = _shortened(tile.text, letters, side)
-            write.text((left, top + row.height + LINE // 2), text, fill="black", font=letters, anchor="lm")
-            left += side + GAP
-        top += row.height + LINE + GAP
+            position = left, top + row.height + CAPTION_PX // 2
+            draw.text(position, _shortened(tile.text, side), fill="black", font=font(FONT_PX), anchor="lm")
+            left += side + GAP_PX
+        top += row.height + CAPTION_PX + GAP_PX
     return page
 
 
 class _Row:
-    """Pictures beside each other, and how large each becomes; a row that is not full leaves its end free."""
+    """Sizes of the images of one row; an incomplete row is narrower."""
 
     def __init__(self, tiles: Sequence[Tile], columns: int) -> None:
-        shapes = [tile.picture.width / tile.picture.height for tile in tiles]
-        room = WIDTH - GAP * (columns + 1)
-        height = min(TALLEST, room * len(tiles) / columns / sum(shapes))
+        ratios = [tile.image.width / tile.image.height for tile in tiles]
+        available = WIDTH_PX - GAP_PX * (columns + 1)
+        height = min(MAX_HEIGHT_PX, available * len(tiles) / columns / sum(ratios))
         self.tiles = tiles
         self.height = max(1, int(height))
-        ends = (round(height * total) for total in accumulate(shapes, initial=0.0))
+        ends = (round(height * total) for total in accumulate(ratios, initial=0.0))
         self.widths = [max(1, end - start) for start, end in pairwise(ends)]
-        self.width = sum(self.widths) + GAP * (len(tiles) + 1)
+        self.width = sum(self.widths) + GAP_PX * (len(tiles) + 1)
 
 
 def _drawn(tile: Tile, classes: Sequence[str], width: int, height: int) -> Image.Image:
-    """The picture at its size on the sheet, boxes and names drawn after scaling: all are equally thick."""
-    scale = np.array([width / tile.picture.width, height / tile.picture.height] * 2)
-    picture = tile.picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-    return draw_boxes(picture, tile.boxes * scale, tile.labels, classes, colours=tile.colours, text=TEXT)
+    """The resized image; boxes are drawn afterwards, with lines of equal width on the whole sheet."""
+    scale = np.array([width / tile.image.width, height / tile.image.height] * 2)
+    image = tile.image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    return draw_boxes(image, tile.boxes * scale, tile.labels, classes, tile.scores, tile.colors, text=FONT_PX)
 
 
-def _shortened(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, width: int) -> str:
     kept, result = len(text), text
-    while kept and letters.getlength(result) > width:
+    while kept and font(FONT_PX).getlength(result) > width:
         kept -= 1
         result = text[: kept // 2] + "…" + text[len(text) - (kept + 1) // 2 :]
     return result
+
+
+def prediction_tiles(matches: ImageMatches, root: Path, score: float) -> tuple[Tile, Tile]:
+    """Return the ground truth and the predictions of an image, in the colors of TP, FP and ignored.
+
+    Args:
+        matches: Image with its matched detections.
+        root: Folder that the file of the image is relative to.
+        score: Detections below it are left out.
+
+    Raises:
+        DataError: The image cannot be read.
+    """
+    record, kept = matches.record, matches.scores >= score
+    image = decode(root / record.file, (record.height, record.width))
+    detected = matches.counted & (matches.matched_scores >= score)
+    ground_truth = Tile(
+        image=image,
+        boxes=record.boxes,
+        labels=record.labels,
+        text=f"{record.id}: ground truth",
+        colors=_colors(detected, matches.counted & ~detected),
+    )
+    predictions = Tile(
+        image=image,
+        boxes=matches.boxes[kept],
+        labels=matches.labels[kept],
+        text=f"predictions: {matches.count(score)}",
+        scores=matches.scores[kept],
+        colors=_colors(matches.true_positive[kept], matches.false_positive[kept]),
+    )
+    return ground_truth, predictions
+
+
+def _colors(good: NDArray[np.bool_], bad: NDArray[np.bool_]) -> list[str]:
+    return [TP_COLOR if g else FP_COLOR if b else IGNORED_COLOR for g, b in zip(good, bad, strict=True)]

@@ -1,4 +1,4 @@
-"""The page's galleries: the pictures that `evaluation/hard_examples.json` says to look at."""
+"""Image galleries of the page, from `evaluation/hard_examples.json`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,38 +11,53 @@ import numpy as np
 from detection.data.index import Index
 from detection.data.prepared import Prepared
 from detection.evaluation.protocol.results import SplitDetections
-from detection.report.images import svg_boxes
-from detection.report.images.boxes_on_image import class_colour
-from detection.report.images.image_matches import ImageMatches, Tally, judge
-from detection.report.images.svg_boxes import Drawing
-from detection.report.readers import read_json
+from detection.files import read_json
+from detection.report.images.boxes_on_image import Rectangle, class_color
+from detection.report.images.image_matches import Counts, ImageMatches, match_images
+from detection.report.images.svg_boxes import Drawing, draw_image
 
-WHY = {
-    "unlabeled": "said with confidence, and no object is labelled there",
-    "other class": "said with confidence, and labelled as another class",
-    "undetected": "labelled, and nothing is found there with any score",
+LABEL_ERROR_REASONS = ("unlabeled", "other class", "undetected")
+TITLES = {
+    "worst": (
+        "Largest loss of AP",
+        "Images ranked by the loss of AP50 that their errors cause.",
+    ),
+    "confident": (
+        "Most confident false positives",
+        "Marked: false positives with the highest scores. The detector or the label may be wrong.",
+    ),
+    "missed": (
+        "Largest missed objects",
+        "Marked: objects that no detection above the threshold matches. Large objects are rarely missed "
+        "for lack of resolution: look for unusual poses, occlusion and confused classes.",
+    ),
+    "suspects": (
+        "Suspected label errors",
+        "Marked: disagreements between detections and labels that often are label errors. Check these labels "
+        "before training longer.",
+    ),
+    "typical": ("Sample", "Images at regular intervals of the test split, the same for every detector."),
 }
-"""Kinds of suspects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """One picture of a gallery."""
+    """One image of a gallery."""
 
     drawing: Drawing
-    picture: str
-    """Its id in the dataset."""
+    image: str
+    """Image id in the dataset."""
     file: str
-    tally: Tally
+    counts: Counts
     notes: tuple[str, ...]
-    """Why it is here."""
-    rings: tuple[tuple[float, float, float, float], ...]
-    """What to look at: left, top, width, height in the drawing's units."""
+    """Reasons for showing it."""
+    highlights: tuple[Rectangle, ...]
+    """Marked boxes: left, top, width, height in the drawing's units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gallery:
-    """Pictures that have something in common."""
+    """Images with something in common."""
 
     name: str
     title: str
@@ -55,170 +70,117 @@ class Album:
     """All galleries."""
 
     score: float
-    """Where the slider begins."""
+    """Initial score threshold of the slider."""
     galleries: tuple[Gallery, ...] = ()
     legend: tuple[tuple[str, str], ...] = ()
-    """Name and colour of each class that occurs."""
+    """Name and color of each class that occurs."""
 
     def drawings(self) -> list[Drawing]:
-        """Each picture once, however many galleries show it."""
+        """Each image once, even if several galleries show it."""
         every = (card.drawing for gallery in self.galleries for card in gallery.cards)
         return list({drawing.key: drawing for drawing in every}.values())
 
 
-def typical(index: Index, count: int) -> list[int]:
-    """Rows from the whole length of a split, the same ones for every detector."""
-    filled = np.flatnonzero(np.diff(index.offsets))
-    if len(filled) == 0 or count <= 0:
+def sample_rows(index: Index, count: int) -> list[int]:
+    """Indices of images with objects at regular intervals of a split, the same for every detector."""
+    with_objects = np.flatnonzero(np.diff(index.offsets))
+    if len(with_objects) == 0 or count <= 0:
         return []
-    rows: list[int] = filled[
-        np.unique(np.linspace(0, len(filled) - 1, min(count, len(filled))).astype(int))
-    ].tolist()
+    positions = np.linspace(0, len(with_objects) - 1, min(count, len(with_objects))).astype(int)
+    rows: list[int] = with_objects[np.unique(positions)].tolist()
     return rows
 
 
-def build(
-    reports: Path, prepared: Prepared, index: Index, results: SplitDetections, score: float, count: int
+def build_album(
+    reports: Path, prepared: Prepared, index: Index, detections: SplitDetections, score: float, count: int
 ) -> Album:
     """Draw the galleries.
 
     Args:
-        reports: The folder of all reports.
-        prepared: Where the pictures lie, and the names of classes.
-        index: The test split.
-        results: Detections on it.
-        score: Where the slider begins.
-        count: Most pictures of each gallery.
+        reports: Folder of all reports.
+        prepared: Prepared dataset: image folder and class names.
+        index: Test split.
+        detections: Detections on it.
+        score: Initial score threshold of the slider.
+        count: Maximum number of images per gallery.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: An image cannot be read.
     """
-    lists = read_json(reports / "evaluation/hard_examples.json")
     row_of = {name.decode(): row for row, name in enumerate(index.ids)}
-    plans = [
-        (name, title, text, _grouped(items, row_of, count))
-        for name, title, text, items in _plans(lists)
-        if items and count > 0
-    ]
-    spread = typical(index, count)
-    plans.append(("typical", *TYPICAL, {row: [] for row in spread}))
-    rows = sorted({row for plan in plans for row in plan[3]})
-    judged = judge(index, results, rows, len(prepared.classes))
-    drawings = {row: svg_boxes.draw(judged[row], prepared.root, prepared.classes, f"p{row}") for row in rows}
+    lists = _noted_lists(read_json(reports / "evaluation/hard_examples.json"))
+    selected = {name: _by_image(items, row_of, count) for name, items in lists.items()}
+    selected["typical"] = {row: [] for row in sample_rows(index, count)}
+    rows = sorted(frozenset(chain.from_iterable(selected.values())))
+    matches = match_images(index, detections, rows, len(prepared.classes))
+    drawings = {row: draw_image(matches[row], prepared.root, prepared.classes, f"i{row}") for row in rows}
     labels = sorted(frozenset(chain.from_iterable(drawing.labels for drawing in drawings.values())))
-    return Album(
-        score=score,
-        galleries=tuple(
-            Gallery(
-                name=name,
-                title=title,
-                text=text,
-                cards=tuple(_card(judged[row], drawings[row], items, score) for row, items in chosen.items()),
-            )
-            for name, title, text, chosen in plans
-            if chosen
-        ),
-        legend=tuple((prepared.classes[label], class_colour(label)) for label in labels),
-    )
+    galleries = []
+    for name, images in selected.items():
+        if images:
+            cards = [_card(matches[row], drawings[row], items, score) for row, items in images.items()]
+            title, text = TITLES[name]
+            galleries.append(Gallery(name=name, title=title, text=text, cards=tuple(cards)))
+    legend = tuple((prepared.classes[label], class_color(label)) for label in labels)
+    return Album(score=score, galleries=tuple(galleries), legend=legend)
 
 
-TYPICAL = (
-    "A cross-section",
-    "Pictures from the whole length of the test split, the same for every detector: what to expect.",
-)
+def _noted_lists(lists: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of `hard_examples.json` by gallery, with a `note`; label errors of each reason alternate."""
+    suspects = lists.get("suspected_label_errors", [])
+    by_reason = [[row for row in suspects if row["reason"] == reason] for reason in LABEL_ERROR_REASONS]
+    return {
+        "worst": [row | {"note": _loss_note(row)} for row in lists.get("worst", [])],
+        "confident": [
+            row | {"note": f"{row['class']} {row['score']:.2f}: {row['error_type']}"}
+            for row in lists.get("confident_false_positives", [])
+        ],
+        "missed": [
+            row | {"note": f"missed {row['class']}, {row['box'][2]:.0f} × {row['box'][3]:.0f} px"}
+            for row in lists.get("largest_missed", [])
+        ],
+        "suspects": [
+            row | {"note": _label_error_note(row)}
+            for row in chain.from_iterable(zip_longest(*by_reason))
+            if row is not None
+        ],
+    }
 
 
-def _plans(lists: dict[str, Any]) -> list[tuple[str, str, str, list[dict[str, Any]]]]:
-    """Name, title, what to do, and rows of `hard_examples.json` with a `note`."""
-    worst = [row | {"note": _of_worst(row)} for row in lists.get("worst", [])]
-    wrong = [
-        row | {"note": f"{row['class']} {row['score']:.2f}: {row['error_type']}"}
-        for row in lists.get("confident_false_positives", [])
-    ]
-    missed = [
-        row | {"note": f"missed {row['class']}, {row['box'][2]:.0f} by {row['box'][3]:.0f} px"}
-        for row in lists.get("largest_missed", [])
-    ]
-    kinds = [
-        [
-            row | {"note": _of_suspect(row)}
-            for row in lists.get("suspected_label_errors", [])
-            if row["reason"] == why
-        ]
-        for why in WHY
-    ]
-    suspects = [row for row in chain.from_iterable(zip_longest(*kinds)) if row]
-    return [
-        (
-            "worst",
-            "Worst pictures",
-            "Ordered by how much of the average precision their errors cost. What many of them share is what "
-            "the training data or the recipe lacks.",
-            worst,
-        ),
-        (
-            "confident",
-            "Most confident mistakes",
-            "Wrong detections with the highest scores, ringed. Is the detector wrong, or the label?",
-            wrong,
-        ),
-        (
-            "missed",
-            "Largest missed objects",
-            "Ringed: what no detection above the threshold finds. Large objects are rarely missed for lack "
-            "of pixels: look for odd poses, occlusion, or classes that are taken for another.",
-            missed,
-        ),
-        (
-            "suspects",
-            "Suspected label errors",
-            "Ringed: where detector and labels disagree in a way that often means that the label is wrong. "
-            "Check them before training longer, and mend the data where they are.",
-            suspects,
-        ),
-    ]
+def _loss_note(row: dict[str, Any]) -> str:
+    causes = {"loss_by_false_positives": "false positives", "loss_by_missed": "missed objects"}
+    parts = [f"{row[key]:.4f} by {name}" for key, name in causes.items() if row[key] >= 5e-5]
+    return f"loss of AP50 {row['AP50_loss']:.4f}" + (": " + ", ".join(parts) if len(parts) > 1 else "")
 
 
-def _of_worst(row: dict[str, Any]) -> str:
-    parts = [
-        f"{row[key]:.4f} by {name}"
-        for key, name in (
-            ("loss_by_false_positives", "wrong detections"),
-            ("loss_by_missed", "missed objects"),
-        )
-        if row[key] >= 5e-5
-    ]
-    return f"costs {row['AP50_loss']:.4f} of AP50" + (": " + ", ".join(parts) if len(parts) > 1 else "")
-
-
-def _of_suspect(row: dict[str, Any]) -> str:
+def _label_error_note(row: dict[str, Any]) -> str:
     if row["reason"] == "unlabeled":
-        return f"{row['class']} {row['score']:.2f}, not labelled?"
+        return f"{row['class']} {row['score']:.2f}: unlabeled object?"
     if row["reason"] == "other class":
-        return f"labelled {row['labeled_as']}, said {row['class']} {row['score']:.2f}"
-    return f"labelled {row['class']}, nothing finds it"
+        return f"labeled {row['labeled_as']}, predicted {row['class']} {row['score']:.2f}"
+    return f"labeled {row['class']}, no detection at any score"
 
 
-def _grouped(
+def _by_image(
     items: Iterable[dict[str, Any]], row_of: dict[str, int], count: int
 ) -> dict[int, list[dict[str, Any]]]:
-    """The first pictures that occur, each with all that is said of it."""
-    chosen: dict[int, list[dict[str, Any]]] = {}
+    """The first images that occur, each with all its items."""
+    selected: dict[int, list[dict[str, Any]]] = {}
     for item in items:
         row = row_of.get(item["image"])
-        if row is not None and (row in chosen or len(chosen) < count):
-            chosen.setdefault(row, []).append(item)
-    return chosen
+        if row is not None and (row in selected or len(selected) < count):
+            selected.setdefault(row, []).append(item)
+    return selected
 
 
-def _card(judged: ImageMatches, drawing: Drawing, items: Sequence[dict[str, Any]], score: float) -> Card:
+def _card(matches: ImageMatches, drawing: Drawing, items: Sequence[dict[str, Any]], score: float) -> Card:
     boxes = [item["box"] for item in items if "box" in item]
-    rings = dict.fromkeys(tuple(round(side * drawing.scale, 1) for side in box) for box in boxes)
+    highlights = dict.fromkeys(tuple(round(side * drawing.scale, 1) for side in box) for box in boxes)
     return Card(
         drawing=drawing,
-        picture=judged.record.id,
-        file=judged.record.file,
-        tally=judged.tally(score),
+        image=matches.record.id,
+        file=matches.record.file,
+        counts=matches.count(score),
         notes=tuple(dict.fromkeys(item["note"] for item in items)),
-        rings=tuple((left, top, width, height) for left, top, width, height in rings),
+        highlights=tuple((left, top, width, height) for left, top, width, height in highlights),
     )

@@ -1,4 +1,4 @@
-"""Pictures of the test split with what is there, what was found, and what is right and wrong with it."""
+"""Test images with their ground truth and their matched detections."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,50 +17,51 @@ from detection.evaluation.protocol.results import SplitDetections
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
-    """Counts at IoU 0.5, difficult and crowd objects left out."""
+class Counts:
+    """Counts at IoU 0.5, without difficult and crowd objects."""
 
-    right: int
-    wrong: int
+    true_positives: int
+    false_positives: int
     missed: int
 
     def __str__(self) -> str:
-        return f"{self.right} right, {self.wrong} wrong, {self.missed} missed"
+        return f"{self.true_positives} TP, {self.false_positives} FP, {self.missed} missed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ImageMatches:
-    """One picture; letters: M objects, D detections."""
+    """One image; letters: M objects, D detections."""
 
     record: Record
-    """The picture and its objects."""
+    """Image file and ground truth."""
     counted: NDArray[np.bool_]
     """[M] neither difficult nor crowd."""
-    found_at: NDArray[np.float64]
-    """[M] score of the detection that finds each object; -1: none does."""
+    matched_scores: NDArray[np.float64]
+    """[M] score of the true positive of each object; -1 without one."""
     boxes: NDArray[np.float32]
-    """[D, 4] `x1, y1, x2, y2` in the picture's pixels; the best score first."""
+    """[D, 4] `x1, y1, x2, y2` in absolute pixels, in decreasing order of scores."""
     labels: NDArray[np.int64]
     """[D]."""
     scores: NDArray[np.float32]
     """[D]."""
-    right: NDArray[np.bool_]
+    true_positive: NDArray[np.bool_]
     """[D]."""
-    wrong: NDArray[np.bool_]
-    """[D]; neither: on an object that does not count."""
+    false_positive: NDArray[np.bool_]
+    """[D]; a detection that is neither matches an object that is not counted."""
 
-    def tally(self, score: float) -> Tally:
-        """What detections of at least this score make of the picture."""
+    def count(self, score: float) -> Counts:
+        """Count true positives, false positives and missed objects at a score threshold."""
         kept = self.scores >= score
-        missed = self.counted & (self.found_at < score)
-        return Tally(int((self.right & kept).sum()), int((self.wrong & kept).sum()), int(missed.sum()))
+        missed = self.counted & (self.matched_scores < score)
+        true_positives, false_positives = self.true_positive & kept, self.false_positive & kept
+        return Counts(int(true_positives.sum()), int(false_positives.sum()), int(missed.sum()))
 
 
 def read_detections(reports: Path, index: Index) -> SplitDetections | None:
-    """`evaluation/detections.json`; None before `evaluate`.
+    """Read `evaluation/detections.json`; None before `evaluate`.
 
     Raises:
-        DataError: It was made on other pictures.
+        DataError: It has images that the index has not.
     """
     path = reports / "evaluation/detections.json"
     if not path.is_file():
@@ -68,52 +69,51 @@ def read_detections(reports: Path, index: Index) -> SplitDetections | None:
     try:
         return SplitDetections.from_coco(index, msgspec.json.decode(path.read_bytes()))
     except KeyError as error:
-        raise DataError(
-            f"{path} has a picture {error} that data/prepared has not; run dvc repro evaluate"
-        ) from None
+        raise DataError(f"{path}: image {error} is not in data/prepared; run dvc repro evaluate") from None
 
 
-def judge(
-    index: Index, results: SplitDetections, rows: Sequence[int], classes: int
+def match_images(
+    index: Index, detections: SplitDetections, rows: Sequence[int], num_classes: int
 ) -> dict[int, ImageMatches]:
-    """Judge some pictures by COCO's matching at IoU 0.5, which looks at each picture alone.
+    """Match detections to objects by COCO's rules at IoU 0.5, on some images only.
 
     Args:
-        index: The split.
-        results: Detections on it.
-        rows: Pictures, each once.
-        classes: How many there are.
-    """
-    place = np.full(len(index), -1)
-    place[list(rows)] = np.arange(len(rows))
-    mine = results.select(place[results.images] >= 0)
-    mine = SplitDetections(place[mine.images], mine.boxes, mine.scores, mine.labels)
-    some = index.select(np.asarray(rows, dtype=np.int64))
-    overlaps = Overlaps.of_index(some, mine, classes)
-    verdicts = MatchResult.of(overlaps, match(overlaps))
+        index: Split.
+        detections: Detections on the split.
+        rows: Distinct indices of images.
+        num_classes: Number of classes.
 
-    right, wrong = np.zeros((2, len(mine)), dtype=np.bool_)
-    right[overlaps.detection_order], wrong[overlaps.detection_order] = (
-        verdicts.true_positive,
-        verdicts.false_positive,
-    )
-    found_at = np.full(len(some.labels), -1.0)
-    hits = np.flatnonzero(verdicts.true_positive)
-    found_at[overlaps.object_order[verdicts.object[hits]]] = overlaps.predictions.scores[hits]
-    judged = {}
+    Returns:
+        Matches by index of the image.
+    """
+    position = np.full(len(index), -1)
+    position[list(rows)] = np.arange(len(rows))
+    selected = detections.select(position[detections.images] >= 0)
+    selected = SplitDetections(position[selected.images], selected.boxes, selected.scores, selected.labels)
+    subset = index.select(np.asarray(rows, dtype=np.int64))
+    overlaps = Overlaps.of_index(subset, selected, num_classes)
+    result = MatchResult.of(overlaps, match(overlaps))
+
+    true_positive, false_positive = np.zeros((2, len(selected)), dtype=np.bool_)
+    true_positive[overlaps.detection_order] = result.true_positive
+    false_positive[overlaps.detection_order] = result.false_positive
+    matched_scores = np.full(len(subset.labels), -1.0)
+    hits = np.flatnonzero(result.true_positive)
+    matched_scores[overlaps.object_order[result.object[hits]]] = overlaps.predictions.scores[hits]
+    matches = {}
     for number, row in enumerate(rows):
-        objects = slice(int(some.offsets[number]), int(some.offsets[number + 1]))
-        here = np.flatnonzero(mine.images == number)
-        here = here[np.argsort(-mine.scores[here], kind="stable")]
-        record = some[number]
-        judged[row] = ImageMatches(
+        objects = slice(int(subset.offsets[number]), int(subset.offsets[number + 1]))
+        here = np.flatnonzero(selected.images == number)
+        here = here[np.argsort(-selected.scores[here], kind="stable")]
+        record = subset[number]
+        matches[row] = ImageMatches(
             record=record,
             counted=~(record.difficult | record.crowd),
-            found_at=found_at[objects],
-            boxes=mine.boxes[here],
-            labels=mine.labels[here],
-            scores=mine.scores[here],
-            right=right[here],
-            wrong=wrong[here],
+            matched_scores=matched_scores[objects],
+            boxes=selected.boxes[here],
+            labels=selected.labels[here],
+            scores=selected.scores[here],
+            true_positive=true_positive[here],
+            false_positive=false_positive[here],
         )
-    return judged
+    return matches

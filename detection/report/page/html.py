@@ -1,4 +1,4 @@
-"""`reports/index.html`: everything about one experiment in one file that asks the network for nothing."""
+"""`reports/index.html`: one experiment in one file that makes no network request."""
 
 import base64
 import hashlib
@@ -6,46 +6,42 @@ import importlib.metadata
 import platform
 import re
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 from PIL import Image
 
+from detection.files import read_json
 from detection.pipeline import commit, experiment_name
-from detection.report.charts.charts import Drawn
-from detection.report.charts.confusion import mistakes
-from detection.report.charts.validation_curves import monitored
-from detection.report.images.gallery import Album, Card
-from detection.report.images.svg_boxes import PLATE, BoxMark, data_url
+from detection.report.charts.experiment_charts import monitored
+from detection.report.images.gallery import Album
+from detection.report.images.svg_boxes import PLATE_HEIGHT, data_url
 from detection.report.page import score_tables
-from detection.report.page.metric_docs import HEADLINES, NAMES
-from detection.report.readers import read_json
 
-PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "pandas", "matplotlib", "dvc", "mlflow")
+PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "pandas", "vl-convert-python", "dvc", "mlflow")
 DATASET_FIGURES = {
-    "samples": "Training pictures with their objects; grey ones are marked difficult or crowd.",
-    "class_counts": "Objects of each class in each split.",
-    "box_sizes": "How large the training objects are, in pixels and as a share of the picture.",
+    "samples": "Training images with ground truth; difficult and crowd objects are gray.",
+    "class_counts": "Objects per class and split.",
+    "box_sizes": "Sizes of the training objects, in pixels and relative to the image.",
 }
-ANCHORS = {"errors": "errors-made", "training": "training", "classes": "classes", "recall": "recall"}
-"""Sections whose advice stands on top, the most telling first, and where each is."""
-WIDEST = 1400
-"""Pixels that the dataset's figures are reduced to."""
+ANCHORS = {"errors": "error-analysis", "training": "training", "classes": "classes", "recall": "recall"}
+"""Sections whose findings are listed at the top, in order of priority, and their anchors."""
+MAX_FIGURE_PX = 1400
+"""Largest width of the dataset's figures on the page."""
 
 
-def write(
-    out: Path, reports: Path, figures: Mapping[str, Drawn], album: Album | None, advice: Mapping[str, str]
+def write_page(
+    out: Path, reports: Path, charts: Mapping[str, str], album: Album | None, advice: Mapping[str, str]
 ) -> Path:
     """Write the page.
 
     Args:
-        out: The HTML file.
-        reports: The folder of all reports; whatever is missing there, the page says so.
-        figures: Charts by name; one that could not be drawn is left out.
-        album: Galleries of test pictures; None: there are none.
-        advice: What to do next, by section.
+        out: HTML file.
+        reports: Folder of all reports; the page names the files that are missing.
+        charts: SVG elements by name.
+        album: Galleries of test images, or None.
+        advice: Findings by section.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -57,25 +53,23 @@ def write(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "score": score_tables.three_digits,
+        "score": score_tables.score,
         "duration": _duration,
         "embed": data_url,
         "code": _code,
     }
-    start = album.score if album else 0.0
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
-        **_experiment(reports),
+        **experiment(reports),
         **_tables(reports),
-        figures=figures,
+        charts=charts,
         album=album,
-        objects_of=partial(_objects, start),
-        found_of=partial(_found, start),
-        plate_height=PLATE,
+        plate_height=PLATE_HEIGHT,
         advice=advice,
-        steps=[(ANCHORS[name], advice[name]) for name in ANCHORS if name in advice][:3],
+        findings=[(ANCHORS[name], advice[name]) for name in ANCHORS if name in advice][:3],
         dataset_figures=_dataset_figures(reports / "dataset"),
         versions=_versions(),
+        experiment=experiment_name(),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -84,94 +78,72 @@ def write(
     return out
 
 
-def _objects(start: float, card: Card) -> list[tuple[BoxMark, str]]:
-    """Objects with their state at the slider's beginning."""
-    return [
-        (mark, mark.kind + (" missed" if mark.kind == "object" and mark.score < start else ""))
-        for mark in card.drawing.objects
-    ]
-
-
-def _found(start: float, card: Card) -> list[tuple[BoxMark, str]]:
-    """Detections likewise."""
-    return [(mark, mark.kind + (" low" if mark.score < start else "")) for mark in card.drawing.found]
-
-
-def _experiment(reports: Path) -> dict[str, Any]:
-    """Names, and how the training went."""
+def experiment(reports: Path) -> dict[str, Any]:
+    """Model, dataset, training and identifiers of an experiment, for the templates."""
     made_of = read_json(reports / "train/recipe.json")
     summary = read_json(reports / "train/metrics.json")
-    recipe = made_of.get("recipe", {})
+    point = read_json(reports / "evaluation/analysis.json").get("threshold", {})
     return {
         "model": made_of.get("model", "unknown model"),
         "dataset": made_of.get("dataset", "unknown dataset"),
         "seed": made_of.get("seed", 0),
-        "architecture": recipe.get("architecture", ""),
-        "backbone": recipe.get("backbone", ""),
+        "architecture": made_of.get("recipe", {}).get("architecture", ""),
+        "backbone": made_of.get("recipe", {}).get("backbone", ""),
+        "recipe": score_tables.recipe(reports),
         "training": summary,
         "monitor": monitored(summary),
         "pretraining": read_json(reports / "pretrain/metrics.json"),
+        "card": read_json(reports / "dataset/card.json"),
+        "scores": score_tables.scores(reports),
+        "classes": score_tables.classes(reports),
+        "speed": score_tables.speed(reports),
+        "point": point if point.get("score") is not None else None,
         "run_id": read_json(reports / "evaluation/run.json").get("run_id"),
         "commit": commit(),
-        "experiment": experiment_name(),
     }
 
 
 def _tables(reports: Path) -> dict[str, Any]:
-    scores = score_tables.scores(reports)
-    values = {row["key"]: row for row in scores}
-    error_columns, error_rows = score_tables.errors(reports)
-    point = read_json(reports / "evaluation/analysis.json").get("threshold", {})
-    card = read_json(reports / "dataset/card.json")
+    by_key = {row["key"]: row for row in score_tables.scores(reports)}
+    error_columns, error_rows = score_tables.errors_per_class(reports)
     return {
-        "scores": scores,
-        "cards": [
-            {
-                "name": NAMES.get(key, key),
-                "value": values[key]["value"] if key in values else None,
-                "interval": values[key]["interval"] if key in values else None,
-                "text": text,
-            }
-            for key, text in HEADLINES.items()
+        "headlines": [
+            {"name": key, "value": None, "interval": None, **by_key.get(key, {}), "text": text}
+            for key, text in score_tables.HEADLINES.items()
         ],
-        "classes": score_tables.classes(reports),
         "class_columns": list(score_tables.CLASS_COLUMNS.values()),
-        "speed": score_tables.speed(reports),
         "error_columns": error_columns,
         "error_rows": error_rows,
-        "mistakes": mistakes(reports),
-        "point": point if point.get("score") is not None else None,
-        "recipe": score_tables.recipe(reports),
-        "card": card,
-        "card_rows": score_tables.dataset(card),
+        "confusions": score_tables.confused_classes(reports),
+        "card_rows": score_tables.dataset(read_json(reports / "dataset/card.json")),
     }
 
 
 def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
-    """The PNGs that `prepare` drew, those that are there."""
-    found = []
+    """Existing figures of `prepare`: `name`, `text`, `image`."""
+    figures = []
     for name, text in DATASET_FIGURES.items():
         if (folder / f"{name}.png").is_file():
-            with Image.open(folder / f"{name}.png") as picture:
-                picture.load()
-                picture.thumbnail((WIDEST, 100 * WIDEST))
-                found.append({"name": name, "text": text, "picture": picture.convert("RGB")})
-    return found
+            with Image.open(folder / f"{name}.png") as image:
+                image.load()
+                image.thumbnail((MAX_FIGURE_PX, 100 * MAX_FIGURE_PX))
+                figures.append({"name": name, "text": text, "image": image.convert("RGB")})
+    return figures
 
 
 def _versions() -> dict[str, str]:
-    """Of what the numbers come from, without importing any of it."""
-    found = {"Python": platform.python_version()}
+    """Versions of the packages, without importing them."""
+    versions = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"system": f"{platform.system()} {platform.machine()}"}
+    return versions | {"system": f"{platform.system()} {platform.machine()}"}
 
 
 def _code(text: str) -> Markup:
-    """What stands between backticks as code."""
+    """Escape a text and mark up its `code`."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 

@@ -1,72 +1,120 @@
-"""The page's tables as plain rows, each from the file that holds it."""
+"""Rows of the tables of the page and of the model card, each from the file that holds its numbers."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detection.report.page.metric_docs import NAMES, SCORES
-from detection.report.readers import read_json, read_table
+from detection.evaluation.analysis.tables import BACKGROUND_ROW, MISSED_COLUMN
+from detection.files import read_json, read_table
+from detection.report.charts.experiment_charts import bin_name
+from detection.text import flatten, number
 
 Row = dict[str, Any]
-NOTHING = "—"
-"""Stands where there is no number."""
-CLASS_COLUMNS = {
-    "AP": "AP",
-    "AP50": "AP50",
-    "AP75": "AP75",
-    "voc_ap50_11pt": "VOC 11-point",
-    "voc_ap50_area": "VOC area",
+MISSING = "—"
+"""Placeholder for a missing number."""
+SCORES = {
+    "AP": "COCO's primary metric: average precision, mean over IoU 0.50 to 0.95 and over the classes.",
+    "AP50": "Average precision at IoU 0.50.",
+    "AP75": "Average precision at IoU 0.75: needs boxes that fit tightly.",
+    "AP_small": "AP of objects smaller than 32 × 32 pixels.",
+    "AP_medium": "AP of objects from 32 × 32 to 96 × 96 pixels.",
+    "AP_large": "AP of objects larger than 96 × 96 pixels.",
+    "AR1": "Average recall, mean over IoU 0.50 to 0.95, with one detection per image.",
+    "AR10": "Average recall with at most 10 detections per image.",
+    "AR100": "Average recall with at most 100 detections per image.",
+    "AR_small": "Average recall of objects smaller than 32 × 32 pixels.",
+    "AR_medium": "Average recall of objects from 32 × 32 to 96 × 96 pixels.",
+    "AR_large": "Average recall of objects larger than 96 × 96 pixels.",
+    "voc_ap50_11pt": "Pascal VOC 2007's average precision at IoU 0.50, interpolated at eleven recalls.",
+    "voc_ap50_area": "Pascal VOC 2010's average precision at IoU 0.50: area under the curve.",
+}
+"""Metrics of `evaluation/metrics.json`, in its order, with their definitions."""
+NAMES = {"voc_ap50_11pt": "VOC 11-point", "voc_ap50_area": "VOC area"}
+"""Display names of metrics where they differ from the keys."""
+HEADLINES = {
+    "AP": "COCO, IoU 0.50–0.95",
+    "AP50": "COCO, IoU 0.50",
+    "AP75": "COCO, IoU 0.75",
+    "voc_ap50_11pt": "VOC 2007, IoU 0.50",
+}
+"""Metrics at the top of the page, with a short definition."""
+CLASS_COLUMNS = {name: NAMES.get(name, name) for name in ("AP", "AP50", "AP75", *NAMES)}
+TOTALS = ("false_positives", "false_negatives")
+"""Rows of `errors.csv` that sum several error types."""
+DATASET_COUNTS = {"images": "images", "empty_images": "images without objects", "objects": "objects"}
+DATASET_RANGES = {
+    "objects_per_image": ("objects per image", ""),
+    "image_side_px": ("longer side of an image", " px"),
+    "box_side_px": ("object size (√area)", " px"),
+    "box_side_fraction": ("longer side of a box / longer side of the image", "%"),
+}
+DATASET_FRACTIONS = {
+    "overlapping": "objects overlapping another",
+    "at_border": "objects at the image border",
+    "difficult": "difficult objects",
+    "crowd": "crowd objects",
 }
 
 
-def scores(reports: Path) -> list[Row]:
-    """The fourteen numbers; [] before `evaluate`.
+def score(value: float | None) -> str:
+    """Format a score with three decimals."""
+    return number(value, missing=MISSING)
 
-    Each has `key`, `name`, `value` (None: nothing to measure), `interval` (low and high, or None) and `text`.
-    """
+
+def scores(reports: Path) -> list[Row]:
+    """The metrics: `key`, `name`, `value`, `interval` (low and high, or None), `text`."""
     metrics = read_json(reports / "evaluation/metrics.json")
     if not metrics:
         return []
-    spread = read_json(reports / "evaluation/intervals.json").get("stats", {})
+    intervals = read_json(reports / "evaluation/intervals.json").get("stats", {})
     return [
         {
             "key": key,
             "name": NAMES.get(key, key),
-            "value": _number(metrics.get(key)),
-            "interval": interval(spread.get(key)),
+            "value": metrics.get(key),
+            "interval": interval(intervals.get(key)),
             "text": text,
         }
         for key, text in SCORES.items()
     ]
 
 
-def interval(spread: Mapping[str, float | None] | None) -> tuple[float, float] | None:
-    """Low and high of an entry of `intervals.json`, where there are any."""
-    low, high = (spread or {}).get("low"), (spread or {}).get("high")
+def interval(entry: Mapping[str, float | None] | None) -> tuple[float, float] | None:
+    """Low and high of an entry of `intervals.json`, or None."""
+    low, high = (entry or {}).get("low"), (entry or {}).get("high")
     return None if low is None or high is None else (low, high)
 
 
 def classes(reports: Path) -> list[Row]:
-    """`name`, `objects`, `values` (see `CLASS_COLUMNS`), `interval` of AP; best first, those without last."""
+    """`name`, `objects`, `values` (see `CLASS_COLUMNS`), `interval` of AP; best class first, NaN last."""
     table = read_table(reports / "evaluation/per_class.csv")
     if table is None:
         return []
-    spread = read_json(reports / "evaluation/intervals.json").get("per_class", {}).get("AP", {})
+    intervals = read_json(reports / "evaluation/intervals.json").get("per_class", {}).get("AP", {})
     table = table.sort_values("AP", ascending=False, kind="stable", na_position="last")
     return [
         {
             "name": str(row["class"]),
             "objects": int(row["objects"]),
-            "values": [_number(row[key]) for key in CLASS_COLUMNS],
-            "interval": interval(spread.get(str(row["class"]))),
+            "values": [row[key] for key in CLASS_COLUMNS],
+            "interval": interval(intervals.get(str(row["class"]))),
         }
         for row in table.to_dict("records")
     ]
 
 
-def errors(reports: Path) -> tuple[list[str], list[Row]]:
-    """Column names, and `name` and `values` of each class: how many detections are wrong in which way."""
+def error_gains(reports: Path) -> list[tuple[str, float]]:
+    """Error types and the AP50 that each loses, largest first."""
+    table = read_table(reports / "evaluation/errors.csv")
+    if table is None:
+        return []
+    table = table[~table["error_type"].isin(TOTALS)].dropna()
+    table = table.sort_values("dAP50", ascending=False, kind="stable")
+    return [(str(row["error_type"]), float(row["dAP50"])) for row in table.to_dict("records")]
+
+
+def errors_per_class(reports: Path) -> tuple[list[str], list[Row]]:
+    """Column names, and `name` and `values` of each class."""
     table = read_table(reports / "evaluation/errors_per_class.csv")
     if table is None:
         return [], []
@@ -78,118 +126,126 @@ def errors(reports: Path) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
-def speed(reports: Path) -> list[tuple[str, str, str]]:
-    """Name, value and explanation of the detector's size and speed; [] where nothing was measured."""
-    found = read_json(reports / "evaluation/speed.json")
-    if not found:
+def confused_classes(reports: Path, count: int = 8) -> list[tuple[str, str, int]]:
+    """Most frequent confusions: actual class, predicted class, count."""
+    table = read_table(reports / "evaluation/confusion.csv")
+    if table is None:
         return []
-    rows = [("parameters", f"{found['parameters']:,}", f"{found['weights_mib']:.1f} MiB in memory")]
-    if "latency_ms" in found:
-        rows += _timed(found)
-    count = found.get("threads", 0)
-    threads = f", {count} thread{'s' * (count > 1)}" if count else ""
-    rows.append(("measured on", found["device"] + threads, f"{found['precision']}, torch {found['torch']}"))
-    return rows
-
-
-def _timed(found: Row) -> list[tuple[str, str, str]]:
-    height, width = found["image_size"]
-    latency, throughput = found["latency_ms"], found["throughput"]
-    return [
-        ("work", f"{found['gflops']:.1f} GFLOPs", f"for a picture of {width} by {height} pixels"),
-        (
-            "latency",
-            f"{latency['median']:.1f} ms, p95 {latency['p95']:.1f} ms",
-            f"one picture at a time: the median of {latency['rounds']} rounds, and what 95 % of them keep to",
-        ),
-        (
-            "throughput",
-            f"{throughput['images_per_s']:.1f} pictures/s, slowest {throughput['slowest']:.1f}",
-            f"{throughput['batch_size']} at a time: the median of {throughput['rounds']} rounds, the slowest",
-        ),
-        ("memory", f"{found['peak_mib']:,.0f} MiB", "at most, of the GPU; on a CPU of the whole process"),
+    table = table[
+        (table["actual"] != table["predicted"])
+        & (table["actual"] != BACKGROUND_ROW)
+        & (table["predicted"] != MISSED_COLUMN)
     ]
+    table = table.sort_values("count", ascending=False, kind="stable").head(count)
+    return [(str(r["actual"]), str(r["predicted"]), int(r["count"])) for r in table.to_dict("records")]
+
+
+def recall_bins(reports: Path, min_objects: int) -> tuple[float, list[Row]]:
+    """Recall above the threshold of all objects, and of bins of objects, lowest first.
+
+    Args:
+        reports: Folder of all reports.
+        min_objects: Smaller bins are left out.
+
+    Returns:
+        Recall, and rows with `attribute`, `text`, `recall` and `objects`.
+    """
+    table = read_table(reports / "evaluation/recall.csv")
+    if table is None:
+        return 0.0, []
+    first = table[table["attribute"] == table["attribute"].iloc[0]]
+    total = float(first["detected_above_threshold"].sum() / first["objects"].sum())
+    table = table[table["objects"] >= min_objects].sort_values("recall_above_threshold", kind="stable")
+    rows = [
+        {
+            "attribute": row["attribute"],
+            "text": describe_bin(str(row["attribute"]), row["low"], row["high"]),
+            "recall": float(row["recall_above_threshold"]),
+            "objects": int(row["objects"]),
+        }
+        for row in table.to_dict("records")
+    ]
+    return total, rows
+
+
+def describe_bin(attribute: str, low: float, high: float) -> str:
+    """Objects of a bin, as a phrase."""
+    name = bin_name(attribute, low, high)
+    if attribute == "truncation":
+        return "objects inside the image" if low == 0 else f"objects truncated at {name} image sides"
+    if attribute == "crowding":
+        return "objects without overlap" if name == "none" else f"objects with IoU {name} to another object"
+    return f"objects of size {name} px" if attribute == "size" else f"objects of aspect ratio {name}"
+
+
+def speed(reports: Path) -> list[tuple[str, str, str]]:
+    """Name, value and explanation of size and speed; [] if not measured."""
+    measured = read_json(reports / "evaluation/speed.json")
+    if not measured:
+        return []
+    rows = [("parameters", f"{measured['parameters']:,}", f"{measured['weights_mib']:.1f} MiB of weights")]
+    if "latency_ms" in measured:
+        height, width = measured["image_size"]
+        latency, throughput = measured["latency_ms"], measured["throughput"]
+        rows += [
+            ("compute", f"{measured['gflops']:.1f} GFLOPs", f"per image of {width} × {height} pixels"),
+            (
+                "latency",
+                f"{latency['median']:.1f} ms, p95 {latency['p95']:.1f} ms",
+                f"batch size 1: median and 95th percentile of {latency['rounds']} rounds",
+            ),
+            (
+                "throughput",
+                f"{throughput['images_per_s']:.1f} images/s, slowest {throughput['slowest']:.1f}",
+                f"batch size {throughput['batch_size']}: median and slowest of {throughput['rounds']} rounds",
+            ),
+            ("peak memory", f"{measured['peak_mib']:,.0f} MiB", "of the GPU; on a CPU, of the whole process"),
+        ]
+    threads = measured.get("threads", 0)
+    device = measured["device"] + (f", {threads} thread{'s' * (threads > 1)}" if threads else "")
+    return [*rows, ("device", device, f"{measured['precision']}, torch {measured['torch']}")]
 
 
 def recipe(reports: Path) -> list[Row]:
-    """`key`, `value` and `source` (who overrode it, else empty) of every value of the merged recipe."""
+    """`key`, `value` and `source` (section of params.yaml, or empty) of each value of the merged recipe."""
     made_of = read_json(reports / "train/recipe.json")
     sources = {one["key"]: one["source"] for one in made_of.get("overrides", [])}
     return [
-        {"key": key, "value": _text(value), "source": sources.get(key, "")}
-        for key, value in flatten(made_of.get("recipe", {}))
+        {"key": key, "value": _yaml(value), "source": sources.get(key, "")}
+        for key, value in flatten(made_of.get("recipe", {})).items()
     ]
 
 
-def dataset(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Rows of the dataset's card: what it is, and the value of each split."""
-    splits = [split for split in card.get("splits", {}).values() if split]
-    if not splits:
-        return []
-    rows = [(name, [_count(split.get(key)) for split in splits]) for key, name in COUNTS.items()]
-    rows += [(name, [_spread(split.get(key), unit) for split in splits]) for key, name, unit in SPREADS]
-    rows += [(name, [_share(split.get(key)) for split in splits]) for key, name in SHARES.items()]
-    return [(name, values) for name, values in rows if any(value != NOTHING for value in values)]
-
-
-COUNTS = {"images": "images", "empty_images": "pictures without objects", "objects": "objects"}
-SPREADS = (
-    ("objects_per_image", "objects a picture", ""),
-    ("image_side_px", "longer side of a picture", " px"),
-    ("box_side_px", "side of an object (√area)", " px"),
-    ("box_side_fraction", "its longer side, of the picture's", "%"),
-)
-SHARES = {
-    "overlapping": "objects that overlap another",
-    "at_border": "objects at the border",
-    "difficult": "marked difficult",
-    "crowd": "marked crowd",
-}
-
-
-def three_digits(value: float | None) -> str:
-    """A score as the page has it."""
-    return NOTHING if value is None else f"{value:.3f}"
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted keys, in their order."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            rows += flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None or math.isnan(value) else float(value)
-
-
-def _text(value: Any) -> str:
-    """As `params.yaml` would say it, floats without binary noise."""
+def _yaml(value: Any) -> str:
+    """A value as in `params.yaml`; floats have six significant digits."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_text, value)) + "]"
+        return "[" + ", ".join(map(_yaml, value)) + "]"
     return str(value)
 
 
+def dataset(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Statistics of a dataset card: name, and the value of each split."""
+    splits = [split for split in card.get("splits", {}).values() if split]
+    rows = [(name, [_count(split.get(key)) for split in splits]) for key, name in DATASET_COUNTS.items()]
+    for key, (name, unit) in DATASET_RANGES.items():
+        rows.append((name, [_range(split.get(key), unit) for split in splits]))
+    for key, name in DATASET_FRACTIONS.items():
+        rows.append((name, [number(split.get(key), ".1%", MISSING) for split in splits]))
+    return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
+
+
 def _count(value: int | None) -> str:
-    return NOTHING if value is None else f"{value:,}"
+    return MISSING if value is None else f"{value:,}"
 
 
-def _share(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1%}"
-
-
-def _spread(value: Mapping[str, float] | None, unit: str) -> str:
-    """Median, and the range that nine of ten lie in."""
+def _range(value: Mapping[str, float] | None, unit: str) -> str:
+    """Median, and the 5 % and 95 % quantiles."""
     if value is None:
-        return NOTHING
+        return MISSING
     scale = 100 if unit == "%" else 1
     median, low, high = (f"{value[name] * scale:.3g}" for name in ("median", "q05", "q95"))
     return f"{median}{unit}" if low == high == median else f"{median}{unit} ({low} to {high})"

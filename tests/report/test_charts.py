@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from detection.report.charts.charts import draw
+from detection.report.charts.style import INK, house_style, to_png, to_svg
 
 from detection.report.charts import (
     ap_per_class,
@@ -19,8 +21,6 @@ from detection.report.charts import (
     recall_charts,
     validation_curves,
 )
-from detection.report.charts.charts import draw
-from detection.report.charts.style import INK, house_style, to_png, to_svg
 
 
 def write(path: Path, **columns: Any) -> Path:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from detection.report.images.sample_sheet import RIGHT, WRONG
 from PIL import Image
 
 from detection.data.index import Index, Record, pack
@@ -9,7 +10,6 @@ from detection.errors import DataError
 from detection.evaluation.protocol.results import SplitDetections
 from detection.report.images import gallery, sample_sheet
 from detection.report.images.image_matches import Tally, judge
-from detection.report.images.sample_sheet import RIGHT, WRONG
 
 
 def record(number: int, boxes: list[list[float]], difficult: tuple[bool, ...] = ()) -> Record:

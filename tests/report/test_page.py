@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from detection.report.page.metric_docs import SCORES
+from page_reader import read, words
 
 from detection.report.page import html, score_tables
 from detection.report.page.advice import advise
-from detection.report.page.metric_docs import SCORES
-from tests.reporting.page_reader import read, words
 
 
 def write(reports: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-
 from detection.report.charts.error_chart import SUMS
+
 from detection.report.page.advice import ON_ERRORS, advise
 
 
