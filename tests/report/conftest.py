@@ -1,4 +1,4 @@
-"""A whole experiment's files, as the stages leave them, in a second and without training."""
+"""Files of a finished experiment, without training."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SMALL = ShapesDataset(format="shapes", path="shapes", train=24, val=8, test=24, 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace where every stage before `plots` has run; not to be changed."""
+    """Workspace with the outputs of every stage before `plots`; read-only."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copy(ROOT / "params.yaml", folder)
     before = Path.cwd()
@@ -42,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workspace(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to work in, as the current directory."""
+    """Copy of `finished` as the current directory."""
     shutil.copytree(finished, tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("DATA_ROOT", str(tmp_path / "work/raw"))
@@ -149,24 +149,24 @@ def write_speed(path: Path) -> None:
         "torch": "2.11",
         "parameters": 12_345_678,
         "weights_mib": 47.1,
-        "image_size": [128, 160],
+        "picture": [128, 160],
         "gflops": 3.25,
         "latency_ms": {"median": 21.5, "p95": 24.25, "rounds": 30},
-        "throughput": {"images_per_s": 61.5, "slowest": 48.0, "batch_size": 16, "rounds": 9},
+        "throughput": {"pictures_per_s": 61.5, "slowest": 48.0, "batch_size": 16, "rounds": 9},
         "peak_mib": 1234.5,
     }
     path.write_text(json.dumps(measured))
 
 
 def plausible(index: Index, classes: int, seed: int = 0) -> SplitDetections:
-    """What a fair detector finds: most objects, loosely, some twice, some elsewhere."""
+    """Detections of a fair detector: most objects, with noise, some duplicates, some false positives."""
     rng = np.random.default_rng(seed)
     owners = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     sides = np.tile(index.boxes[:, 2:] - index.boxes[:, :2], 2)
     parts = []
-    for share, spread, low in ((0.85, 0.05, 0.35), (0.4, 0.12, 0.05), (0.2, 0.6, 0.0)):
-        kept = rng.random(len(owners)) < share
-        boxes = (index.boxes + rng.normal(0, spread, index.boxes.shape) * sides)[kept]
+    for fraction, noise, low in ((0.85, 0.05, 0.35), (0.4, 0.12, 0.05), (0.2, 0.6, 0.0)):
+        kept = rng.random(len(owners)) < fraction
+        boxes = (index.boxes + rng.normal(0, noise, index.boxes.shape) * sides)[kept]
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
         labels = np.where(
             rng.random(kept.sum()) < 0.9, index.labels[kept], rng.integers(0, classes, kept.sum())

@@ -1,4 +1,4 @@
-"""The model card says what the run's files say."""
+"""The model card has the numbers of the reports."""
 
 import json
 import shutil
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from detection.report import model_card
+from detection.report.model_card import write_model_card
 
 
 def test_numbers_data_and_limits(workspace: Path) -> None:
-    text = model_card.write(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
+    text = write_model_card(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
     evaluation = Path("reports/evaluation")
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    spread = json.loads((evaluation / "intervals.json").read_text())["stats"]
+    intervals = json.loads((evaluation / "intervals.json").read_text())["stats"]
     for name in ("AP", "AP50", "AP75"):
-        interval = f"{spread[name]['low']:.3f}–{spread[name]['high']:.3f}"
+        interval = f"{intervals[name]['low']:.3f}–{intervals[name]['high']:.3f}"
         assert f"| {name} | {metrics[name]:.3f} | {interval} |" in text
     for row in pd.read_csv(evaluation / "per_class.csv").to_dict("records"):
         assert f"| {row['class']} | {row['objects']} | {row['AP']:.3f} |" in text
@@ -30,15 +30,16 @@ def test_numbers_data_and_limits(workspace: Path) -> None:
     assert "\n\n\n" not in text
 
 
-def test_nothing_trained_nothing_scored(tmp_path: Path) -> None:
-    text = model_card.write(tmp_path / "model_card.md", tmp_path).read_text(encoding="utf-8")
+def test_missing_reports_are_named(tmp_path: Path) -> None:
+    text = write_model_card(tmp_path / "model_card.md", tmp_path).read_text(encoding="utf-8")
     assert "Not evaluated." in text
-    assert "has not been evaluated" in text
+    assert "not evaluated" in text
+    assert "No dataset card." in text
 
 
 def test_names_do_not_break_tables(workspace: Path) -> None:
     shutil.rmtree("reports/evaluation")
     path = Path("reports/dataset/card.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"license": "a|b <i> `c`"}))
-    text = model_card.write(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
+    text = write_model_card(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
     assert "| license | a\\|b \\<i> \\`c\\` |" in text

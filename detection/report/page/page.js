@@ -12,7 +12,7 @@ function tooltips(figure) {
     const label = mark && ["bar", "point", "rect mark", "rule mark"].includes(mark.getAttribute("aria-roledescription")) && mark.getAttribute("aria-label");
     tip.hidden = !label;
     if (!label) return;
-    tip.textContent = label.includes("\n") ? label : label.replaceAll("; ", "\n");
+    tip.textContent = label;
     const area = figure.getBoundingClientRect(), x = event.clientX - area.left, y = event.clientY - area.top;
     tip.style.left = `${x > area.width / 2 ? x - tip.offsetWidth - 14 : x + 14}px`;
     tip.style.top = `${Math.max(0, y - tip.offsetHeight / 2)}px`;

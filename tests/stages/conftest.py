@@ -1,0 +1,4 @@
+"""Fixtures of a finished experiment."""
+
+from tests.report.conftest import finished as finished
+from tests.report.conftest import workspace as workspace
