@@ -17,9 +17,8 @@ from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
 from detection.experiments.contents import Workspace, read_params
 from detection.experiments.find import Experiment
-from detection.files import read_json
+from detection.files import read_json, read_table
 from detection.pipeline import LOCK, PARAMS, locked_code
-from detection.report.readers import read_table
 from detection.text import flatten
 from detection.tracking.naming import as_text
 
