@@ -149,10 +149,10 @@ def write_speed(path: Path) -> None:
         "torch": "2.11",
         "parameters": 12_345_678,
         "weights_mib": 47.1,
-        "picture": [128, 160],
+        "image_size": [128, 160],
         "gflops": 3.25,
         "latency_ms": {"median": 21.5, "p95": 24.25, "rounds": 30},
-        "throughput": {"pictures_per_s": 61.5, "slowest": 48.0, "batch_size": 16, "rounds": 9},
+        "throughput": {"images_per_s": 61.5, "slowest": 48.0, "batch_size": 16, "rounds": 9},
         "peak_mib": 1234.5,
     }
     path.write_text(json.dumps(measured))
