@@ -4,17 +4,16 @@ import argparse
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from detection.commands import Command
 from detection.errors import DetectionError
+from detection.evaluation.analysis import bootstrap, tables
+from detection.evaluation.external import ExternalData, read_coco, read_voc
+from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
+from detection.evaluation.protocol.matching import match
+from detection.evaluation.protocol.overlaps import Overlaps
 from detection.text import number
-
-if TYPE_CHECKING:
-    from detection.evaluation.external import ExternalData
-    from detection.evaluation.protocol.overlaps import Overlaps
-
-    Scored = tuple[dict[str, Any], ExternalData, Overlaps]
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,97 +53,59 @@ def score(args: argparse.Namespace) -> str:
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
     if missing:
         raise DetectionError(f"--format {args.format} needs {' and '.join(missing)}")
+    skip = args.skip_unknown
     if args.format == "coco":
-        content, data, overlaps = score_coco(
-            args.ground_truth, args.detections, skip_unknown=args.skip_unknown, verify=args.verify
-        )
+        data = read_coco(args.ground_truth, args.detections, skip_unknown=skip)
+        overlaps = data.overlaps()
+        content = coco_scores(data, overlaps, verify=args.verify)
     elif args.verify:
         raise DetectionError("--verify compares with pycocotools; use it with --format coco")
     else:
-        content, data, overlaps = score_voc(
-            args.devkit,
-            args.year,
-            args.image_set,
-            args.detections,
-            overlap=args.overlap,
-            ties=args.ties,
-            skip_unknown=args.skip_unknown,
-        )
+        data = read_voc(args.devkit, args.year, args.image_set, args.detections, skip_unknown=skip)
+        overlaps = data.overlaps()
+        name = f"VOC{args.year} {args.image_set}"
+        content = voc_scores(data, overlaps, name, overlap=args.overlap, ties=args.ties)
     if args.report:
         _write_report(args.report, data, overlaps, content)
-    from detection.evaluation.analysis.tables import nan_to_null
-
-    return _table(content) if args.table else json.dumps(nan_to_null(content), indent=1)
+    return _table(content) if args.table else json.dumps(tables.nan_to_null(content), indent=1)
 
 
-def score_coco(ground_truth: Path, detections: Path, *, skip_unknown: bool, verify: bool) -> "Scored":
-    """Compute COCO's 12 numbers.
-
-    Args:
-        ground_truth: Instances JSON.
-        detections: Results JSON.
-        skip_unknown: Ignore detections of images and classes that the ground truth does not list.
-        verify: Run pycocotools too and fail on any difference.
-    """
-    from detection.evaluation import external
-    from detection.evaluation.protocol import coco_metrics, oracle
-    from detection.evaluation.protocol.matching import match
-
-    data = external.read_coco(ground_truth, detections, skip_unknown=skip_unknown)
-    overlaps = data.overlaps()
+def coco_scores(data: ExternalData, overlaps: Overlaps, *, verify: bool) -> dict[str, Any]:
+    """Return COCO's 12 numbers; `verify` computes them with pycocotools too and fails on any difference."""
     score = coco_metrics.score_matches(overlaps, match(overlaps))
     if verify:
         oracle.verify(overlaps, score)
-    return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": score.stats}, data, overlaps
+    return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": score.stats}
 
 
-def score_voc(
-    devkit: Path,
-    year: str,
-    image_set: str,
-    detections: Path,
-    *,
-    overlap: str,
-    ties: str,
-    skip_unknown: bool,
-) -> "Scored":
-    """Compute VOC's AP per class, by 11 points and by area.
+def voc_scores(
+    data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str
+) -> dict[str, Any]:
+    """Return VOC's AP per class, by 11 points and by area.
 
     Args:
-        devkit: Folder `VOCdevkit`.
-        year: Year in the name of the folder `VOC<year>`.
-        image_set: Name of a list in `ImageSets/Main`.
-        detections: Folder of `comp4_det_<image_set>_<class>.txt`.
+        data: Ground truth and predictions.
+        overlaps: Their overlaps.
+        name: Name of the image set, for the description of the protocol.
         overlap: `at-least` (IoU >= 0.5, the devkit) or `more-than` (IoU > 0.5).
         ties: Order of equal scores, `file` (the devkit) or `numpy` (unstable sort).
-        skip_unknown: Ignore detections of images and classes that the ground truth does not list.
     """
-    from detection.evaluation import external
-    from detection.evaluation.protocol import voc_metrics
-
-    data = external.read_voc(devkit, year, image_set, detections, skip_unknown=skip_unknown)
-    overlaps = data.overlaps()
     score = voc_metrics.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
     sign = ">=" if overlap == "at-least" else ">"
     order = "file order" if ties == "file" else "order of numpy's unstable sort"
     scored = sum(not math.isnan(value) for value in score.ap_area)
-    content = {
-        "protocol": f"VOC{year} {image_set}, IoU {sign} 0.5, inclusive-pixel (+1) areas, difficult objects "
-        f"ignored, equal scores in {order}",
+    return {
+        "protocol": f"{name}, IoU {sign} 0.5, inclusive-pixel (+1) areas, difficult objects ignored, equal "
+        f"scores in {order}",
         "ap_11pt": dict(zip(data.classes, score.ap_11pt.tolist(), strict=True)),
         "ap_area": dict(zip(data.classes, score.ap_area.tolist(), strict=True)),
         f"map_11pt_{scored}_classes": score.stats["voc_ap50_11pt"],
         f"map_area_{scored}_classes": score.stats["voc_ap50_area"],
     }
-    return content, data, overlaps
 
 
-def _write_report(folder: Path, data: "ExternalData", overlaps: "Overlaps", content: dict[str, Any]) -> None:
+def _write_report(folder: Path, data: ExternalData, overlaps: Overlaps, content: dict[str, Any]) -> None:
     """Write the error analysis, which uses COCO's matching for both formats."""
-    from detection.evaluation.analysis import bootstrap, tables
-    from detection.evaluation.protocol import coco_metrics
-    from detection.evaluation.protocol.matching import match
-
     matches = match(overlaps)
     score = coco_metrics.score_matches(overlaps, matches)
     sample = bootstrap.BootstrapSample.of(overlaps, matches, num_images=len(data.images))

@@ -4,6 +4,7 @@ The readers of `data.sources` deliver the ground truth in float64; nothing is ro
 """
 
 import logging
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -110,13 +111,11 @@ def _coco_predictions(
     )
 
     def unknown(row: int) -> str:
-        key, value = ("image", results[row].image_id)
-        if predictions.images[row] >= 0:
-            key, value = "category", results[row].category_id
-        return f"{key} {value} is not in the ground truth"
+        key = "image_id" if predictions.images[row] < 0 else "category_id"
+        return f"{key} {getattr(results[row], key)} is not in the ground truth"
 
     inverted = coco.shortest_sides(predictions.boxes) < 0
-    return _checked(predictions, inverted, skip_unknown, path, lambda row: f"$[{row}]", unknown)
+    return _checked(predictions, inverted, skip_unknown, path, "$[{}]".format, unknown)
 
 
 def read_voc(
@@ -208,21 +207,24 @@ def _voc_predictions(path: Path, label: int, row_of: dict[str, int], skip_unknow
         lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot read the detections: {error.strerror}") from None
-    numbers = [number for number, line in enumerate(lines, 1) if line.strip()]
-    words = [lines[number - 1].split() for number in numbers]
-    values = np.empty((len(words), 5))
-    for row, line in enumerate(words):
-        try:
-            values[row] = np.array(line[1:6] if len(line) == 6 else "", dtype=np.float64)
-        except ValueError:
-            raise DataError(
-                f"{path}: line {numbers[row]}: expected `image score xmin ymin xmax ymax`; fix the line"
-            ) from None
+    numbers, names, values = [], [], array("d")
+    for number, line in enumerate(lines, 1):
+        if words := line.split():
+            try:
+                name, *texts = words
+                score, xmin, ymin, xmax, ymax = map(float, texts)
+            except ValueError:
+                expected = "`image score xmin ymin xmax ymax`"
+                raise DataError(f"{path}: line {number}: expected {expected}; fix the line") from None
+            values.extend((score, xmin - 1, ymin - 1, xmax, ymax))
+            numbers.append(number)
+            names.append(name)
+    table = np.array(values).reshape(-1, 5)
     predictions = Predictions(
-        images=np.array([row_of.get(line[0], -1) for line in words], dtype=np.int64),
-        labels=np.full(len(words), label),
-        boxes=_xywh(values[:, 1:] - [1, 1, 0, 0]),
-        scores=values[:, 0],
+        images=np.array([row_of.get(name, -1) for name in names], dtype=np.int64),
+        labels=np.full(len(names), label),
+        boxes=_xywh(table[:, 1:]),
+        scores=table[:, 0],
     )
     inverted = coco.shortest_sides(predictions.boxes) <= 0
     return _checked(
@@ -231,7 +233,7 @@ def _voc_predictions(path: Path, label: int, row_of: dict[str, int], skip_unknow
         skip_unknown,
         path,
         lambda row: f"line {numbers[row]}",
-        lambda row: f"image {words[row][0]!r} is not in the image set",
+        lambda row: f"image {names[row]!r} is not in the image set",
     )
 
 
@@ -263,9 +265,7 @@ def _checked(
         (inverted, lambda row: f"negative width or height: {boxes[row].tolist()}"),
     ]
     if not skip_unknown:
-        checks.append(
-            (unknown, lambda row: unknown_detail(row) + "; ignore such detections with --skip-unknown")
-        )
+        checks.append((unknown, lambda row: unknown_detail(row) + "; ignore it with --skip-unknown"))
     for bad, describe in checks:
         if bad.any():
             row, count = int(np.argmax(bad)), int(bad.sum())

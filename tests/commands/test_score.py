@@ -120,7 +120,7 @@ def test_published_voc_numbers(shared_data: Path, run: Run) -> None:
     assert list(scored) == list(expected)
     assert scored["ap_11pt"] == pytest.approx(expected["ap_11pt"], abs=1e-9)
     assert scored["map_11pt_19_classes"] == pytest.approx(expected["map_11pt_19_classes"], abs=1e-9)
-    # 11,679 detections share class and score with another: their order decides the sixth digit of the area,
+    # 11,679 detections have the class and score of another: their order decides the sixth digit of the area,
     # and the published areas come from numpy's unstable sort on a processor with AVX-512: 2e-16 there.
     assert scored["ap_area"] == pytest.approx(expected["ap_area"], abs=2e-6)
     other = run(*flags, "--ties", "numpy", "--overlap", "more-than")
@@ -152,8 +152,8 @@ def test_voc_iou_of_one_half(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image_id": 8}, "$[1]: image 8 is not in the ground truth"),
-        ({"category_id": 1}, "$[1]: category 1 is not in the ground truth"),
+        ({"image_id": 8}, "$[1]: image_id 8 is not in the ground truth"),
+        ({"category_id": 1}, "$[1]: category_id 1 is not in the ground truth"),
         ({"score": float("nan")}, '"score": NaN'),
         ({"score": None}, "Expected `float`, got `null` - at `$[1].score`"),
         ({"bbox": [5, 5, -1, 2]}, "$[1]: negative width or height: [5.0, 5.0, -1.0, 2.0]"),

@@ -181,9 +181,7 @@ def load(path: Path, where: str, problems: Problems) -> Instances:
     reject, bbox = instances.reject, instances.bbox
     reject(unlisted_image, "broken_annotation", lambda i: f"image {image_id[i]:.0f} is unlisted")
     reject(out_of_range(bbox), "broken_annotation", lambda i: f"{bbox[i].tolist()} is not a box in pixels")
-    reject(
-        unlisted_category, "unknown_class", lambda i: f"category {category_id[i]:.0f} is not in categories"
-    )
+    reject(unlisted_category, "unknown_class", lambda i: f"category {category_id[i]:.0f} is unlisted")
     return instances
 
 
