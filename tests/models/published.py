@@ -1,10 +1,10 @@
-"""The settings of the five published systems, beside those that our recipes really have.
+"""Settings of the five published systems, compared with those of our recipes.
 
     python -m tests.models.published               # the whole table
     python -m tests.models.published ssd300
 
-`published.yaml` is typed from the originals. Our side is made: a field of the recipe as it is loaded, or what
-the detector that is built from it has. `test_published_settings.py` holds the two together.
+`published.yaml` is typed from the originals. Our side is a field of the loaded recipe, or is measured on the
+detector built from it. `test_published_settings.py` compares the two.
 """
 
 import sys
@@ -30,25 +30,25 @@ from detection.training.optim import learning_rate_factor
 
 MAPS = {"ssd": (38, 19, 10, 5, 3, 1), "ssdlite": (20, 10, 5, 3, 2, 1)}
 MAPS_257: list[Size] = [(side, side) for side in (33, 17, 9, 5)]
-EACH = 2000  # steps of an epoch: any number that outlasts the warm-up
+STEPS_PER_EPOCH = 2000  # any number above the warmup iterations
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One published figure."""
+    """One published setting."""
 
     model: str
     dataset: str
     name: str
-    """A dotted field of the recipe, or a function of `MADE`."""
+    """Dotted field of the recipe, or a key of `MEASURED`."""
     published: Any
     ours: Any
-    """The same, but for where it is another on purpose."""
+    """Our value: the published one, unless `why` gives the reason for a difference."""
     why: str = ""
 
 
 def settings() -> Iterator[Setting]:
-    """All of them, by recipe."""
+    """All published settings, by recipe."""
     for key, figures in read_yaml(Path(__file__).with_suffix(".yaml"))["recipes"].items():
         model, dataset = key.split()
         for name, figure in figures.items():
@@ -58,13 +58,13 @@ def settings() -> Iterator[Setting]:
             yield Setting(model, dataset, name, published, ours, why)
 
 
-def found(setting: Setting) -> Any:
-    """What our recipe, or the detector built from it, has; sequences are lists."""
+def actual(setting: Setting) -> Any:
+    """Value of a setting in our recipe or in the detector built from it; sequences are lists."""
     recipe = load(model=setting.model, dataset=setting.dataset).recipe
     if setting.name == "rates":
         return rates(recipe, setting.published)
-    if setting.name in MADE:
-        return MADE[setting.name](recipe)
+    if setting.name in MEASURED:
+        return MEASURED[setting.name](recipe)
     value: Any = reduce(_part, setting.name.split("."), recipe)
     return _lists(value)
 
@@ -78,12 +78,14 @@ def _lists(value: Any) -> Any:
 
 
 def rates(recipe: Recipe, moments: dict[float, float]) -> dict[float, float]:
-    """Learning rates at some moments, in the recipe's own unit, to five digits."""
+    """Learning rates at given moments, in the recipe's own unit, to five digits."""
     in_epochs = recipe.epochs is not None
-    unit, length = (EACH, recipe.epochs) if in_epochs else (1, recipe.iterations)
+    unit, length = (STEPS_PER_EPOCH, recipe.epochs) if in_epochs else (1, recipe.iterations)
     assert length is not None
     factors = {
-        moment: learning_rate_factor(recipe.schedule, round(moment * unit), length * unit, EACH, in_epochs)
+        moment: learning_rate_factor(
+            recipe.schedule, round(moment * unit), length * unit, STEPS_PER_EPOCH, in_epochs
+        )
         for moment in moments
     }
     return {moment: float(f"{recipe.optimizer.lr * factor:.5g}") for moment, factor in factors.items()}
@@ -101,7 +103,7 @@ def _count(recipe: Recipe, classes: int, frozen: bool = False) -> int:
 
 
 def _coco_parameters(recipe: Recipe) -> int:
-    """As torchvision counts COCO's classes: 91, or 90 and the background."""
+    """Parameters with the number of COCO classes in torchvision: 91, or 90 and the background."""
     return _count(recipe, 91 if recipe.architecture in ("retinanet", "fcos") else 90)
 
 
@@ -124,13 +126,13 @@ def _boxes_800x1088(recipe: Recipe) -> int:
 
 
 def _anchor_sides(recipe: Recipe) -> list[float]:
-    """Width and height of the anchors of the finest level's first place."""
+    """Width and height of the anchors at the finest level's first location."""
     boxes = _grid(recipe)(MAPS_257, (257, 257))[:3]
     return _hundredths((boxes[:, 2:] - boxes[:, :2]).flatten())
 
 
 def _priors(recipe: Recipe) -> tuple[Tensor, ...]:
-    """Default boxes of each map of the picture that the recipe is made for."""
+    """Default boxes per feature map, at the recipe's image size."""
     assert isinstance(recipe, SSDRecipe)
     maps = [(side, side) for side in MAPS[recipe.architecture]]
 
@@ -143,18 +145,18 @@ def _priors(recipe: Recipe) -> tuple[Tensor, ...]:
 
 
 def _prior_sides(recipe: Recipe) -> list[float]:
-    """Sides of the first square prior of each map, and what the last map's second one is the mean with."""
+    """Sides of the first square box of each map, and the size that gives the last map's second square."""
     each = _priors(recipe)
     sides = [float(boxes[0, 2] - boxes[0, 0]) for boxes in each]
-    between = float(each[-1][1, 2] - each[-1][1, 0])
-    return [round(side, 2) for side in (*sides, between**2 / sides[-1])]
+    second = float(each[-1][1, 2] - each[-1][1, 0])
+    return [round(side, 2) for side in (*sides, second**2 / sides[-1])]
 
 
 def _hundredths(values: Tensor) -> list[float]:
     return [round(float(value), 2) for value in values]
 
 
-MADE: dict[str, Callable[[Any], Any]] = {
+MEASURED: dict[str, Callable[[Any], Any]] = {
     "parameters": lambda recipe: _count(recipe, 20),
     "coco_parameters": _coco_parameters,
     "frozen_parameters": lambda recipe: _count(recipe, 20, frozen=True),
@@ -174,15 +176,15 @@ MADE: dict[str, Callable[[Any], Any]] = {
 
 
 def main(names: list[str]) -> None:
-    """Print a row a setting."""
+    """Print one row per setting."""
     rows = [one for one in settings() if not names or one.model in names]
     lines = [f"{'recipe':24} {'dataset':9} {'setting':33} {'published':48} ours"]
     for one in rows:
-        mine = found(one)
-        said = f"{mine}   ({one.why or 'WRONG'})" if mine != one.published else "the same"
-        lines.append(f"{one.model:24} {one.dataset:9} {one.name:33} {one.published!s:48} {said}")
+        ours = actual(one)
+        text = "the same" if ours == one.published else f"{ours}   ({one.why or 'WRONG'})"
+        lines.append(f"{one.model:24} {one.dataset:9} {one.name:33} {one.published!s:48} {text}")
     same = sum(line.endswith("the same") for line in lines)
-    lines.append(f"{same} of {len(rows)} settings are the published ones; {len(rows) - same} are others")
+    lines.append(f"{same} of {len(rows)} settings are the published ones; {len(rows) - same} differ")
     sys.stdout.write("\n".join([*lines, ""]))
 
 
