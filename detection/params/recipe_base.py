@@ -1,6 +1,6 @@
 """Fields of every recipe: backbone, images, training and detection thresholds.
 
-A rule between fields stands in `__post_init__` and raises `ValueError("field: reason")`;
+Rules between fields are checked in `__post_init__`, which raises `ValueError("field: reason")`;
 `detection.params.schema` puts the rest of the key and the file before it.
 """
 

@@ -26,7 +26,7 @@ Every key of `params.yaml`. This file is generated: `python -m detection.params.
 * `presets.NAME` holds any keys that all recipes have, such as `optimizer.lr`.
 * `models.NAME.overrides.NAME` holds any keys of the recipe, for a preset or a dataset.
 * Precedence, the last wins: recipe, preset, overrides for the preset, overrides for the dataset, budget.
-* `trainable_layers: all` stands for the number of the backbone's stages.
+* `trainable_layers: all` is the number of the backbone's stages.
 * `dvc exp run -S` changes a key that is in the file; for any other write a + before it (`-S +models...`).
 """
 SECTIONS: dict[str, type[Any]] = {
