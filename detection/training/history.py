@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -106,9 +107,7 @@ class LossBuffer:
 
     def __init__(self, history: History, index: Index) -> None:
         self.history, self.index = history, index
-        self._rows: list[dict[str, Any]] = []
-        self._values: list[Tensor] = []
-        self._images: list[list[int]] = []
+        self._steps: list[tuple[dict[str, Any], Tensor, list[int]]] = []
         self._names: list[str] = []
 
     def add(
@@ -123,9 +122,7 @@ class LossBuffer:
             images: Positions of the batch's images in the index.
         """
         self._names = ["loss", *losses]
-        self._rows.append(row)
-        self._values.append(torch.stack([total, *losses.values()]).detach())
-        self._images.append(images)
+        self._steps.append((row, torch.stack([total, *losses.values()]).detach(), images))
 
     def flush(self) -> dict[str, float]:
         """Read the losses, add them to the history, and return their means.
@@ -133,24 +130,21 @@ class LossBuffer:
         Raises:
             DivergedError: A loss is not finite; the steps before it are in the history.
         """
-        if not self._rows:
+        if not self._steps:
             return {}
-        values = torch.stack(self._values).cpu().tolist()
-        rows = [
-            {**row, **dict(zip(self._names, v, strict=True))}
-            for row, v in zip(self._rows, values, strict=True)
-        ]
+        rows, losses, images = zip(*self._steps, strict=True)
+        values = torch.stack(losses).cpu().tolist()
+        rows = [row | dict(zip(self._names, v, strict=True)) for row, v in zip(rows, values, strict=True)]
         bad = next((i for i, v in enumerate(values) if not all(map(math.isfinite, v))), None)
-        self.history.add_losses(rows if bad is None else rows[:bad])
+        self.history.add_losses(rows[:bad])
         if bad is not None:
-            images = [i for share in distributed.gather(self._images[bad]) for i in share]
-            files = ", ".join(self.index[i].file for i in images)
+            files = ", ".join(self.index[i].file for share in distributed.gather(images[bad]) for i in share)
             terms = ", ".join(f"{name} {rows[bad][name]:g}" for name in self._names)
             raise DivergedError(
                 f"the loss of step {rows[bad]['step']} is not finite ({terms}); images of the batch: "
                 f"{files}. Lower optimizer.lr or set train.clip_gradients; the last checkpoint is kept"
             )
-        self._rows, self._values, self._images = [], [], []
+        self._steps = []
         return {name: sum(row[name] for row in rows) / len(rows) for name in self._names}
 
 
@@ -195,15 +189,12 @@ class Progress:
         parts += [f"{name} {value:.4g}" for name, value in values.items()]
         if self._timed_from is not None and step > self._timed_from[0]:
             per_step = (time.monotonic() - self._timed_from[1]) / (step - self._timed_from[0])
-            parts += [f"{per_step * 1000:.0f} ms/step", f"eta {_clock(per_step * (self.steps - step))}"]
+            parts += [
+                f"{per_step * 1000:.0f} ms/step",
+                f"eta {timedelta(seconds=round(per_step * (self.steps - step)))}",
+            ]
         line = "  ".join(parts)
         if self._live is not None:
             self._live.update(line, refresh=True)
         elif step % self.every == 0 or step == self.steps:
             log.info(line)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -22,14 +22,7 @@ from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run
 from detection.training import launch
-from detection.training.checkpoint import (
-    STATE_FILE,
-    Checkpoints,
-    State,
-    restore,
-    resumed_batches,
-    snapshot,
-)
+from detection.training.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
 from detection.training.history import History, LossBuffer, Progress, now_ms
 from detection.training.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
 from detection.training.signals import CheckpointTimer, StopSignals, stopped
@@ -139,8 +132,8 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
             # the learning rate of this step; at the start of a phase maybe back to the best weights
             position = (state.step, steps, steps_per_epoch, job.recipe.epochs is not None)
             phase, phase_start, _ = phase_at(schedule, *position)
-            if phase.reload_best and state.step == phase_start:
-                _reload_best(job, state)
+            if phase.reload_best and state.step == phase_start and _load_best(job, state):
+                log.info("new phase at step %d: weights of epoch %d loaded", state.step, state.best_epoch)
             factor = learning_rate_factor(schedule, *position)
             set_learning_rate(optimizer, factor, phase.freeze_backbone)
 
@@ -159,7 +152,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
             if state.step % settings.log_every == 0:
                 progress.show(state.step, epochs, buffer.flush())
 
-    _load_best(job, ema, state)
+    _load_best(job, state, otherwise=_detector_to_keep(job, ema))
     _copy_samples(job)
     checkpoints.mark_complete()
     log.info("trained %d steps in %.0f s", state.step, state.seconds)
@@ -276,21 +269,21 @@ def _copy_samples(job: TrainingJob) -> None:
         (target / "none.txt").write_text(text, encoding="utf-8")
 
 
-def _reload_best(job: TrainingJob, state: State) -> None:
-    """Load the best weights so far into the detector; the optimizer keeps its momentum."""
-    best = _read_best(job, state)
+def _load_best(job: TrainingJob, state: State, otherwise: Detector | None = None) -> bool:
+    """Load the weights of the best validation into the detector; the optimizer keeps its momentum.
+
+    Args:
+        job: The training.
+        state: Its counters.
+        otherwise: Detector whose weights are loaded if there was no validation yet, or if val is empty.
+
+    Returns:
+        True if the weights of a validation were loaded.
+    """
+    distributed.barrier()  # rank 0 has written the file
+    best = job.checkpoints.load(BEST_FILE.format(state.best_epoch)) if state.validated else None
     if best:
         job.detector.load_state_dict(best["model"])
-        log.info("new phase at step %d: weights of epoch %d loaded", state.step, state.best_epoch)
-
-
-def _load_best(job: TrainingJob, ema: AveragedModel | None, state: State) -> None:
-    """Load the best weights into the detector, or the last ones if there was no validation."""
-    best = _read_best(job, state)
-    job.detector.load_state_dict(best["model"] if best else _detector_to_keep(job, ema).state_dict())
-
-
-def _read_best(job: TrainingJob, state: State) -> dict[str, Any] | None:
-    """Read the best weights; None before the first validation and if val is empty."""
-    distributed.barrier()  # rank 0 has written the file
-    return job.checkpoints.load(BEST_FILE.format(state.best_epoch)) if state.validated else None
+    elif otherwise is not None:
+        job.detector.load_state_dict(otherwise.state_dict())
+    return best is not None

@@ -67,10 +67,7 @@ def test_a_disk_that_fills_up_during_a_write_leaves_the_previous_file(root: Path
         checkpoints.save("state.pt", {"x": torch.ones(3)})
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # as far as a process can fill a disk
         try:
-            with pytest.raises(
-                CheckpointError,
-                match="File too large",
-            ):
+            with pytest.raises(CheckpointError, match="File too large"):
                 checkpoints.save("state.pt", {"x": torch.zeros(1_000_000)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -219,12 +219,7 @@ def test_collective_operations(tmp_path: Path) -> None:
         distributed.world_size(),
         distributed.gather("x"),
         distributed.maximum(7),
-    ) == (
-        0,
-        1,
-        ["x"],
-        [7],
-    )
+    ) == (0, 1, ["x"], [7])
 
 
 def test_meters_are_summed_over_the_ranks(tmp_path: Path) -> None:

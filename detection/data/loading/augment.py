@@ -40,6 +40,8 @@ LEGACY_MIN_IOUS = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 CROP_TRIALS = 40
 MULTISCALE_SIDES = tuple(range(480, 801, 32))
 """Short sides of `multiscale` at an `image_size` of 800."""
+RATIOS = (3 / 4, 4 / 3)
+"""Smallest and largest width / height of an area crop."""
 
 
 def draw_geometry(
@@ -50,7 +52,7 @@ def draw_geometry(
     if policy == "letterbox":
         window = _letterbox(rng, height, width, side)
     elif policy == "crop":
-        window = _area_crop(rng, height, width)
+        window = area_crop(rng, height, width)
     elif policy in ("ssd", "ssd_legacy", "ssdlite"):
         if policy != "ssdlite" and rng.random() < 0.5:
             window = _zoom_out(rng, height, width)
@@ -140,15 +142,31 @@ def _canvas_span(rng: np.random.Generator, length: int, scaled: float, side: int
     return start, start + span
 
 
-def _area_crop(rng: np.random.Generator, height: int, width: int) -> Window:
-    """Crop of 85 to 100 % of the area at aspect ratio 3/4 to 4/3; else the center square after ten draws."""
+def area_crop(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    scale: tuple[float, float] = (0.85, 1.0),
+    fallback_ratios: tuple[float, float] = (1.0, 1.0),
+) -> Window:
+    """Random crop by area and aspect ratio (Szegedy et al. 2014, arXiv:1409.4842, section 6).
+
+    Args:
+        rng: Source of randomness.
+        height: Height of the image.
+        width: Width of the image.
+        scale: Smallest and largest fraction of the image's area.
+        fallback_ratios: Smallest and largest width / height of the center crop that is returned if ten draws
+            of 3/4 to 4/3 do not fit.
+    """
     for _ in range(10):
-        area = rng.uniform(0.85, 1) * height * width
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = rng.uniform(*scale) * height * width
+        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             return left, top, left + w, top + h
-    side = min(height, width)
-    left, top = (width - side) // 2, (height - side) // 2
-    return left, top, left + side, top + side
+    w = min(width, max(round(height * fallback_ratios[1]), 1))
+    h = min(height, max(round(width / fallback_ratios[0]), 1))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h

@@ -7,7 +7,6 @@ that the original recipe's `Resize(480)` before it is not needed.
 Letters: N images, B images of a batch, S side of the square result in pixels.
 """
 
-import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from detection import distributed
+from detection.data.loading.augment import RATIOS, area_crop
 from detection.data.loading.geometry import Geometry, Window
 from detection.data.loading.image_io import read_image
 from detection.data.loading.loader import BatchSampler, init_worker
@@ -30,8 +30,6 @@ from detection.files import IMAGE_SUFFIXES
 from detection.params.stages import ImageFolder
 from detection.training.pretrain.classifier import VAL_BATCH_SIZE, Batches
 
-RATIOS = (3 / 4, 4 / 3)  # width over height of a crop
-TRIALS = 10
 FILL = (124, 116, 104)  # never visible: crops lie inside the image
 
 
@@ -110,7 +108,7 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
             window = center_window(height, width, side / self.settings.eval_resize)
             return Geometry(window, side, side).image(image, FILL), label
         rng = np.random.default_rng((self.seed, epoch, row))
-        window = random_window(rng, height, width, self.settings.scale)
+        window = area_crop(rng, height, width, self.settings.scale, fallback_ratios=RATIOS)
         pixels = Geometry(window, side, side, flip=rng.random() < 0.5).image(image, FILL)
         return jitter(rng, pixels, self.settings.jitter), label
 
@@ -159,32 +157,6 @@ class FolderData:
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def random_window(rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]) -> Window:
-    """Random crop by area and aspect ratio (Szegedy et al. 2014, arXiv:1409.4842, section 6).
-
-    Args:
-        rng: Source of randomness.
-        height: Height of the image.
-        width: Width of the image.
-        scale: Smallest and largest fraction of the image's area.
-
-    Returns:
-        `x1, y1, x2, y2` in pixels, inside the image; if ten draws do not fit, the largest center crop of an
-        allowed aspect ratio.
-    """
-    for _ in range(TRIALS):
-        area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
-            return left, top, left + w, top + h
-    w = min(width, max(round(height * RATIOS[1]), 1))
-    h = min(height, max(round(width / RATIOS[0]), 1))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
 
 
 def center_window(height: int, width: int, fraction: float) -> Window:

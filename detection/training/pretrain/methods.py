@@ -70,17 +70,7 @@ def _from_crops(
         for split in ("train", "val")
     )
     log.info("pretraining %s on %d train / %d val crops", params.recipe.backbone, len(train), len(val))
-    job = crops_job(
-        train,
-        val,
-        classes,
-        settings,
-        backbone=params.recipe.backbone,
-        device=device,
-        precision=pick_precision(params.train.precision, device),
-        seed=params.seed,
-        curves=curves,
-    )
+    job = crops_job(train, val, classes, settings, **_common(params, device, curves))
     state, curve = fit(job, checkpoints)
     metrics = {"method": "crops", "crops": len(train), "seconds": round(time.monotonic() - started, 1)}
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
@@ -91,20 +81,18 @@ def _from_folder(
 ) -> dict[str, Any]:
     backbone, counts = params.recipe.backbone, (len(train), len(val), len(train.classes))
     log.info("pretraining %s on %d train / %d val images of %d classes", backbone, *counts)
-    job = folder_job(
-        train,
-        val,
-        params.pretrain.imagefolder,
-        workers=loader_workers(params.train.workers, device),
-        backbone=backbone,
-        device=device,
-        precision=pick_precision(params.train.precision, device),
-        seed=params.seed,
-        curves=curves,
-    )
+    workers = loader_workers(params.train.workers, device)
+    job = folder_job(train, val, params.pretrain.imagefolder, workers, **_common(params, device, curves))
     state, curve = fit(job, checkpoints)
     metrics = {"method": "imagefolder", "images": len(train)}
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
+
+
+def _common(params: Params, device: torch.device, curves: Path) -> dict[str, Any]:
+    """Fields of a `ClassifierJob` that do not depend on the method."""
+    precision = pick_precision(params.train.precision, device)
+    backbone, seed = params.recipe.backbone, params.seed
+    return {"backbone": backbone, "device": device, "precision": precision, "seed": seed, "curves": curves}
 
 
 def _from_torchvision(

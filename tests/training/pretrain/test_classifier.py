@@ -25,13 +25,7 @@ from detection.training.pretrain.methods import folder_job
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = ImageFolder(
-    image_size=32,
-    eval_resize=32,
-    batch_size=12,
-    iterations=24,
-    milestones=(18,),
-    lr=0.05,
-    log_every=4,
+    image_size=32, eval_resize=32, batch_size=12, iterations=24, milestones=(18,), lr=0.05, log_every=4
 )
 PER_EPOCH = 48 // 12
 

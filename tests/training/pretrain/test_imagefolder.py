@@ -7,15 +7,10 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder as TorchvisionImageFolder
 
+from detection.data.loading.augment import RATIOS, area_crop
 from detection.errors import DataError
 from detection.params.stages import ImageFolder
-from detection.training.pretrain.imagefolder import (
-    FolderDataset,
-    center_window,
-    jitter,
-    list_folder,
-    random_window,
-)
+from detection.training.pretrain.imagefolder import FolderDataset, center_window, jitter, list_folder
 
 SETTINGS = ImageFolder(image_size=32, eval_resize=32)
 
@@ -96,7 +91,7 @@ def test_a_val_image_equals_resize_and_center_crop(root: Path) -> None:
 def test_windows_are_inside_the_image_with_the_given_area(height: int, width: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
-        x1, y1, x2, y2 = random_window(rng, height, width, (0.53, 1.0))
+        x1, y1, x2, y2 = area_crop(rng, height, width, (0.53, 1.0), RATIOS)
         assert 0 <= x1 < x2 <= width
         assert 0 <= y1 < y2 <= height
         if min(height, width) > 100:
@@ -111,7 +106,7 @@ def test_windows_have_the_mean_area_of_torchvisions() -> None:
     rng = np.random.default_rng(0)
     theirs = RandomResizedCrop(224, scale=(0.53, 1.0))
     image = torch.zeros(3, 375, 500)
-    ours = [random_window(rng, 375, 500, (0.53, 1.0)) for _ in range(3000)]
+    ours = [area_crop(rng, 375, 500, (0.53, 1.0), RATIOS) for _ in range(3000)]
     drawn = [theirs.make_params([image]) for _ in range(3000)]
     areas = (
         np.array([(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in ours]),
