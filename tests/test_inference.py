@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from detection.data.index import Index, Record, pack
-from detection.data.loading.image_io import read_image
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import detect_image, run_detector
-from detection.models.build import build_detector
+from detection.inference import run_detector
+from detection.models.build import LoadedDetector, build_detector
 from detection.params import load
+from detection.predictor import Predictor
 
 
 def noise_images(folder: Path, sizes: list[tuple[int, int]]) -> Index:
@@ -40,10 +40,11 @@ def test_a_single_image_gets_the_same_detections_as_in_a_split(
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).eval()
     in_split = run_detector(detector, index, tmp_path, recipe, batch_size=4, device="cpu")
-    single = detect_image(detector, recipe, read_image(tmp_path / "0.png"))
+    predictor = Predictor(LoadedDetector(detector, recipe, ("a", "b", "c"), model))
+    (single,) = predictor.predict(tmp_path / "0.png", score_threshold=0.0)
     assert len(in_split.boxes) > 20
-    np.testing.assert_allclose(single.boxes.numpy(), in_split.boxes, atol=1e-3)
-    np.testing.assert_allclose(single.scores.numpy(), in_split.scores, atol=1e-6)
+    np.testing.assert_allclose(single.boxes, in_split.boxes, atol=1e-3)
+    np.testing.assert_allclose(single.scores, in_split.scores, atol=1e-6)
 
 
 def test_detections_belong_to_their_images_with_any_batch_size(tmp_path: Path) -> None:
