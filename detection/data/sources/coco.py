@@ -214,7 +214,7 @@ def read_bytes(path: Path, content_type: str) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot read {content_type}: {error.strerror}; check the path") from None
-    if not content.strip():
+    if not content or content.isspace():
         raise DataError(f"{path}: the file is empty, expected {content_type}")
     return content.removeprefix(codecs.BOM_UTF8)
 
