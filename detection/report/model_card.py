@@ -8,7 +8,7 @@ from detection.files import read_json
 from detection.pipeline import locked_md5
 from detection.report.page import score_tables
 from detection.report.page.advice import MIN_OBJECTS
-from detection.report.page.html import experiment
+from detection.report.page.html import experiment_context, templates
 
 MAX_ENTRIES = 4
 """Groups of low recall and pairs of confused classes that the card names."""
@@ -22,17 +22,9 @@ def write_model_card(out: Path, reports: Path) -> Path:
         out: Markdown file.
         reports: Folder of all reports; the card names what is missing.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=False,  # Markdown; names that could break a table go through `cell`
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"score": score_tables.score, "cell": _cell}
-    text = environment.get_template("model_card.md").render(**experiment(reports), **_limits(reports))
+    environment = templates(Path(__file__).parent, autoescape=False)  # Markdown: names go through `cell`
+    environment.filters["cell"] = _cell
+    text = environment.get_template("model_card.md").render(**experiment_context(reports), **_limits(reports))
     out.write_text(re.sub(r"\n{3,}", "\n\n", text), encoding="utf-8")
     return out
 

@@ -98,14 +98,11 @@ def sample_images(raw: RawDataset) -> Image.Image:
 
 def _tile(raw: RawDataset, index: Index, row: int) -> Tile:
     record = index[row]
-    ignored = record.difficult | record.crowd
+    colors = [class_color(int(label)) for label in record.labels]
     return Tile(
         image=decode(raw.root / record.file, (record.height, record.width)),
         boxes=record.boxes,
         labels=record.labels,
         text=Path(record.file).name,
-        colors=[
-            IGNORED_COLOR if skip else class_color(int(label))
-            for label, skip in zip(record.labels, ignored, strict=True)
-        ],
+        colors=np.where(record.difficult | record.crowd, IGNORED_COLOR, colors).tolist(),
     )

@@ -1,8 +1,7 @@
 """Charts of one experiment: the data of each Vega-Lite template, from the files under `reports/`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,23 +48,12 @@ def draw_charts(reports: Path, folder: Path, smoothing: float) -> dict[str, str]
     Returns:
         SVG elements for the page, by name.
     """
-    charts: dict[str, Callable[[Path], ChartData | None]] = {
-        "losses": partial(losses, smoothing=smoothing),
-        "learning_rate": learning_rate,
-        "validation": validation,
-        "pretrain": pretrain,
-        "pr_curves": pr_curves,
-        "ap_per_class": ap_per_class,
-        "errors": errors,
-        "confusion": confusion,
-        "operating": operating,
-        "calibration": calibration,
-        "recall": recall,
-        "localization": localization,
-    }
+    training = (losses, learning_rate, validation, pretrain)
+    evaluation = (pr_curves, ap_per_class, errors, confusion, operating, calibration, recall, localization)
     drawn = {}
-    for name, build in charts.items():
-        data = build(reports)
+    for build in (*training, *evaluation):
+        name = build.__name__
+        data = losses(reports, smoothing) if build is losses else build(reports)
         if data is not None:
             svg = to_svg(name, data)
             to_png(svg, folder / f"{name}.png")
@@ -114,12 +102,10 @@ def validation(reports: Path) -> ChartData | None:
     if table is None or not set(MONITORS) & set(table.columns):
         return None
     summary = read_json(reports / "train/metrics.json")
-    best, monitor = summary.get("best_epoch"), monitored(summary)
-    title = ""
-    if best is not None and monitor is not None:
-        title = f"selected: epoch {best}, {monitor} {summary[monitor]:.3f}"
+    best, monitor = summary.get("best_epoch"), monitored(summary) or "AP"
+    title = f"selected: epoch {best}, {monitor} {summary[monitor]:.3f}" if monitor in summary and best else ""
     columns = [name for name in ("epoch", *MONITORS) if name in table.columns]
-    return ChartData(table[columns], title, {"best_epoch": best, "monitor": monitor or "AP"})
+    return ChartData(table[columns], title, {"best_epoch": best, "monitor": monitor})
 
 
 def monitored(summary: Mapping[str, object]) -> str | None:
@@ -139,8 +125,7 @@ def pr_curves(reports: Path) -> ChartData | None:
     if table is None or table["precision"].isna().all():
         return None
     known = int(table["precision"].notna().sum()) // PR_POINTS - 1
-    title = f"mean, best 5 and worst 5 of {known} classes" if known > 20 else ""
-    return ChartData(table, title)
+    return ChartData(table, f"mean, best 5 and worst 5 of {known} classes" if known > 20 else "")
 
 
 def ap_per_class(reports: Path) -> ChartData | None:
@@ -178,16 +163,12 @@ def confusion(reports: Path) -> ChartData | None:
     table = table.groupby(["actual", "predicted"])[["count"]].sum().reset_index()
     table["actual_order"] = table["actual"].map({name: i for i, name in enumerate(rows)})
     table["predicted_order"] = table["predicted"].map({name: i for i, name in enumerate(columns)})
-    side = max(150, min(640, 42 * len(rows)))
-    named = {"names": len(names) <= MAX_NAMED_CLASSES}
-    return ChartData(table, thresholds(reports), named, {"width": side, "height": side})
-
-
-def thresholds(reports: Path) -> str:
-    """Score and IoU thresholds of the confusion matrix, as text."""
     analysis = read_json(reports / "evaluation/analysis.json")
     score, iou = analysis.get("threshold", {}).get("score"), analysis.get("iou", {}).get("foreground")
-    return f"score ≥ {score:.3f} (best F1), IoU ≥ {iou:g}" if score is not None else "no detections"
+    title = f"score ≥ {score:.3f} (best F1), IoU ≥ {iou:g}" if score is not None else "no detections"
+    side = max(150, min(640, 42 * len(rows)))
+    named = {"names": len(names) <= MAX_NAMED_CLASSES}
+    return ChartData(table, title, named, {"width": side, "height": side})
 
 
 def operating(reports: Path) -> ChartData | None:
@@ -217,8 +198,7 @@ def recall(reports: Path) -> ChartData | None:
     table = read_table(reports / "evaluation/recall.csv")
     if table is None:
         return None
-    bins = zip(table["attribute"], table["low"], table["high"], strict=True)
-    table["bin"] = [bin_name(*one) for one in bins]
+    table["bin"] = [*map(bin_name, table["attribute"], table["low"], table["high"])]
     table["property"] = table["attribute"].map(PROPERTIES)
     return ChartData(
         table.drop(columns=["low", "high"]), "light: any score; dark: above the threshold of best F1"
@@ -238,9 +218,7 @@ def bin_name(attribute: str, low: float, high: float) -> str:
 
 
 def _ratio(value: float) -> str:
-    """`1:4`, `2:3`, `2:1`."""
-    fraction = Fraction(value).limit_denominator(9)
-    return f"{fraction.numerator}:{fraction.denominator}"
+    return "{0.numerator}:{0.denominator}".format(Fraction(value).limit_denominator(9))
 
 
 def localization(reports: Path) -> ChartData | None:
@@ -248,6 +226,5 @@ def localization(reports: Path) -> ChartData | None:
     table = read_table(reports / "evaluation/localization.csv")
     if table is None or table["detections"].sum() == 0:
         return None
-    medians = table["median"].map("{:.3f}".format)
-    table["title"] = table["measure"].map(OFFSETS) + " (median " + medians + ")"
+    table["title"] = table["measure"].map(OFFSETS) + table["median"].map(" (median {:.3f})".format)
     return ChartData(table[["title", "low", "high", "detections", "median"]])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import pandas as pd
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES, STYLE = Path(__file__).parent / "templates", Path(__file__).parent / "style.json"
 VEGA_LITE_VERSION = "5.21"
 PNG_SCALE = 1.5
 PAGE_SCALE = 1.25
@@ -22,27 +22,6 @@ PAGE_SCALE = 1.25
 # Colors of text and lines, which the page replaces with those of its light or dark theme.
 INK, SOFT, GRID = "#1f2329", "#646c76", "#d9dee4"
 THEME = {INK: "currentColor", SOFT: "var(--soft)", GRID: "var(--line)"}
-CONFIG = {
-    "background": "white",
-    "font": "sans-serif",
-    "axis": {
-        "labelColor": SOFT,
-        "titleColor": SOFT,
-        "titleFontWeight": "normal",
-        "labelFontSize": 11,
-        "titleFontSize": 12,
-        "domainColor": SOFT,
-        "tickColor": SOFT,
-        "gridColor": GRID,
-    },
-    "axisY": {"labelColor": INK},
-    "header": {"labelColor": INK, "titleColor": INK},
-    "legend": {"labelColor": INK, "titleColor": SOFT, "titleFontWeight": "normal", "labelFontSize": 12},
-    "text": {"color": INK},
-    "title": {"color": INK, "fontSize": 12, "fontWeight": "normal", "anchor": "start"},
-    "view": {"stroke": None},
-    "line": {"strokeWidth": 2, "strokeJoin": "round"},
-}
 
 
 class ChartData(NamedTuple):
@@ -97,7 +76,8 @@ def to_svg(name: str, data: ChartData) -> str:
     """Render a chart as an SVG document; its ids begin with the chart's name."""
     import vl_convert
 
-    svg = vl_convert.vegalite_to_svg(fill_template(name, data), VEGA_LITE_VERSION, config=CONFIG)
+    style = json.loads(STYLE.read_text(encoding="utf-8"))
+    svg = vl_convert.vegalite_to_svg(fill_template(name, data), VEGA_LITE_VERSION, config=style)
     # Vega numbers ids per process: count from 0 in each chart, so that the same data gives the same file.
     ids = {old: f"{name}-{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'\bid="([^"]+)"', svg)))}
     return re.sub(r'(\bid="|url\(#|href="#)([^")]+)', lambda m: m[1] + ids.get(m[2], m[2]), svg)

@@ -45,34 +45,31 @@ def contact_sheet(tiles: Sequence[Tile], classes: Sequence[str], columns: int = 
         classes: Names in label order.
         columns: Images per row.
     """
-    rows = [_Row(tiles[i : i + columns], columns) for i in range(0, len(tiles), columns)]
-    width = max(row.width for row in rows)
-    page = Image.new("RGB", (width, GAP_PX + sum(row.height + CAPTION_PX + GAP_PX for row in rows)), "white")
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    layouts = [_layout(row, columns) for row in rows]
+    width = max(sum(widths) + GAP_PX * (len(widths) + 1) for _, widths in layouts)
+    total = GAP_PX + sum(height + CAPTION_PX + GAP_PX for height, _ in layouts)
+    page = Image.new("RGB", (width, total), "white")
     draw = ImageDraw.Draw(page)
     top = GAP_PX
-    for row in rows:
+    for row, (height, widths) in zip(rows, layouts, strict=True):
         left = GAP_PX
-        for tile, side in zip(row.tiles, row.widths, strict=True):
-            page.paste(_drawn(tile, classes, side, row.height), (left, top))
-            position = left, top + row.height + CAPTION_PX // 2
+        for tile, side in zip(row, widths, strict=True):
+            page.paste(_drawn(tile, classes, side, height), (left, top))
+            position = left, top + height + CAPTION_PX // 2
             draw.text(position, _shortened(tile.text, side), fill="black", font=font(FONT_PX), anchor="lm")
             left += side + GAP_PX
-        top += row.height + CAPTION_PX + GAP_PX
+        top += height + CAPTION_PX + GAP_PX
     return page
 
 
-class _Row:
-    """Sizes of the images of one row; an incomplete row is narrower."""
-
-    def __init__(self, tiles: Sequence[Tile], columns: int) -> None:
-        ratios = [tile.image.width / tile.image.height for tile in tiles]
-        available = WIDTH_PX - GAP_PX * (columns + 1)
-        height = min(MAX_HEIGHT_PX, available * len(tiles) / columns / sum(ratios))
-        self.tiles = tiles
-        self.height = max(1, int(height))
-        ends = (round(height * total) for total in accumulate(ratios, initial=0.0))
-        self.widths = [max(1, end - start) for start, end in pairwise(ends)]
-        self.width = sum(self.widths) + GAP_PX * (len(tiles) + 1)
+def _layout(tiles: Sequence[Tile], columns: int) -> tuple[int, list[int]]:
+    """Height of a row and widths of its images; an incomplete row is narrower."""
+    ratios = [tile.image.width / tile.image.height for tile in tiles]
+    available = WIDTH_PX - GAP_PX * (columns + 1)
+    height = min(MAX_HEIGHT_PX, available * len(tiles) / columns / sum(ratios))
+    ends = (round(height * total) for total in accumulate(ratios, initial=0.0))
+    return max(1, int(height)), [max(1, end - start) for start, end in pairwise(ends)]
 
 
 def _drawn(tile: Tile, classes: Sequence[str], width: int, height: int) -> Image.Image:

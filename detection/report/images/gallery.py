@@ -18,10 +18,7 @@ from detection.report.images.svg_boxes import Drawing, draw_image
 
 LABEL_ERROR_REASONS = ("unlabeled", "other class", "undetected")
 TITLES = {
-    "worst": (
-        "Largest loss of AP",
-        "Images ranked by the loss of AP50 that their errors cause.",
-    ),
+    "worst": ("Largest loss of AP", "Images ranked by the loss of AP50 that their errors cause."),
     "confident": (
         "Most confident false positives",
         "Marked: false positives with the highest scores. The detector or the label may be wrong.",
@@ -55,7 +52,7 @@ class Card:
     """Marked boxes: left, top, width, height in the drawing's units."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Gallery:
     """Images with something in common."""
 
@@ -65,7 +62,7 @@ class Gallery:
     cards: tuple[Card, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Album:
     """All galleries."""
 
@@ -118,11 +115,10 @@ def build_album(
     galleries = []
     for name, images in selected.items():
         if images:
-            cards = [_card(matches[row], drawings[row], items, score) for row, items in images.items()]
-            title, text = TITLES[name]
-            galleries.append(Gallery(name=name, title=title, text=text, cards=tuple(cards)))
+            cards = tuple(_card(matches[row], drawings[row], items, score) for row, items in images.items())
+            galleries.append(Gallery(name, *TITLES[name], cards))
     legend = tuple((prepared.classes[label], class_color(label)) for label in labels)
-    return Album(score=score, galleries=tuple(galleries), legend=legend)
+    return Album(score, tuple(galleries), legend)
 
 
 def _noted_lists(lists: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -148,9 +144,8 @@ def _noted_lists(lists: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _loss_note(row: dict[str, Any]) -> str:
-    causes = {"loss_by_false_positives": "false positives", "loss_by_missed": "missed objects"}
-    parts = [f"{row[key]:.4f} by {name}" for key, name in causes.items() if row[key] >= 5e-5]
-    return f"loss of AP50 {row['AP50_loss']:.4f}" + (": " + ", ".join(parts) if len(parts) > 1 else "")
+    by_false_positives, by_missed = row["loss_by_false_positives"], row["loss_by_missed"]
+    return f"AP50 −{by_false_positives:.4f} by false positives, −{by_missed:.4f} by missed objects"
 
 
 def _label_error_note(row: dict[str, Any]) -> str:

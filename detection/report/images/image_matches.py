@@ -1,7 +1,7 @@
 """Test images with their ground truth and their matched detections."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -89,7 +89,7 @@ def match_images(
     position = np.full(len(index), -1)
     position[list(rows)] = np.arange(len(rows))
     selected = detections.select(position[detections.images] >= 0)
-    selected = SplitDetections(position[selected.images], selected.boxes, selected.scores, selected.labels)
+    selected = replace(selected, images=position[selected.images])
     subset = index.select(np.asarray(rows, dtype=np.int64))
     overlaps = Overlaps.of_index(subset, selected, num_classes)
     result = MatchResult.of(overlaps, match(overlaps))

@@ -1,6 +1,5 @@
-"""Findings of the page: the figures that stand out in each section, each with the setting that affects it."""
+"""Findings of the page: the most notable figure of a section and the setting that affects it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -36,25 +35,8 @@ def advise(reports: Path) -> dict[str, str]:
     ap50 = read_json(reports / "evaluation/metrics.json").get("AP50")
     if ap50 is not None and ap50 < UNTRAINED_AP50:
         return {"training": f"AP50 is {ap50:.3f}, below {UNTRAINED_AP50}: the detector is undertrained."}
-    sections: dict[str, Callable[[Path], str]] = {
-        "errors": _errors,
-        "classes": _classes,
-        "recall": _recall,
-        "training": _training,
-        "scores": _scores,
-    }
+    sections = {"errors": _errors, "classes": _classes, "recall": _recall, "training": _training}
     return {name: text for name, section in sections.items() if (text := section(reports))}
-
-
-def _scores(reports: Path) -> str:
-    intervals = read_json(reports / "evaluation/intervals.json")
-    ap = score_tables.interval(intervals.get("stats", {}).get("AP"))
-    if ap is None:
-        return ""
-    return (
-        f"AP of {intervals['images']:,} test images has an uncertainty of ±{(ap[1] - ap[0]) / 2:.3f}; "
-        "`detection compare` resamples the same images for both experiments."
-    )
 
 
 def _errors(reports: Path) -> str:

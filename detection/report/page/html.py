@@ -2,24 +2,25 @@
 
 import base64
 import hashlib
-import importlib.metadata
-import platform
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 from PIL import Image
 
-from detection.files import read_json
+from detection.files import read_json, read_table
 from detection.pipeline import commit, experiment_name
 from detection.report.charts.experiment_charts import monitored
 from detection.report.images.gallery import Album
 from detection.report.images.svg_boxes import PLATE_HEIGHT, data_url
 from detection.report.page import score_tables
 
-PACKAGES = ("torch", "torchvision", "numpy", "pycocotools", "pandas", "vl-convert-python", "dvc", "mlflow")
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 DATASET_FIGURES = {
     "samples": "Training images with ground truth; difficult and crowd objects are gray.",
     "class_counts": "Objects per class and split.",
@@ -43,33 +44,17 @@ def write_page(
         album: Galleries of test images, or None.
         advice: Findings by section.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "score": score_tables.score,
-        "duration": _duration,
-        "embed": data_url,
-        "code": _code,
-    }
+    environment = templates(Path(__file__).parent, autoescape=True)
+    environment.filters.update(duration=_duration, embed=data_url, code=_code)
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
-        **experiment(reports),
-        **_tables(reports),
+        **_page_context(reports),
         charts=charts,
         album=album,
         plate_height=PLATE_HEIGHT,
         advice=advice,
         findings=[(ANCHORS[name], advice[name]) for name in ANCHORS if name in advice][:3],
         dataset_figures=_dataset_figures(reports / "dataset"),
-        versions=_versions(),
-        experiment=experiment_name(),
         script=script,
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -78,7 +63,22 @@ def write_page(
     return out
 
 
-def experiment(reports: Path) -> dict[str, Any]:
+def templates(folder: Path, autoescape: bool) -> "Environment":
+    """Jinja templates of a folder; undefined names are errors."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = score_tables.score
+    return environment
+
+
+def experiment_context(reports: Path) -> dict[str, Any]:
     """Model, dataset, training and identifiers of an experiment, for the templates."""
     made_of = read_json(reports / "train/recipe.json")
     summary = read_json(reports / "train/metrics.json")
@@ -103,19 +103,20 @@ def experiment(reports: Path) -> dict[str, Any]:
     }
 
 
-def _tables(reports: Path) -> dict[str, Any]:
-    by_key = {row["key"]: row for row in score_tables.scores(reports)}
-    error_columns, error_rows = score_tables.errors_per_class(reports)
-    return {
+def _page_context(reports: Path) -> dict[str, Any]:
+    context = experiment_context(reports)
+    by_key = {row["key"]: row for row in context["scores"]}
+    return context | {
         "headlines": [
             {"name": key, "value": None, "interval": None, **by_key.get(key, {}), "text": text}
             for key, text in score_tables.HEADLINES.items()
         ],
         "class_columns": list(score_tables.CLASS_COLUMNS.values()),
-        "error_columns": error_columns,
-        "error_rows": error_rows,
+        "errors_per_class": read_table(reports / "evaluation/errors_per_class.csv"),
         "confusions": score_tables.confused_classes(reports),
-        "card_rows": score_tables.dataset(read_json(reports / "dataset/card.json")),
+        "card_rows": score_tables.dataset(context["card"]),
+        "environment": read_json(reports / "train/environment.json"),
+        "experiment": experiment_name(),
     }
 
 
@@ -131,27 +132,10 @@ def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages, without importing them."""
-    versions = {"Python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions | {"system": f"{platform.system()} {platform.machine()}"}
-
-
 def _code(text: str) -> Markup:
     """Escape a text and mark up its `code`."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _duration(seconds: float) -> str:
-    """`48 s`, `7 min 30 s`, `3 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return str(timedelta(seconds=round(seconds)))

@@ -41,19 +41,20 @@ HEADLINES = {
 CLASS_COLUMNS = {name: NAMES.get(name, name) for name in ("AP", "AP50", "AP75", *NAMES)}
 TOTALS = ("false_positives", "false_negatives")
 """Rows of `errors.csv` that sum several error types."""
-DATASET_COUNTS = {"images": "images", "empty_images": "images without objects", "objects": "objects"}
-DATASET_RANGES = {
+DATASET_STATISTICS = {
+    "images": ("images", ""),
+    "empty_images": ("images without objects", ""),
+    "objects": ("objects", ""),
     "objects_per_image": ("objects per image", ""),
     "image_side_px": ("longer side of an image", " px"),
     "box_side_px": ("object size (√area)", " px"),
     "box_side_fraction": ("longer side of a box / longer side of the image", "%"),
+    "overlapping": ("objects overlapping another", "%"),
+    "at_border": ("objects at the image border", "%"),
+    "difficult": ("difficult objects", "%"),
+    "crowd": ("crowd objects", "%"),
 }
-DATASET_FRACTIONS = {
-    "overlapping": "objects overlapping another",
-    "at_border": "objects at the image border",
-    "difficult": "difficult objects",
-    "crowd": "crowd objects",
-}
+"""Keys of a split in the dataset card: name and unit."""
 
 
 def score(value: float | None) -> str:
@@ -113,29 +114,13 @@ def error_gains(reports: Path) -> list[tuple[str, float]]:
     return [(str(row["error_type"]), float(row["dAP50"])) for row in table.to_dict("records")]
 
 
-def errors_per_class(reports: Path) -> tuple[list[str], list[Row]]:
-    """Column names, and `name` and `values` of each class."""
-    table = read_table(reports / "evaluation/errors_per_class.csv")
-    if table is None:
-        return [], []
-    columns = [name for name in table.columns if name != "class"]
-    rows = [
-        {"name": str(row["class"]), "values": [int(row[name]) for name in columns]}
-        for row in table.to_dict("records")
-    ]
-    return columns, rows
-
-
 def confused_classes(reports: Path, count: int = 8) -> list[tuple[str, str, int]]:
     """Most frequent confusions: actual class, predicted class, count."""
     table = read_table(reports / "evaluation/confusion.csv")
     if table is None:
         return []
-    table = table[
-        (table["actual"] != table["predicted"])
-        & (table["actual"] != BACKGROUND_ROW)
-        & (table["predicted"] != MISSED_COLUMN)
-    ]
+    table = table[(table["actual"] != table["predicted"]) & (table["actual"] != BACKGROUND_ROW)]
+    table = table[table["predicted"] != MISSED_COLUMN]
     table = table.sort_values("count", ascending=False, kind="stable").head(count)
     return [(str(r["actual"]), str(r["predicted"]), int(r["count"])) for r in table.to_dict("records")]
 
@@ -156,16 +141,10 @@ def recall_bins(reports: Path, min_objects: int) -> tuple[float, list[Row]]:
     first = table[table["attribute"] == table["attribute"].iloc[0]]
     total = float(first["detected_above_threshold"].sum() / first["objects"].sum())
     table = table[table["objects"] >= min_objects].sort_values("recall_above_threshold", kind="stable")
-    rows = [
-        {
-            "attribute": row["attribute"],
-            "text": describe_bin(str(row["attribute"]), row["low"], row["high"]),
-            "recall": float(row["recall_above_threshold"]),
-            "objects": int(row["objects"]),
-        }
-        for row in table.to_dict("records")
-    ]
-    return total, rows
+    table["text"] = [*map(describe_bin, table["attribute"], table["low"], table["high"])]
+    table["recall"] = table["recall_above_threshold"]
+    rows = table[["attribute", "text", "recall", "objects"]].to_dict("records")
+    return total, [{str(key): value for key, value in row.items()} for row in rows]
 
 
 def describe_bin(attribute: str, low: float, high: float) -> str:
@@ -230,22 +209,17 @@ def _yaml(value: Any) -> str:
 def dataset(card: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Statistics of a dataset card: name, and the value of each split."""
     splits = [split for split in card.get("splits", {}).values() if split]
-    rows = [(name, [_count(split.get(key)) for split in splits]) for key, name in DATASET_COUNTS.items()]
-    for key, (name, unit) in DATASET_RANGES.items():
-        rows.append((name, [_range(split.get(key), unit) for split in splits]))
-    for key, name in DATASET_FRACTIONS.items():
-        rows.append((name, [number(split.get(key), ".1%", MISSING) for split in splits]))
+    rows = [
+        (name, [_statistic(split.get(key), unit) for split in splits])
+        for key, (name, unit) in DATASET_STATISTICS.items()
+    ]
     return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
 
 
-def _count(value: int | None) -> str:
-    return MISSING if value is None else f"{value:,}"
-
-
-def _range(value: Mapping[str, float] | None, unit: str) -> str:
-    """Median, and the 5 % and 95 % quantiles."""
-    if value is None:
-        return MISSING
+def _statistic(value: float | Mapping[str, float] | None, unit: str) -> str:
+    """A count, a fraction in percent, or a median with the 5 % and 95 % quantiles."""
+    if not isinstance(value, Mapping):
+        return number(value, ".1%" if unit else ",", MISSING)
     scale = 100 if unit == "%" else 1
     median, low, high = (f"{value[name] * scale:.3g}" for name in ("median", "q05", "q95"))
     return f"{median}{unit}" if low == high == median else f"{median}{unit} ({low} to {high})"

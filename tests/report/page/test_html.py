@@ -81,7 +81,7 @@ def test_training_without_val(tmp_path: Path) -> None:
     (tmp_path / "train/metrics.json").write_text('{"steps": 1234, "epochs": 2.468, "seconds": 3725}')
     text = write(tmp_path)
     assert "Last checkpoint" in text
-    assert "2.5 epochs, 1,234 steps, 1 h 2 min" in text
+    assert "2.5 epochs, 1,234 steps, 1:02:05" in text
 
 
 def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
