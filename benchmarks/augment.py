@@ -1,28 +1,26 @@
-"""Augmenting beside torchvision's way, and what a loader process's memory does over an epoch of COCO's size.
+"""Augmentation throughput against torchvision's transforms, and loader memory over an epoch of COCO's size.
 
-    python -m benchmarks.augment                                    # photo-like JPEGs made on the spot
-    python -m benchmarks.augment --pictures FOLDER_OF_JPEGS         # and real ones
+    python -m benchmarks.augment                                    # generated, photo-like JPEGs
+    python -m benchmarks.augment --images FOLDER_OF_JPEGS           # and real ones
     python -m benchmarks.augment speed                              # or `memory`: one of the two
 
-Both sides turn JPEG files and their boxes into one training sample: ours through `DetectionDataset`, as a
-training does, into uint8 of the final size; the peer as torchvision's detection references do by default,
-PIL's decoder and the transforms of v2 in their stock order:
+Both sides turn a JPEG file and its boxes into one training sample. Ours uses `DetectionDataset`, as training
+does, and yields uint8 of the final size. The reference follows the defaults of torchvision's detection
+references, PIL's decoder and the v2 transforms in their stock order:
 
 * `ssd`: RandomPhotometricDistort, RandomZoomOut (filled), RandomIoUCrop, RandomHorizontalFlip, PILToTensor,
   ToDtype(float), SanitizeBoundingBoxes, then the resize to 300 x 300 that torchvision's SSD does inside the
-  model (bilinear, no antialias): part of the peer's work, as ours leaves nothing of it to the model.
-* `flip`: RandomHorizontalFlip, PILToTensor, ToDtype(float), and the model's resize to the same size. Its
-  boxes come out of COCO JSON through a ConvertCocoPolysToMask of our own writing that does what the
-  references' does: crowds left out, xywh to xyxy, clamped, and every polygon drawn as a mask, needed or not
-  (pycocotools). A second peer, without it, shows what that costs.
+  model (bilinear, no antialias); counted here because ours delivers the final size.
+* `flip`: RandomHorizontalFlip, PILToTensor, ToDtype(float), and the model's resize to the same size. The
+  boxes come from COCO JSON through our own equivalent of ConvertCocoPolysToMask: crowds removed, xywh to
+  xyxy, clamped, every polygon rasterized to a mask (pycocotools). A variant without masks shows their cost.
 
-Our `adjust_hue` is torchvision's `adjust_hue` in another form (equal to one grey level, and tested); another
-side has torchvision's own code in its place. Three boxes a picture. CPU time of one thread, medians over
-rounds in which the sides take turns.
+Our `adjust_hue` equals torchvision's within one gray level (tested); a variant uses torchvision's code in its
+place. Three boxes per image. CPU time of one thread, medians over rounds in which the sides alternate.
 
-The memory: an index of 118,287 rows that all point at a few small pictures, so that an epoch takes minutes
-and not hours; two real loader processes, their private memory (`smaps_rollup`: what they share with nobody)
-after the first batch, then at each tenth of the epoch.
+Memory: an index of 118,287 entries that all refer to a few small images, so that an epoch takes minutes, not
+hours. Two real loader processes; their private memory (`smaps_rollup`) after the first batch and at each
+tenth of the epoch.
 """
 
 import argparse
@@ -31,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -51,30 +50,29 @@ from detection.params.recipe import Recipe
 SIDE = 300
 OBJECTS = 3
 VERTICES = 24
-GRAIN = 0.3  # of the photo-like pictures: makes files of 85 KiB, about VOC's
-COCO_ROWS = 118_287
+NOISE_STD = 0.3  # of the photo-like images: gives files of 85 KiB, about as VOC's
+COCO_IMAGES = 118_287
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
-    """A picture with detail on all scales, as photographs have: noise that falls with frequency."""
+    """Photo-like image: noise on all scales with an amplitude that falls with frequency."""
     layers = np.zeros((height, width, 3), np.float32)
     for octave in range(1, 9):
         cells = rng.normal(0, 1, (2**octave, 2**octave, 3)).astype(np.float32)
-        planes = [
-            Image.fromarray(cells[..., c]).resize((width, height), Image.Resampling.BICUBIC) for c in range(3)
-        ]
+        channels = (Image.fromarray(cells[..., c]) for c in range(3))
+        planes = [np.asarray(one.resize((width, height), Image.Resampling.BICUBIC)) for one in channels]
         layers += np.stack(planes, axis=2) * 0.62**octave
-    layers += rng.normal(0, GRAIN, layers.shape)
+    layers += rng.normal(0, NOISE_STD, layers.shape)
     layers = (layers - layers.min()) / (layers.max() - layers.min()) * 255
     return Image.fromarray(layers.astype(np.uint8))
 
 
-def make_split(folder: Path, source: Path | None, count: int) -> Index:
-    """Pictures in `folder`: those of `source` at a longer side of 500, or photo-like ones of 500 x 375."""
+def make_split(folder: Path, source: Path | None, num_images: int) -> Index:
+    """Save images of `source` at a longer side of 500, or photo-like ones of 500 x 375; return the index."""
     rng = np.random.default_rng(0)
-    files = sorted(source.glob("*.jpg"))[:count] if source else []
+    files = sorted(source.glob("*.jpg"))[:num_images] if source else []
     records = []
-    for i in range(len(files) or count):
+    for i in range(len(files) or num_images):
         if files:
             with Image.open(files[i]) as file:
                 scale = 500 / max(file.size)
@@ -104,14 +102,14 @@ def make_split(folder: Path, source: Path | None, count: int) -> Index:
 
 
 def annotations(record: Record) -> list[dict[str, Any]]:
-    """The objects as a COCO file has them, each with a polygon of `VERTICES` corners inside its box."""
+    """COCO annotations of a record, each with a polygon of `VERTICES` corners inside its box."""
     angle = np.linspace(0, 2 * np.pi, VERTICES, endpoint=False)
-    rows = []
+    entries = []
     for (x1, y1, x2, y2), label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True):
         x = (x1 + x2) / 2 + (x2 - x1) / 2 * np.cos(angle)
         y = (y1 + y2) / 2 + (y2 - y1) / 2 * np.sin(angle)
         polygon = np.stack([x, y], axis=1).ravel().tolist()
-        rows.append(
+        entries.append(
             {
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "category_id": label,
@@ -119,11 +117,11 @@ def annotations(record: Record) -> list[dict[str, Any]]:
                 "segmentation": [polygon],
             }
         )
-    return rows
+    return entries
 
 
 def convert(image: Image.Image, objects: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """What the references make of a picture's annotations."""
+    """Target of an image as torchvision's references build it from COCO annotations."""
     width, height = image.size
     objects = [one for one in objects if one["iscrowd"] == 0]
     boxes = torch.as_tensor([one["bbox"] for one in objects], dtype=torch.float32).reshape(-1, 4)
@@ -131,14 +129,14 @@ def convert(image: Image.Image, objects: list[dict[str, Any]]) -> dict[str, torc
     boxes[:, 0::2].clamp_(min=0, max=width)
     boxes[:, 1::2].clamp_(min=0, max=height)
     labels = torch.tensor([one["category_id"] for one in objects], dtype=torch.int64)
-    drawn = [masks.decode(masks.frPyObjects(one["segmentation"], height, width)) for one in objects]
-    mask = torch.stack([torch.as_tensor(one, dtype=torch.uint8).any(dim=2) for one in drawn])
-    good = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
-    return {"boxes": boxes[good], "labels": labels[good], "masks": mask[good]}
+    decoded = [masks.decode(masks.frPyObjects(one["segmentation"], height, width)) for one in objects]
+    mask = torch.stack([torch.as_tensor(one, dtype=torch.uint8).any(dim=2) for one in decoded])
+    valid = (boxes[:, 3] > boxes[:, 1]) & (boxes[:, 2] > boxes[:, 0])
+    return {"boxes": boxes[valid], "labels": labels[valid], "masks": mask[valid]}
 
 
-def peer(policy: str, root: Path, index: Index, polygons: bool = True) -> Callable[[int], Any]:
-    """One picture and its boxes, the references' way."""
+def reference(policy: str, root: Path, index: Index, polygons: bool = True) -> Callable[[int], Any]:
+    """Function that loads and augments one image and its boxes as torchvision's references do."""
     ends = [v2.PILToTensor(), v2.ToDtype(torch.float, scale=True)]
     transform = v2.Compose([v2.RandomHorizontalFlip(p=0.5), *ends])
     if policy == "ssd":
@@ -153,15 +151,15 @@ def peer(policy: str, root: Path, index: Index, polygons: bool = True) -> Callab
         transform = v2.Compose([*steps, *ends, v2.SanitizeBoundingBoxes()])
     coco = [annotations(index[i]) for i in range(len(index))]
 
-    def sample(row: int) -> Any:
-        image = Image.open(root / index[row].file).convert("RGB")
+    def sample(i: int) -> Any:
+        image = Image.open(root / index[i].file).convert("RGB")
         if policy == "flip" and polygons:
-            target: dict[str, Any] = convert(image, coco[row])
+            target: dict[str, Any] = convert(image, coco[i])
             target["masks"] = tv_tensors.Mask(target["masks"])
         else:
             target = {
-                "boxes": torch.from_numpy(index[row].boxes.copy()),
-                "labels": torch.from_numpy(index[row].labels.copy()),
+                "boxes": torch.from_numpy(index[i].boxes.copy()),
+                "labels": torch.from_numpy(index[i].labels.copy()),
             }
         size = image.height, image.width
         target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
@@ -173,51 +171,48 @@ def peer(policy: str, root: Path, index: Index, polygons: bool = True) -> Callab
 
 
 def ours(policy: Any, root: Path, index: Index, **more: Any) -> Callable[[int], Any]:
-    """The same by `DetectionDataset`; a new epoch for each call, so that no draw comes twice."""
-    pictures, count = (
-        DetectionDataset(index, root, recipe_for(policy), train=True, **more),
-        iter(range(10**9)),
-    )
-    return lambda row: pictures[next(count), row]
+    """Function that samples from `DetectionDataset`; each call is a new epoch and draws other numbers."""
+    dataset, epochs = DetectionDataset(index, root, recipe_for(policy), train=True, **more), count()
+    return lambda i: dataset[next(epochs), i]
 
 
 def recipe_for(policy: Any) -> Recipe:
-    """SSD300's size and mean."""
+    """Recipe with SSD300's size and mean."""
     return replace(params.load(model="ssd300").recipe, augmentation=policy, image_size=SIDE)
 
 
-def race(sides: dict[str, Callable[[int], Any]], count: int, rounds: int) -> dict[str, float]:
-    """Median pictures per CPU second of each side; the sides take turns."""
+def measure(sides: dict[str, Callable[[int], Any]], num_images: int, rounds: int) -> dict[str, float]:
+    """Median images per CPU second of each side; the sides alternate."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
+    for number in range(rounds + 1):
         for name, sample in sides.items():
             start = time.process_time()
-            for row in range(count):
-                sample(row)
-            if turn:  # the first is for warming up
-                rates[name].append(count / (time.process_time() - start))
+            for i in range(num_images):
+                sample(i)
+            if number:  # the first round is a warm-up
+                rates[name].append(num_images / (time.process_time() - start))
     return {name: statistics.median(values) for name, values in rates.items()}
 
 
 def private_mib(pid: int) -> float:
-    """Memory of a process that it shares with nobody."""
+    """Private memory of a process in MiB."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
-def memory(folder: Path, rows: int, workers: int = 2) -> Iterator[tuple[float, list[float]]]:
-    """Private memory of each loader process, after the first batch and at tenths of an epoch."""
+def memory(folder: Path, num_images: int, workers: int = 2) -> Iterator[tuple[float, list[float]]]:
+    """Yield the fraction of the epoch and the private MiB of each loader process."""
     rng = np.random.default_rng(0)
     for i in range(4):
         Image.fromarray(rng.integers(0, 255, (32, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 15, rows))]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(1, 15, num_images))]).astype(np.int64)
     total = int(offsets[-1])
     corner = rng.random((total, 2)).astype(np.float32) * 20
     flags = np.zeros(total, np.bool_)
     index = Index(
-        files=np.array([f"{i % 4}.png".encode() for i in range(rows)]),
-        ids=np.array([f"{i:012d}".encode() for i in range(rows)]),
-        sizes=np.tile(np.array([[32, 40]], np.int32), (rows, 1)),
+        files=np.array([f"{i % 4}.png".encode() for i in range(num_images)]),
+        ids=np.array([f"{i:012d}".encode() for i in range(num_images)]),
+        sizes=np.tile(np.array([[32, 40]], np.int32), (num_images, 1)),
         offsets=offsets,
         boxes=np.concatenate([corner, corner + 10], axis=1),
         labels=rng.integers(0, 80, total),
@@ -235,14 +230,14 @@ def memory(folder: Path, rows: int, workers: int = 2) -> Iterator[tuple[float, l
 
 
 def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
-    """Prints a table; returns the ratios that are aimed at."""
+    """Print a table; return each policy's ratio of ours to torchvision."""
     stock = torchvision.transforms.v2.functional.adjust_hue
 
     def with_stock_hue(sample: Callable[[int], Any]) -> Callable[[int], Any]:
-        def call(row: int) -> Any:
+        def call(i: int) -> Any:
             own, color_jitter.adjust_hue = color_jitter.adjust_hue, stock
             try:
-                return sample(row)
+                return sample(i)
             finally:
                 color_jitter.adjust_hue = own
 
@@ -250,58 +245,58 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
 
     ratios = {}
     for policy in ("ssd", "flip"):
-        sides = {"torchvision": peer(policy, root, index), "ours": ours(policy, root, index)}
+        sides = {"torchvision": reference(policy, root, index), "ours": ours(policy, root, index)}
         if policy == "ssd":
             sides["ours, torchvision's hue"] = with_stock_hue(ours(policy, root, index))
         else:
-            sides["torchvision without polygons"] = peer(policy, root, index, polygons=False)
+            sides["torchvision without polygons"] = reference(policy, root, index, polygons=False)
         sides["ours, cached"] = ours(policy, root, index, cache_mb=500)
-        rates = race(sides, len(index), rounds)
+        rates = measure(sides, len(index), rounds)
         for name, rate in rates.items():
             ratio = rate / rates["torchvision"]
-            print(f"  {policy:5} {name:28} {rate:8.1f} pictures per CPU second  {ratio:5.2f}x")
+            print(f"  {policy:5} {name:28} {rate:8.1f} images per CPU second  {ratio:5.2f}x")
         ratios[policy] = rates["ours"] / rates["torchvision"]
     return ratios
 
 
-def time_pictures(source: Path | None, count: int, rounds: int) -> dict[str, float]:
-    """Both policies on real pictures, or on photo-like ones; returns what `time_policies` does."""
+def time_images(source: Path | None, num_images: int, rounds: int) -> dict[str, float]:
+    """Time both policies on real or photo-like images; return the ratios of `time_policies`."""
     with tempfile.TemporaryDirectory() as folder:
-        index = make_split(Path(folder), source, count)
+        index = make_split(Path(folder), source, num_images)
         kib = sum(file.stat().st_size for file in Path(folder).iterdir()) / len(index) / 1024
         name = "real" if source else "photo-like"
-        print(f"{len(index)} {name} pictures, {kib:.0f} KiB each, to {SIDE} x {SIDE}")
+        print(f"{len(index)} {name} images, {kib:.0f} KiB each, to {SIDE} x {SIDE}")
         return time_policies(index, Path(folder), rounds)
 
 
-def grow(rows: int) -> None:
-    """Prints the memory of the loader processes over an epoch."""
+def print_memory(num_images: int) -> None:
+    """Print the memory of the loader processes over an epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        marks = list(memory(Path(folder), rows))
-    for share, each in marks:
+        marks = list(memory(Path(folder), num_images))
+    for fraction, each in marks:
         sizes = ", ".join(f"{size:.1f}" for size in each)
-        print(f"  {share:4.0%} of an epoch of {rows} rows: {sizes} MiB private")
+        print(f"  {fraction:4.0%} of an epoch of {num_images} images: {sizes} MiB private")
     growth = max(last - first for first, last in zip(marks[0][1], marks[-1][1], strict=True))
     print(f"a loader process grew by {growth:.1f} MiB over the epoch")
 
 
 def main() -> None:
-    """Speed and memory, then the ratios."""
+    """Print memory, speed and the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", nargs="?", choices=("speed", "memory"), help="default: both")
-    parser.add_argument("--pictures", type=Path, help="folder of real JPEGs")
-    parser.add_argument("--count", type=int, default=24, help="pictures; default: %(default)s")
+    parser.add_argument("--images", type=Path, help="folder of real JPEGs")
+    parser.add_argument("--count", type=int, default=24, help="number of images; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument(
-        "--rows", type=int, default=COCO_ROWS, help="of the memory's index; default: %(default)s"
+        "--epoch-images", type=int, default=COCO_IMAGES, help="for memory; default: %(default)s"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what != "speed":
-        grow(options.rows)
+        print_memory(options.epoch_images)
     if options.what != "memory":
-        for source in [None, options.pictures] if options.pictures else [None]:
-            ratios = time_pictures(source, options.count, options.rounds)
+        for source in [None, options.images] if options.images else [None]:
+            ratios = time_images(source, options.count, options.rounds)
             lines = (f"{policy} {ratio:.2f}x torchvision" for policy, ratio in ratios.items())
             print("ratios: " + ", ".join(lines))
 

@@ -1,10 +1,10 @@
-"""`detection compare` of two experiments with 5,000 pictures and 80 classes: seconds of the whole command.
+"""Time of `detection compare` for two experiments with 5,000 images and 80 classes.
 
-    python -m benchmarks.compare                  # 1,000 rounds of the bootstrap, of AP, AP50 and AP75
+    python -m benchmarks.compare                  # 1,000 bootstrap rounds of AP, AP50 and AP75
     python -m benchmarks.compare --rounds 100
 
-The split is that of `benchmarks.evaluate`. One experiment is the commit of a repository made for this, the
-other its workspace, where a twentieth of the detections is missing. The command runs in a process of its own.
+The split is that of `benchmarks.evaluate`. One experiment is a commit of a temporary repository, the other
+its workspace, where a twentieth of the detections is missing. The command runs in its own process.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from benchmarks.evaluate import CLASSES, PICTURES, draw
+from benchmarks.evaluate import CLASSES, IMAGES, generate
 from detection.data.index import Index
 from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
@@ -32,26 +32,29 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_repository(folder: Path) -> None:
-    """A repository whose commit and workspace are two experiments."""
-    draw(folder, 1)
-    index = _index(folder / "truth.json")
-    found = SplitDetections.from_coco(index, msgspec.json.decode((folder / "found.json").read_bytes()))
+    """Create a repository whose commit and workspace are two experiments."""
+    generate(folder, 1)
+    index = _index(folder / "ground_truth.json")
+    detections = SplitDetections.from_coco(
+        index, msgspec.json.decode((folder / "detections.json").read_bytes())
+    )
     for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation"):
         (folder / name).mkdir(parents=True)
     classes = [f"class {i}" for i in range(CLASSES)]
     index.save(folder / "data/prepared/test.npz")
     _write(folder / "data/prepared/classes.json", classes)
-    _write(folder / "data/prepared/meta.json", {"dataset": "drawn", "listing": {"test": "drawn"}})
+    _write(folder / "data/prepared/meta.json", {"dataset": "generated", "listing": {"test": "generated"}})
     recipe = asdict(load(ROOT / "params.yaml").recipe)
     _write(
-        folder / "reports/train/recipe.json", {"model": "m", "dataset": "drawn", "seed": 0, "recipe": recipe}
+        folder / "reports/train/recipe.json",
+        {"model": "m", "dataset": "generated", "seed": 0, "recipe": recipe},
     )
-    for step, kept in enumerate((np.arange(len(found)), np.flatnonzero(np.arange(len(found)) % 20))):
-        results = found.select(kept)
-        by_coco, by_voc = (
-            coco_metrics.score(index, results, classes),
-            voc_metrics.score(index, results, classes),
-        )
+    for step, kept in enumerate(
+        (np.arange(len(detections)), np.flatnonzero(np.arange(len(detections)) % 20))
+    ):
+        results = detections.select(kept)
+        by_coco = coco_metrics.score(index, results, classes)
+        by_voc = voc_metrics.score(index, results, classes)
         _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
         _write(folder / "reports/evaluation/detections.json", results.to_coco(index))
         table = per_class_table(classes, by_coco, by_voc, index)
@@ -62,22 +65,22 @@ def make_repository(folder: Path) -> None:
 
 
 def _index(truth: Path) -> Index:
-    rows = json.loads(truth.read_bytes())["annotations"]
-    rows.sort(key=lambda row: row["image_id"])
-    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64)
+    objects = json.loads(truth.read_bytes())["annotations"]
+    objects.sort(key=lambda one: one["image_id"])
+    boxes = np.array([one["bbox"] for one in objects], dtype=np.float64)
     boxes[:, 2:] += boxes[:, :2]
-    owners = np.array([row["image_id"] for row in rows])
-    names = np.array([str(i) for i in range(PICTURES)], dtype=np.bytes_)
+    image_ids = np.array([one["image_id"] for one in objects])
+    names = np.array([str(i) for i in range(IMAGES)], dtype=np.bytes_)
     return Index(
         files=names,
         ids=names,
-        sizes=np.full((PICTURES, 2), 640, dtype=np.int32),
-        offsets=np.searchsorted(owners, np.arange(PICTURES + 1)).astype(np.int64),
+        sizes=np.full((IMAGES, 2), 640, dtype=np.int32),
+        offsets=np.searchsorted(image_ids, np.arange(IMAGES + 1)).astype(np.int64),
         boxes=boxes.astype(np.float32),
-        labels=np.array([row["category_id"] - 1 for row in rows], dtype=np.int64),
-        difficult=np.zeros(len(rows), dtype=np.bool_),
-        crowd=np.array([row["iscrowd"] for row in rows], dtype=np.bool_),
-        areas=np.array([row["area"] for row in rows], dtype=np.float32),
+        labels=np.array([one["category_id"] - 1 for one in objects], dtype=np.int64),
+        difficult=np.zeros(len(objects), dtype=np.bool_),
+        crowd=np.array([one["iscrowd"] for one in objects], dtype=np.bool_),
+        areas=np.array([one["area"] for one in objects], dtype=np.float32),
     )
 
 
@@ -86,7 +89,7 @@ def _write(path: Path, content: object) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the command and print its cost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=1000, help="default: %(default)s")
     options = parser.parse_args()
@@ -107,7 +110,7 @@ def main() -> None:
     print(done.stdout[:300] or done.stderr)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"{options.rounds} rounds, 5,000 pictures, 500,000 detections, 80 classes: {seconds:.1f} s, "
+        f"{options.rounds} rounds, 5,000 images, 500,000 detections, 80 classes: {seconds:.1f} s, "
         f"CPU {used.ru_utime + used.ru_stime:.1f} s, {used.ru_maxrss / 1024:.0f} MiB"
     )
 

@@ -1,24 +1,26 @@
-"""Training on one GPU: pictures per second beside torchvision's classes, and what share of the card that is.
+"""Training throughput on one GPU against torchvision's classes, and the utilization of the GPU.
 
     python -m benchmarks.gpu                       # all systems; under six minutes on an H200
     python -m benchmarks.gpu retinanet ssd300
-    python -m benchmarks.gpu --device cpu          # tries the code: float32, tiny batches, no meaning
+    python -m benchmarks.gpu --device cpu          # tests the code: float32, tiny batches
 
-Needs torch, torchvision and numpy, and this project's `detection/` and `benchmarks/` folders; nothing else.
-Both sides train in bf16 autocast at the same batch and picture size, in turn, on pictures that lie on the
-card already; medians of the rounds. The share is of 790 TFLOP/s, what an H200 does in dense bf16, by the
-counted FLOPs of forward and backward pass. A whole step of a one-stage detector is also run with
-`torch.cuda.set_sync_debug_mode("error")`, which raises where the host would wait for the card; of a two-stage
-one NMS is exempted. `compiled` is `torch.compile` of the losses, `graphs` the same with CUDA graphs.
+Needs torch, torchvision and numpy, and the `detection/` and `benchmarks/` folders of this project.
+Both sides train in bf16 autocast at the same batch and image size, alternating, on images already on the GPU;
+medians of the rounds. Utilization relates the counted FLOPs of forward and backward pass to 790 TFLOP/s, the
+dense bf16 rate of an H200. A whole step of a one-stage detector also runs under
+`torch.cuda.set_sync_debug_mode("error")`, which raises at a host synchronization; in a two-stage detector NMS
+is exempted. `compiled` is `torch.compile` of the losses, `graphs` the same with CUDA graphs.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
+import torchvision
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,39 +28,39 @@ from benchmarks.sides import CASES, Case, Step, build, make_batch, our_step, the
 from detection.data.loading.batch import Targets
 from detection.device import autocast
 from detection.models.detector import Detector
-from detection.ops import nms as our_nms
+from detection.ops import nms
 
 CLASSES = 90
-BOUND = 790e12  # FLOP/s
-WARM, STEPS, ROUNDS = 4, 6, 3
-COMPILED = ("retinanet", "ssd300")  # shapes are fixed, and so are the figures' names
+PEAK_FLOPS = 790e12  # FLOP/s of an H200 in dense bf16
+WARMUP_STEPS, STEPS, ROUNDS = 4, 6, 3
+COMPILED = ("retinanet", "ssd300")
 
 
 def precision_on(device: str) -> torch.dtype:
-    """bfloat16; float32 on a CPU, where it is only tried."""
+    """Return bfloat16 on a GPU, else float32."""
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
-def wait(device: str) -> None:
-    """Until the card has done all it was given."""
+def synchronize(device: str) -> None:
+    """Wait for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def rate(step: Step, pictures: int, device: str, steps: int) -> float:
-    """Pictures per second over some steps."""
-    wait(device)
+def throughput(step: Step, num_images: int, device: str, steps: int) -> float:
+    """Images per second over some steps."""
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(steps):
         step()
-    wait(device)
-    return pictures * steps / (time.perf_counter() - started)
+    synchronize(device)
+    return num_images * steps / (time.perf_counter() - started)
 
 
 def flops(case: Case, detector: Detector, images: Tensor, targets: Targets) -> float:
-    """Forward and backward pass of one picture.
+    """FLOPs of the forward and backward pass of one image.
 
-    The counter overstates the backward pass of grouped convolutions, ninefold and more: for MobileNets it is
+    The counter overstates the backward pass of grouped convolutions at least ninefold; for MobileNets it is
     taken as twice the forward pass.
     """
     light = case.recipe.backbone.startswith("mobilenet")
@@ -71,54 +73,54 @@ def flops(case: Case, detector: Detector, images: Tensor, targets: Targets) -> f
     return float(counter.get_total_flops()) / 2 * (3 if light else 1)
 
 
-def waits(step: Step, one_stage: bool, device: str) -> str:
-    """Whether a whole step makes the host wait: `no`, or where."""
+def synchronizations(step: Step, one_stage: bool, device: str) -> str:
+    """Host synchronizations of a whole step: "none", "NMS only", or the message of the first."""
     if device != "cuda":
-        return "not tried"
-    plain: Callable[..., Tensor] = our_nms.nms
+        return "not measured"
 
-    def exempted(*args: Any) -> Tensor:
+    def exempted(*args: Any) -> Any:
         torch.cuda.set_sync_debug_mode("default")
         try:
-            return plain(*args)
+            return torchvision.ops.nms(*args)
         finally:
             torch.cuda.set_sync_debug_mode("error")
 
     torch.cuda.set_sync_debug_mode("error")
-    if not one_stage:
-        our_nms.nms = exempted
+    exemption: AbstractContextManager[Any] = (
+        nullcontext() if one_stage else mock.patch.object(nms, "nms", exempted)
+    )
     try:
-        step()
+        with exemption:
+            step()
     except RuntimeError as error:
         return str(error).splitlines()[0]
     finally:
-        our_nms.nms = plain
         torch.cuda.set_sync_debug_mode("default")
-    return "no" if one_stage else "in NMS alone"
+    return "none" if one_stage else "NMS only"
 
 
 def compiled_rate(detector: Any, images: Tensor, targets: Targets, mode: str, device: str, steps: int) -> str:
-    """Pictures per second with compiled losses, or why there are none."""
-    plain = detector.losses
+    """Images per second with compiled losses, or the type of the error."""
+    original = detector.losses
     try:
-        detector.losses = torch.compile(plain, mode=mode)
+        detector.losses = torch.compile(original, mode=mode)
         step = our_step(detector, images, targets, precision_on(device))
-        for _ in range(WARM):
+        for _ in range(WARMUP_STEPS):
             step()
-        return f"{rate(step, len(images), device, steps):.0f}"
-    except Exception as error:  # whatever the compiler meets, the other figures still count
+        return f"{throughput(step, len(images), device, steps):.0f}"
+    except Exception as error:  # a failure of the compiler must not end the benchmark
         return f"failed: {type(error).__name__}"
     finally:
-        detector.losses = plain
+        detector.losses = original
 
 
 def measure(name: str, device: str, tiny: bool, with_compiler: bool) -> str:
-    """One row of the table."""
+    """Return one row of the table."""
     case = CASES[name]
     height, width, count = (128, 128, 2) if tiny else case.large
     if tiny and case.recipe.resize == "stretch":
         height = width = case.recipe.image_size
-    steps, rounds, warm = (1, 1, 1) if tiny else (STEPS, ROUNDS, WARM)
+    steps, rounds, warmup_steps = (1, 1, 1) if tiny else (STEPS, ROUNDS, WARMUP_STEPS)
     torch.manual_seed(0)
     ours, theirs = build(case, CLASSES)
     ours.to(device)
@@ -128,13 +130,14 @@ def measure(name: str, device: str, tiny: bool, with_compiler: bool) -> str:
     if theirs is not None:
         sides.append(their_step(theirs.to(device), images, targets, precision_on(device), case.background))
     for step in sides:
-        for _ in range(warm):
+        for _ in range(warmup_steps):
             step()
-    rates = [[rate(step, count, device, steps) for step in sides] for _ in range(rounds)]
-    mine, *other = (statistics.median(column) for column in zip(*rates, strict=True))
-    row = f"{name:26} {count:3} x {height}x{width:<5} {mine:8.1f} "
-    row += f"{other[0]:11.1f} {mine / other[0]:5.2f}x" if other else f"{'-':>11} {'-':>6}"
-    row += f" {work / 1e9:7.0f} {mine * work / BOUND:6.1%}  {waits(sides[0], case.one_stage, device)}"
+    rates = [[throughput(step, count, device, steps) for step in sides] for _ in range(rounds)]
+    own, *other = (statistics.median(column) for column in zip(*rates, strict=True))
+    row = f"{name:26} {count:3} x {height}x{width:<5} {own:8.1f} "
+    row += f"{other[0]:11.1f} {own / other[0]:5.2f}x" if other else f"{'-':>11} {'-':>6}"
+    row += f" {work / 1e9:7.0f} {own * work / PEAK_FLOPS:6.1%}"
+    row += f"  {synchronizations(sides[0], case.one_stage, device)}"
     if with_compiler and name in COMPILED:
         sides.clear()
         for title, mode in (("compiled", "default"), ("graphs", "reduce-overhead")):
@@ -143,17 +146,17 @@ def measure(name: str, device: str, tiny: bool, with_compiler: bool) -> str:
 
 
 def main() -> None:
-    """Print the card's name and a row for each system."""
+    """Print the name of the GPU and one row per system."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=", ".join(CASES))
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--no-compiler", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--no-compiler", action="store_true", help="skip torch.compile")
     options = parser.parse_args()
     tiny = options.device == "cpu"
-    card = "CPU: tiny batches, figures mean nothing" if tiny else torch.cuda.get_device_name()
+    gpu = "CPU: tiny batches, for testing only" if tiny else torch.cuda.get_device_name()
     precision = precision_on(options.device)
-    print(f"{card}; torch {torch.__version__}; {precision}; pictures per second of training")
-    print("system                      batch               ours torchvision  ratio  GFLOP  share  host waits")
+    print(f"{gpu}; torch {torch.__version__}; {precision}; images per second of training")
+    print("system                      batch               ours torchvision  ratio  GFLOP   util  syncs")
     torch.backends.cudnn.benchmark = True
     for name in options.names or CASES:
         print(measure(name, options.device, tiny, not options.no_compiler), flush=True)

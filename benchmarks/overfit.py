@@ -1,15 +1,14 @@
-"""Whether every recipe can learn at all: eight drawn pictures, until AP50 is 0.9.
+"""Overfitting test of every recipe: eight generated images, until AP50 reaches 0.9.
 
     python -m benchmarks.overfit                       # all recipes of params.yaml
     python -m benchmarks.overfit retinanet ssd300
-    python -m benchmarks.overfit --published-backbone  # not on the smallest backbone of its kind
+    python -m benchmarks.overfit --published-backbone  # instead of the smallest backbone of the family
 
-Each recipe keeps its own assignment, losses, sampling and postprocessing, at a reduced size: 128 pixels where
-it has no fixed size (256 where the finest map has a stride of 32), narrow pyramids, the smallest backbone of
-its kind, and the anchors of its `overrides.shapes`. From random weights, without augmentation, in the default
-precision, by AdamW at one learning rate for all but VGG16, whose thirteen layers have no normalisation and
-hardly learn at it: what is tried is the detector, not its schedule. Scored by COCO's protocol on the same
-eight pictures.
+Each recipe keeps its assignment, losses, sampling and postprocessing at a reduced size: 128 pixels unless its
+size is fixed (256 where the finest feature map has a stride of 32), narrow FPNs, the smallest backbone of the
+family, and the anchors of its `overrides.shapes`. Random weights, no augmentation, default precision, AdamW.
+All recipes share one learning rate but VGG16's, whose thirteen layers without normalization hardly learn at
+it: the detector is tested, not its schedule. Scored with COCO's protocol on the same eight images.
 """
 
 import argparse
@@ -32,19 +31,19 @@ from detection.params.reader import read_yaml
 from detection.training.optim import make_optimizer, set_learning_rate
 
 CPU = torch.device("cpu")
-PICTURES, SIDE = 8, 128
-ENOUGH = 0.9  # AP50
-EVERY = 25  # steps between scores
-WARM = 10  # steps over which the rate rises
-RATE, VGG_RATE = 1e-3, 2e-4
+IMAGES, SIDE = 8, 128
+TARGET_AP50 = 0.9
+STEPS_PER_EVALUATION = 25
+WARMUP_STEPS = 10
+LEARNING_RATE, VGG_LEARNING_RATE = 1e-3, 2e-4
 SMALLEST = {"resnet50": "resnet18", "resnet101": "resnet18", "mobilenet_v3_large": "mobilenet_v3_small"}
 
 
 def reduced(name: str, keep_backbone: bool) -> Recipe:
-    """A recipe at the size of this benchmark."""
+    """Return a recipe at the size of this benchmark."""
     recipe = load(model=name, dataset="shapes").recipe
-    # VGG16 has no BatchNorm, and does with small batches what takes minutes otherwise
-    batch = 2 if recipe.backbone == "vgg16" else PICTURES
+    # VGG16 has no BatchNorm: small batches save minutes
+    batch = 2 if recipe.backbone == "vgg16" else IMAGES
     changes: dict[str, Any] = {"augmentation": "none", "batch_size": batch, "train_difficult": True}
     if not keep_backbone:
         changes["backbone"] = SMALLEST.get(recipe.backbone, recipe.backbone)
@@ -53,23 +52,23 @@ def reduced(name: str, keep_backbone: bool) -> Recipe:
         if hasattr(recipe, "roi"):
             changes["roi.hidden_channels"] = min(recipe.roi.hidden_channels, 256)
     if not recipe.fixed_size:
-        coarse = getattr(recipe, "fpn_levels", ())[:1] == (4,)  # of MobileNet: stride 32
+        coarse = getattr(recipe, "fpn_levels", ())[:1] == (4,)  # MobileNet: stride 32
         changes |= {"image_size": 2 * SIDE if coarse else SIDE, "max_size": None}
     return without_weights(recipe.update(changes))
 
 
 def overfit(recipe: Recipe, data: RawDataset, limit: int) -> tuple[float, int]:
-    """Train until the score is enough; returns the best AP50 and the step that had it."""
+    """Train until the target AP50; return the best AP50 and its step."""
     torch.manual_seed(0)
     index = data.splits["train"]
     detector: Any = build_detector(recipe, len(data.classes), None)
     detector.to(memory_format=torch.channels_last)
-    rate = VGG_RATE if recipe.backbone == "vgg16" else RATE
-    optimizer = make_optimizer(detector, Optimizer(name="adamw", lr=rate, weight_decay=0.0))
+    learning_rate = VGG_LEARNING_RATE if recipe.backbone == "vgg16" else LEARNING_RATE
+    optimizer = make_optimizer(detector, Optimizer(name="adamw", lr=learning_rate, weight_decay=0.0))
     loader = Loader(DetectionDataset(index, data.root, recipe, train=True), recipe.batch_size, 0, True)
     best, best_step = 0.0, 0
     for step, batch in enumerate(chain.from_iterable(map(loader.epoch, count())), start=1):
-        set_learning_rate(optimizer, min(step / WARM, 1.0))
+        set_learning_rate(optimizer, min(step / WARMUP_STEPS, 1.0))
         images = batch.images.contiguous(memory_format=torch.channels_last)
         with autocast(CPU, pick_precision("auto", CPU)):
             losses = detector.train()(images, batch.targets)
@@ -77,42 +76,42 @@ def overfit(recipe: Recipe, data: RawDataset, limit: int) -> tuple[float, int]:
         torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % EVERY == 0:
-            results = run_detector(detector, index, data.root, recipe, batch_size=PICTURES, device="cpu")
+        if step % STEPS_PER_EVALUATION == 0:
+            results = run_detector(detector, index, data.root, recipe, batch_size=IMAGES, device="cpu")
             score = coco_metrics.score(index, results, data.classes).stats["AP50"]
             if score > best:
                 best, best_step = score, step
-            if best >= ENOUGH or step >= limit:
+            if best >= TARGET_AP50 or step >= limit:
                 return best, best_step
     raise AssertionError
 
 
 def main() -> None:
-    """Print a row a recipe, and how many were enough."""
+    """Print one row per recipe and the number of recipes that reach the target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="recipes of params.yaml")
-    parser.add_argument("--steps", type=int, default=600, help="most steps of a recipe")
-    parser.add_argument("--published-backbone", action="store_true", help="leave the backbones as they are")
+    parser.add_argument("--steps", type=int, default=600, help="maximum steps per recipe")
+    parser.add_argument("--published-backbone", action="store_true", help="keep the backbones")
     options = parser.parse_args()
     names = options.names or list(read_yaml("params.yaml")["models"])
-    enough = 0
+    reached = 0
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DATA_ROOT"] = folder
-        spec = ShapesDataset(format="shapes", path="eight", image_size=SIDE, train=PICTURES, val=1, test=1)
+        spec = ShapesDataset(format="shapes", path="eight", image_size=SIDE, train=IMAGES, val=1, test=1)
         data = read("eight", spec)
-        print(f"{PICTURES} pictures, {len(data.splits['train'].boxes)} objects, {len(data.classes)} classes")
+        print(f"{IMAGES} images, {len(data.splits['train'].boxes)} objects, {len(data.classes)} classes")
         print(f"{'recipe':26} {'backbone':20} {'pixels':>6} {'AP50':>6} {'steps':>6} {'CPU s':>7}")
         for name in names:
             recipe = reduced(name, options.published_backbone)
             started = time.process_time()
             score, step = overfit(recipe, data, options.steps)
-            enough += score >= ENOUGH
+            reached += score >= TARGET_AP50
             print(
                 f"{name:26} {recipe.backbone:20} {recipe.image_size:6} {score:6.3f} {step:6} "
                 f"{time.process_time() - started:7.0f}",
                 flush=True,
             )
-    print(f"{enough} of {len(names)} recipes reach AP50 {ENOUGH}")
+    print(f"{reached} of {len(names)} recipes reach AP50 {TARGET_AP50}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How fast the report of COCO val's size opens, and whether it asks the network for anything.
+"""Load time and network requests of the report at COCO val's size.
 
     python -m benchmarks.page                # needs chromium; a minute
 
-Draws a split of 5,000 pictures of 640x480 and 500,000 detections in 80 classes (that of `evaluate`),
-analyses it, runs the stage `plots` on it, and opens the page in a headless browser, which tells over its
-debugging protocol when the page had loaded, what it asked for and what its console said.
+Generates a split of 5,000 images of 640x480 and 500,000 detections in 80 classes (that of
+`benchmarks.evaluate`), analyzes it, runs the stage `plots`, and opens the page in a headless browser. Load
+times, requests and console messages come from the browser's debugging protocol.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from benchmarks.evaluate import draw
+from benchmarks.evaluate import generate
 from detection.data.index import Index
 from detection.data.sources.digest import image_sizes, listing_hash
 from detection.evaluation import external
@@ -36,11 +36,10 @@ from detection.evaluation.protocol.results import SplitDetections
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 480, 640
 ROUNDS = 20
-"""Of the bootstrap: their number changes the intervals, not the page."""
-LIMIT = 2.0
-"""Seconds in which the page should open."""
-QUIET = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
-TIMES = """(() => {
+"""Bootstrap rounds; they do not change the size of the page."""
+LOAD_LIMIT_S = 2.0
+BROWSER_FLAGS = "--no-first-run --disable-background-networking --disable-component-update --disable-sync"
+TIMES_SCRIPT = """(() => {
   const page = performance.getEntriesByType("navigation")[0];
   const paint = performance.getEntriesByName("first-contentful-paint")[0];
   return {load: page.loadEventEnd / 1000, paint: paint.startTime / 1000};
@@ -48,12 +47,12 @@ TIMES = """(() => {
 
 
 def prepare(folder: Path) -> None:
-    """Write what the stages before `plots` leave."""
-    draw(folder, 1)
-    given = external.read_coco(folder / "truth.json", folder / "found.json", skip_unknown=False)
-    truth, found = given.ground_truth, given.predictions
+    """Write the outputs of the stages before `plots`."""
+    generate(folder, 1)
+    data = external.read_coco(folder / "ground_truth.json", folder / "detections.json", skip_unknown=False)
+    truth, predictions = data.ground_truth, data.predictions
     order = np.argsort(truth.images, kind="stable")
-    count = len(given.images)
+    count = len(data.images)
     corners = truth.boxes[order].copy()
     corners[:, 2:] += corners[:, :2]
     index = Index(
@@ -67,16 +66,16 @@ def prepare(folder: Path) -> None:
         crowd=truth.ignored[order],
         areas=truth.areas[order].astype(np.float32),
     )
-    boxes = found.boxes.copy()
+    boxes = predictions.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
-    results = SplitDetections.pack(found.images, boxes, found.scores, found.labels)
-    _write_pictures(folder / "data/raw/drawn", count)
-    _write_prepared(folder, index, given.classes)
-    _write_evaluation(folder / "reports/evaluation", index, results, given.classes)
+    results = SplitDetections.pack(predictions.images, boxes, predictions.scores, predictions.labels)
+    _write_images(folder / "data/raw/generated", count)
+    _write_prepared(folder, index, data.classes)
+    _write_evaluation(folder / "reports/evaluation", index, results, data.classes)
     shutil.copy(ROOT / "params.yaml", folder)
 
 
-def _write_pictures(folder: Path, count: int) -> None:
+def _write_images(folder: Path, count: int) -> None:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for i in range(count):
@@ -89,8 +88,8 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
     prepared.mkdir(parents=True)
     index.save(prepared / "test.npz")
     (prepared / "classes.json").write_text(json.dumps(classes))
-    listing = {"test": listing_hash(image_sizes(folder / "data/raw/drawn", index))}
-    meta = {"dataset": "drawn", "format": "coco", "path": "drawn", "digest": "0", "listing": listing}
+    listing = {"test": listing_hash(image_sizes(folder / "data/raw/generated", index))}
+    meta = {"dataset": "generated", "format": "coco", "path": "generated", "digest": "0", "listing": listing}
     (prepared / "meta.json").write_text(json.dumps(meta))
 
 
@@ -101,7 +100,7 @@ def _write_evaluation(folder: Path, index: Index, results: SplitDetections, clas
 
 
 def plot(folder: Path) -> float:
-    """Run the stage; returns seconds."""
+    """Run the stage; return its seconds."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DVC_ROOT": str(folder)}
     environment |= {"DATA_ROOT": str(folder / "data/raw"), "DETECTION_TRACKING": "off"}
     began = time.monotonic()
@@ -110,14 +109,14 @@ def plot(folder: Path) -> float:
 
 
 class Tab:
-    """A page of a browser, spoken to over its debugging protocol."""
+    """Browser tab controlled over the debugging protocol."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.socket, self.number = socket, 0
         self.events: list[dict[str, Any]] = []
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer."""
+        """Send a command and return its result."""
         self.number += 1
         await self.socket.send_json({"id": self.number, "method": method, "params": params})
         while True:
@@ -128,29 +127,30 @@ class Tab:
             self.events.append(message)
 
     async def open(self, page: Path) -> dict[str, Any]:
-        """Open a page; returns its times, what it asked for and what the console said."""
+        """Open a page; return its load times, requests and console messages."""
         self.events.clear()
         await self.call("Page.navigate", url=page.as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads((await self.socket.receive()).data))
         await asyncio.sleep(1)
-        answer = await self.call("Runtime.evaluate", expression=TIMES, returnByValue=True)
-        asked = [
+        answer = await self.call("Runtime.evaluate", expression=TIMES_SCRIPT, returnByValue=True)
+        requests = [
             event["params"]["request"]["url"]
             for event in self.events
             if event.get("method") == "Network.requestWillBeSent"
         ]
-        said = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
-        return answer["result"]["value"] | {
-            "requests": [url for url in asked if not url.startswith("data:") and url != page.as_uri()],
-            "console": [event for event in self.events if event.get("method") in said],
+        console = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+        times: dict[str, Any] = answer["result"]["value"]
+        return times | {
+            "requests": [url for url in requests if not url.startswith("data:") and url != page.as_uri()],
+            "console": [event for event in self.events if event.get("method") in console],
         }
 
 
 async def browse(page: Path, repeats: int) -> list[dict[str, Any]]:
-    """Open a page some times in a browser that nobody has used before."""
+    """Open a page several times in a browser with a fresh profile."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *QUIET.split()]
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *BROWSER_FLAGS.split()]
         command += [f"--user-data-dir={profile}", "--remote-debugging-port=0", "about:blank"]
         browser = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         try:
@@ -171,10 +171,10 @@ async def browse(page: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure, and compare with the limit in the last line."""
+    """Measure, then compare the load time with the limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--page", type=Path, help="open this page instead of making one")
+    parser.add_argument("--page", type=Path, help="open this page instead of generating one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         page = options.page and options.page.resolve()
@@ -186,10 +186,10 @@ def main() -> None:
         opened = asyncio.run(browse(page, options.repeats))
     for one in opened:
         print(f"loaded in {one['load']:.2f} s, first painted after {one['paint']:.2f} s")
-    print(f"requests that left the page: {sum(len(one['requests']) for one in opened)}")
+    print(f"network requests: {sum(len(one['requests']) for one in opened)}")
     print(f"console messages and exceptions: {sum(len(one['console']) for one in opened)}")
     load = statistics.median(one["load"] for one in opened)
-    print(f"the page opens in {load:.2f} s, {LIMIT / load:.1f} times faster than the {LIMIT:g} s it may take")
+    print(f"median load time {load:.2f} s, limit {LOAD_LIMIT_S:g} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""From raw outputs to detections: SSD300 at batch 8, ours against torchvision's loop over classes.
+"""Postprocessing of SSD300 at batch 8: ours against torchvision's loop over classes.
 
     python -m benchmarks.postprocess [--rounds 9]
 
-Two kinds of outputs: of a detector that has learnt (a few confident places, the rest background), and of one
-that has not (all classes about equally likely, so that every prior is a candidate for each of 90 classes).
-The detections of both sides are compared, too. CPU time, one thread, medians, in turn.
+Two sets of raw outputs: as of a trained detector (a few confident locations, the rest background), and of
+random weights (all classes about equally likely, so that every default box is a candidate for each of 90
+classes). The detections of both sides are compared, too. CPU time of one thread, medians, alternating.
 """
 
 import argparse
@@ -21,21 +21,21 @@ from detection.models.ssd import SSD
 BATCH, SIDE, CLASSES = 8, 300, 90
 
 
-def learnt(priors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Logits and deltas as a trained detector answers: twelve objects a picture, each seen by its priors."""
+def trained(priors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Logits and deltas as of a trained detector: twelve objects per image, each detected nearby."""
     logits = torch.randn(BATCH, len(priors), CLASSES + 1, generator=generator)
     logits[..., 0] += 9
-    centres = (priors[:, :2] + priors[:, 2:]) / 2
-    for picture in range(BATCH):
+    centers = (priors[:, :2] + priors[:, 2:]) / 2
+    for image in range(BATCH):
         for _ in range(12):
-            place = torch.rand(2, generator=generator) * SIDE
-            near = ((centres - place).abs().amax(1) < 16).nonzero()[:, 0]
+            center = torch.rand(2, generator=generator) * SIDE
+            near = ((centers - center).abs().amax(1) < 16).nonzero()[:, 0]
             label = int(torch.randint(1, CLASSES + 1, (1,), generator=generator))
-            logits[picture, near, label] += 8 + 2 * torch.rand(len(near), generator=generator)
+            logits[image, near, label] += 8 + 2 * torch.rand(len(near), generator=generator)
     return logits, torch.randn(BATCH, len(priors), 4, generator=generator) * 0.5
 
 
-def fresh(priors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def untrained(priors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Logits and deltas of random weights."""
     shape = (BATCH, len(priors))
     logits = torch.randn(*shape, CLASSES + 1, generator=generator) * 0.3
@@ -43,7 +43,10 @@ def fresh(priors: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def differing(mine: list[Detections], theirs: list[dict[str, Tensor]]) -> int:
-    """Detections without an equal on the other side (boxes 1e-3 px, scores 1e-5), the last score's apart."""
+    """Number of detections without an equal on the other side (boxes within 1e-3 px, scores within 1e-5).
+
+    Detections that tie with the last score are not counted.
+    """
     count = 0
     for a, b in zip(mine, theirs, strict=True):
         last = b["scores"][-1] + 1e-5 if len(b["scores"]) else 0.0
@@ -55,7 +58,7 @@ def differing(mine: list[Detections], theirs: list[dict[str, Tensor]]) -> int:
 
 
 def main() -> None:
-    """Print a row for each kind, and the smaller ratio."""
+    """Print one row per set of outputs, and the smaller ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
@@ -67,29 +70,31 @@ def main() -> None:
     inside = torch.tensor([[SIDE, SIDE]] * BATCH)
     sizes, ratios = ImageSizes(inside, inside), []
     print(f"SSD300, batch {BATCH}, {CLASSES} classes, {rounds} rounds, CPU time")
-    for make in (learnt, fresh):
+    for make in (trained, untrained):
         logits, deltas = make(priors, torch.Generator().manual_seed(0))
         outputs = {"cls_logits": logits, "bbox_regression": deltas}
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
 
-        def mine(logits: Tensor = logits, deltas: Tensor = deltas, found: dict[str, Any] = found) -> None:
-            found["ours"] = detector.select(logits, deltas, priors, sizes)
+        def ours(logits: Tensor = logits, deltas: Tensor = deltas, results: dict[str, Any] = results) -> None:
+            results["ours"] = detector.select(logits, deltas, priors, sizes)
 
-        def his(outputs: dict[str, Tensor] = outputs, found: dict[str, Any] = found) -> None:
-            found["theirs"] = peer.postprocess_detections(outputs, [priors] * BATCH, [(SIDE, SIDE)] * BATCH)
+        def torchvision(outputs: dict[str, Tensor] = outputs, results: dict[str, Any] = results) -> None:
+            results["torchvision"] = peer.postprocess_detections(
+                outputs, [priors] * BATCH, [(SIDE, SIDE)] * BATCH
+            )
 
         with torch.inference_mode():
-            mine()
-            his()
-            times = [(timed(mine)[1], timed(his)[1]) for _ in range(rounds)]
+            ours()
+            torchvision()
+            times = [(timed(ours)[1], timed(torchvision)[1]) for _ in range(rounds)]
         a, b = (statistics.median(column) for column in zip(*times, strict=True))
         candidates = int((logits.softmax(-1)[..., 1:] > 0.01).sum()) // BATCH
-        detections = sum(len(one.scores) for one in found["ours"])
+        detections = sum(len(one.scores) for one in results["ours"])
         ratios.append(b / a)
         print(
-            f"{make.__name__:7} {candidates:7,} candidates a picture: ours {a * 1e3:7.1f} ms, torchvision "
+            f"{make.__name__:7} {candidates:7,} candidates per image: ours {a * 1e3:7.1f} ms, torchvision "
             f"{b * 1e3:7.1f} ms, {b / a:.2f} x; {detections} detections, "
-            f"{differing(found['ours'], found['theirs'])} differ",
+            f"{differing(results['ours'], results['torchvision'])} differ",
             flush=True,
         )
     print(f"smaller ratio: {min(ratios):.2f}")

@@ -1,7 +1,7 @@
-"""Two sides of a training step: our detector and torchvision's class, on the same batch.
+"""Training steps of our detectors and of torchvision's classes on the same batch.
 
-Needs torch, torchvision and numpy, and of this project what trains; no YAML is read, so that these benchmarks
-run on a machine that has nothing else. The recipes are the published ones where nothing else is said.
+Needs only torch, torchvision and numpy, and reads no YAML, so that the benchmarks run on a bare GPU machine.
+The recipes are the published ones.
 """
 
 import time
@@ -33,8 +33,8 @@ from detection.params.recipe import (
 from detection.params.recipe_base import Optimizer
 from detection.training.optim import make_optimizer
 
-OBJECTS = 8  # of a picture
-SMALL_STEP = Optimizer(lr=1e-6)  # both sides stay what they were
+OBJECTS_PER_IMAGE = 8
+TINY_STEP = Optimizer(lr=1e-6)  # the weights of both sides hardly change
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SSD_RATIOS = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0, 3.0), (2.0,), (2.0,))
 MOBILENET_ANCHORS = ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3
@@ -42,24 +42,24 @@ MOBILENET_ANCHORS = ((32.0, 64.0, 128.0, 256.0, 512.0),) * 3
 
 @dataclass(frozen=True)
 class Case:
-    """One system at its published shape."""
+    """Detector at its published image size."""
 
     recipe: Recipe
     builder: str | None
-    """Of torchvision; None where it has no such builder."""
+    """Name of torchvision's builder, or None."""
     large: tuple[int, int, int]
-    """Height and width of a batch in pixels, and its pictures, on a GPU."""
+    """Batch on a GPU: height and width in pixels, number of images."""
     small: tuple[int, int, int]
-    """The same on a CPU."""
+    """Batch on a CPU: height and width in pixels, number of images."""
 
     @property
     def one_stage(self) -> bool:
-        """Whether it has no proposals."""
+        """True for a detector without proposals."""
         return self.recipe.architecture != "fasterrcnn"
 
     @property
     def background(self) -> int:
-        """How far torchvision's labels are from ours: 1 where 0 is its background."""
+        """Offset of torchvision's labels to ours: 1 where its label 0 is the background."""
         return 0 if self.recipe.architecture in ("retinanet", "fcos") else 1
 
 
@@ -135,9 +135,9 @@ CASES = {
 
 
 def build(case: Case, classes: int = 90) -> tuple[Detector, Any]:
-    """Our detector and torchvision's model (or None) with the same weights, all layers trained.
+    """Build our detector and torchvision's model (or None) with the same weights, all layers trained.
 
-    torchvision's own resizing is switched off: both get pictures of the final size.
+    torchvision's resize is disabled: both get images of the final size.
     """
     layers = 6 if case.recipe.backbone.startswith("mobilenet") else 5
     recipe = replace(case.recipe, trainable_layers=layers, bn="live")
@@ -152,7 +152,7 @@ def build(case: Case, classes: int = 90) -> tuple[Detector, Any]:
 
 
 class KeepSize(nn.Module):
-    """torchvision's transform for pictures that already have their size: normalises and stacks."""
+    """torchvision's transform without the resize: normalizes and stacks images of the final size."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -162,24 +162,27 @@ class KeepSize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: list[Tensor], targets: Any) -> Any:
-        """A batch of pictures, and the targets as they are."""
+        """Return the batch and the unchanged targets."""
         batch = torch.stack([(image - self.mean) / self.std for image in images])
         return ImageList(batch, [(batch.shape[2], batch.shape[3])] * len(batch)), targets
 
-    def postprocess(self, found: Any, *_: Any) -> Any:
-        """What was found, as it is."""
-        return found
+    def postprocess(self, detections: Any, *_: Any) -> Any:
+        """Return the detections unchanged."""
+        return detections
 
 
 def make_batch(count: int, height: int, width: int, classes: int, device: str) -> tuple[Tensor, Targets]:
-    """Random uint8 pictures of one size with `OBJECTS` objects each."""
+    """Random uint8 images of one size with `OBJECTS_PER_IMAGE` objects each."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8, generator=generator)
     limit = torch.tensor([width, height])
-    corner = torch.rand(count, OBJECTS, 2, generator=generator) * limit * 0.6
-    side = (0.05 + 0.35 * torch.rand(count, OBJECTS, 2, generator=generator)) * limit
-    labels = torch.randint(0, classes, (count, OBJECTS), generator=generator)
-    mask, sizes = torch.ones(count, OBJECTS, dtype=torch.bool), torch.tensor([[height, width]] * count)
+    corner = torch.rand(count, OBJECTS_PER_IMAGE, 2, generator=generator) * limit * 0.6
+    side = (0.05 + 0.35 * torch.rand(count, OBJECTS_PER_IMAGE, 2, generator=generator)) * limit
+    labels = torch.randint(0, classes, (count, OBJECTS_PER_IMAGE), generator=generator)
+    mask, sizes = (
+        torch.ones(count, OBJECTS_PER_IMAGE, dtype=torch.bool),
+        torch.tensor([[height, width]] * count),
+    )
     targets = Targets(torch.cat([corner, corner + side], dim=2), labels, mask, sizes)
     return images.to(device), targets.to(torch.device(device))
 
@@ -188,10 +191,10 @@ Step = Callable[[], None]
 
 
 def our_step(detector: Detector, images: Tensor, targets: Targets, precision: torch.dtype) -> Step:
-    """One optimiser step as the training loop takes it, channels_last and all."""
-    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """Optimizer step as in the training loop, in channels_last."""
+    detector.to(memory_format=torch.channels_last)
     images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = make_optimizer(detector, SMALL_STEP)
+    optimizer = make_optimizer(detector, TINY_STEP)
 
     def step() -> None:
         with autocast(images.device, precision):
@@ -204,19 +207,19 @@ def our_step(detector: Detector, images: Tensor, targets: Targets, precision: to
 
 
 def their_step(model: Any, images: Tensor, targets: Targets, precision: torch.dtype, background: int) -> Step:
-    """One step as torchvision's references take it, on float pictures that are already there."""
+    """Optimizer step as in torchvision's references, on float images in memory."""
     optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad], SMALL_STEP.lr, momentum=0.9, weight_decay=1e-4
+        [p for p in model.parameters() if p.requires_grad], TINY_STEP.lr, momentum=0.9, weight_decay=1e-4
     )
-    pictures = [image.float() / 255 for image in images]
-    truth = [
+    float_images = [image.float() / 255 for image in images]
+    ground_truth = [
         {"boxes": boxes, "labels": labels + background}
         for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
     ]
 
     def step() -> None:
         with autocast(images.device, precision):
-            losses = model(pictures, truth)
+            losses = model(float_images, ground_truth)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,12 +1,12 @@
-"""A training step on the CPU: ours against torchvision's class, same weights, batch, size and threads.
+"""Training step on the CPU against torchvision's classes: same weights, batch, size and threads.
 
     python -m benchmarks.step                          # all systems
     python -m benchmarks.step retinanet ssd300         # some
     python -m benchmarks.step --rounds 9 --threads 1
 
-Both sides step in turn within one process, and medians are compared; each side's peak memory is that of a
-process of its own. Ours runs in its defaults' memory layout (channels_last), and once more in their precision
-where that is not float32, which takes a CPU that multiplies in bfloat16.
+Both sides alternate within one process, and medians are compared; the peak memory of each side is measured in
+its own process. Ours uses channels_last, float32 and, on a CPU that multiplies in bfloat16, also bf16, its
+default precision there.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CLASSES = 90
 
 
 def steps_of(name: str, precision: torch.dtype, sides: str) -> list[Step]:
-    """One step function for each side asked for."""
+    """Step functions of the sides named in `sides`."""
     case = CASES[name]
     height, width, count = case.small
     torch.manual_seed(0)
@@ -39,28 +39,28 @@ def steps_of(name: str, precision: torch.dtype, sides: str) -> list[Step]:
 
 
 def compare(name: str, precision: torch.dtype, rounds: int) -> list[list[float]]:
-    """Median seconds of both sides, ours first: by the wall, and of the CPU."""
+    """Median wall seconds and CPU seconds of both sides, ours first."""
     steps = steps_of(name, precision, "ours torchvision")
     for step in steps:
         step()
     times = [[timed(step) for step in steps] for _ in range(rounds)]
-    return [[statistics.median(row[side][kind] for row in times) for side in range(2)] for kind in range(2)]
+    return [[statistics.median(one[side][clock] for one in times) for side in range(2)] for clock in range(2)]
 
 
 def high_water_mark() -> int:
-    """MiB that this process has taken, at most; `getrusage` would count what its parent had before it."""
+    """Peak resident MiB of this process; `getrusage` would include its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
 
 
 def peak(name: str, side: str, threads: int) -> int:
-    """MiB that a process of this side alone takes for three steps, at most."""
+    """Peak MiB of three steps of one side in its own process."""
     command = [sys.executable, "-m", "benchmarks.step", name, "--side", side, "--threads", str(threads)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
-    """Print one row a system, and the smallest ratio."""
+    """Print one row per system and the smallest ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
