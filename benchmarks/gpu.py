@@ -68,7 +68,7 @@ def flops(case: Case, detector: Detector, images: Tensor, targets: Targets) -> f
     with counter, autocast(images.device, precision_on(images.device.type)):
         losses = detector(images[:2], targets[:2])
         if not light:
-            torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(list(losses.values())).sum().backward()
     detector.zero_grad(set_to_none=True)
     return float(counter.get_total_flops()) / 2 * (3 if light else 1)
 

@@ -199,7 +199,7 @@ def our_step(detector: Detector, images: Tensor, targets: Targets, precision: to
     def step() -> None:
         with autocast(images.device, precision):
             losses = detector(images, targets)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

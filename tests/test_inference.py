@@ -17,12 +17,8 @@ from detection.predictor import Predictor
 def noise_images(folder: Path, sizes: list[tuple[int, int]]) -> Index:
     """One PNG of noise per size, without objects."""
     rng, records = np.random.default_rng(0), []
-    boxes, labels, flags, areas = (
-        np.zeros((0, 4), np.float32),
-        np.zeros(0, int),
-        np.zeros(0, bool),
-        np.zeros(0),
-    )
+    boxes, areas = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    labels, flags = np.zeros(0, int), np.zeros(0, bool)
     for i, size in enumerate(sizes):
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         records.append(Record(f"{i}.png", str(i), *size, boxes, labels, flags, flags, areas))

@@ -44,12 +44,8 @@ class OneConvolution(Detector):
 @pytest.fixture
 def split(tmp_path: Path) -> Index:
     """Twenty images of 300 by 200 pixels without objects."""
-    boxes, labels, flags, areas = (
-        np.zeros((0, 4), np.float32),
-        np.zeros(0, int),
-        np.zeros(0, bool),
-        np.zeros(0),
-    )
+    boxes, areas = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    labels, flags = np.zeros(0, int), np.zeros(0, bool)
     records = []
     for i in range(20):
         Image.fromarray(np.zeros((200, 300, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
@@ -60,7 +56,7 @@ def split(tmp_path: Path) -> Index:
 def tick(monkeypatch: pytest.MonkeyPatch, *steps: float) -> None:
     """Install a clock on which the timed rounds take these seconds, in a cycle."""
     times = itertools.accumulate(itertools.chain.from_iterable((0, step) for step in itertools.cycle(steps)))
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(times))
+    monkeypatch.setattr("detection.profiling.time.perf_counter", lambda: next(times))
 
 
 def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

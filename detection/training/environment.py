@@ -74,7 +74,7 @@ def _driver_versions(device: torch.device) -> dict[str, str]:
     return {
         "driver": driver.splitlines()[0].strip() if driver else "",
         "cuda": torch.version.cuda,
-        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "cudnn": str(torch.backends.cudnn.version()),
     }
 
 

@@ -76,7 +76,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     # running statistics are synced, frozen or a rank's own, and each rank's meters count its own share
     options: dict[str, Any] = {SYNC_BUFFERS: False}
     if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
         options["device_ids"] = [torch.cuda.current_device()]
     elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         ranks = distributed.world_size()

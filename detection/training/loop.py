@@ -187,7 +187,7 @@ def _step(
         with autocast(job.device, job.precision):
             losses: dict[str, Tensor] = model(images, batch.targets[part].to(job.device))
         total = torch.stack(list(losses.values())).sum() * weight
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach() * weight
     if job.settings.clip_gradients is not None:
@@ -207,7 +207,7 @@ def split(images: int, parts: int) -> list[slice]:
 def _make_ema(detector: Detector, decay: float | None) -> AveragedModel | None:
     if decay is None:
         return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average = get_ema_multi_avg_fn(decay)
     return AveragedModel(detector, multi_avg_fn=average, use_buffers=True)
 
 

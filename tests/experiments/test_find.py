@@ -22,7 +22,8 @@ def look(name: str) -> Experiment:
 
 def test_every_name_leads_to_the_same_experiment(project: Project) -> None:
     by_name, by_run = look("better"), look(project.run_ids["better"])
-    assert by_name.rev == by_run.rev is not None
+    assert by_name.rev is not None
+    assert by_name.rev == by_run.rev
     assert look(by_name.rev).rev == look(by_name.rev[:9]).rev == by_name.rev
     assert by_name.run_id() == project.run_ids["better"]
     assert by_name.rev != look("plain").rev

@@ -79,9 +79,9 @@ def test_upsampling_keeps_the_corners() -> None:
 
 def test_initial_loss_without_objects_is_that_of_the_class_prior() -> None:
     """A * K probabilities of 0.01 with target 0, each 0.75 * 0.01^2 * -log(0.99)."""
-    detector = small("retinanet")
+    detector: Any = small("retinanet")
     with torch.no_grad():
-        detector.head.classification_head.cls_logits.weight.zero_()  # type: ignore[union-attr]
+        detector.head.classification_head.cls_logits.weight.zero_()
     losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(torch.zeros(2, 0, 4), None, SIDE))
     anchors = 9 * (8 * 8 + 4 * 4 + 2 * 2 + 1 + 1)
     assert float(losses["class"].detach()) == pytest.approx(anchors * 3 * 0.75 * 1e-4 * 0.0100503, rel=1e-4)
@@ -197,7 +197,7 @@ class SyncRecorder(TorchDispatchMode):
     """Records operations that synchronize: a data-dependent shape, or a value on the host."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -81,6 +81,8 @@ def randomize(model: Any) -> None:
     """Random BatchNorm statistics and head weights, as a trained network has them."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     for name, layer in model.head.named_modules():

@@ -54,12 +54,9 @@ def test_600_pixels_have_the_published_number_of_anchors(model: str, cells: int,
 
 
 def test_only_anchors_inside_the_image_are_sampled() -> None:
-    detector = small(
-        **{
-            "rpn.inside_anchors_only": True,
-            "anchors.sizes": ((12,), (200,), (200,), (200,), (200,)),
-        }
-    )
+    sizes = ((12,), (200,), (200,), (200,), (200,))
+    changes: dict[str, Any] = {"rpn.inside_anchors_only": True, "anchors.sizes": sizes}
+    detector = small(**changes)
     images, targets = torch.rand(1, 3, SIDE, SIDE), targets_of(torch.tensor([[[10.0, 10, 60, 60]]]))
     maps = detector.features(images)
     logits, deltas = (out.detach().requires_grad_() for out in detector.rpn(maps))

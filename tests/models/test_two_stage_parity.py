@@ -48,9 +48,10 @@ def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both detectors sample the first candidates."""
 
     def first(*args: Any) -> matcher.BalancedSample:
+        sample: Any = balanced_sample
         return sample(*args, keys=torch.linspace(0, 0.999, args[0].shape[1]).expand(args[0].shape))
 
-    sample = matcher.balanced_sample
+    balanced_sample = matcher.balanced_sample
     monkeypatch.setattr(rpn, "balanced_sample", first)
     monkeypatch.setattr(roi_head, "balanced_sample", first)
     # Use torchvision's kernel: the matrix products have their own test, and their different rounding flips
@@ -77,9 +78,8 @@ class FirstCandidates:
 @pytest.fixture(scope="module", params=BUILDERS)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """The published recipe with fewer proposals and samples, and torchvision's builder."""
-    recipe = load(model=request.param, dataset="coco2017").recipe
+    recipe = without_weights(load(model=request.param, dataset="coco2017").recipe).update(SMALLER)
     assert isinstance(recipe, FasterRCNNRecipe)
-    recipe = without_weights(recipe).update(SMALLER)
     torch.manual_seed(0)
     ours = build_detector(recipe, CLASSES, None)
     assert isinstance(ours, FasterRCNN)

@@ -33,14 +33,14 @@ def test_iou_of_a_box_with_itself_is_1(a: NDArray[np.float32]) -> None:
 @given(boxes(), st.integers(1, 100), st.integers(1, 100))
 def test_clipping_is_the_intersection_with_the_image(a: NDArray[np.float32], height: int, width: int) -> None:
     clipped = clip(a, height, width)
-    image = np.float32([[0, 0, width, height]])
+    image = np.array([[0, 0, width, height]], dtype=np.float32)
     np.testing.assert_array_equal(areas(clipped), intersections(a, image)[:, 0])
     np.testing.assert_array_equal(clip(clipped, height, width), clipped)
 
 
 def test_known_values() -> None:
-    a = np.float32([[0, 0, 10, 10], [5, 5, 15, 15]])
-    b = np.float32([[0, 0, 10, 10], [10, 0, 20, 10], [4, 4, 2, 2]])
+    a = np.array([[0, 0, 10, 10], [5, 5, 15, 15]], dtype=np.float32)
+    b = np.array([[0, 0, 10, 10], [10, 0, 20, 10], [4, 4, 2, 2]], dtype=np.float32)
     np.testing.assert_array_equal(areas(b), [100, 100, 0])
     np.testing.assert_array_equal(intersections(a, b), [[100, 0, 0], [25, 25, 0]])
-    np.testing.assert_allclose(iou(a, b), [[1, 0, 0], [1 / 7, 1 / 7, 0]], rtol=1e-6)
+    np.testing.assert_allclose(iou(a, b), np.array([[1, 0, 0], [1 / 7, 1 / 7, 0]]), rtol=1e-6)

@@ -12,8 +12,10 @@ import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("detection", "stages", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvc/offline.html")
-COPIED += (".dvcignore", ".gitignore", "dvc.yaml", "params.yaml")
+COPIED = (
+    *("detection", "stages", "dvc.yaml", "params.yaml", ".dvcignore", ".gitignore"),
+    *(".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvc/offline.html"),
+)
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -16,15 +16,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.soak.clones import Clone, wait
 from tests.soak.servers import Server
 
-OUTPUTS = ("models/detector.pt", "reports/train/losses.csv", "reports/train/metrics.csv")
-OUTPUTS += (
-    "reports/train/environment.json",
-    "reports/train/recipe.json",
+OUTPUTS = (
+    "models/detector.pt",
+    *(f"reports/train/{name}" for name in ("losses.csv", "metrics.csv", "environment.json", "recipe.json")),
     "reports/evaluation/mlflow_metrics.json",
 )
 Curves = dict[str, list[tuple[int, int, float]]]
@@ -95,8 +95,11 @@ def deaths(count: int, steps: int) -> Callable[[Case], None]:
     """Kill and restart the server `count` times, spread over the training."""
 
     def meanwhile(case: Case) -> None:
+        def reached(step: int) -> bool:
+            return case.clone.step() >= step
+
         for number in range(1, count + 1):
-            wait(lambda at=number * steps // (count + 1): case.clone.step() >= at, 900, 0.1)
+            wait(partial(reached, number * steps // (count + 1)), 900, 0.1)
             case.server.kill()
             print(f"  server killed at step {case.clone.step()}", flush=True)
             time.sleep(3)

@@ -40,15 +40,8 @@ def recipe() -> Recipe:
 def small_recipe() -> Recipe:
     recipe = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
     schedule = replace(recipe.schedule, warmup_iterations=2)
-    return replace(
-        recipe,
-        image_size=64,
-        max_size=None,
-        epochs=EPOCHS,
-        batch_size=BATCH,
-        fpn_channels=32,
-        schedule=schedule,
-    )
+    sizes = {"image_size": 64, "max_size": None, "epochs": EPOCHS, "batch_size": BATCH, "fpn_channels": 32}
+    return recipe.update({**sizes, "schedule": schedule})
 
 
 @pytest.fixture

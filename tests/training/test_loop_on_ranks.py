@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -128,18 +129,21 @@ def test_two_processes_train_as_one_does(train: Any, uninterrupted: list[str], f
     for one, two in zip(losses(folder / "alone"), losses(folder / "uninterrupted"), strict=True):
         noise = 1e-6 if one["step"] == 1 else 2e-4  # rounding differences grow with the steps
         assert two == pytest.approx(one, rel=noise), one["step"]
-    one, two = (torch.cat([v.flatten() for v in weights(folder / f"{name}.pt").values()]) for name in NAMES)
-    assert float((two - one).norm() / one.norm()) < 1e-4
+    expected, actual = (
+        torch.cat([v.flatten() for v in weights(folder / f"{name}.pt").values()]) for name in NAMES
+    )
+    assert float((actual - expected).norm() / expected.norm()) < 1e-4
 
 
 @pytest.mark.parametrize("family", ["retinanet", "fcos"])
 def test_a_loss_per_positive_is_normalized_over_the_whole_batch(family: str, folder: Path) -> None:
     base = replace(small_recipe(), bn="frozen")
     if family == "retinanet":
-        recipe: Any = replace(base, loss_normalizer="batch", fpn_channels=64)
+        recipe = base.update({"loss_normalizer": "batch", "fpn_channels": 64})
     else:
-        recipe = replace(load(model="fcos", dataset="shapes").recipe, backbone="resnet18", fpn_channels=64)
-        recipe = replace(recipe, image_size=64, max_size=None, trainable_layers=5, bn="frozen")
+        changes = {"backbone": "resnet18", "fpn_channels": 64, "image_size": 64, "max_size": None}
+        changes |= {"trainable_layers": 5, "bn": "frozen"}
+        recipe = load(model="fcos", dataset="shapes").recipe.update(changes)
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).train()
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -169,7 +173,7 @@ def test_ranks_stop_after_the_same_step_and_resume_bit_equal(
                 os.kill(os.getpid(), 15)
             return step(*args)
 
-        loop._step = counted  # in this forked process alone
+        patch.object(loop, "_step", counted).start()  # in this forked process alone
 
     stopped = train(2, "stopped", before=stop_rank_1)
     assert all("SystemExit: 143" in text for text in stopped), stopped
@@ -190,7 +194,7 @@ def test_a_loss_that_is_not_finite_names_the_images_of_all_ranks(train: Any, tin
                     next(network.parameters()).fill_(torch.nan)
             return step(job, network, *args)
 
-        loop._step = broken
+        patch.object(loop, "_step", broken).start()
 
     errors = train(2, "broken", before=break_rank_1)
     assert all("DivergedError" in error for error in errors), errors
@@ -253,7 +257,7 @@ def test_sync_batch_norm_replaces_live_statistics_only() -> None:
     with torch.device("meta"):
         for bn, synced in (("live", True), ("frozen_stats", False)):
             network = make_backbone("resnet18", bn=bn)
-            torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
             assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in network.modules()) == synced
     norm = FrozenStatsBatchNorm(2).train()
     norm(torch.randn(4, 2, 3, 3))

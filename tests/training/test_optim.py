@@ -152,5 +152,5 @@ def test_the_schedule_restarts_in_each_phase() -> None:
 
 def test_rates_are_finite_at_the_smallest_sizes() -> None:
     for name in ("multistep", "cosine", "exponential", "constant"):
-        schedule = Schedule(name=name, milestones=(1,), warmup_iterations=10)  # type: ignore[arg-type]
+        schedule = Schedule(name=name, milestones=(1,), warmup_iterations=10)
         assert all(map(math.isfinite, curve(schedule, 1, 1)))

@@ -185,7 +185,7 @@ def _step(
         logits = network(_to_device(images, job.device)).float()
         loss = nn.functional.cross_entropy(logits, labels)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     accuracy = (logits.detach().argmax(1) == labels).float().mean()
     return distributed.mean(torch.stack([loss.detach(), accuracy, torch.ones_like(accuracy)]))

@@ -99,7 +99,7 @@ def test_all_tensors_of_a_batch_are_pinned(
     """Pinned by torch's loader thread, which silently skips objects that it cannot pin."""
     (batch,) = Loader(DetectionDataset(split, tmp_path, recipe, train=False), 5, 0, False).epoch(0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self + 1)  # takes a GPU otherwise
-    pinned = pin_memory(batch)  # type: ignore[no-untyped-call]
+    pinned = pin_memory(batch)
     assert torch.equal(pinned.images, batch.images + 1)
     for name in ("boxes", "labels", "mask", "sizes"):
         assert torch.equal(getattr(pinned.targets, name), getattr(batch.targets, name) + 1)

@@ -25,7 +25,7 @@ def index_of(*boxes: list[float], labels: list[int] | None = None) -> Index:
 
 
 def test_every_problem_type_has_a_param() -> None:
-    assert set(PROBLEM_TYPES) == set(Checks.__slots__)  # type: ignore[attr-defined]
+    assert set(PROBLEM_TYPES) == set(Checks.__slots__)
 
 
 @pytest.mark.parametrize(

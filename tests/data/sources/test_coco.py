@@ -139,7 +139,7 @@ def test_categories_of_other_files_are_matched_by_name(write: Write) -> None:
 
 def test_boxes_without_area_are_dropped(write: Write) -> None:
     flat = annotation(2, 3, [5, 5, 0, 9])
-    write({**GOOD, "annotations": [*GOOD["annotations"], flat]})  # type: ignore[misc]
+    write({**GOOD, "annotations": [*GOOD["annotations"], flat]})
     raw = read_it()
     assert len(raw.splits["train"].boxes) == 2
     assert [str(problem) for problem in raw.problems.of_type("zero_area")] == [
@@ -171,7 +171,7 @@ def test_tiny_coco(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, index in (("train", train), ("val", test)):
         path = shared_data / f"tiny_coco/annotations/instances_{name}2017.json"
         truth = json.loads(path.read_text())
-        boxes = {}
+        boxes: dict[int, list[list[float]]] = {}
         for item in truth["annotations"]:
             boxes.setdefault(item["image_id"], []).append(item["bbox"])
         for i, number in enumerate(index.image_ids().tolist()):

@@ -36,19 +36,18 @@ def obj(xmin: object, ymin: object, xmax: object, ymax: object, name: str = "cat
 
 
 SIZE = "<size><width>50</width><height>40</height><depth>3</depth></size>"
-CORNERS = st.tuples(*[st.integers(1, 25)] * 2, *[st.integers(26, 40)] * 2)
+LOW, HIGH = st.integers(1, 25), st.integers(26, 40)
+CORNERS = st.tuples(LOW, LOW, HIGH, HIGH)
 
 
 @ROUNDTRIP
 @given(st.lists(st.tuples(CORNERS, st.sampled_from(["cat", "dog"]), st.booleans()), min_size=1, max_size=5))
-def test_round_trip(voc_tree: Tree, objects: list[tuple[tuple[int, ...], str, bool]]) -> None:
-    body = "".join(
-        obj(*corners, name=name, extra=f"<difficult>{hard:d}</difficult>") for corners, name, hard in objects
-    )
+def test_round_trip(voc_tree: Tree, objects: list[tuple[tuple[int, int, int, int], str, bool]]) -> None:
+    body = "".join(obj(*corners, name, f"<difficult>{hard:d}</difficult>") for corners, name, hard in objects)
     voc_tree({"a": SIZE + body})
     record = train(classes=("cat", "dog"))[0]
-    corners = np.float32([corners for corners, _, _ in objects])
-    np.testing.assert_array_equal(record.boxes, corners - np.float32([1, 1, 0, 0]))
+    expected = np.array([corners for corners, _, _ in objects], np.float32)
+    np.testing.assert_array_equal(record.boxes, expected - np.array([1, 1, 0, 0], np.float32))
     assert [("cat", "dog")[label] for label in record.labels] == [name for _, name, _ in objects]
     assert record.difficult.tolist() == [hard for _, _, hard in objects]
     assert (record.height, record.width, record.id) == (40, 50, "a")
@@ -65,7 +64,7 @@ def test_tags_in_any_order_fractions_and_a_missing_flag(voc_tree: Tree) -> None:
     raw = read("mine", dataset())
     assert raw.classes == ("cat",)
     record = raw.splits["train"][0]
-    np.testing.assert_array_equal(record.boxes, np.float32([[1.25, 2, 30.75, 20.5]]))
+    np.testing.assert_array_equal(record.boxes, np.array([[1.25, 2, 30.75, 20.5]], np.float32))
     assert record.difficult.tolist() == [False]
 
 

@@ -32,7 +32,8 @@ def by_coco(truth: GroundTruth, predictions: Predictions) -> NDArray[np.float64]
     """[thresholds, classes] AP of `coco_metrics`."""
     pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
     precision = coco_metrics.score_matches(pairs, match(pairs)).precision
-    return np.ascontiguousarray(precision.transpose(0, 2, 1)).mean(axis=2)
+    ap: NDArray[np.float64] = np.ascontiguousarray(precision.transpose(0, 2, 1)).mean(axis=2)
+    return ap
 
 
 def copied(side: Side, times: NDArray[np.int64]) -> Side:

@@ -60,8 +60,8 @@ def test_files(make_index: MakeIndex, tmp_path: Path) -> None:
     overlaps, _, _ = one_error_of_each_type(make_index)
     write_tables(tmp_path / "new", build_tables(overlaps, match(overlaps), ["cat", "dog"], ["one"]))
     table = pd.read_csv(tmp_path / "new/errors_per_class.csv", index_col="class")
-    assert table.loc["cat"].tolist() == [2, 1, 1, 1, 1, 1, 0, 0]
-    assert table.loc["dog"].tolist() == [3, 0, 0, 0, 0, 0, 1, 2]
+    assert list(table.loc["cat"]) == [2, 1, 1, 1, 1, 1, 0, 0]
+    assert list(table.loc["dog"]) == [3, 0, 0, 0, 0, 0, 1, 2]
     confusion = pd.read_csv(tmp_path / "new/confusion.csv")
     assert confusion["count"].sum() == 1 + 4  # at the best F1: one true positive, four missed objects
     assert set(confusion["predicted"]) == {"cat", "(missed)"}

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def read_index(path: Path) -> tuple[Index, list[str], dict[int, int]]:
     label_of = {
         one["id"]: label for label, one in enumerate(sorted(raw["categories"], key=lambda c: c["id"]))
     }
-    boxes_of: dict[int, list[dict]] = {one["id"]: [] for one in raw["images"]}
+    boxes_of: dict[int, list[dict[str, Any]]] = {one["id"]: [] for one in raw["images"]}
     for one in raw["annotations"]:
         boxes_of[one["image_id"]].append(one)
     records = []
@@ -84,7 +85,7 @@ def random_case(make_index: MakeIndex, seed: int = 0) -> tuple[Index, SplitDetec
 def test_equals_pycocotools_from_files(make_index: MakeIndex, tmp_path: Path, seed: int) -> None:
     index, results = random_case(make_index, seed)
     ids = index.image_ids()
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for row in range(len(index)):
         one = index[row]
         for i in range(len(one.boxes)):

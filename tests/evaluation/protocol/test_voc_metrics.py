@@ -31,12 +31,16 @@ def oracle(shared_data: Path) -> Path:
 
 def read_index(folder: Path, classes: list[str]) -> Index:
     """Plain reader of the devkit's XML."""
+
+    def text(element: ElementTree.Element, path: str) -> str:
+        return element.findtext(path) or ""
+
     records = []
     for name in (folder / "ImageSets/Main/test.txt").read_text().split():
         root = ElementTree.parse(folder / f"Annotations/{name}.xml").getroot()
         objects = [one for one in root.findall("object") if one.findtext("name") in classes]
         boxes = np.array(
-            [[float(one.findtext(f"bndbox/{corner}")) for corner in CORNERS] for one in objects],
+            [[float(text(one, f"bndbox/{corner}")) for corner in CORNERS] for one in objects],
             dtype=np.float64,
         ).reshape(-1, 4)
         boxes = (boxes - SHIFT).astype(np.float32)
@@ -44,10 +48,10 @@ def read_index(folder: Path, classes: list[str]) -> Index:
             Record(
                 file=name,
                 id=name,
-                height=int(root.findtext("size/height")),
-                width=int(root.findtext("size/width")),
+                height=int(text(root, "size/height")),
+                width=int(text(root, "size/width")),
                 boxes=boxes,
-                labels=np.array([classes.index(one.findtext("name")) for one in objects], dtype=np.int64),
+                labels=np.array([classes.index(text(one, "name")) for one in objects], dtype=np.int64),
                 difficult=np.array([one.findtext("difficult") == "1" for one in objects], dtype=bool),
                 crowd=np.zeros(len(objects), dtype=bool),
                 areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
@@ -84,13 +88,13 @@ def test_published_metrics(oracle: Path) -> None:
 
 def plain(index: Index, results: SplitDetections, label: int) -> tuple[float, float]:
     """VOC's two APs of one class, translated from the devkit's MATLAB, with 1-based inclusive corners."""
-    order = sorted(np.flatnonzero(results.labels == label), key=lambda i: -results.scores[i])
+    order = sorted(np.flatnonzero(results.labels == label).tolist(), key=lambda i: -results.scores[i])
     taken, true_positive, false_positive = set(), [], []
     total = int(np.sum((index.labels == label) & ~index.difficult))
     for i in order:
         x1, y1, x2, y2 = results.boxes[i] + SHIFT
         one, best, which = index[int(results.images[i])], -np.inf, -1
-        for j in np.flatnonzero(one.labels == label):
+        for j in np.flatnonzero(one.labels == label).tolist():
             a1, b1, a2, b2 = one.boxes[j] + SHIFT
             width, height = min(x2, a2) - max(x1, a1) + 1, min(y2, b2) - max(y1, b1) + 1
             if width > 0 and height > 0:

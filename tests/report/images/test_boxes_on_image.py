@@ -26,7 +26,7 @@ def count(image: Image.Image, color: str) -> int:
 
 
 def test_box_is_drawn_at_its_position_in_the_color_of_its_class() -> None:
-    drawn = draw_boxes(black(), np.float32([[100, 120, 200, 220]]), np.array([1]), NAMES)
+    drawn = draw_boxes(black(), np.array([[100, 120, 200, 220]], np.float32), np.array([1]), NAMES)
     assert drawn.size == (400, 320)
     for corner in ((100, 120), (199, 219), (100, 219)):
         assert drawn.getpixel(corner) == ImageColor.getrgb(PALETTE[1])
@@ -36,12 +36,12 @@ def test_box_is_drawn_at_its_position_in_the_color_of_its_class() -> None:
 
 def test_the_given_image_is_not_changed() -> None:
     before = black()
-    draw_boxes(before, np.float32([[100, 120, 200, 220]]), np.array([1]), NAMES)
+    draw_boxes(before, np.array([[100, 120, 200, 220]], np.float32), np.array([1]), NAMES)
     assert before.getbbox() is None
 
 
 def test_small_image_is_enlarged_with_its_boxes() -> None:
-    drawn = draw_boxes(black(64, 32), np.float32([[32, 0, 64, 32]]), np.array([0]), NAMES)
+    drawn = draw_boxes(black(64, 32), np.array([[32, 0, 64, 32]], np.float32), np.array([0]), NAMES)
     assert drawn.size == (320, 160)
     left = np.asarray(drawn)[:, :155]
     assert not left.any()
@@ -56,7 +56,7 @@ def test_any_mode_and_any_box(mode: str, boxes: list[list[float]]) -> None:
 
 
 def test_labels_of_two_boxes_do_not_overlap() -> None:
-    box = np.float32([[100, 120, 300, 220]])
+    box = np.array([[100, 120, 300, 220]], np.float32)
     one = draw_boxes(black(), box, np.array([0]), NAMES, colors=["#0072B2"])
     two = draw_boxes(black(), np.repeat(box, 2, axis=0), np.array([0, 0]), NAMES, colors=["#0072B2"] * 2)
     assert count(two, "#0072B2") > count(one, "#0072B2") + 100  # a second label beside the first

@@ -92,7 +92,7 @@ def test_caption_stays_below_its_image() -> None:
 
 
 def record(number: int) -> Record:
-    box = np.float32([[20, 20, 80, 80]])
+    box = np.array([[20, 20, 80, 80]], np.float32)
     flags = np.zeros(1, dtype=bool)
     return Record(
         file=f"{number}.png",

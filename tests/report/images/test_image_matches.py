@@ -25,7 +25,7 @@ def record(number: int, boxes: list[list[float]], difficult: tuple[bool, ...] = 
 def test_images_are_matched_alone_and_counted_at_any_score() -> None:
     objects = [[0.0, 0.0, 20.0, 20.0], [40.0, 40.0, 90.0, 90.0], [100.0, 0.0, 150.0, 50.0]]
     index = pack([record(0, objects, (False, False, True)), record(1, []), record(2, objects[:1])])
-    boxes = [objects[0], objects[0], objects[1], objects[2], [150, 60, 190, 90], objects[0]]
+    boxes = [objects[0], objects[0], objects[1], objects[2], [150.0, 60.0, 190.0, 90.0], objects[0]]
     detections = SplitDetections.pack([0, 0, 0, 0, 1, 2], boxes, [0.9, 0.8, 0.4, 0.9, 0.6, 0.7], [0] * 6)
     matches = match_images(index, detections, [1, 0], 1)
     assert list(matches) == [1, 0]
