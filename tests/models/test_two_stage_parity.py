@@ -47,9 +47,9 @@ class Pair:
 def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both detectors sample the first candidates."""
 
-    def first(*args: Any) -> matcher.BalancedSample:
-        sample: Any = balanced_sample
-        return sample(*args, keys=torch.linspace(0, 0.999, args[0].shape[1]).expand(args[0].shape))
+    def first(positive: Tensor, negative: Tensor, count: int, fraction: float) -> matcher.BalancedSample:
+        keys = torch.linspace(0, 0.999, positive.shape[1]).expand(positive.shape)
+        return balanced_sample(positive, negative, count, fraction, keys)
 
     balanced_sample = matcher.balanced_sample
     monkeypatch.setattr(rpn, "balanced_sample", first)
