@@ -105,7 +105,7 @@ def test_a_slip_is_told_before_any_stage_runs(copy: Path, command: Command, repr
 def test_one_changed_word_is_one_more_row(copy: Path, command: Command, repro: str, rows: Rows) -> None:
     done = command("dvc", "exp", "run", "-n", "other-model", "-S", "model=sibling")
     assert stages_run(done.stdout) == ["check", "pretrain", "train", "evaluate", "plots"]
-    assert "pretraining of resnet18: the finished one of the same content is reused" in done.stdout
+    assert "pretraining of resnet18: reusing the finished result" in done.stdout
     first, second = rows()
     assert second.info.run_name == second.data.tags["dvc.exp_name"] == "other-model"
     assert (second.info.status, second.data.params["model"]) == ("FINISHED", "sibling")
