@@ -1,4 +1,1 @@
-"""Figures from the files under `reports/`, one small module a figure, and the page that shows them all.
-
-Imports no torch. Figures are drawn without pyplot, so nothing is kept open and no display is needed.
-"""
+"""Charts, images, HTML page and model card, from the files under `reports/`; imports no torch."""

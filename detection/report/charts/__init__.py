@@ -1,1 +1,1 @@
-"""Charts of an experiment."""
+"""Vega-Lite charts of an experiment and of a dataset."""

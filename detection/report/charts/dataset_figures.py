@@ -54,21 +54,15 @@ def class_counts(raw: RawDataset) -> ChartData:
 
 
 def box_sizes(raw: RawDataset) -> ChartData:
-    """Training boxes: histogram of √area with COCO's limits, and map of width by height of the image's."""
+    """Training boxes: histogram of √area with COCO's limits, and width by height relative to the image."""
     index = raw.splits["train"]
-    sides = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[index.image_rows()][:, ::-1]
-    width, height = sides.clip(0, 1).T
+    relative = (index.boxes[:, 2:] - index.boxes[:, :2]) / index.sizes[index.image_rows()][:, ::-1]
+    width, height = relative.clip(0, 1).T
     counts, edges, _ = np.histogram2d(width, height, bins=25, range=[(0, 1), (0, 1)])
     x, y = np.nonzero(counts)
-    cells = {
-        "part": "cell",
-        "low": edges[x],
-        "high": edges[x + 1],
-        "bottom": edges[y],
-        "top": edges[y + 1],
-        "objects": counts[x, y],
-    }
-    rows = pd.concat([_histogram(np.sqrt(np.maximum(areas(index.boxes), 1))), pd.DataFrame(cells)])
+    sides = {"low": edges[x], "high": edges[x + 1], "bottom": edges[y], "top": edges[y + 1]}
+    cells = pd.DataFrame(sides | {"part": "cell", "objects": counts[x, y]})
+    rows = pd.concat([_histogram(np.sqrt(np.maximum(areas(index.boxes), 1))), cells])
     return ChartData(rows, f"{raw.name}: sizes of the training boxes")
 
 

@@ -123,14 +123,15 @@ def _marks(
     marks = []
     for i, (x1, y1, x2, y2) in enumerate(corners):
         color = IGNORED_BOX_COLOR if outcomes[i] == "ignored" else class_color(int(labels[i]))
-        mark = BoxMark(
-            box=(round(x1, 1), round(y1, 1), round(x2 - x1, 1), round(y2 - y1, 1)),
-            text=texts[i],
-            plate=(round(plates[i][0], 1), round(plates[i][1], 1), round(widths[i], 1)),
-            color=color,
-            ink=contrast(color),
-            score=round(float(scores[i]), 4),
-            outcome=outcomes[i],
+        marks.append(
+            BoxMark(
+                box=(round(x1, 1), round(y1, 1), round(x2 - x1, 1), round(y2 - y1, 1)),
+                text=texts[i],
+                plate=(round(plates[i][0], 1), round(plates[i][1], 1), round(widths[i], 1)),
+                color=color,
+                ink=contrast(color),
+                score=round(float(scores[i]), 4),
+                outcome=outcomes[i],
+            )
         )
-        marks.append(mark)
     return tuple(marks)

@@ -45,7 +45,7 @@ def write_page(
         advice: Findings by section.
     """
     environment = templates(Path(__file__).parent, autoescape=True)
-    environment.filters.update(duration=_duration, embed=data_url, code=_code)
+    environment.filters.update(embed=data_url, code=_code, duration=lambda s: timedelta(seconds=round(s)))
     script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
         **_page_context(reports),
@@ -135,7 +135,3 @@ def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
 def _code(text: str) -> Markup:
     """Escape a text and mark up its `code`."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
