@@ -222,7 +222,7 @@ def _with_sizes_of(recipe: AnchorRecipe, like: AnchorGenerator) -> AnchorGenerat
     assert isinstance(like, PyramidAnchorGenerator)
     own = recipe.anchors
     return PyramidAnchorGenerator(
-        own.sizes, own.aspect_ratios, strides=like.strides, offset=like.offset, rounded=own.round
+        own.sizes, own.aspect_ratios, strides=like.strides, offset=like.offset, round=own.round
     )
 
 

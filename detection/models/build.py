@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from detection.errors import CheckpointError
 from detection.files import save_weights
-from detection.models import faster_rcnn, ssd
+from detection.models import ssd
 from detection.models.backbones import first_difference, load_features, make_backbone
 from detection.models.detector import Detector
+from detection.models.faster_rcnn import FasterRCNN
 from detection.models.fcos import FCOS
 from detection.models.fpn import one_stage_pyramid
 from detection.models.retinanet import RetinaNet
@@ -52,7 +53,7 @@ def build_detector(recipe: Recipe, classes: int, backbone: dict[str, Tensor] | N
 def _assemble(recipe: Recipe, classes: int, network: nn.Module) -> Detector:
     match recipe:
         case FasterRCNNRecipe():
-            return faster_rcnn.build(recipe, classes, network)
+            return FasterRCNN(recipe, classes, network)
         case RetinaNetRecipe():
             return RetinaNet(recipe, classes, one_stage_pyramid(recipe, network))
         case FCOSRecipe():

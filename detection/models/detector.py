@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detection import distributed
 from detection.data.loading.batch import ImageSizes, Targets
+from detection.params.recipe import Recipe
 
 __all__ = ["Detections", "Detector", "ImageSizes", "Targets"]
 
@@ -31,43 +33,23 @@ class Detections:
 
 
 class Detector(nn.Module, ABC):
-    """A detector of any architecture.
+    """A detector of any architecture, on a batch of RGB images Tensor[B, 3, H, W].
 
-    `forward` is `losses` in training mode and `detect` otherwise, so that wrappers such as DDP, which hook
-    `forward`, work unchanged.
+    Images are uint8 in 0..255 or float in 0..1. `forward` is `losses` in training mode and `detect` otherwise
+    for wrappers such as DDP, which hook `forward`.
     """
 
     @abstractmethod
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Training losses.
-
-        Args:
-            images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
-            targets: Ground truth; images may have no objects.
-
-        Returns:
-            Named scalars whose sum is minimized.
-        """
+        """Training losses: named scalars whose sum is minimized. Images may have no objects."""
 
     @abstractmethod
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
-        """Detect objects.
-
-        Args:
-            images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
-            sizes: Size of each image in the padded batch, and its original size.
-
-        Returns:
-            One `Detections` per image, in pixels of the original image and clipped to it.
-        """
+        """Detections of each image, in pixels of the original image and clipped to it."""
 
     @abstractmethod
     def core(self, images: Tensor) -> dict[str, Tensor]:
-        """Raw outputs without data-dependent control flow, for export and compilation.
-
-        Args:
-            images: Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, RGB.
-        """
+        """Raw outputs without data-dependent control flow, for export and compilation."""
 
     def forward(self, images: Tensor, extra: Any) -> Any:
         """`losses(images, targets)` in training mode, else `detect(images, sizes)`."""
@@ -77,65 +59,52 @@ class Detector(nn.Module, ABC):
 class BackboneDetector(Detector):
     """A detector on a backbone's feature maps.
 
-    Unlike torchvision's detectors it has no `transform`: the loader resizes and pads the images, which may
-    stay uint8.
+    Unlike torchvision's detectors it has no `transform`: the loader resizes and pads the images.
 
     Args:
-        backbone: Module from a batch to a dict of feature maps, finest first.
-        mean: Mean per RGB channel of pixels in 0..1.
-        std: Standard deviation per RGB channel of pixels in 0..1.
+        recipe: Recipe of the detector; its mean and standard deviation normalize the images.
+        backbone: Module from a batch to a feature map or a dict of feature maps, finest first.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, recipe: Recipe, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(recipe.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(recipe.image_std).view(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> list[Tensor]:
-        """Feature maps of Tensor[B, 3, H, W], uint8 in 0..255 or float in 0..1, finest first."""
+        """Feature maps of a batch, finest first."""
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        features: dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
-        return list(features.values())
+        features: Tensor | dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
+        return [features] if isinstance(features, Tensor) else list(features.values())
 
 
 def pad_empty(targets: Targets) -> Targets:
-    """Targets with M of at least 1, the box being padding, so that matches can index them."""
+    """Targets with M of at least 1, padded if needed, so that matches can index them."""
     if targets.mask.shape[1]:
         return targets
-    batch, device = len(targets.mask), targets.mask.device
-    return Targets(
-        torch.zeros(batch, 1, 4, device=device),
-        torch.zeros(batch, 1, dtype=torch.int64, device=device),
-        torch.zeros(batch, 1, dtype=torch.bool, device=device),
-        targets.sizes,
-    )
+    boxes, labels, mask = F.pad(targets.boxes, (0, 0, 0, 1)), F.pad(targets.labels, (0, 1)), targets.mask
+    return Targets(boxes, labels, F.pad(mask, (0, 1)), targets.sizes)
 
 
-def matched_boxes(targets: Targets, matches: Tensor, anchors: Tensor) -> Tensor:
-    """Ground-truth box of each matched anchor, and the anchor itself where there is no match.
+def matched_targets(targets: Targets, matches: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """Box Tensor[B, A, 4] and class Tensor[B, A] of each anchor's matched object.
 
-    The latter keeps the encoding finite everywhere, so that a mask can exclude those anchors from a loss.
+    An anchor without a match has its own box, so that its encoding is finite and a mask can exclude it from a
+    loss, and an arbitrary class.
 
     Args:
         targets: Ground truth with M of at least 1.
         matches: Tensor[B, A], from `detection.ops.matcher`.
         anchors: Tensor[A, 4] or Tensor[B, A, 4].
-
-    Returns:
-        Tensor[B, A, 4].
     """
-    boxes = targets.boxes.gather(1, matches.clamp(min=0)[..., None].expand(-1, -1, 4))
-    return torch.where(matches[..., None] >= 0, boxes, anchors)
-
-
-def matched_labels(targets: Targets, matches: Tensor) -> Tensor:
-    """Tensor[B, A]: class of each matched anchor's object; arbitrary for the other anchors."""
-    return targets.labels.gather(1, matches.clamp(min=0))
+    index = matches.clamp(min=0)
+    boxes = targets.boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    return torch.where(matches[..., None] >= 0, boxes, anchors), targets.labels.gather(1, index)
 
 
 def mean_box_loss(loss: Tensor, positive: Tensor, valid: Tensor, normalizer: str) -> Tensor:

@@ -8,15 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detection import distributed
-from detection.models.detector import (
-    BackboneDetector,
-    Detections,
-    ImageSizes,
-    Targets,
-    matched_boxes,
-    matched_labels,
-    pad_empty,
-)
+from detection.data.loading.batch import ImageSizes, Targets
+from detection.models.detector import BackboneDetector, Detections, matched_targets, pad_empty
 from detection.models.heads import (
     ClassificationHead,
     DetectionHead,
@@ -26,7 +19,7 @@ from detection.models.heads import (
     over_levels,
 )
 from detection.models.postprocess import nms_and_rescale, topk_per_level
-from detection.ops.anchors import PyramidAnchorGenerator, feature_sizes
+from detection.ops.anchors import PyramidAnchorGenerator
 from detection.ops.box_coder import decode_edges, encode_edges
 from detection.ops.losses import focal_loss, giou_loss, masked_sum
 from detection.ops.matcher import match_centers
@@ -60,7 +53,7 @@ class FCOS(BackboneDetector):
     """
 
     def __init__(self, recipe: FCOSRecipe, classes: int, backbone: nn.Module) -> None:
-        super().__init__(backbone, recipe.image_mean, recipe.image_std)
+        super().__init__(recipe, backbone)
         self.recipe = recipe
         channels, first = recipe.fpn_channels, recipe.fpn_levels[0]
         levels = range(first, first + len(recipe.fpn_levels) + 2)
@@ -77,8 +70,8 @@ class FCOS(BackboneDetector):
         radius = self.recipe.center_sampling_radius
         matches = match_centers(targets.boxes, targets.mask, anchors, counts, radius)  # [B, A]
         positive = matches >= 0
-        boxes = matched_boxes(targets, matches, anchors)
-        class_loss = focal_loss(logits, matched_labels(targets, matches), positive, torch.ones_like(positive))
+        boxes, labels = matched_targets(targets, matches, anchors)
+        class_loss = focal_loss(logits, labels, positive, torch.ones_like(positive))
         regression_loss = giou_loss(decode_edges(edges, anchors), boxes)
         target = _centerness(encode_edges(boxes, anchors))
         centerness_loss = F.binary_cross_entropy_with_logits(centerness[..., 0], target, reduction="none")
@@ -109,8 +102,7 @@ class FCOS(BackboneDetector):
         """Logits, edges, centerness, anchors [A, 4], and the number of locations per level."""
         features = self.features(images)
         logits, (edges, centerness) = self.head(features)
-        anchors = self.anchors.for_batch(features, images)
-        counts = self.anchors.counts(feature_sizes(features))
+        anchors, counts = self.anchors.for_batch(features, images)
         # bf16 outputs under autocast are too coarse for losses and boxes
         return logits.float(), edges.float(), centerness.float(), anchors, counts
 

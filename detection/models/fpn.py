@@ -3,6 +3,7 @@
 Letters: B images, C channels, H and W of the batch or of a map.
 """
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -13,79 +14,64 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from detection.models.backbones import freeze_resnet, freeze_stages, stage_starts
-from detection.params.recipe import FCOSRecipe, RetinaNetRecipe
+from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, RetinaNetRecipe
 
 
-def c4_features(network: Any, name: str, trainable_layers: int) -> nn.Module:
+def c4_features(recipe: FasterRCNNRecipe, network: Any) -> nn.Module:
     """Features of stride 16: ResNet up to layer3, VGG16 up to conv5_3 (Ren et al. 2015, arXiv:1506.01497).
 
     Args:
+        recipe: Its `trainable_layers` are five stages, counted from the top; ResNet's layer4 is one of them,
+            though it is not used here.
         network: From `make_backbone`, with its weights loaded.
-        name: Name of the network.
-        trainable_layers: Trained stages, counted from the top: 5 of ResNet (layer4 is the first of them,
-            though it is not used here), 5 of VGG16 (conv5, ..., conv1).
 
     Returns:
-        Module from images to a dict of one feature map, with `out_channels`.
+        Module from images to one feature map or a dict of it, with `out_channels`.
     """
-    if name == "vgg16":
-        freeze_stages(network.features, trainable_layers)
-        return SingleMapBackbone(network.features[:-1], 512)
-    freeze_resnet(network, trainable_layers)
-    width = network.layer4[0].conv1.in_channels
-    return SingleMapBackbone(IntermediateLayerGetter(network, {"layer3": "0"}), width)
-
-
-class SingleMapBackbone(nn.Module):
-    """Backbone of one feature map, which is named as the first level of a pyramid."""
-
-    def __init__(self, body: nn.Module, out_channels: int) -> None:
-        super().__init__()
-        self.body, self.out_channels = body, out_channels
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """`{"0": Tensor[B, C, H / 16, W / 16]}` from Tensor[B, 3, H, W]."""
-        features: Tensor | dict[str, Tensor] = self.body(images)
-        return features if isinstance(features, dict) else {"0": features}
+    if recipe.backbone == "vgg16":
+        freeze_stages(network.features, recipe.trainable_layers)
+        body, channels = network.features[:-1], 512
+    else:
+        freeze_resnet(network, recipe.trainable_layers)
+        channels = network.layer4[0].conv1.in_channels
+        body = IntermediateLayerGetter(network, {"layer3": "0"})
+    features = nn.Sequential(OrderedDict(body=body))
+    features.out_channels = channels  # type: ignore[assignment]
+    return features
 
 
 def fpn(
+    recipe: FasterRCNNRecipe | RetinaNetRecipe | FCOSRecipe,
     network: Any,
-    name: str,
-    trainable_layers: int,
-    levels: tuple[int, ...],
-    channels: int,
     extra: ExtraFPNBlock | None = None,
     norm: type[nn.Module] | None = None,
 ) -> nn.Module:
     """Feature pyramid network on a backbone (Lin et al. 2016, arXiv:1612.03144).
 
     Args:
+        recipe: Its `fpn_levels` are ResNet's levels l of stride 2^l, 2 to 5, or torchvision's numbers of
+            MobileNet's stages, 1 to 5, where 4 and 5 both have stride 32.
         network: From `make_backbone`, with its weights loaded.
-        name: Name of the network.
-        trainable_layers: Trained stages, counted from the top.
-        levels: ResNet: levels l of stride 2^l, 2 to 5. MobileNet: torchvision's numbers of its stages, 1 to
-            5, where 4 and 5 both have stride 32.
-        channels: C of every level.
         extra: Block that adds the levels above; None: one pooled level.
         norm: Normalization in the pyramid; None: biases instead.
 
     Returns:
         Module from images to an ordered dict of feature maps, with `out_channels`.
     """
-    if name.startswith("mobilenet"):
+    levels = recipe.fpn_levels
+    if recipe.backbone.startswith("mobilenet"):
         body = network.features
-        freeze_stages(body, trainable_layers)
+        freeze_stages(body, recipe.trainable_layers)
         starts = stage_starts(body)
         layers = [str(starts[level]) for level in levels]
         widths = [body[starts[level]].out_channels for level in levels]
     else:
         body = network
-        freeze_resnet(network, trainable_layers)
+        freeze_resnet(network, recipe.trainable_layers)
         layers = [f"layer{level - 1}" for level in levels]
         widths = [network.fc.in_features // 2 ** (5 - level) for level in levels]
     names = {layer: str(i) for i, layer in enumerate(layers)}
-    pyramid: nn.Module = BackboneWithFPN(body, names, widths, channels, extra, norm)
+    pyramid: nn.Module = BackboneWithFPN(body, names, widths, recipe.fpn_channels, extra, norm)
     return pyramid
 
 
@@ -139,30 +125,17 @@ class AlignedPyramid(nn.Module):
         return {str(i): F.relu(level) for i, level in enumerate(levels)}
 
 
-class AlignedBackbone(nn.Module):
-    """ResNet with an `AlignedPyramid`; the stages have torchvision's names."""
-
-    def __init__(self, network: Any, trainable_layers: int, channels: int) -> None:
-        super().__init__()
-        freeze_resnet(network, trainable_layers)
-        width = network.fc.in_features
-        self.body = IntermediateLayerGetter(network, {"layer2": "0", "layer3": "1", "layer4": "2"})
-        self.fpn = AlignedPyramid([width // 4, width // 2, width], channels)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Levels of Tensor[B, 3, H, W], finest first."""
-        levels: dict[str, Tensor] = self.fpn(self.body(images))
-        return levels
-
-
 def one_stage_pyramid(recipe: RetinaNetRecipe | FCOSRecipe, network: Any) -> nn.Module:
     """Backbone of a one-stage detector: a loaded ResNet with the recipe's pyramid."""
     channels, width = recipe.fpn_channels, network.fc.in_features
     top = "p5"
     if isinstance(recipe, RetinaNetRecipe):
         if recipe.pyramid == "aligned":
-            return AlignedBackbone(network, recipe.trainable_layers, channels)
+            freeze_resnet(network, recipe.trainable_layers)
+            body = IntermediateLayerGetter(network, {"layer2": "0", "layer3": "1", "layer4": "2"})
+            pyramid = AlignedPyramid([width // 4, width // 2, width], channels)
+            return nn.Sequential(OrderedDict(body=body, fpn=pyramid))
         top = recipe.p6_from
     extra = P6P7(channels if top == "p5" else width, channels)
     extra.use_P5 = top == "p5"  # torchvision decides by the widths, which may be equal
-    return fpn(network, recipe.backbone, recipe.trainable_layers, recipe.fpn_levels, channels, extra)
+    return fpn(recipe, network, extra)

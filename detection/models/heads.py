@@ -5,38 +5,38 @@ Letters: B images, C channels, A anchors of all levels, K classes, H and W of a 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
-GROUPS = 32  # of group normalization (Wu and He 2018, arXiv:1803.08494)
+GROUP_NORM = partial(nn.GroupNorm, 32)  # 32 groups (Wu and He 2018, arXiv:1803.08494)
+init_normal = partial(nn.init.normal_, std=0.01)
 CLASS_PRIOR = 0.01  # initial probability of every class (Lin et al. 2017, arXiv:1708.02002, section 3.3)
 
 
-def init_normal(module: nn.Module, std: float = 0.01) -> None:
-    """Initialize every convolution of a module with normal weights and zero biases."""
+def init_convs(module: nn.Module, init: Callable[[Tensor], object], bias: float = 0.0) -> None:
+    """Initialize the weights of every convolution of a module, and its biases to a constant."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=std)
+            init(layer.weight)
             if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+                nn.init.constant_(layer.bias, bias)
 
 
 def output_conv(channels: int, outputs: int, bias: float = 0.0) -> nn.Conv2d:
     """3x3 output convolution with small random weights."""
     layer = nn.Conv2d(channels, outputs, 3, padding=1)
-    nn.init.normal_(layer.weight, std=0.01)
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, bias)
+    init_convs(layer, init_normal, bias)
     return layer
 
 
 def conv_tower(channels: int, depth: int, norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
     """RetinaNet's tower: `depth` blocks of 3x3 convolution, normalization and ReLU."""
     tower = nn.Sequential(*(Conv2dNormActivation(channels, channels, norm_layer=norm) for _ in range(depth)))
-    init_normal(tower)
+    init_convs(tower, init_normal)
     return tower
 
 
@@ -44,15 +44,10 @@ def flat_conv_tower(channels: int, depth: int) -> nn.Sequential:
     """FCOS's tower: 3x3 convolution, group normalization and ReLU, numbered in one sequence."""
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [nn.Conv2d(channels, channels, 3, padding=1), group_norm(channels), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), GROUP_NORM(channels), nn.ReLU(inplace=True)]
     tower = nn.Sequential(*layers)
-    init_normal(tower)
+    init_convs(tower, init_normal)
     return tower
-
-
-def group_norm(channels: int) -> nn.Module:
-    """Group normalization of RetinaNet v2 and FCOS."""
-    return nn.GroupNorm(GROUPS, channels)
 
 
 def flatten_cells(output: Tensor, columns: int) -> Tensor:

@@ -3,21 +3,16 @@
 Letters: B images, A anchors of all levels, K classes.
 """
 
+from dataclasses import asdict
+
 from torch import Tensor, nn
 
 from detection import distributed
-from detection.models.detector import (
-    BackboneDetector,
-    Detections,
-    ImageSizes,
-    Targets,
-    matched_boxes,
-    matched_labels,
-    pad_empty,
-)
-from detection.models.heads import ClassificationHead, DetectionHead, RegressionHead, conv_tower, group_norm
+from detection.data.loading.batch import ImageSizes, Targets
+from detection.models.detector import BackboneDetector, Detections, matched_targets, pad_empty
+from detection.models.heads import GROUP_NORM, ClassificationHead, DetectionHead, RegressionHead, conv_tower
 from detection.models.postprocess import nms_and_rescale, topk_per_level
-from detection.ops.anchors import PyramidAnchorGenerator, feature_sizes
+from detection.ops.anchors import PyramidAnchorGenerator
 from detection.ops.box_coder import decode
 from detection.ops.losses import box_loss, focal_loss
 from detection.ops.matcher import IGNORE, match
@@ -34,17 +29,11 @@ class RetinaNet(BackboneDetector):
     """
 
     def __init__(self, recipe: RetinaNetRecipe, classes: int, backbone: nn.Module) -> None:
-        super().__init__(backbone, recipe.image_mean, recipe.image_std)
+        super().__init__(recipe, backbone)
         self.recipe = recipe
-        self.anchors = PyramidAnchorGenerator(
-            recipe.anchors.sizes,
-            recipe.anchors.aspect_ratios,
-            strides=recipe.anchors.strides,
-            offset=recipe.anchors.offset,
-            rounded=recipe.anchors.round,
-        )
+        self.anchors = PyramidAnchorGenerator(**asdict(recipe.anchors))
         channels, depth, per_cell = recipe.fpn_channels, recipe.head_convs, self.anchors.anchors_per_cell[0]
-        norm = group_norm if recipe.head_norm == "group" else None
+        norm = GROUP_NORM if recipe.head_norm == "group" else None
         self.head = DetectionHead(
             ClassificationHead(conv_tower(channels, depth, norm), channels, per_cell, classes),
             RegressionHead(conv_tower(channels, depth, norm), channels, per_cell),
@@ -62,8 +51,8 @@ class RetinaNet(BackboneDetector):
             targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.bg_iou, recipe.low_quality_matches
         )  # [B, A]
         positive = matches >= 0
-        class_loss = focal_loss(logits, matched_labels(targets, matches), positive, matches != IGNORE)
-        boxes = matched_boxes(targets, matches, anchors)
+        boxes, labels = matched_targets(targets, matches, anchors)
+        class_loss = focal_loss(logits, labels, positive, matches != IGNORE)
         regression_loss = box_loss(recipe.box_loss, deltas, boxes, anchors, positive)
         sums = {"class": class_loss.sum(1), "box": regression_loss.sum(1)}  # [B]
         count = positive.sum(1)
@@ -95,6 +84,5 @@ class RetinaNet(BackboneDetector):
         """Logits [B, A, K], deltas [B, A, 4], anchors [A, 4], and the number of anchors per level."""
         features = self.features(images)
         logits, deltas = self.head(features)
-        counts = self.anchors.counts(feature_sizes(features))
         # bf16 outputs under autocast are too coarse for losses and boxes
-        return logits.float(), deltas.float(), self.anchors.for_batch(features, images), counts
+        return logits.float(), deltas.float(), *self.anchors.for_batch(features, images)

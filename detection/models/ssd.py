@@ -4,27 +4,22 @@ Letters: B images, A default boxes of all maps, C channels, K classes without ba
 Parameters have torchvision's names.
 """
 
+from dataclasses import asdict
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import retrieve_out_channels
+from torchvision.models.detection.ssdlite import SSDLiteFeatureExtractorMobileNet
 from torchvision.ops import Conv2dNormActivation
 
 from detection import distributed
+from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.backbones import freeze_stages, stage_starts
-from detection.models.detector import (
-    BackboneDetector,
-    Detections,
-    ImageSizes,
-    Targets,
-    matched_boxes,
-    matched_labels,
-    pad_empty,
-)
-from detection.models.heads import DetectionHead, flatten_cells, init_normal
+from detection.models.detector import BackboneDetector, Detections, matched_targets, pad_empty
+from detection.models.heads import DetectionHead, flatten_cells, init_convs
 from detection.models.postprocess import nms_and_rescale, topk_per_class
 from detection.ops.anchors import DefaultBoxGenerator
 from detection.ops.box_coder import Weights, decode
@@ -34,7 +29,6 @@ from detection.params.recipe import SSDRecipe
 
 LITE_NORM = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)  # MobileNetV3's own, in backbone and heads
 WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # one over the paper's "variances" 0.1 and 0.2
-LITE_STD = 0.03  # standard deviation of SSDlite's initial weights
 
 
 class SSDOutputs(nn.Module):
@@ -60,13 +54,10 @@ class SSD(BackboneDetector):
     """
 
     def __init__(self, recipe: SSDRecipe, classes: int, backbone: nn.Module) -> None:
-        super().__init__(backbone, recipe.image_mean, recipe.image_std)
+        super().__init__(recipe, backbone)
         self.recipe = recipe
-        boxes = recipe.default_boxes
-        self.anchors = DefaultBoxGenerator(
-            boxes.scales, boxes.aspect_ratios, steps=boxes.steps, clip_centers=boxes.clip_centers
-        )
-        widths = _widths(backbone, recipe.image_size)
+        self.anchors = DefaultBoxGenerator(**asdict(recipe.default_boxes))
+        widths = retrieve_out_channels(backbone, (recipe.image_size, recipe.image_size))
         output = _output if recipe.architecture == "ssd" else _light_output
 
         def outputs(columns: int) -> SSDOutputs:
@@ -83,13 +74,12 @@ class SSD(BackboneDetector):
         """
         recipe, targets = self.recipe, pad_empty(targets)
         logits, deltas, anchors = self._outputs(images)
-        matches = match(
-            targets.boxes, targets.mask, anchors, recipe.fg_iou, recipe.fg_iou, "unique"
-        )  # [B, A]
+        iou = recipe.fg_iou
+        matches = match(targets.boxes, targets.mask, anchors, iou, iou, "unique")  # [B, A]
         positive = matches >= 0
-        labels = torch.where(positive, matched_labels(targets, matches) + 1, 0)
+        boxes, labels = matched_targets(targets, matches, anchors)
+        labels = torch.where(positive, labels + 1, 0)
         entropy = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # [B, A]
-        boxes = matched_boxes(targets, matches, anchors)
         regression_loss = box_loss("smooth_l1", deltas, boxes, anchors, positive, WEIGHTS)
         count = positive.sum(1, keepdim=True)
         hardest = entropy.masked_fill(positive, -1).sort(dim=1, descending=True).values
@@ -126,21 +116,12 @@ class SSD(BackboneDetector):
         features = self.features(images)
         logits, deltas = self.head(features)
         # bf16 outputs under autocast are too coarse for losses and boxes
-        return logits.float(), deltas.float(), self.anchors.for_batch(features, images)
-
-
-def _widths(backbone: nn.Module, side: int) -> list[int]:
-    """Channels of each feature map."""
-    training = backbone.training
-    with torch.no_grad():
-        features = backbone.eval()(torch.zeros(1, 3, side, side))
-    backbone.train(training)
-    return [level.shape[1] for level in features.values()]
+        return logits.float(), deltas.float(), self.anchors.for_batch(features, images)[0]
 
 
 def _output(channels: int, columns: int) -> nn.Module:
     layer = nn.Conv2d(channels, columns, 3, padding=1)
-    init_xavier(layer)
+    init_convs(layer, nn.init.xavier_uniform_)
     return layer
 
 
@@ -149,17 +130,8 @@ def _light_output(channels: int, columns: int) -> nn.Module:
         channels, channels, kernel_size=3, groups=channels, norm_layer=LITE_NORM, activation_layer=nn.ReLU6
     )
     layer = nn.Sequential(depthwise, nn.Conv2d(channels, columns, 1))
-    init_normal(layer, std=LITE_STD)
+    init_convs(layer, partial(nn.init.normal_, std=0.03))
     return layer
-
-
-def init_xavier(module: nn.Module) -> None:
-    """Initialize every convolution of a module with Xavier's uniform weights and zero biases."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
 
 
 class SSDBackboneVGG(nn.Module):
@@ -188,14 +160,10 @@ class SSDBackboneVGG(nn.Module):
             nn.Conv2d(1024, 1024, 1),
             nn.ReLU(inplace=True),
         )
-        extra = [
-            _extra_block(1024, 512, 2, 1),
-            _extra_block(512, 256, 2, 1),
-            _extra_block(256, 256, 1, 0),
-            _extra_block(256, 256, 1, 0),
-        ]
+        shapes = [(1024, 512, 2, 1), (512, 256, 2, 1), (256, 256, 1, 0), (256, 256, 1, 0)]
+        extra = [_extra_block(*shape) for shape in shapes]
         for part in (fc, *extra):
-            init_xavier(part)
+            init_convs(part, nn.init.xavier_uniform_)
         self.extra = nn.ModuleList([nn.Sequential(*layers[pool4:-1], fc), *extra])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -209,7 +177,7 @@ class SSDBackboneVGG(nn.Module):
 
 
 def _extra_block(channels: int, out: int, stride: int, padding: int) -> nn.Sequential:
-    """1x1 convolution to half the new width, and a 3x3 convolution."""
+    """1x1 convolution to half the new width, and a 3x3 convolution, each with a ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels, out // 2, 1),
         nn.ReLU(inplace=True),
@@ -218,50 +186,13 @@ def _extra_block(channels: int, out: int, stride: int, padding: int) -> nn.Seque
     )
 
 
-class SSDBackboneMobileNet(nn.Module):
-    """Six feature maps of MobileNetV3 (Howard et al. 2019, arXiv:1905.02244, section 6.3), 20 to 1 cells.
-
-    C4 is taken from the expansion layer of its block, where it is widest, and C5 from the last layer; then
-    four blocks of depthwise convolutions (Sandler et al. 2018, arXiv:1801.04381).
-
-    Args:
-        network: torchvision's MobileNetV3 with its weights loaded.
-        trainable_layers: Trained stages of six, counted from the top.
-    """
-
-    def __init__(self, network: Any, trainable_layers: int) -> None:
-        super().__init__()
-        layers = network.features
-        freeze_stages(layers, trainable_layers)
-        c4 = stage_starts(layers)[-2]
-        self.features = nn.Sequential(
-            nn.Sequential(*layers[:c4], layers[c4].block[0]),
-            nn.Sequential(layers[c4].block[1:], *layers[c4 + 1 :]),
-        )
-        widths = [layers[-1].out_channels, 512, 256, 256, 128]
-        self.extra = nn.ModuleList(_light_extra_block(channels, out) for channels, out in pairwise(widths))
-        init_normal(self.extra, std=LITE_STD)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps of Tensor[B, 3, H, W], finest first."""
-        features, x = [], images
-        for block in (*self.features, *self.extra):
-            x = block(x)
-            features.append(x)
-        return {str(i): level for i, level in enumerate(features)}
-
-
-def _light_extra_block(channels: int, out: int) -> nn.Sequential:
-    """1x1 convolution to half the new width, depthwise 3x3 of stride 2, and 1x1."""
-    half, options = out // 2, {"norm_layer": LITE_NORM, "activation_layer": nn.ReLU6}
-    return nn.Sequential(
-        Conv2dNormActivation(channels, half, kernel_size=1, **options),
-        Conv2dNormActivation(half, half, kernel_size=3, stride=2, groups=half, **options),
-        Conv2dNormActivation(half, out, kernel_size=1, **options),
-    )
-
-
 def build(recipe: SSDRecipe, classes: int, network: nn.Module) -> SSD:
     """Build from a recipe, for `classes` classes, on a network with its weights loaded."""
-    backbone = SSDBackboneVGG if recipe.architecture == "ssd" else SSDBackboneMobileNet
-    return SSD(recipe, classes, backbone(network, recipe.trainable_layers))
+    if recipe.architecture == "ssd":
+        return SSD(recipe, classes, SSDBackboneVGG(network, recipe.trainable_layers))
+    layers: Any = network.features
+    freeze_stages(layers, recipe.trainable_layers)
+    # six maps, 20 to 1 cells for 320 pixels; C4 is taken from its block's expansion, where it is widest
+    # (Howard et al. 2019, arXiv:1905.02244, section 6.3)
+    backbone = SSDLiteFeatureExtractorMobileNet(layers, stage_starts(layers)[-2], LITE_NORM)
+    return SSD(recipe, classes, backbone)

@@ -7,6 +7,7 @@ Boxes are float32 `x1, y1, x2, y2` in pixels of the batch; they may extend beyon
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -39,7 +40,6 @@ class AnchorGenerator(ABC):
         sizes: Sequence[Size],
         image_size: Size,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """All boxes for one size of batch.
 
@@ -47,24 +47,24 @@ class AnchorGenerator(ABC):
             sizes: Height and width of every feature map, finest first.
             image_size: Height and width of the padded batch in pixels.
             device: Device of the result.
-            dtype: Type of the result; the computation is in float32.
 
         Returns:
             Tensor[A, 4]; cached and shared between calls: do not modify it.
         """
         assert len(sizes) == len(self.anchors_per_cell), f"{len(sizes)} of {len(self.anchors_per_cell)} maps"
-        key = (tuple(tuple(size) for size in sizes), tuple(image_size), str(device), dtype)
+        key = (tuple(tuple(size) for size in sizes), tuple(image_size), str(device))
         if key not in self._cache:
             if len(self._cache) == MAX_CACHED_SIZES:
                 del self._cache[next(iter(self._cache))]
             # a tensor created in inference mode cannot take part in autograd later
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = self._generate(sizes, image_size).to(device, dtype)
+                self._cache[key] = self._generate(sizes, image_size).to(device)
         return self._cache[key]
 
-    def for_batch(self, features: Sequence[Tensor], images: Tensor) -> Tensor:
-        """Anchors Tensor[A, 4] of a batch Tensor[B, 3, H, W] and its feature maps."""
-        return self(feature_sizes(features), (images.shape[2], images.shape[3]), images.device)
+    def for_batch(self, features: Sequence[Tensor], images: Tensor) -> tuple[Tensor, list[int]]:
+        """Anchors Tensor[A, 4] of a batch Tensor[B, 3, H, W] and its feature maps, and their counts."""
+        sizes = feature_sizes(features)
+        return self(sizes, (images.shape[2], images.shape[3]), images.device), self.counts(sizes)
 
     def counts(self, sizes: Sequence[Size]) -> list[int]:
         """Number of boxes per level."""
@@ -90,7 +90,7 @@ class PyramidAnchorGenerator(AnchorGenerator):
             torchvision. The two differ where a side is not a multiple of the stride: P6 of 800 pixels has 13
             rows and hence a stride of 61.
         offset: Position of the centers in their cells: 0 is the corner, 0.5 the middle.
-        rounded: Round the corners of the base anchors to whole pixels.
+        round: Round the corners of the base anchors to whole pixels.
     """
 
     def __init__(
@@ -100,22 +100,22 @@ class PyramidAnchorGenerator(AnchorGenerator):
         *,
         strides: Sequence[int] | None = None,
         offset: float = 0.0,
-        rounded: bool = True,
+        round: bool = True,
     ) -> None:
         super().__init__()
         assert strides is None or len(strides) == len(sizes), "one stride per level"
         self.strides, self.offset = strides, offset
         self.anchors_per_cell = tuple(len(level) * len(aspect_ratios) for level in sizes)
-        self.base_anchors = [self._base_anchors(level, aspect_ratios, rounded) for level in sizes]
+        self.base_anchors = [self._base_anchors(level, aspect_ratios, round) for level in sizes]
 
     @staticmethod
-    def _base_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], rounded: bool) -> Tensor:
+    def _base_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float], round: bool) -> Tensor:
         """Anchors of one cell, Tensor[anchors_per_cell, 4], centered at the origin."""
         height = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()[:, None]
         sides = torch.tensor(sizes, dtype=torch.float32)[None, :]
         x, y = ((1 / height) * sides).flatten() / 2, (height * sides).flatten() / 2
         boxes = torch.stack([-x, -y, x, y], dim=1)
-        return boxes.round() if rounded else boxes
+        return boxes.round() if round else boxes
 
     def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
         levels = []
@@ -142,8 +142,7 @@ class DefaultBoxGenerator(AnchorGenerator):
         scales: Sides as a fraction of the image side, one more than the number of maps.
         aspect_ratios: Extra aspect ratios, per map.
         steps: Stride of each map in pixels; None: image size over map size, not rounded.
-        clip: Clip sides to the image side.
-        clip_centers: Clip centers to the image too, as the original code does: 114 of SSD300's 8,732 differ.
+        clip_centers: Clip centers to the image, as the original code does: 114 of SSD300's 8,732 differ.
     """
 
     def __init__(
@@ -152,7 +151,6 @@ class DefaultBoxGenerator(AnchorGenerator):
         aspect_ratios: Sequence[Sequence[float]],
         *,
         steps: Sequence[int] | None = None,
-        clip: bool = True,
         clip_centers: bool = False,
     ) -> None:
         super().__init__()
@@ -161,20 +159,18 @@ class DefaultBoxGenerator(AnchorGenerator):
         self.steps, self.clip_centers = steps, clip_centers
         self.anchors_per_cell = tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
         self.sides = [
-            self._sides(scale, following, ratios, clip)
-            for scale, following, ratios in zip(scales[:-1], scales[1:], aspect_ratios, strict=True)
+            self._sides(*pair, ratios) for pair, ratios in zip(pairwise(scales), aspect_ratios, strict=True)
         ]
 
     @staticmethod
-    def _sides(scale: float, following: float, ratios: Sequence[float], clip: bool) -> Tensor:
-        """Width and height of one cell's boxes, Tensor[anchors_per_cell, 2], as fractions of the image."""
+    def _sides(scale: float, following: float, ratios: Sequence[float]) -> Tensor:
+        """Width and height of one cell's boxes, Tensor[anchors_per_cell, 2], as fractions of at most 1."""
         between = math.sqrt(scale * following)
         pairs = [(scale, scale), (between, between)]
         for ratio in ratios:
             wide, narrow = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
             pairs += [(wide, narrow), (narrow, wide)]
-        sides = torch.tensor(pairs, dtype=torch.float32)
-        return sides.clamp(0, 1) if clip else sides
+        return torch.tensor(pairs, dtype=torch.float32).clamp(0, 1)
 
     def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
         height, width = image_size

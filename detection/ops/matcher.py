@@ -111,11 +111,7 @@ def match(
 def _claims(quality: Tensor, first: int, low_quality: LowQualityMatches, ignore: Tensor | None) -> Tensor:
     """Tensor[B, A]: index of the box with a low-quality match to the anchor (the last of several), or -1.
 
-    Args:
-        quality: Tensor[B, m, A], IoUs of a part of the boxes.
-        first: Index of the first of these boxes.
-        low_quality: Type of low-quality matches.
-        ignore: Tensor[B, A], bool.
+    `quality` are the IoUs Tensor[B, m, A] of a chunk of the boxes, whose first has the index `first`.
     """
     if ignore is not None:
         quality = quality.masked_fill(ignore[:, None], -1)

@@ -55,19 +55,15 @@ def _group_by_group(
 def _on_tiles(
     boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float
 ) -> Tensor:
-    """GPU: one call for several images, with each group on a tile of its own in the plane."""
-    images = max(1, MAX_BOXES // max(scores.shape[1], 1))
-    parts = zip(*(torch.split(rows, images) for rows in (boxes, scores, group, valid)), strict=True)
-    return torch.cat([_on_one_plane(b, s, g, groups, v, threshold) for b, s, g, v in parts])
+    """GPU: one call for all groups of at most `MAX_BOXES` boxes, with each group on a tile of its own.
 
-
-def _on_one_plane(
-    boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float
-) -> Tensor:
-    """Arrange the tiles in a square, which keeps coordinates small and rounding errors with them.
-
-    80 groups of 1333 pixels in one line would round to 0.008 pixels.
+    The tiles are arranged in a square, which keeps coordinates small and rounding errors with them: 80 groups
+    of 1333 pixels in one line would round to 0.008 pixels.
     """
+    images = max(1, MAX_BOXES // max(scores.shape[1], 1))
+    if len(valid) > images:
+        parts = zip(*(torch.split(rows, images) for rows in (boxes, scores, group, valid)), strict=True)
+        return torch.cat([_on_tiles(b, s, g, groups, v, threshold) for b, s, g, v in parts])
     valid_flat, group = valid.flatten(), _groups_of_batch(group, groups)
     boxes = torch.where(valid_flat[:, None], boxes.flatten(0, 1), 0.0)  # NaN must not affect the tile size
     side = math.ceil(math.sqrt(groups * len(valid)))

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection.models import roi_head, ssd
+from detection.models import faster_rcnn, ssd
 from detection.models.build import build_detector
+from detection.models.faster_rcnn import RPN
 from detection.models.heads import CLASS_PRIOR
 from detection.models.retinanet import RetinaNet
-from detection.models.rpn import RPN
 from detection.ops.anchors import AnchorGenerator, Size
 from detection.ops.losses import FOCAL_ALPHA
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe, load
@@ -168,7 +168,9 @@ MEASURED: dict[str, Callable[[Any], Any]] = {
     "anchor_sides": _anchor_sides,
     "priors": lambda recipe: sum(map(len, _priors(recipe))),
     "prior_sides": _prior_sides,
-    "box_weights": lambda recipe: list((ssd if isinstance(recipe, SSDRecipe) else roi_head).WEIGHTS),
+    "box_weights": lambda recipe: list(
+        ssd.WEIGHTS if isinstance(recipe, SSDRecipe) else faster_rcnn.ROI_WEIGHTS
+    ),
     "rpn_sigma": lambda recipe: round(recipe.rpn.smooth_l1_beta**-0.5, 6),
     "roi_sigma": lambda recipe: round(recipe.roi.smooth_l1_beta**-0.5, 6),
     "focal": lambda recipe: [FOCAL_ALPHA, CLASS_PRIOR],

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.build import build_detector, without_weights
-from detection.models.faster_rcnn import FasterRCNN
-from detection.models.rpn import RPN
+from detection.models.faster_rcnn import RPN, FasterRCNN
 from detection.params import FasterRCNNRecipe, load
 
 SIDE = 64
@@ -60,7 +59,7 @@ def test_only_anchors_inside_the_image_are_sampled() -> None:
     images, targets = torch.rand(1, 3, SIDE, SIDE), targets_of(torch.tensor([[[10.0, 10, 60, 60]]]))
     maps = detector.features(images)
     logits, deltas = (out.detach().requires_grad_() for out in detector.rpn(maps))
-    anchors = detector.rpn.anchors.for_batch(maps, images)
+    anchors, _ = detector.rpn.anchors.for_batch(maps, images)
     detector.rpn.losses(logits, deltas, anchors, targets)["rpn_objectness"].backward()
     assert logits.grad is not None
     sampled = anchors[logits.grad[0] != 0]
@@ -112,9 +111,8 @@ def test_an_image_of_nan_has_no_proposals_and_does_not_affect_others() -> None:
     maps = detector.features(images)
     logits, deltas = detector.rpn(maps)
     sizes = torch.tensor([[SIDE, SIDE]] * 2)
-    proposals, mask = detector.rpn.propose(
-        logits, deltas, detector.rpn.anchors.for_batch(maps, images), maps, sizes
-    )
+    anchors, counts = detector.rpn.anchors.for_batch(maps, images)
+    proposals, mask = detector.rpn.propose(logits, deltas, anchors, counts, sizes)
     assert mask.any(dim=1).tolist() == [False, True]
     assert proposals[~mask].abs().sum() == 0
     empty, detections = detector.detect(images, ImageSizes(sizes, sizes))

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detection.data.loading.batch import ImageSizes, Targets
-from detection.models import roi_head, rpn
+from detection.models import faster_rcnn
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detections
-from detection.models.faster_rcnn import FasterRCNN, pooled_levels
+from detection.models.faster_rcnn import FasterRCNN
 from detection.ops import matcher, roi_align
 from detection.params import FasterRCNNRecipe, load
 
@@ -52,8 +52,7 @@ def same_sample(monkeypatch: pytest.MonkeyPatch) -> None:
         return balanced_sample(positive, negative, count, fraction, keys)
 
     balanced_sample = matcher.balanced_sample
-    monkeypatch.setattr(rpn, "balanced_sample", first)
-    monkeypatch.setattr(roi_head, "balanced_sample", first)
+    monkeypatch.setattr(faster_rcnn, "balanced_sample", first)
     # Use torchvision's kernel: the matrix products have their own test, and their different rounding flips
     # some ReLUs, which in a random network is visible in the first layer's gradient.
     monkeypatch.setattr(roi_align, "MAX_MATMUL_CELLS", dict.fromkeys(roi_align.MAX_MATMUL_CELLS, 0))
@@ -179,9 +178,9 @@ def test_losses_and_gradients_are_torchvisions(pair: Pair, count: int) -> None:
 
     maps = ours.features(images)
     logits, deltas = ours.rpn(maps)
-    anchors = ours.rpn.anchors.for_batch(maps, images)
+    anchors, _ = ours.rpn.anchors.for_batch(maps, images)
     losses = ours.rpn.losses(logits, deltas, anchors, targets)
-    losses |= ours.roi_heads.losses(pooled_levels(maps), *padded(proposals), targets, SIDE)
+    losses |= ours.roi_heads.losses(maps, *padded(proposals), targets, SIDE)
     ours.zero_grad()
     torch.stack(list(losses.values())).sum().backward()
 
@@ -217,10 +216,10 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
         expected, _ = theirs.roi_heads(features, proposals, inside.image_sizes, None)
         maps = list(features.values())
         boxes, mask = ours.rpn.propose(
-            raw["objectness"], raw["deltas"], ours.rpn.anchors.for_batch(maps, images), maps, sizes.resized
+            raw["objectness"], raw["deltas"], *ours.rpn.anchors.for_batch(maps, images), sizes.resized
         )
         found = ours.roi_heads.detect(
-            pooled_levels(maps), *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
+            maps, *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
         )
         whole = ours.detect(images, sizes)
     swapped = 0
