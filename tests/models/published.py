@@ -136,11 +136,11 @@ def _priors(recipe: Recipe) -> tuple[Tensor, ...]:
     assert isinstance(recipe, SSDRecipe)
     maps = [(side, side) for side in MAPS[recipe.architecture]]
 
-    class Maps(nn.Module):
+    class Maps(nn.Linear):  # has parameters: torchvision looks up their device
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             return {str(i): torch.zeros(1, 8, *size) for i, size in enumerate(maps)}
 
-    grid = ssd.SSD(recipe, 1, Maps()).anchors
+    grid = ssd.SSD(recipe, 1, Maps(1, 1)).anchors
     return torch.split(grid(maps, (recipe.image_size, recipe.image_size)), grid.counts(maps))
 
 
