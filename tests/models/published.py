@@ -136,11 +136,15 @@ def _priors(recipe: Recipe) -> tuple[Tensor, ...]:
     assert isinstance(recipe, SSDRecipe)
     maps = [(side, side) for side in MAPS[recipe.architecture]]
 
-    class Maps(nn.Linear):  # has parameters: torchvision looks up their device
+    class Maps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parameter = nn.Parameter(torch.zeros(1))  # torchvision looks up its device
+
         def forward(self, images: Tensor) -> dict[str, Tensor]:
             return {str(i): torch.zeros(1, 8, *size) for i, size in enumerate(maps)}
 
-    grid = ssd.SSD(recipe, 1, Maps(1, 1)).anchors
+    grid = ssd.SSD(recipe, 1, Maps()).anchors
     return torch.split(grid(maps, (recipe.image_size, recipe.image_size)), grid.counts(maps))
 
 
