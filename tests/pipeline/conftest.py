@@ -1,4 +1,4 @@
-"""A tiny copy of this repository, with real git and real DVC, in which the whole pipeline takes a minute."""
+"""Clone of this repository at toy size, with real git and DVC, in which the whole pipeline takes a minute."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as a clone has it, with a dataset, a budget and a detector of toy size."""
+    """Clone of the repository with a dataset, a budget and a detector of toy size."""
     folder = tmp_path_factory.mktemp("pipeline") / "clone"
     for name in COPIED:
         source, target = ROOT / name, folder / name
@@ -30,7 +30,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
-    # Not the one of this checkout, which may have run; as it stands in the repository.
+    # An empty one: the pipeline of this checkout may have run.
     (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     shrink(folder / "params.yaml")
     for line in (
@@ -45,10 +45,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shrink(file: Path) -> None:
-    """The smallest sizes at which every stage still does all it does, and a second model to switch to.
+    """Set the smallest sizes at which every stage does all its work, and add a second model.
 
     Below 65 px the coarsest map is one pixel wide, and oneDNN's bf16 gradient of the stride-2 convolution
-    above it holds what was in memory before.
+    above it contains uninitialized memory.
     """
     yaml = YAML()
     yaml.preserve_quotes = True
@@ -68,12 +68,12 @@ def shrink(file: Path) -> None:
 
 @pytest.fixture(scope="session")
 def command(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Run a command in the copy as a person would, with its environment's programs first."""
-    gone = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING", "PYTHONPATH")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(gone)}
+    """Run a command in the clone as a user would, with the programs of this environment first in PATH."""
+    removed = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING", "PYTHONPATH")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(removed)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment["OMP_NUM_THREADS"] = (
-        "1"  # threads that wait for each other on a busy machine cost five times that
+        "1"  # on a busy machine, threads that wait for each other take five times as long
     )
     environment["DVC_SITE_CACHE_DIR"] = str(tmp_path_factory.mktemp("site-cache"))
 
@@ -87,8 +87,8 @@ def command(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
 
 
 @pytest.fixture(scope="session")
-def rows(copy: Path) -> Callable[[], list[Any]]:
-    """The rows of the copy's store, oldest first."""
+def runs(copy: Path) -> Callable[[], list[Any]]:
+    """MLflow runs in the clone's store, oldest first."""
     from detection.tracking.store import import_mlflow
 
     def search() -> list[Any]:

@@ -1,4 +1,4 @@
-"""What a person sees after a slip in params.yaml: one line, soon, and nothing is touched."""
+"""The check stage: a typo in params.yaml is one line on stderr, early, and changes no file."""
 
 import os
 import resource
@@ -44,7 +44,7 @@ def with_dataset(project: Path, entry: str) -> None:
     change(project, "\ndataset: shapes", "\ndataset: mine")
 
 
-def test_what_it_leaves_never_changes(project: Path) -> None:
+def test_its_output_is_independent_of_params(project: Path) -> None:
     assert run_check(project).returncode == 0
     first = (project / "data" / "check.ok").read_bytes()
     change(project, "\nseed: 0", "\nseed: 1")
@@ -53,47 +53,43 @@ def test_what_it_leaves_never_changes(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ("\nmodel: ", "\nmodel: retinanett  # ", "did you mean 'retinanet'?"),
-        (
-            "\ndataset: shapes",
-            "\ndataset: shape",
-            "dataset: there is no dataset 'shape'; did you mean 'shapes'?",
-        ),
-        ("\nseed: 0", "\nsede: 0", "sede: there is no section 'sede'; did you mean 'seed'?"),
+        ("\ndataset: shapes", "\ndataset: shape", "did you mean 'shapes'?"),
+        ("\nseed: 0", "\nsede: 0", "did you mean 'seed'?"),
         ("\n  device: auto", "\n  devise: auto", "train.devise: unknown key; did you mean 'device'?"),
-        ("\n  device: auto", "\n  device: gpu", "train.device: 'gpu' is not possible"),
+        ("\n  device: auto", "\n  device: gpu", "train.device: 'gpu'"),
         ("\nseed: 0", "\nseed: 0\n  bad: [", "is not valid YAML"),
     ],
 )
-def test_a_slip_is_one_line_and_nothing_is_written(project: Path, old: str, new: str, said: str) -> None:
+def test_a_typo_is_one_line_and_nothing_is_written(project: Path, old: str, new: str, message: str) -> None:
     change(project, old, new)
     done = run_check(project)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert os.listdir(project) == ["params.yaml"]
 
 
-def test_in_a_repository_it_says_how_to_get_rid_of_the_slip(project: Path) -> None:
+def test_in_a_repository_the_message_has_the_command_that_restores_params(project: Path) -> None:
     identity = ("-c", "user.name=T", "-c", "user.email=t@localhost")
-    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "all is well"]):
+    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "valid"]):
         subprocess.run(["git", *words], cwd=project, check=True)
     change(project, "\nmodel: ", "\nmodel: retinanett  # ")
-    said = run_check(project).stderr
-    assert "did you mean 'retinanet'?; `git checkout params.yaml`" in said
-    subprocess.run(["git", *identity, "commit", "-qam", "a slip of the past"], cwd=project, check=True)
+    message = run_check(project).stderr
+    assert "did you mean 'retinanet'?; `git checkout params.yaml`" in message
+    subprocess.run(["git", *identity, "commit", "-qam", "typo"], cwd=project, check=True)
     assert run_check(project).stderr.endswith("did you mean 'retinanet'?\n")
 
 
-def test_a_dataset_that_is_not_there_is_told_with_its_place(project: Path) -> None:
+def test_a_missing_dataset_is_named_with_its_folder(project: Path) -> None:
     with_dataset(project, VOC)
     done = run_check(project)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert f"looked for at {project / 'data/raw/mine'}" in done.stderr
+    assert str(project / "data/raw/mine") in done.stderr
     assert "DATA_ROOT" in done.stderr
 
 
@@ -103,8 +99,8 @@ def test_a_missing_split_list_or_annotation_file_is_named(project: Path) -> None
     (voc / "JPEGImages").mkdir(parents=True)
     (voc / "ImageSets" / "Main").mkdir(parents=True)
     (voc / "ImageSets" / "Main" / "trainval.txt").write_text("a\n")
-    said = run_check(project).stderr
-    assert "2007/ImageSets/Main/test.txt is not in" in said
+    message = run_check(project).stderr
+    assert "2007/ImageSets/Main/test.txt is not in" in message
     (voc / "ImageSets" / "Main" / "test.txt").write_text("b\n")
     assert run_check(project).returncode == 0
 

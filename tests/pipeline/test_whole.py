@@ -1,6 +1,7 @@
-"""The whole pipeline, as a person uses it: repro, nothing to do, a changed word, a temporary workspace.
+"""The whole pipeline with real DVC: repro, nothing to do, a changed model, a temporary workspace, sync.
 
-The tests build on each other, in this order, as a person's session does.
+Every module fixture runs one command of a session, after the fixture before it, and records what changes
+later. The tests only read these records, so that they are independent of each other and of their order.
 """
 
 import json
@@ -8,60 +9,207 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
-Rows = Callable[[], list[Any]]
-SCORES = {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100"}
-SCORES |= {"AR_small", "AR_medium", "AR_large", "voc_ap50_11pt", "voc_ap50_area"}
+Done = subprocess.CompletedProcess[str]
+Command = Callable[..., Done]
+Runs = Callable[[], list[Any]]
+METRICS = {"AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100"}
+METRICS |= {"AR_small", "AR_medium", "AR_large", "voc_ap50_11pt", "voc_ap50_area"}
 
 
-@pytest.fixture(scope="module")
-def repro(command: Command) -> str:
-    """What the first `dvc repro` says."""
-    return command("dvc", "repro").stdout
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A command, and the state that it leaves."""
+
+    stdout: str
+    stderr: str
+    stages: list[str]
+    """Stages that ran."""
+    runs: list[Any]
+    """MLflow runs, oldest first."""
+    artifacts: set[str]
+    """Paths of the newest run's artifacts."""
+    run_ids: dict[str, str]
+    """MLflow run id in `run.json` of the train and the evaluation report."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """The workspace after the first `dvc repro`."""
+
+    missing_outs: list[str]
+    metrics: dict[str, Any]
+    dvc_status: str
+    git_changes: set[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synced:
+    """Runs that `detection sync` restores in an empty store."""
+
+    first: Done
+    """Sync of the experiment `elsewhere`."""
+    runs: list[Any]
+    second: Done
+    """The same command again."""
+    runs_of_both: list[Any]
+    """Runs after the sync of `other-model` too."""
+    unknown: Done
+    """Sync of a name that does not exist."""
 
 
 def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
 
-def run_id(folder: Path, stage: str) -> str:
-    return str(json.loads((folder / "reports" / stage / "run.json").read_text())["run_id"])
+@pytest.fixture(scope="module")
+def execute(copy: Path, command: Command, runs: Runs) -> Callable[..., Step]:
+    """Run a command in the clone and record the state after it."""
+
+    def run_id(stage: str) -> str:
+        return str(json.loads((copy / "reports" / stage / "run.json").read_text())["run_id"])
+
+    def execute(*words: str) -> Step:
+        done, after = command(*words), runs()
+        folder = Path(after[-1].info.artifact_uri.removeprefix("file://"))
+        return Step(
+            stdout=done.stdout,
+            stderr=done.stderr,
+            stages=stages_run(done.stdout),
+            runs=after,
+            artifacts={path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()},
+            run_ids={stage: run_id(stage) for stage in ("train", "evaluation")},
+        )
+
+    return execute
 
 
-def test_one_command_makes_everything(copy: Path, command: Command, repro: str) -> None:
-    assert stages_run(repro) == ["check", "prepare", "pretrain", "train", "evaluate", "plots"]
-    pipeline = YAML(typ="safe").load(copy / "dvc.yaml")["stages"]
-    for stage in pipeline.values():
+@pytest.fixture(scope="module")
+def repro(execute: Callable[..., Step]) -> Step:
+    return execute("dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def workspace(copy: Path, command: Command, repro: Step) -> Workspace:
+    outs = []
+    for stage in YAML(typ="safe").load(copy / "dvc.yaml")["stages"].values():
         for out in stage.get("outs", []) + stage.get("metrics", []):
-            path = out if isinstance(out, str) else next(iter(out))
-            assert (copy / path).exists(), path
-    assert set(json.loads((copy / "reports/evaluation/metrics.json").read_text())) == SCORES
-    assert command("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+            outs.append(out if isinstance(out, str) else next(iter(out)))
+    status = command("dvc", "status").stdout.strip()
     changed = command("git", "status", "--porcelain", "-uall").stdout.splitlines()
-    assert {line[3:] for line in changed} == {
+    return Workspace(
+        missing_outs=[path for path in outs if not (copy / path).exists()],
+        metrics=json.loads((copy / "reports/evaluation/metrics.json").read_text()),
+        dvc_status=status,
+        git_changes={line[3:] for line in changed},
+    )
+
+
+@pytest.fixture(scope="module")
+def unchanged(execute: Callable[..., Step], workspace: Workspace) -> Step:
+    """`dvc repro` with nothing to do."""
+    return execute("dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def shown(command: Command, unchanged: Step) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metrics and plots as DVC shows them."""
+    metrics = json.loads(command("dvc", "metrics", "show", "--json").stdout)
+    return metrics, json.loads(command("dvc", "plots", "show", "--json").stdout)
+
+
+@pytest.fixture(scope="module")
+def typos(copy: Path, command: Command, shown: Any) -> list[Done]:
+    """Experiments with a misspelled model and a misspelled dataset; the trained detector is still there."""
+    before, done = (copy / "params.yaml").read_text(), []
+    for override in ("model=siblin", "dataset=shape"):
+        done.append(command("dvc", "exp", "run", "-S", override, check=False))
+        (copy / "params.yaml").write_text(before)
+    assert (copy / "models" / "detector.pt").is_file()
+    return done
+
+
+@pytest.fixture(scope="module")
+def other_model(execute: Callable[..., Step], typos: Any) -> Step:
+    return execute("dvc", "exp", "run", "-n", "other-model", "-S", "model=sibling")
+
+
+@pytest.fixture(scope="module")
+def experiments_table(command: Command, other_model: Step) -> str:
+    return command("dvc", "exp", "show", "--csv", "--only-changed").stdout
+
+
+@pytest.fixture(scope="module")
+def temporary(execute: Callable[..., Step], experiments_table: str) -> Step:
+    """An experiment in a temporary workspace that differs in the evaluation alone."""
+    override = ("-S", "model=sibling", "-S", "evaluate.batch_size=2")
+    return execute("dvc", "exp", "run", "--temp", "-n", "elsewhere", *override)
+
+
+@pytest.fixture(scope="module")
+def plots_page(copy: Path, command: Command, temporary: Step) -> str:
+    command("dvc", "plots", "diff", "other-model", "elsewhere")
+    return (copy / "dvc_plots/index.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def returned(command: Command, execute: Callable[..., Step], plots_page: str) -> Step:
+    """`dvc repro` after params.yaml is what it was at first."""
+    command("git", "checkout", "params.yaml")
+    return execute("dvc", "repro")
+
+
+@pytest.fixture(scope="module")
+def synced(copy: Path, command: Command, returned: Step) -> Synced:
+    """`detection sync` after the MLflow store and the checkpoints are lost."""
+    from mlflow import MlflowClient
+
+    for file in copy.glob("mlflow.db*"):
+        file.unlink()
+    emptied = MlflowClient(
+        f"sqlite:////{copy}/mlflow.db"
+    )  # another spelling: the old database is still open here
+
+    def runs() -> list[Any]:
+        return list(emptied.search_runs([one.experiment_id for one in emptied.search_experiments()]))
+
+    shutil.rmtree(copy / ".checkpoints")
+    first = command("detection", "sync", "elsewhere")
+    after = runs()
+    second = command("detection", "sync", "elsewhere")
+    command("detection", "sync", "other-model")
+    both = runs()
+    unknown = command("detection", "sync", "nowhere", check=False)
+    return Synced(first=first, runs=after, second=second, runs_of_both=both, unknown=unknown)
+
+
+def test_one_command_runs_all_stages_and_makes_all_outputs(repro: Step, workspace: Workspace) -> None:
+    assert repro.stages == ["check", "prepare", "pretrain", "train", "evaluate", "plots"]
+    assert workspace.missing_outs == []
+    assert workspace.metrics.keys() == METRICS
+    assert workspace.dvc_status == "Data and pipelines are up to date."
+    assert workspace.git_changes == {
         "dvc.lock",
         "reports/train/run.json",
         "reports/evaluation/metrics.json",
         "reports/evaluation/run.json",
-    }, "all else is ignored by git, and is kept by DVC or is local"
+    }, "git ignores all other outputs: DVC keeps them, or they are local"
 
 
-def test_the_experiment_is_one_row(copy: Path, repro: str, rows: Rows) -> None:
-    (row,) = rows()
-    assert row.info.run_id == run_id(copy, "train") == run_id(copy, "evaluation")
-    assert row.info.status == "FINISHED"
-    assert {"loss", "lr", "val/AP50", "test/AP50", "test/voc_ap50_11pt"} <= row.data.metrics.keys()
-    assert row.data.params["model"] == row.data.tags["model"]
-    assert len(row.data.params) > 60
-    assert {one.tags[0].value for one in row.inputs.dataset_inputs} == {"train", "val", "test"}
-    artifacts = Path(row.info.artifact_uri.removeprefix("file://"))
-    stored = {path.relative_to(artifacts).as_posix() for path in artifacts.rglob("*") if path.is_file()}
+def test_the_experiment_is_one_run(repro: Step) -> None:
+    (run,) = repro.runs
+    assert run.info.run_id == repro.run_ids["train"] == repro.run_ids["evaluation"]
+    assert run.info.status == "FINISHED"
+    assert {"loss", "lr", "val/AP50", "test/AP50", "test/voc_ap50_11pt"} <= run.data.metrics.keys()
+    assert run.data.params["model"] == run.data.tags["model"]
+    assert len(run.data.params) > 60
+    assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"train", "val", "test"}
     assert {
         "models/detector.pt",
         "dvc.lock",
@@ -72,128 +220,103 @@ def test_the_experiment_is_one_row(copy: Path, repro: str, rows: Rows) -> None:
         "plots/losses.png",
         "plots/index.html",
         "model_card.md",
-    } <= stored
+    } <= repro.artifacts
 
 
-def test_nothing_to_do_does_nothing(command: Command, repro: str, rows: Rows) -> None:
-    assert stages_run(command("dvc", "repro").stdout) == []
-    assert len(rows()) == 1
+def test_nothing_to_do_runs_no_stage(unchanged: Step) -> None:
+    assert unchanged.stages == []
+    assert len(unchanged.runs) == 1
 
 
-def test_dvc_shows_the_metrics_and_plots(copy: Path, command: Command, repro: str) -> None:
-    shown = json.loads(command("dvc", "metrics", "show", "--json").stdout)
-    scores = shown[""]["data"]["reports/evaluation/metrics.json"]["data"]
-    assert SCORES - scores.keys() <= {"AP_large", "AR_large"}, "null, as there is no large object"
-    plots = json.loads(command("dvc", "plots", "show", "--json").stdout)
+def test_dvc_shows_the_metrics_and_plots(shown: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    metrics, plots = shown
+    values = metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]
+    assert METRICS - values.keys() <= {"AP_large", "AR_large"}, "null, as no object is large"
     assert not plots.get("errors")
     assert "Precision over recall on test (IoU 0.5)" in plots["data"]
 
 
-def test_a_slip_is_told_before_any_stage_runs(copy: Path, command: Command, repro: str) -> None:
-    before = (copy / "params.yaml").read_text()
-    for override in ("model=siblin", "dataset=shape"):
-        done = command("dvc", "exp", "run", "-S", override, check=False)
+def test_a_typo_is_an_error_before_any_other_stage_runs(typos: list[Done]) -> None:
+    for done in typos:
         assert done.returncode != 0
         assert stages_run(done.stdout) == ["check"]
-        (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-        assert "did you mean" in said
+        (message,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "did you mean" in message
         assert "Traceback" not in done.stderr
-        (copy / "params.yaml").write_text(before)
-    assert (copy / "models" / "detector.pt").is_file()
 
 
-def test_one_changed_word_is_one_more_row(copy: Path, command: Command, repro: str, rows: Rows) -> None:
-    done = command("dvc", "exp", "run", "-n", "other-model", "-S", "model=sibling")
-    assert stages_run(done.stdout) == ["check", "pretrain", "train", "evaluate", "plots"]
-    assert "pretraining of resnet18: reusing the finished result" in done.stdout
-    first, second = rows()
+def test_another_model_is_another_run(other_model: Step, experiments_table: str) -> None:
+    assert other_model.stages == ["check", "pretrain", "train", "evaluate", "plots"]
+    assert re.search(r"pretraining of resnet18: .*reus", other_model.stdout)
+    first, second = other_model.runs
     assert second.info.run_name == second.data.tags["dvc.exp_name"] == "other-model"
     assert (second.info.status, second.data.params["model"]) == ("FINISHED", "sibling")
-    assert second.info.run_id == run_id(copy, "evaluation") != first.info.run_id
-    shown = command("dvc", "exp", "show", "--csv", "--only-changed").stdout
-    assert second.info.run_id in shown
-    assert "sibling" in shown
+    assert second.info.run_id == other_model.run_ids["evaluation"] != first.info.run_id
+    assert second.info.run_id in experiments_table
+    assert "sibling" in experiments_table
 
 
-def test_a_temporary_workspace_forks_a_row_for_other_settings(
-    copy: Path, command: Command, repro: str, rows: Rows
+def test_other_evaluation_settings_in_a_temporary_workspace_are_a_new_run_of_the_same_training(
+    other_model: Step, temporary: Step
 ) -> None:
-    before = rows()
-    override = ("-S", "model=sibling", "-S", "evaluate.batch_size=2")
-    done = command("dvc", "exp", "run", "--temp", "-n", "elsewhere", *override)
-    assert stages_run(done.stdout)[-2:] == ["evaluate", "plots"]
-    assert "train" not in stages_run(done.stdout), "restored from the run-cache"
-    assert "WARNING" not in done.stderr, "the workspace knows dvc.lock, and no output is empty"
-    fork = rows()[-1]
-    assert len(rows()) == len(before) + 1
+    assert temporary.stages[-2:] == ["evaluate", "plots"]
+    assert "train" not in temporary.stages, "restored from the run-cache"
+    assert "WARNING" not in temporary.stderr, "the workspace has dvc.lock, and no output is empty"
+    base, fork = other_model.runs[-1], temporary.runs[-1]
+    assert len(temporary.runs) == len(other_model.runs) + 1
     assert fork.info.run_name == "elsewhere"
     assert fork.info.status == "FINISHED"
-    assert fork.data.tags["forked_from"] == before[-1].info.run_id
-    assert fork.data.params == before[-1].data.params | {"evaluate.batch_size": "2"}
+    assert fork.data.tags["forked_from"] == base.info.run_id
+    assert fork.data.params == base.data.params | {"evaluate.batch_size": "2"}
     of_evaluation = ("system/", "test/", "speed/")
-    of_training = {name for name in before[-1].data.metrics if not name.startswith(of_evaluation)}
+    of_training = {name for name in base.data.metrics if not name.startswith(of_evaluation)}
     assert {name: fork.data.metrics.get(name) for name in of_training} == {
-        name: before[-1].data.metrics[name] for name in of_training
+        name: base.data.metrics[name] for name in of_training
     }
-    artifacts = Path(fork.info.artifact_uri.removeprefix("file://"))
-    assert (artifacts / "plots" / "index.html").is_file()
+    assert "plots/index.html" in temporary.artifacts
 
 
-def test_plots_of_two_experiments_need_no_network(copy: Path, command: Command, repro: str) -> None:
-    command("dvc", "plots", "diff", "other-model", "elsewhere")
-    html = (copy / "dvc_plots/index.html").read_text(encoding="utf-8")
-    assert "default-src 'none'" in html
-    assert not re.search(r"<script[^>]*\ssrc=", html)
+def test_plots_of_two_experiments_need_no_network(copy: Path, plots_page: str) -> None:
+    assert "default-src 'none'" in plots_page
+    assert not re.search(r"<script[^>]*\ssrc=", plots_page)
     pipeline = YAML(typ="safe").load(copy / "dvc.yaml")
     titles = [next(iter(plot)) for plot in pipeline["plots"] if not isinstance(plot, str)]
-    specs = [json.loads(spec) for spec in re.findall(r"var spec = (.*);\n", html)]
-    drawn = {text["text"] if isinstance(text := spec["title"], dict) else text: spec for spec in specs}
-    assert set(drawn) == set(titles)
+    specs = [json.loads(spec) for spec in re.findall(r"var spec = (.*);\n", plots_page)]
+    plots = {text["text"] if isinstance(text := spec["title"], dict) else text: spec for spec in specs}
+    assert plots.keys() == set(titles)
     for spec in specs:
         assert {row["rev"] for row in spec["data"]["values"]} == {"other-model", "elsewhere"}
-    assert {row["class"] for row in drawn["Precision over recall on test (IoU 0.5)"]["data"]["values"]} > {
-        "all"
-    }
+    recall = plots["Precision over recall on test (IoU 0.5)"]
+    assert {row["class"] for row in recall["data"]["values"]} > {"all"}
 
 
-def test_going_back_restores_and_adds_no_row(copy: Path, command: Command, repro: str, rows: Rows) -> None:
-    before = len(rows())
-    command("git", "checkout", "params.yaml")
-    assert stages_run(command("dvc", "repro").stdout) == []
-    assert run_id(copy, "evaluation") == rows()[0].info.run_id
-    assert len(rows()) == before
+def test_the_first_params_again_restore_the_outputs_and_add_no_run(temporary: Step, returned: Step) -> None:
+    assert returned.stages == []
+    assert returned.run_ids["evaluation"] == returned.runs[0].info.run_id
+    assert len(returned.runs) == len(temporary.runs)
 
 
-def test_rows_on_an_emptied_store_come_back_from_dvc_alone(
-    copy: Path, command: Command, repro: str, rows: Rows
-) -> None:
-    named = {row.info.run_name: row for row in rows()}
+def test_sync_restores_runs_in_an_empty_store_from_dvc_alone(returned: Step, synced: Synced) -> None:
+    named = {run.info.run_name: run for run in returned.runs}
     before, base = named["elsewhere"], named["other-model"]
-    for file in copy.glob("mlflow.db*"):
-        file.unlink()
-    from mlflow import MlflowClient
+    (run,) = synced.runs
+    assert synced.first.stdout.startswith(f"elsewhere: run {run.info.run_id}: ")
+    assert "curve points" in synced.first.stdout
+    assert "evaluation" in synced.first.stdout
+    assert (run.info.run_name, run.info.status) == ("elsewhere", "FINISHED")
+    assert run.data.params == before.data.params
+    assert run.data.metrics == {k: v for k, v in before.data.metrics.items() if not k.startswith("system/")}
+    assert run.data.tags["dvc.baseline_rev"] == before.data.tags["dvc.baseline_rev"]
+    assert run.data.tags["replaces_run"] == before.info.run_id
+    assert "up to date" in synced.second.stdout
+    both = {one.info.run_name: one for one in synced.runs_of_both}
+    assert both.keys() == {"elsewhere", "other-model"}
+    assert both["other-model"].data.params == base.data.params
+    assert both["elsewhere"].data.params == before.data.params
 
-    emptied = MlflowClient(f"sqlite:////{copy}/mlflow.db")  # by another name: the old one stays open here
 
-    def made() -> list[Any]:
-        return list(emptied.search_runs([one.experiment_id for one in emptied.search_experiments()]))
-
-    shutil.rmtree(copy / ".checkpoints")
-    said = command("detection", "sync", "elsewhere").stdout
-    assert said.startswith("elsewhere: row ")
-    assert "points of its curves and the evaluation sent" in said
-    (row,) = made()
-    assert (row.info.run_name, row.info.status) == ("elsewhere", "FINISHED")
-    assert row.data.params == before.data.params
-    assert row.data.metrics == {k: v for k, v in before.data.metrics.items() if not k.startswith("system/")}
-    assert row.data.tags["dvc.baseline_rev"] == before.data.tags["dvc.baseline_rev"]
-    assert "nothing was missing" in command("detection", "sync", "elsewhere").stdout
-    assert row.data.tags["replaces_run"] == before.info.run_id
-    command("detection", "sync", "other-model")
-    again = {one.info.run_name: one for one in made()}
-    assert again.keys() == {"elsewhere", "other-model"}
-    assert again["other-model"].data.params == base.data.params
-    assert again["elsewhere"].data.params == before.data.params
-    done = command("detection", "sync", "nowhere", check=False)
-    assert done.stderr.startswith("error: there is no experiment or git revision 'nowhere'")
-    assert done.stderr.count("\n") == 1
+def test_sync_of_an_unknown_experiment_is_one_line(synced: Synced) -> None:
+    assert synced.unknown.returncode != 0
+    assert synced.unknown.stderr.startswith("error: ")
+    assert "'nowhere'" in synced.unknown.stderr
+    assert synced.unknown.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""How a stage ends: its exit code, one line for what a person can mend, no traceback for being stopped."""
+"""End of a stage: exit code, one line for an error that the user can fix, no traceback after a signal."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_being_stopped_closes_what_is_open_and_leaves_no_traceback(number: signal.Signals, code: int) -> None:
+def test_a_signal_runs_the_cleanup_without_a_traceback(number: signal.Signals, code: int) -> None:
     process = start(WAIT)
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
@@ -33,7 +33,7 @@ def test_being_stopped_closes_what_is_open_and_leaves_no_traceback(number: signa
     assert (process.returncode, out, err) == (code, "closed\n", "")
 
 
-def test_a_full_gpu_is_one_line_with_its_mend() -> None:
+def test_out_of_gpu_memory_is_one_line_with_the_fix() -> None:
     process = start(
         "import torch\ndef stage(): raise torch.OutOfMemoryError('CUDA out of memory. Tried to …')\n"
     )
@@ -43,8 +43,9 @@ def test_a_full_gpu_is_one_line_with_its_mend() -> None:
     assert err.count("\n") == 1
 
 
-def test_a_full_disk_is_one_line_with_its_mend() -> None:
+def test_a_full_disk_is_one_line_with_the_fix() -> None:
     process = start("def stage():\n  with open('/dev/full', 'w') as file: file.write('x')\n")
     _, err = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert err == "error: No space left on device; free disk space and repeat the command\n"
+    assert err.startswith("error: No space left on device; ")
+    assert err.count("\n") == 1

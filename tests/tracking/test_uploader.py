@@ -1,4 +1,4 @@
-"""Curves reach a run completely and once, whatever happens to the server and to the files."""
+"""Every point of a curve reaches a run exactly once, despite server failures and truncated files."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -23,7 +23,7 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 class Server:
-    """Serves `content` under any name, with faults on request; records the headers of requests."""
+    """Serves `content` under any name, with errors on request; records the headers of requests."""
 
     def __init__(self) -> None:
         self.content = CONTENT
