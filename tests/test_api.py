@@ -52,7 +52,7 @@ def test_the_import_is_light() -> None:
     assert done.stdout.strip() == "set()"
 
 
-def test_all_kinds_of_images_give_the_same_detections(weights: Path, folder: Path) -> None:
+def test_all_types_of_images_give_the_same_detections(weights: Path, folder: Path) -> None:
     detector = detection.load(weights, device="cpu")
     assert detector.classes == CLASSES
     file = folder / "1.png"

@@ -39,12 +39,12 @@ def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
     images.mkdir()
     save_image(images / "b.png")
     save_image(images / "a.jpg", 60, 100)
-    save_image(images / "grey.bmp", mode="L")
+    save_image(images / "gray.bmp", mode="L")
     (images / "notes.txt").write_text("not an image")
     done = detection(project, "predict", "images", "--weights", str(weights), "--threshold", "0")
     assert done.returncode == 0, done.stderr
     found = json.loads((project / "predictions" / "detections.json").read_text())
-    assert [one["file"] for one in found] == ["images/a.jpg", "images/b.png", "images/grey.bmp"]
+    assert [one["file"] for one in found] == ["images/a.jpg", "images/b.png", "images/gray.bmp"]
     assert [(one["width"], one["height"]) for one in found] == [(60, 100), (120, 80), (120, 80)]
     assert all(one["detections"] for one in found)
     for one in found:

@@ -18,20 +18,20 @@ from detection.evaluation.protocol.results import SplitDetections
 ROOT = Path(__file__).parents[2]
 BOXES = [[0, 0, 50, 50], [100, 0, 150, 50]]
 ELSEWHERE = {"speed.json", "detections.json", "mlflow_metrics.json", "run.json"}
-"""What the stage adds."""
+"""Files that the stage writes itself."""
 
 
 def test_scores_and_files(make_index: Callable[..., Index]) -> None:
     index = make_index((BOXES, [0, 1]))
-    found = evaluate(
+    evaluation = evaluate(
         index, SplitDetections.of_image(0, BOXES[:1], [0.9], [0]), ["cat", "dog"], verify=True, rounds=5
     )
-    row = found.metrics()
-    assert (row["test/AP"], row["test/AP/cat"], row["test/AP/dog"]) == pytest.approx((0.5, 1, 0))
-    assert row["test/voc_ap50_area"] == pytest.approx(0.5)
+    metrics = evaluation.metrics()
+    assert (metrics["test/AP"], metrics["test/AP/cat"], metrics["test/AP/dog"]) == pytest.approx((0.5, 1, 0))
+    assert metrics["test/voc_ap50_area"] == pytest.approx(0.5)
     stage = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["evaluate"]
     outs = {Path(out) for out in [*stage["outs"], *(next(iter(one)) for one in stage["metrics"])]}
-    assert set(found.tables) == {path.name for path in outs} - ELSEWHERE
+    assert set(evaluation.tables) == {path.name for path in outs} - ELSEWHERE
 
 
 def test_a_difference_from_pycocotools_stops(

@@ -46,7 +46,7 @@ def fill(clone: Clone, reference: Clone) -> list[str]:
         ):
             problems.append(f"a full disk: exit code {code}, {errors}")
         if step < 1:
-            problems.append("there is no checkpoint")
+            problems.append("no checkpoint")
         mount(folder, "remount,size=2g")
         clone.run("dvc", "repro", "-s", "train")
         if not same_weights(clone.folder / DETECTOR, reference.folder / DETECTOR):

@@ -1,4 +1,4 @@
-"""What the server missed is sent later, completely and once: by the next stage, or by `detection sync`."""
+"""Points that the server missed are sent later, each once: by the next stage, or by `detection sync`."""
 
 import json
 import shutil

@@ -194,7 +194,7 @@ def test_a_cache_does_not_change_the_batches(
 def test_an_image_of_another_size_than_in_the_index_is_not_cached(tmp_path: Path) -> None:
     cache = ImageCache(np.array([[4, 6], [5, 5]], np.int32), megabytes=1)
     cache.put(0, torch.ones(3, 6, 4, dtype=torch.uint8))
-    cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # a row beyond the budget
+    cache.put(2, torch.ones(3, 4, 6, dtype=torch.uint8))  # an image beyond the budget
     assert cache.get(0) is cache.get(2) is None
     image = torch.randint(0, 256, (3, 5, 5), dtype=torch.uint8)
     cache.put(1, image)

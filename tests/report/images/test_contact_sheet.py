@@ -108,7 +108,7 @@ def record(number: int) -> Record:
 
 
 def pixels(tiles: tuple[Tile, Tile], color: str) -> int:
-    return int(has_color(contact_sheet(tiles, ["thing"], 2), ImageColor.getrgb(color)).sum())
+    return int(has_color(contact_sheet(tiles, ["cat"], 2), ImageColor.getrgb(color)).sum())
 
 
 def test_true_positives_and_errors_have_different_colors(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_published_weights_lack_only_their_classifier(monkeypatch: pytest.Monkey
 def test_a_detector_starts_from_the_weights_of_its_publication(
     backbone: str, architecture: str, name: str
 ) -> None:
-    """As named by torchvision's builders, which do not use its newer weights."""
+    """torchvision's builders name these weights, not its newer ones."""
     assert str(published(backbone, architecture)) == name
     if (backbone, architecture) != ("vgg16", "fasterrcnn"):  # torchvision has no builder for it
         builder = {
