@@ -1,4 +1,4 @@
-"""The public API: exported names, and detection on every kind of image."""
+"""The public API: exported names, and detection on every type of image."""
 
 import subprocess
 import sys

@@ -233,7 +233,7 @@ def test_dvc_shows_the_metrics_and_plots(shown: tuple[dict[str, Any], dict[str, 
     values = metrics[""]["data"]["reports/evaluation/metrics.json"]["data"]
     assert METRICS - values.keys() <= {"AP_large", "AR_large"}, "null, as no object is large"
     assert not plots.get("errors")
-    assert "Precision over recall on test (IoU 0.5)" in plots["data"]
+    assert "Precision-recall curves on test (IoU 0.5)" in plots["data"]
 
 
 def test_a_typo_is_an_error_before_any_other_stage_runs(typos: list[Done]) -> None:
@@ -286,7 +286,7 @@ def test_plots_of_two_experiments_need_no_network(copy: Path, plots_page: str) -
     assert plots.keys() == set(titles)
     for spec in specs:
         assert {row["rev"] for row in spec["data"]["values"]} == {"other-model", "elsewhere"}
-    recall = plots["Precision over recall on test (IoU 0.5)"]
+    recall = plots["Precision-recall curves on test (IoU 0.5)"]
     assert {row["class"] for row in recall["data"]["values"]} > {"all"}
 
 
