@@ -87,7 +87,7 @@ def _add_object(image: Image.Image, objects: list[ShapeObject], rng: Generator) 
         corner = _corner(placement, silhouette.size, image.width, target, rng)
         new = _object_at(shape, silhouette, corner, image.width, faint=placement == "faint")
         if new is not None and _fits(placement, new, objects, target):
-            _draw(image, new, silhouette, corner, rng)
+            _draw_object(image, new, silhouette, corner, rng)
             for other in objects:
                 other.visible &= ~new.mask
             objects.append(new)
@@ -153,7 +153,7 @@ def _fits(placement: str, new: ShapeObject, objects: list[ShapeObject], target: 
     return True
 
 
-def _draw(
+def _draw_object(
     image: Image.Image, new: ShapeObject, silhouette: Image.Image, corner: Point, rng: Generator
 ) -> None:
     """Paint an object in a color that contrasts with the background, or hardly does for a faint object."""
