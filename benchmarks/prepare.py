@@ -24,9 +24,9 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detection.data.sources import coco, voc
+from detection.data.sources.checks import Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.image_headers import read_headers
-from detection.data.sources.problems import Problems
 from detection.params.datasets import CocoDataset, CocoSplit, VocDataset
 from detection.params.stages import Checks
 

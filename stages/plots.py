@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Draw the charts and test images, write the page and the model card, and log them to the MLflow run."""
     settings = params.load()
-    from detection.report.charts.experiment_charts import draw_charts
+    from detection.report.charts.vega import draw_charts
     from detection.report.model_card import write_model_card
     from detection.report.page.advice import advise
     from detection.report.page.html import write_page
@@ -40,8 +40,7 @@ def _album(settings: params.Plots) -> "Album | None":
     from detection.data.prepared import Prepared
     from detection.errors import DataError
     from detection.report.images.contact_sheet import contact_sheet, prediction_tiles
-    from detection.report.images.gallery import build_album, sample_rows
-    from detection.report.images.image_matches import match_images, read_detections
+    from detection.report.images.gallery import build_album, match_images, read_detections, sample_rows
 
     prepared = Prepared.load()
     index = prepared.index("test")

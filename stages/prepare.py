@@ -5,7 +5,7 @@ import logging
 from detection import params
 from detection.data import prepared, statistics
 from detection.data.sources.dataset import read
-from detection.doctor.sample_size import reliability_warnings
+from detection.doctor.label_stats import reliability_warnings
 from detection.report.charts import dataset_figures as figures
 from stages.entry import run
 

@@ -50,7 +50,7 @@ def compare(experiments: list[str], rounds: int) -> str:
     if rounds < MIN_ROUNDS:
         raise DataError(f"--rounds {rounds}: an interval needs {MIN_ROUNDS} or more rounds")
 
-    from detection.experiments import comparison, comparison_text
+    from detection.experiments import comparison
 
     repository = Repository()
     found = [find(name, repository) for name in experiments]
@@ -61,7 +61,7 @@ def compare(experiments: list[str], rounds: int) -> str:
             folder.mkdir()
             data.append(comparison.read(experiment, folder))
     comparison.check_same_test(data)
-    return comparison_text.write(data, comparison.compare(data, rounds))
+    return comparison.write(data, comparison.compare(data, rounds))
 
 
 def _add_noise(parser: argparse.ArgumentParser) -> None:

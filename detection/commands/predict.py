@@ -88,7 +88,7 @@ def predict(source: Path, weights: Path, out: Path, threshold: float, device: st
 def _predict_one(predictor: "Predictor", file: Path, out: Path, threshold: float) -> "ImageDetections":
     """Detect on one image, and save it with its boxes drawn."""
     from detection.data.loading.image_io import decode
-    from detection.report.images.boxes_on_image import draw_boxes
+    from detection.report.images.contact_sheet import draw_boxes
 
     (image,) = predictor.predict(file, score_threshold=threshold)
     name = file.name if file.suffix.lower() in IMAGE_SUFFIXES else f"{file.name}.png"

@@ -9,10 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
+from detection.data.sources.checks import PROBLEM_TYPES
 from detection.data.sources.dataset import RawDataset
-from detection.data.sources.problems import PROBLEM_TYPES
-from detection.doctor.label_stats import RARE_OBJECTS, SAME_OBJECT_IOU, balance, overlapping_pairs
-from detection.doctor.sample_size import ap50_margin, reliability_warnings
+from detection.doctor.label_stats import (
+    RARE_OBJECTS,
+    SAME_OBJECT_IOU,
+    ap50_margin,
+    balance,
+    overlapping_pairs,
+    reliability_warnings,
+)
 from detection.params.datasets import Dataset
 from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 from detection.text import listed

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.sources import coco, voc
+from detection.data.sources.checks import Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import split_spec
-from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 from detection.params.stages import Checks

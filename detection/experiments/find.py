@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from detection.errors import DataError, TrackingError, reason
-from detection.experiments.contents import Files, Revision, RunFiles, Workspace, is_scored, read_json
-from detection.experiments.repository import RUN_JSONS, DvcExperiment, Repository
+from detection.experiments.repository import (
+    RUN_JSONS,
+    DvcExperiment,
+    Files,
+    Repository,
+    Revision,
+    RunFiles,
+    Workspace,
+    is_scored,
+    read_json,
+)
 from detection.pipeline import LOCK
 from detection.text import did_you_mean
 from detection.tracking.client import REPLACES, find_run

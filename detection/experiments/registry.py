@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import detection
 from detection.errors import DataError, TrackingError
-from detection.experiments.contents import read_json
 from detection.experiments.find import Experiment, open_store
+from detection.experiments.repository import read_json
 from detection.files import DETECTOR, MODEL_CARD, PREPARED, REPORTS_DATASET, REPORTS_EVALUATION, REPORTS_TRAIN
 from detection.pipeline import locked_outs
 from detection.tracking.client import find_run

@@ -4,12 +4,11 @@ import shlex
 from typing import Any
 
 from detection.errors import DataError
-from detection.experiments.contents import RunFiles, read_params
 from detection.experiments.find import commits_of, experiments_of, open_store, run_of
-from detection.experiments.repository import DvcExperiment, Repository
+from detection.experiments.repository import DvcExperiment, Repository, RunFiles, read_params
 from detection.pipeline import NOT_CODE, PARAMS, parse
 from detection.text import flatten
-from detection.tracking.naming import as_text
+from detection.tracking.client import as_text
 
 APPLY_STASH = "refs/exps/apply/stash"
 """Git ref in which DVC keeps the workspace from before `dvc exp apply`."""

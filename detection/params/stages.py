@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detection.params.constraints import Count, CountOrZero, Fraction, NonNegative, Positive
+from detection.params.recipe_base import Count, CountOrZero, Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,9 +23,15 @@ from detection.files import (
 )
 from detection.params import Params
 from detection.text import flatten
-from detection.tracking import client, naming
-from detection.tracking.client import REPLACES, find_run, find_training, read_run_id, write_run_id
-from detection.tracking.naming import TRAINING_ID
+from detection.tracking import client
+from detection.tracking.client import (
+    REPLACES,
+    TRAINING_ID,
+    find_run,
+    find_training,
+    read_run_id,
+    write_run_id,
+)
 from detection.tracking.run import MlflowRun, NoRun, OpenRun, Run
 from detection.tracking.store import Store, close_orphans, connect, display_uri, lock_path, switched_off
 from detection.tracking.uploader import Uploader, log_points
@@ -85,12 +91,12 @@ def _open_training(params: Params, environment: Mapping[str, str]) -> OpenRun:
     close_orphans(store)
     run = find_training(store, None, environment.get(TRAINING_ID))
     if run is None:
-        run = client.create_run(store, params, "train", naming.environment_tags(environment))
+        run = client.create_run(store, params, "train", client.environment_tags(environment))
     else:
         client.reopen(store, run)
     client.describe(store, run, params, {})
     write_run_id(TRAIN_RUN_JSON, run.info.run_id)
-    log.info("MLflow run %s (%s) at %s", naming.run_name(params), run.info.run_id, display_uri())
+    log.info("MLflow run %s (%s) at %s", client.run_name(params), run.info.run_id, display_uri())
     return store.client, run.info.run_id
 
 
@@ -116,7 +122,7 @@ def log_evaluation(params: Params, metrics: Mapping[str, float]) -> None:
         TrackingError: The store cannot be used as configured.
     """
     write_run_id(EVALUATION_RUN_JSON, None)
-    files.write_json(RUN_METRICS, naming.finite(metrics))
+    files.write_json(RUN_METRICS, client.finite(metrics))
     if switched_off():
         return
     with _continue_on_failure("the evaluation is not in MLflow; `detection sync` sends it"):
@@ -179,7 +185,7 @@ def _find_or_create_training(store: Store, params: Params) -> Any:
     environment, run_id = read_json(REPORTS_TRAIN / "environment.json"), read_run_id(TRAIN_RUN_JSON)
     run = find_training(store, run_id, environment.get(TRAINING_ID))
     if run is None:
-        tags = naming.environment_tags(environment) | _replaces(run_id)
+        tags = client.environment_tags(environment) | _replaces(run_id)
         return client.create_run(store, params, "train", tags)
     if not _is_finished(run):
         client.reopen(store, run)
@@ -217,7 +223,7 @@ def _adopt_or_fork(store: Store, params: Params, *, replaces: str | None = None,
         if run is not None:
             client.reopen(store, run, tags)
             return run
-        tags |= naming.environment_tags(environment)
+        tags |= client.environment_tags(environment)
         if trained or fork:
             tags.pop(TRAINING_ID, None)
         if trained:
@@ -234,7 +240,7 @@ def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) 
     run_id, logged, now = run.info.run_id, run.data.metrics, time.time_ns() // 1_000_000
     trained, metrics = _is_finished(run), read_json(RUN_METRICS)
     recipe = {} if trained else read_json(REPORTS_TRAIN / "recipe.json")
-    recorded = naming.as_text(flatten({key: recipe[key] for key in RECORDED_PARAMS if key in recipe}))
+    recorded = client.as_text(flatten({key: recipe[key] for key in RECORDED_PARAMS if key in recipe}))
     client.describe(store, run, params, recorded, evaluated=bool(metrics))
     log_points(store.client, run_id, [(k, v, now, 0) for k, v in metrics.items() if logged.get(k) != v])
     points = sum(Uploader(store.client, run_id, fill_gaps=fill_gaps).send())

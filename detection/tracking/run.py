@@ -1,4 +1,7 @@
-"""The MLflow run of a training, as the training loop sees it. Importing it does not import mlflow."""
+"""The MLflow run of a training, as the training loop sees it. Importing it does not import mlflow.
+
+CPU, memory, disk, network and GPU usage during a training, as curves `system/...` of its run.
+"""
 
 import logging
 import shutil
@@ -6,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +17,9 @@ from typing import Any, Literal, Self
 
 from detection.errors import reason
 from detection.files import REPORTS, LockedTemporaryDirectory
+from detection.tracking.client import finite
 from detection.tracking.store import display_uri
-from detection.tracking.system_metrics import SAMPLE_INTERVAL_S, SystemMetrics
-from detection.tracking.uploader import Uploader, log_points
+from detection.tracking.uploader import Point, Uploader, log_points
 
 log = logging.getLogger(__name__)
 
@@ -198,3 +201,51 @@ class MlflowRun(Run):
             if self._failures:
                 log.info("MLflow at %s is back; the run is up to date", display_uri())
             self._failures = 0
+
+
+SAMPLE_INTERVAL_S = 10.0
+PREFIX = "system/"
+
+
+class SystemMetrics:
+    """MLflow's samplers without MLflow's thread, which ends at the first call that a server does not answer.
+
+    Args:
+        latest: Last step of each metric of the run; a resumed run continues the numbering.
+    """
+
+    def __init__(self, latest: Mapping[str, int]) -> None:
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        self._samplers: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor(), *_gpu()]
+        self._step = max((step for name, step in latest.items() if name.startswith(PREFIX)), default=-1)
+        self._due = time.monotonic() + SAMPLE_INTERVAL_S
+
+    def seconds_left(self) -> float:
+        """Seconds until the next sample is due."""
+        return max(0.0, self._due - time.monotonic())
+
+    def sample(self) -> list[Point]:
+        """Points of a new sample; none before it is due."""
+        if self.seconds_left():
+            return []
+        self._due = time.monotonic() + SAMPLE_INTERVAL_S
+        self._step += 1
+        values: dict[str, float] = {}
+        for sampler in self._samplers:
+            sampler.collect_metrics()
+            values |= {PREFIX + name: value for name, value in sampler.aggregate_metrics().items()}
+            sampler.clear_metrics()
+        now = time.time_ns() // 1_000_000
+        return [(name, value, now, self._step) for name, value in finite(values).items()]
+
+
+def _gpu() -> list[Any]:
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+
+    try:
+        return [GPUMonitor()]
+    except Exception:  # NVML or a GPU is missing
+        return []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detection.files import REPORTS
-from detection.tracking.naming import metric_names
+from detection.tracking.client import metric_names
 
 CURVES = (
     ("train/losses.csv", "loss/", ("loss", "lr")),

@@ -16,7 +16,7 @@ from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import run_detector
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
-from detection.report.images.boxes_on_image import draw_boxes
+from detection.report.images.contact_sheet import draw_boxes
 
 SAMPLE_SCORE_THRESHOLD = 0.3
 """Minimum score of drawn detections; scores are low early in training."""

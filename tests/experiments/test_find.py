@@ -8,9 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from detection.errors import DataError
-from detection.experiments.contents import RunFiles, read_json
 from detection.experiments.find import Experiment, commits_of, experiments_of, find, open_store
-from detection.experiments.repository import Repository
+from detection.experiments.repository import Repository, RunFiles, read_json
 from tests.experiment_projects import Project
 
 METRICS, DETECTIONS = "reports/evaluation/metrics.json", "reports/evaluation/detections.json"

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from detection.errors import DataError
-from detection.experiments.contents import Workspace, read_params
 from detection.experiments.find import Experiment
-from detection.experiments.repository import RUN_JSONS, Repository
+from detection.experiments.repository import RUN_JSONS, Repository, Workspace, read_params
 from detection.pipeline import locked_code
 
 LOCK = """

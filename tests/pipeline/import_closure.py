@@ -4,18 +4,19 @@ Modules are parsed, not imported, so that an import inside a function counts too
 """
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 PACKAGES = ("detection", "stages")
 
 
-def closure(module: str, root: Path) -> list[str]:
+def closure(module: str, root: Path, opaque: Collection[str] = ()) -> list[str]:
     """Files of `PACKAGES` that `python -m module` can come to import or read.
 
     Args:
         module: Dotted name, such as `stages.train`.
         root: Folder that holds the packages.
+        opaque: Files and folders whose own imports are not followed.
 
     Returns:
         Sorted paths relative to `root`: the module itself, every package's `__init__.py`, and the data files
@@ -28,10 +29,19 @@ def closure(module: str, root: Path) -> list[str]:
         for path in _files(waiting.pop(), root):
             if path not in found:
                 found.add(path)
-                nodes = list(_running(ast.parse(path.read_text(encoding="utf-8"), str(path))))
+                if lies_in(path.relative_to(root).as_posix(), opaque):
+                    continue
+                tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+                # a package's lazy exports are imported by the modules that use them
+                nodes = list(tree.body if path.name == "__init__.py" else _running(tree))
                 waiting += _imports(nodes, path.relative_to(root).parent.parts)
                 beside |= _beside(nodes, path.parent)
     return sorted(path.relative_to(root).as_posix() for path in found | beside)
+
+
+def lies_in(path: str, folders: Iterable[str]) -> bool:
+    """Return True if a path is one of some files, or below one of some folders."""
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
 def _files(module: str, root: Path) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 import math
 
-from detection.tracking.naming import finite
+from detection.tracking.client import finite
 
 
 def test_every_class_gets_a_unique_metric_name_that_mlflow_accepts() -> None:

@@ -216,10 +216,10 @@ def test_a_missing_file_is_a_warning(run: MlflowRun, caplog: pytest.LogCaptureFi
 def test_system_metrics_are_sampled_by_the_thread(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detection.tracking import system_metrics
+    from detection.tracking import run
 
-    monkeypatch.setattr(run_module, "SystemMetrics", system_metrics.SystemMetrics)
-    for module in (run_module, system_metrics):
+    monkeypatch.setattr(run_module, "SystemMetrics", run.SystemMetrics)
+    for module in (run_module,):
         monkeypatch.setattr(module, "SAMPLE_INTERVAL_S", 0.01)
     for _ in range(2):
         before = len(client.steps("system/cpu_utilization_percentage"))

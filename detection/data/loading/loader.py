@@ -22,9 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection import distributed
 from detection.data.index import Index, Record
-from detection.data.loading.augment import draw_geometry, keep_mask
+from detection.data.loading.augment import draw_geometry, jitter_colors, keep_mask
 from detection.data.loading.batch import Batch, Sample, collate, fill_color
-from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image

@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index, join
+from detection.data.sources.checks import MAX_COORDINATE, Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import is_inside
-from detection.data.sources.problems import MAX_COORDINATE, Problems
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, CocoSplit
 from detection.text import did_you_mean

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.index import Index
+from detection.data.sources.checks import MAX_COORDINATE, Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import VocFolder, is_inside, split_spec
-from detection.data.sources.problems import MAX_COORDINATE, Problems
 from detection.errors import DataError
 from detection.params.datasets import VocDataset
 from detection.text import did_you_mean

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.analysis.error_types import FOREGROUND_IOU, CrossClassPairs, MatchResult
-from detection.evaluation.protocol.ordering import argsort_descending
-from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.overlaps import Overlaps, argsort_descending
 
 CALIBRATION_BINS = 10
 

@@ -22,8 +22,7 @@ from detection.evaluation.protocol.matching import (
     Matches,
     area_range_bits,
 )
-from detection.evaluation.protocol.ordering import blocks
-from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.overlaps import Overlaps, blocks
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """[101] recalls at which COCO reads precision."""

@@ -13,8 +13,7 @@ from detection.data.sources.dataset import RawDataset
 from detection.files import REPORTS_DATASET
 from detection.ops.boxes import areas
 from detection.report.charts.vega import ChartData, to_png, to_svg
-from detection.report.images.boxes_on_image import IGNORED_COLOR, class_color
-from detection.report.images.contact_sheet import Tile, contact_sheet
+from detection.report.images.contact_sheet import IGNORED_COLOR, Tile, class_color, contact_sheet
 
 SAMPLE_IMAGES, COLUMNS = 12, 4
 MANY_CLASSES = 40

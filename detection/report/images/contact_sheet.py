@@ -1,17 +1,18 @@
-"""Contact sheet: many images on one page, each with its boxes and a caption."""
+"""Boxes with labels drawn on images, and contact sheets of many images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from detection.data.loading.image_io import decode
-from detection.report.images.boxes_on_image import FP_COLOR, IGNORED_COLOR, TP_COLOR, draw_boxes, font
-from detection.report.images.image_matches import ImageMatches
+from detection.report.images.gallery import ImageMatches
 
 WIDTH_PX = 1640
 """Width of a sheet: four images of 400 pixels."""
@@ -121,3 +122,136 @@ def prediction_tiles(matches: ImageMatches, root: Path, score: float) -> tuple[T
 
 def _colors(good: NDArray[np.bool_], bad: NDArray[np.bool_]) -> list[str]:
     return [TP_COLOR if g else FP_COLOR if b else IGNORED_COLOR for g, b in zip(good, bad, strict=True)]
+
+
+Rectangle = tuple[float, float, float, float]
+"""`x1, y1, x2, y2`."""
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F")
+"""Okabe and Ito's colors, distinguishable with the common types of color blindness, without black."""
+TP_COLOR, FP_COLOR, IGNORED_COLOR = "#009E73", "#D55E00", "#8c8c8c"
+"""Detected objects and true positives; missed objects and false positives; difficult and crowd objects."""
+MIN_SIDE_PX = 320
+DARKENING = 0.72
+"""Classes after the eighth repeat the palette, each round darker by this factor."""
+
+
+def class_color(label: int) -> str:
+    """Return the color of a class as `#rrggbb`."""
+    round_, i = divmod(int(label), len(PALETTE))
+    channels = [int(PALETTE[i][start : start + 2], 16) for start in (1, 3, 5)]
+    return "#" + "".join(f"{round(channel * DARKENING ** (round_ % 5)):02x}" for channel in channels)
+
+
+def draw_boxes(
+    image: Image.Image,
+    boxes: NDArray[np.floating],
+    labels: NDArray[np.integer],
+    names: Sequence[str],
+    scores: NDArray[np.floating] | None = None,
+    colors: Sequence[str] | None = None,
+    *,
+    text: int = 0,
+) -> Image.Image:
+    """Draw boxes and their class names on a copy of an image.
+
+    Args:
+        image: Image of any mode.
+        boxes: [M, 4] `x1, y1, x2, y2` in absolute pixels, 0-based, half-open.
+        labels: [M], from 0.
+        names: Class names in label order.
+        scores: [M] in [0, 1], written after the names; boxes of higher score are drawn on top.
+        colors: [M] `#rrggbb` per box; None uses the colors of the classes.
+        text: Font height in pixels, without resizing the image. 0 derives it from the image size, and
+            enlarges a small image to a longer side of 320 pixels so that names are readable.
+
+    Returns:
+        RGB image.
+    """
+    scale = 1.0 if text else max(1.0, MIN_SIDE_PX / max(image.size))
+    canvas = image.convert("RGB")
+    if scale > 1:
+        size = round(image.width * scale), round(image.height * scale)
+        canvas = canvas.resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(canvas)
+    unit = 1 if text else max(1, round(max(canvas.size) / MIN_SIDE_PX))
+    letters = font(text or 11 * unit)
+    order = [*range(len(boxes))] if scores is None else np.argsort(scores, kind="stable").tolist()
+    colors = [class_color(int(label)) for label in labels] if colors is None else colors
+    scaled = [tuple(float(value) * scale for value in box) for box in boxes]
+    for i in order:
+        x1, y1, x2, y2 = scaled[i]
+        corners = x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)
+        draw.rectangle(corners, outline=contrast(colors[i]), width=2 * unit + 1)
+        draw.rectangle(corners, outline=colors[i], width=2 * unit)
+    order.reverse()
+    texts = [names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}") for i in order]
+    extents = [letters.getbbox(one, anchor="lt")[2:] for one in texts]
+    plates = [(width + 4 * unit, height + 4 * unit) for width, height in extents]
+    places = place_labels([scaled[i] for i in order], plates, canvas.size)
+    for i, one, plate, place in zip(order, texts, plates, places, strict=True):
+        x, y = map(round, place)  # PIL clips letters at fractional positions
+        draw.rectangle((x, y, x + plate[0] - 1, y + plate[1] - 1), fill=colors[i])
+        draw.text((x + 2 * unit, y + 2 * unit), one, fill=contrast(colors[i]), font=letters, anchor="lt")
+    return canvas
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans from matplotlib or the system, else Pillow's font, which is ASCII only; size in pixels."""
+    matplotlib = find_spec("matplotlib")
+    folder = Path(matplotlib.origin).parent if matplotlib and matplotlib.origin else Path()
+    for file in (folder / "mpl-data/fonts/ttf/DejaVuSans.ttf", "DejaVuSans.ttf"):
+        try:
+            return ImageFont.truetype(file, size)
+        except OSError:
+            continue
+    return ImageFont.load_default(size)
+
+
+def place_labels(
+    boxes: Sequence[Rectangle], sizes: Sequence[tuple[float, float]], canvas: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """Place the label of each box at one of its edges.
+
+    Greedy: each label takes the first candidate that overlaps no earlier label, else the one with the
+    smallest overlap. Dropping the last boxes therefore moves no other label.
+
+    Args:
+        boxes: Boxes, most important first.
+        sizes: Width and height of each label.
+        canvas: Width and height of the image; labels stay inside where they fit.
+
+    Returns:
+        Left and top of each label.
+    """
+    taken: list[Rectangle] = []
+    for box, (width, height) in zip(boxes, sizes, strict=True):
+        places = [(x, y, x + width, y + height) for x, y in _candidates(box, width, height, canvas)]
+        free = (place for place in places if not any(overlap(place, other) for other in taken))
+        first = next(free, None)
+        taken.append(first or min(places, key=lambda one: sum(overlap(one, other) for other in taken)))
+    return [(x, y) for x, y, _, _ in taken]
+
+
+def _candidates(
+    box: Rectangle, width: float, height: float, canvas: tuple[float, float]
+) -> list[tuple[float, float]]:
+    """Above the box, inside its top, below it, inside its bottom, in its middle, and beside it."""
+    x1, y1, x2, y2 = box
+    lowest = max(0.0, canvas[1] - height)
+    columns = [min(max(0.0, x), max(0.0, canvas[0] - width)) for x in (x1, x2 - width, (x1 + x2 - width) / 2)]
+    rows = [y for y in (y1 - height, y1, y2, y2 - height, (y1 + y2 - height) / 2) if 0 <= y <= lowest]
+    inside = [(x, y) for y in rows or [min(max(0.0, y1), lowest)] for x in columns]
+    beside = [(x, min(max(0.0, y1), lowest)) for x in (x2, x1 - width) if 0 <= x <= canvas[0] - width]
+    return inside + beside
+
+
+def overlap(a: Rectangle, b: Rectangle) -> float:
+    """Area of the intersection of two rectangles."""
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def contrast(color: str) -> str:
+    """Return `black` or `white`, whichever is readable on a color (luma, ITU-R BT.601)."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detection.data.loading.image_io import decode
-from detection.report.images.boxes_on_image import Rectangle, class_color, contrast, place_labels
-from detection.report.images.image_matches import ImageMatches
+from detection.report.images.contact_sheet import Rectangle, class_color, contrast, place_labels
+from detection.report.images.gallery import ImageMatches
 
 SIDE = 480
 """Length of the longer side of a drawing in SVG units, and largest side of its JPEG in pixels."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.loading.color_jitter import adjust_hue, jitter_colors
+from detection.data.loading.augment import adjust_hue, jitter_colors
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.05, 0.0, 0.013, 0.05, 0.3, 0.5])

@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detection.data.index import Index, Record, join, pack
-from detection.data.sources.checks import check_boxes, check_images
+from detection.data.sources.checks import PROBLEM_TYPES, Problems, check_boxes, check_images
 from detection.data.sources.image_headers import Header
-from detection.data.sources.problems import PROBLEM_TYPES, Problems
 from detection.params.stages import Checks
 
 CLASSES = ("cat", "dog")

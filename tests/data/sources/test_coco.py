@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detection.data.sources.checks import Problems
 from detection.data.sources.coco import load
 from detection.data.sources.dataset import RawDataset, read
-from detection.data.sources.problems import Problems
 from detection.errors import DataError
 from detection.params import CocoDataset
 from detection.params.datasets import CocoSplit

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detection.errors import VerificationError
-from detection.evaluation.protocol import coco_metrics, oracle, ordering
+from detection.evaluation.protocol import coco_metrics, oracle, overlaps
 from detection.evaluation.protocol.accumulate import Arrays
 from detection.evaluation.protocol.coco_metrics import CocoScore
 from detection.evaluation.protocol.matching import match
@@ -43,7 +43,7 @@ def test_more_than_100_detections_per_class_and_image() -> None:
 
 def test_block_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [assert_same(*random_split(seed)) for seed in range(5)]
-    monkeypatch.setattr(ordering, "BLOCK_SIZE", 7)
+    monkeypatch.setattr(overlaps, "BLOCK_SIZE", 7)
     for seed, one in enumerate(whole):
         assert assert_same(*random_split(seed)).stats["AP"] == pytest.approx(
             one.stats["AP"], abs=0, nan_ok=True

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detection.report.charts import experiment_charts as charts
+from detection.report.charts import vega as charts
 from detection.report.charts.vega import ChartData, to_svg
 
 NAMES = ["losses", "learning_rate", "validation", "pretrain", "pr_curves", "ap_per_class", "errors"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from detection.report.images.boxes_on_image import (
+from detection.report.images.contact_sheet import (
     PALETTE,
     Rectangle,
     class_color,

@@ -11,17 +11,18 @@ from PIL import Image, ImageColor
 from detection.data.index import Record, pack
 from detection.errors import DataError
 from detection.evaluation.protocol.results import SplitDetections
-from detection.report.images.boxes_on_image import FP_COLOR, TP_COLOR
 from detection.report.images.contact_sheet import (
     CAPTION_PX,
+    FP_COLOR,
     GAP_PX,
     MAX_HEIGHT_PX,
+    TP_COLOR,
     WIDTH_PX,
     Tile,
     contact_sheet,
     prediction_tiles,
 )
-from detection.report.images.image_matches import match_images
+from detection.report.images.gallery import match_images
 
 CLASSES = ("cat", "dog")
 PALE = (200, 210, 220)

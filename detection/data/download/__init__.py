@@ -1,1 +1,0 @@
-"""Official archives of VOC and COCO: addresses, download with resume, extraction."""
