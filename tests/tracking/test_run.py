@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from detection.tracking import run as run_module
-from detection.tracking.run import MlflowRun, NoRun, OpenRun
+from detection.tracking.run import MlflowRun, NoRun, OpenRun, SystemMetrics
 from detection.tracking.store import import_mlflow
 
 RUN_ID = "0" * 32
@@ -216,11 +216,8 @@ def test_a_missing_file_is_a_warning(run: MlflowRun, caplog: pytest.LogCaptureFi
 def test_system_metrics_are_sampled_by_the_thread(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from detection.tracking import run
-
-    monkeypatch.setattr(run_module, "SystemMetrics", run.SystemMetrics)
-    for module in (run_module,):
-        monkeypatch.setattr(module, "SAMPLE_INTERVAL_S", 0.01)
+    monkeypatch.setattr(run_module, "SystemMetrics", SystemMetrics)
+    monkeypatch.setattr(run_module, "SAMPLE_INTERVAL_S", 0.01)
     for _ in range(2):
         before = len(client.steps("system/cpu_utilization_percentage"))
         run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
