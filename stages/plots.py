@@ -40,7 +40,8 @@ def _album(settings: params.Plots) -> "Album | None":
     from detection.data.prepared import Prepared
     from detection.errors import DataError
     from detection.report.images.contact_sheet import contact_sheet, prediction_tiles
-    from detection.report.images.gallery import build_album, match_images, read_detections, sample_rows
+    from detection.report.images.gallery import build_album, sample_rows
+    from detection.report.images.image_matches import match_images, read_detections
 
     prepared = Prepared.load()
     index = prepared.index("test")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from detection.data.loading.image_io import decode
-from detection.report.images.gallery import ImageMatches
+from detection.report.images.image_matches import ImageMatches
 
 WIDTH_PX = 1640
 """Width of a sheet: four images of 400 pixels."""

@@ -12,7 +12,7 @@ from PIL import Image
 
 from detection.data.loading.image_io import decode
 from detection.report.images.contact_sheet import Rectangle, class_color, contrast, place_labels
-from detection.report.images.gallery import ImageMatches
+from detection.report.images.image_matches import ImageMatches
 
 SIDE = 480
 """Length of the longer side of a drawing in SVG units, and largest side of its JPEG in pixels."""

@@ -22,7 +22,7 @@ from detection.report.images.contact_sheet import (
     contact_sheet,
     prediction_tiles,
 )
-from detection.report.images.gallery import match_images
+from detection.report.images.image_matches import match_images
 
 CLASSES = ("cat", "dog")
 PALE = (200, 210, 220)

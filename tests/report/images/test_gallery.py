@@ -8,7 +8,8 @@ import pytest
 
 from detection.data.index import pack
 from detection.data.prepared import Prepared
-from detection.report.images.gallery import Album, build_album, read_detections, sample_rows
+from detection.report.images.gallery import Album, build_album, sample_rows
+from detection.report.images.image_matches import read_detections
 from detection.report.page.html import write_page
 from tests.report.images.test_image_matches import record
 from tests.report.page_reader import parse, text_of

@@ -3,7 +3,7 @@ import pytest
 
 from detection.data.index import Record, pack
 from detection.evaluation.protocol.results import SplitDetections
-from detection.report.images.gallery import Counts, match_images
+from detection.report.images.image_matches import Counts, match_images
 
 
 def record(number: int, boxes: list[list[float]], difficult: tuple[bool, ...] = ()) -> Record:
