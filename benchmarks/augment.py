@@ -87,15 +87,7 @@ def make_split(folder: Path, source: Path | None, num_images: int) -> Index:
         none, areas = np.zeros(OBJECTS, np.bool_), boxes[:, :2].prod(axis=1).astype(np.float32)
         labels = np.arange(OBJECTS)
         record = Record(
-            f"{i:03d}.jpg",
-            str(i),
-            image.height,
-            image.width,
-            boxes.astype(np.float32),
-            labels,
-            none,
-            none,
-            areas,
+            f"{i:03d}.jpg", str(i), image.height, image.width, boxes.astype(np.float32), labels, none, none, areas
         )
         records.append(record)
     return pack(records)
@@ -110,12 +102,7 @@ def annotations(record: Record) -> list[dict[str, Any]]:
         y = (y1 + y2) / 2 + (y2 - y1) / 2 * np.sin(angle)
         polygon = np.stack([x, y], axis=1).ravel().tolist()
         entries.append(
-            {
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "category_id": label,
-                "iscrowd": 0,
-                "segmentation": [polygon],
-            }
+            {"bbox": [x1, y1, x2 - x1, y2 - y1], "category_id": label, "iscrowd": 0, "segmentation": [polygon]}
         )
     return entries
 
@@ -142,9 +129,7 @@ def reference(policy: str, root: Path, index: Index, polygons: bool = True) -> C
     if policy == "ssd":
         steps = [
             v2.RandomPhotometricDistort(),
-            v2.RandomZoomOut(
-                fill={tv_tensors.Image: (123, 117, 104), Image.Image: (123, 117, 104), "others": 0}
-            ),
+            v2.RandomZoomOut(fill={tv_tensors.Image: (123, 117, 104), Image.Image: (123, 117, 104), "others": 0}),
             v2.RandomIoUCrop(),
             v2.RandomHorizontalFlip(p=0.5),
         ]
@@ -287,9 +272,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of real JPEGs")
     parser.add_argument("--count", type=int, default=24, help="number of images; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
-    parser.add_argument(
-        "--epoch-images", type=int, default=COCO_IMAGES, help="for memory; default: %(default)s"
-    )
+    parser.add_argument("--epoch-images", type=int, default=COCO_IMAGES, help="for memory; default: %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.what != "speed":

@@ -35,9 +35,7 @@ def make_repository(folder: Path) -> None:
     """Create a repository whose commit and workspace are two experiments."""
     generate(folder, 1)
     index = _index(folder / "ground_truth.json")
-    detections = SplitDetections.from_coco(
-        index, msgspec.json.decode((folder / "detections.json").read_bytes())
-    )
+    detections = SplitDetections.from_coco(index, msgspec.json.decode((folder / "detections.json").read_bytes()))
     for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation"):
         (folder / name).mkdir(parents=True)
     classes = [f"class {i}" for i in range(CLASSES)]
@@ -45,13 +43,8 @@ def make_repository(folder: Path) -> None:
     _write(folder / "data/prepared/classes.json", classes)
     _write(folder / "data/prepared/meta.json", {"dataset": "generated", "listing": {"test": "generated"}})
     recipe = asdict(load(ROOT / "params.yaml").recipe)
-    _write(
-        folder / "reports/train/recipe.json",
-        {"model": "m", "dataset": "generated", "seed": 0, "recipe": recipe},
-    )
-    for step, kept in enumerate(
-        (np.arange(len(detections)), np.flatnonzero(np.arange(len(detections)) % 20))
-    ):
+    _write(folder / "reports/train/recipe.json", {"model": "m", "dataset": "generated", "seed": 0, "recipe": recipe})
+    for step, kept in enumerate((np.arange(len(detections)), np.flatnonzero(np.arange(len(detections)) % 20))):
         results = detections.select(kept)
         by_coco = coco_metrics.score(index, results, classes)
         by_voc = voc_metrics.score(index, results, classes)

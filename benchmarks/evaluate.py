@@ -41,9 +41,7 @@ def generate(folder: Path, scale: int) -> None:
     weights = 1 / np.arange(1, CLASSES + 1) ** 0.9  # the first class has a fifth of the objects, as in COCO
     labels = rng.choice(CLASSES, num_objects, p=weights / weights.sum())
     sides = np.exp(rng.normal(4.0, 0.9, (num_objects, 2))).clip(4, 500)
-    boxes = np.concatenate(
-        [rng.uniform(0, 1, (num_objects, 2)) * (640 - sides).clip(1), sides], axis=1
-    ).round(2)
+    boxes = np.concatenate([rng.uniform(0, 1, (num_objects, 2)) * (640 - sides).clip(1), sides], axis=1).round(2)
     crowd = rng.random(num_objects) < 0.02
     annotations = [
         {"id": i, "image_id": image, "category_id": label + 1, "bbox": box, "area": area, "iscrowd": ignored}
@@ -73,9 +71,7 @@ def generate(folder: Path, scale: int) -> None:
     far = np.concatenate([rng.uniform(0, 1, far_sides.shape) * (640 - far_sides).clip(1), far_sides], axis=1)
     detected = np.concatenate([boxes[source] + jitter, far])
     detected[:, 2:] = detected[:, 2:].clip(1)
-    guess = np.where(
-        rng.random(near) < 0.8, labels[source], rng.choice(CLASSES, near, p=weights / weights.sum())
-    )
+    guess = np.where(rng.random(near) < 0.8, labels[source], rng.choice(CLASSES, near, p=weights / weights.sum()))
     scores = np.concatenate([rng.beta(2, 3, near), rng.beta(1, 8, num_detections - near)])
     far_images = rng.integers(0, num_images, num_detections - near)
     # the label of the first object of each image
@@ -141,9 +137,7 @@ def ours_compared(truth: Path, detections: Path) -> tuple[list[float], float]:
     samples = []
     for predictions in (data.predictions, second):
         overlaps = Overlaps.of(data.ground_truth, predictions, len(data.classes))
-        sample = BootstrapSample.of(
-            overlaps, match(overlaps), num_images=len(data.images), thresholds=(AT_50,)
-        )
+        sample = BootstrapSample.of(overlaps, match(overlaps), num_images=len(data.images), thresholds=(AT_50,))
         samples.append(sample)
     first, changed = samples
     return list(bootstrap.paired(first, changed).stats["AP50"]), loaded
@@ -214,8 +208,7 @@ def measure(sides: list[tuple[str, Path]], repeats: int) -> list[dict[str, Any]]
 def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
     """Print a Markdown table."""
     print(
-        f"\n{title}\n\n| | read, CPU s | score, CPU s | total, CPU s | wall s | peak MiB |"
-        "\n|---|---|---|---|---|---|"
+        f"\n{title}\n\n| | read, CPU s | score, CPU s | total, CPU s | wall s | peak MiB |\n|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
         cells = " | ".join(f"{row[key]:.2f}" for key in ("load", "score", "total", "wall"))
@@ -241,9 +234,7 @@ def beside_peers(repeats: int) -> list[str]:
     lines += [f"{peer} is not installed: skipped" for peer in PEERS.keys() - set(installed)]
     added = rows["ours_with_analysis"]["score"] / mine["score"] - 1
     lines.append(f"the error analysis adds {added:.1f}x the time of scoring")
-    lines.append(
-        f"1,000 bootstrap rounds of AP50 of two experiments: {rows['ours_compared']['score']:.1f} CPU s"
-    )
+    lines.append(f"1,000 bootstrap rounds of AP50 of two experiments: {rows['ours_compared']['score']:.1f} CPU s")
     return lines
 
 

@@ -86,9 +86,7 @@ def synchronizations(step: Step, one_stage: bool, device: str) -> str:
             torch.cuda.set_sync_debug_mode("error")
 
     torch.cuda.set_sync_debug_mode("error")
-    exemption: AbstractContextManager[Any] = (
-        nullcontext() if one_stage else mock.patch.object(nms, "nms", exempted)
-    )
+    exemption: AbstractContextManager[Any] = nullcontext() if one_stage else mock.patch.object(nms, "nms", exempted)
     try:
         with exemption:
             step()

@@ -118,9 +118,7 @@ def load_images(index: Index, root: Path) -> list[tuple[torch.Tensor, dict[str, 
     return samples
 
 
-def train(
-    model: torch.nn.Module, data: list[Any], optimizer: torch.optim.Optimizer, batch: int, seconds: float
-) -> int:
+def train(model: torch.nn.Module, data: list[Any], optimizer: torch.optim.Optimizer, batch: int, seconds: float) -> int:
     """Train in a plain loop for a number of seconds; return the number of steps."""
     device = next(model.parameters()).device
     precision = pick_precision("auto", device)
@@ -142,9 +140,7 @@ def train(
                 image, boxes = pixels.to(device).float() / 255, target["boxes"].to(device)
                 if rng.random() < 0.5:
                     image, width = image.flip(2), pixels.shape[2]
-                    boxes = torch.stack(
-                        [width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1
-                    )
+                    boxes = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
                 images.append(image)
                 targets.append({"boxes": boxes, "labels": target["labels"].to(device)})
             with autocast(device, precision):
@@ -178,14 +174,10 @@ def main() -> None:
     """Train and score the peer, then print both sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="training time of the peer (default: as ours)")
-    parser.add_argument(
-        "--published", action="store_true", help="torchvision's builder on its published backbone"
-    )
+    parser.add_argument("--published", action="store_true", help="torchvision's builder on its published backbone")
     parser.add_argument("--fitted", action="store_true", help="use the settings of our recipe")
     parser.add_argument("--with-val", action="store_true", help="train on train and val")
-    parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="device of the peer"
-    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="device of the peer")
     options = parser.parse_args()
     experiment = json.loads(Path("reports/train/recipe.json").read_text())
     seconds = (options.minutes or 0) * 60 or sum(

@@ -79,9 +79,7 @@ def main() -> None:
             results["ours"] = detector.select(logits, deltas, priors, sizes)
 
         def torchvision(outputs: dict[str, Tensor] = outputs, results: dict[str, Any] = results) -> None:
-            results["torchvision"] = peer.postprocess_detections(
-                outputs, [priors] * BATCH, [(SIDE, SIDE)] * BATCH
-            )
+            results["torchvision"] = peer.postprocess_detections(outputs, [priors] * BATCH, [(SIDE, SIDE)] * BATCH)
 
         with torch.inference_mode():
             ours()

@@ -38,8 +38,7 @@ def write_coco(path: Path, times: int) -> None:
     """Write an instances file of the size (450 MB) and layout of COCO 2017 train's; seed 0."""
     rng = np.random.default_rng(0)
     polygons = [
-        ",".join(f"{side:.2f}" for side in rng.uniform(0, 640, 2 * int(count)))
-        for count in rng.integers(4, 46, 2000)
+        ",".join(f"{side:.2f}" for side in rng.uniform(0, 640, 2 * int(count))) for count in rng.integers(4, 46, 2000)
     ]
     ids = np.sort(rng.choice(6 * IMAGES * times, IMAGES * times, replace=False)).tolist()
     with open(path, "w", encoding="ascii") as file:
@@ -55,10 +54,7 @@ def write_coco(path: Path, times: int) -> None:
         file.write('],"annotations": [')
         for start in range(0, BOXES * times, 50_000):
             count = min(50_000, BOXES * times - start)
-            image_ids, shapes = (
-                rng.choice(ids, count).tolist(),
-                rng.integers(0, len(polygons), count).tolist(),
-            )
+            image_ids, shapes = (rng.choice(ids, count).tolist(), rng.integers(0, len(polygons), count).tolist())
             sides, classes = rng.uniform(1, 300, (count, 4)).round(2), rng.integers(1, 91, count).tolist()
             objects = zip(image_ids, shapes, sides.tolist(), classes, strict=True)
             file.write(
@@ -127,8 +123,7 @@ def compare(source: str, path: Path, rounds: int) -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             measured.append([float(word) for word in done.stdout.split()])
     medians = {
-        side: [statistics.median(column) for column in zip(*measured, strict=True)]
-        for side, measured in runs.items()
+        side: [statistics.median(column) for column in zip(*measured, strict=True)] for side, measured in runs.items()
     }
     name = {"voc": "ElementTree", "coco": "json.load"}[source]
     for side, (cpu, wall, peak, count) in medians.items():

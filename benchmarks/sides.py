@@ -88,9 +88,7 @@ SSDLITE = SSDRecipe(
     backbone="mobilenet_v3_large",
     image_size=320,
     batch_size=192,
-    default_boxes=DefaultBoxes(
-        scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2.0, 3.0),) * 6
-    ),
+    default_boxes=DefaultBoxes(scales=(0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0), aspect_ratios=((2.0, 3.0),) * 6),
     reduced_tail=True,
     score_threshold=0.001,
     nms_threshold=0.55,
@@ -124,9 +122,7 @@ CASES = {
     "fcos": Case(FCOSRecipe(architecture="fcos", **R50), "fcos_resnet50_fpn", WIDE, SQUARE),
     "ssd300": Case(SSD300, "ssd300_vgg16", (300, 300, 64), (300, 300, 4)),
     "ssdlite320": Case(SSDLITE, "ssdlite320_mobilenet_v3_large", (320, 320, 192), (320, 320, 8)),
-    "fasterrcnn": Case(
-        FasterRCNNRecipe(architecture="fasterrcnn", **R50), "fasterrcnn_resnet50_fpn", WIDE, SQUARE
-    ),
+    "fasterrcnn": Case(FasterRCNNRecipe(architecture="fasterrcnn", **R50), "fasterrcnn_resnet50_fpn", WIDE, SQUARE),
     "fasterrcnn_mobilenet_320": Case(
         MOBILENET_320, "fasterrcnn_mobilenet_v3_large_320_fpn", (320, 448, 64), (320, 320, 4)
     ),
@@ -179,10 +175,7 @@ def make_batch(count: int, height: int, width: int, classes: int, device: str) -
     corner = torch.rand(count, OBJECTS_PER_IMAGE, 2, generator=generator) * limit * 0.6
     side = (0.05 + 0.35 * torch.rand(count, OBJECTS_PER_IMAGE, 2, generator=generator)) * limit
     labels = torch.randint(0, classes, (count, OBJECTS_PER_IMAGE), generator=generator)
-    mask, sizes = (
-        torch.ones(count, OBJECTS_PER_IMAGE, dtype=torch.bool),
-        torch.tensor([[height, width]] * count),
-    )
+    mask, sizes = (torch.ones(count, OBJECTS_PER_IMAGE, dtype=torch.bool), torch.tensor([[height, width]] * count))
     targets = Targets(torch.cat([corner, corner + side], dim=2), labels, mask, sizes)
     return images.to(device), targets.to(torch.device(device))
 

@@ -95,9 +95,7 @@ def cost(server: Server, folder: Path, rounds: int, steps: int) -> None:
         order = list(runs)[number % 3 :] + list(runs)[: number % 3]
         for name in order:
             before = cpu(process)
-            walls[name].append(
-                run_round(histories[name], runs[name], step, 1 + number * steps, steps) / steps
-            )
+            walls[name].append(run_round(histories[name], runs[name], step, 1 + number * steps, steps) / steps)
             cpus[name].append((cpu(process) - before) / steps)
     for run in runs.values():
         run.close("FINISHED")
@@ -128,9 +126,7 @@ def dead_server(server: Server, folder: Path, rounds: int, steps: int) -> None:
         if number % DEAD_ROUNDS == 0:
             server.kill()
         for name in list(runs)[:: 1 - 2 * (number % 2)]:
-            walls[name].append(
-                run_round(histories[name], runs[name], step, 1 + number * steps, steps) / steps
-            )
+            walls[name].append(run_round(histories[name], runs[name], step, 1 + number * steps, steps) / steps)
         if number % DEAD_ROUNDS == DEAD_ROUNDS - 1 or number == rounds - 1:
             server.start()
     run.update(rounds * steps)
@@ -199,9 +195,7 @@ def main() -> None:
                     server.kill()
         if options.only in (None, "points"):
             ours, bare = million(f"sqlite:///{folder}/million.db", folder / "million", options.points)
-            print(
-                f"{options.points} points: {ours:.0f} s, bare log_batch {bare:.0f} s, ratio {ours / bare:.2f}"
-            )
+            print(f"{options.points} points: {ours:.0f} s, bare log_batch {bare:.0f} s, ratio {ours / bare:.2f}")
     sys.stdout.flush()
 
 

@@ -32,9 +32,7 @@ def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int
     if isinstance(count, str):
         return max(n for n in range(1, (available or 1) + 1) if batch_size % n == 0)
     if count < 1 or count > (available or count):
-        limit = (
-            f"1 to {available} for the GPUs available" if available else "at least 1 (processes on the CPU)"
-        )
+        limit = f"1 to {available} for the GPUs available" if available else "at least 1 (processes on the CPU)"
         raise ParamsError(f"params.yaml: train.devices: {count} is not possible here; set {limit}")
     return count
 
@@ -69,7 +67,5 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
 def _supports_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    checks = [
-        getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ]
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(check() for check in checks if check is not None)

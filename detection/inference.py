@@ -53,13 +53,10 @@ def run_detector(
     return SplitDetections.concat(parts)
 
 
-def _pack(
-    rows: Sequence[int], detections: Sequence[Detections], score_threshold: float | None
-) -> SplitDetections:
+def _pack(rows: Sequence[int], detections: Sequence[Detections], score_threshold: float | None) -> SplitDetections:
     """Copy a batch's detections to the host: three copies that wait for the device, not three per image."""
     boxes, scores, labels = (
-        torch.cat([getattr(one, field) for one in detections]).cpu()
-        for field in ("boxes", "scores", "labels")
+        torch.cat([getattr(one, field) for one in detections]).cpu() for field in ("boxes", "scores", "labels")
     )
     images = np.repeat(rows, [len(one.scores) for one in detections])
     packed = SplitDetections.pack(images, boxes, scores, labels)

@@ -126,9 +126,7 @@ def commit() -> str:
 def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     """Stdout of a program; empty if it is missing, times out or exits with a code not in `codes`."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
-        )
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode in codes else ""

@@ -78,11 +78,7 @@ class Predictor:
         self._dtype = pick_precision(precision, self.device)
 
     def predict(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        score_threshold: float = 0.5,
-        batch_size: int = 8,
+        self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float = 0.5, batch_size: int = 8
     ) -> Iterator[ImageDetections]:
         """Detect objects, lazily and in batches.
 
@@ -123,18 +119,12 @@ class Predictor:
         check_classes(self.model, loaded, prepared.classes)
         index = prepared.index(split)
         device = self.device.type
-        results = run_detector(
-            self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device
-        )
+        results = run_detector(self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device)
         return evaluate(index, results, self.classes, verify=verify)
 
-    def _detect(
-        self, images: list[tuple[Path | None, Tensor]], threshold: float
-    ) -> Iterator[ImageDetections]:
+    def _detect(self, images: list[tuple[Path | None, Tensor]], threshold: float) -> Iterator[ImageDetections]:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        samples = [
-            eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)
-        ]
+        samples = [eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)]
         batch = collate(samples, self.recipe)
         with torch.inference_mode(), autocast(self.device, self._dtype):
             found = self.detector.detect(batch.images.to(self.device), batch.sizes)

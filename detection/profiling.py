@@ -31,9 +31,7 @@ MAX_ROUNDS = 30
 MIB = 2**20
 
 
-def measure(
-    detector: Detector, index: Index, root: Path, recipe: Recipe, settings: Evaluate
-) -> dict[str, Any]:
+def measure(detector: Detector, index: Index, root: Path, recipe: Recipe, settings: Evaluate) -> dict[str, Any]:
     """Measure on evenly spaced images of a split; takes about 15 seconds at most on two CPU cores.
 
     Args:

@@ -56,9 +56,7 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
     from detection.training.loop import fit
 
     training_id = job.checkpoints.training_id()
-    environment = write_environment(
-        job.reports, training_id, job.device, job.precision, params.train.determinism
-    )
+    environment = write_environment(job.reports, training_id, job.device, job.precision, params.train.determinism)
     with open_run(params, environment) if distributed.is_main() else NoRun() as mlflow_run:
         summary = {"monitor": job.settings.monitor, **fit(job, mlflow_run, stop)}
         if distributed.is_main():

@@ -99,9 +99,7 @@ def project(finished_project: Project, monkeypatch: pytest.MonkeyPatch) -> Proje
     for name in [name for name in os.environ if name.startswith(DROPPED_VARIABLES)]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(finished_project.folder)
-    ref = next(
-        one for one in finished_project.run("git", "show-ref").stdout.split() if one.endswith("/better")
-    )
+    ref = next(one for one in finished_project.run("git", "show-ref").stdout.split() if one.endswith("/better"))
     if finished_project.run("git", "diff", "--quiet", ref, "--", ok=False).returncode:
         finished_project.run("dvc", "exp", "apply", "better")
     return finished_project

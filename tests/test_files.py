@@ -30,9 +30,7 @@ def test_abandoned_folders_are_deleted_and_locked_ones_are_kept(
     root = Path(__file__).resolve().parents[1]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", HOLD_A_FOLDER]
-    killed, alive = (
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in "ab"
-    )
+    killed, alive = (subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in "ab")
     try:
         folders = []
         for process in (killed, alive):

@@ -51,13 +51,7 @@ def test_detections_belong_to_their_images_with_any_batch_size(tmp_path: Path) -
 
     def run(batch_size: int, score_threshold: float | None = None) -> SplitDetections:
         return run_detector(
-            detector,
-            index,
-            tmp_path,
-            recipe,
-            batch_size=batch_size,
-            device="cpu",
-            score_threshold=score_threshold,
+            detector, index, tmp_path, recipe, batch_size=batch_size, device="cpu", score_threshold=score_threshold
         )
 
     by_batch = [run(batch_size) for batch_size in (1, 2, 5)]

@@ -30,9 +30,7 @@ def main() -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     made_of = {"model": chosen.model, "dataset": chosen.dataset, "seed": chosen.seed}
     write("reports/train/recipe.json", made_of | {"recipe": asdict(chosen.recipe), "overrides": []})
-    write(
-        "reports/train/metrics.json", {"epochs": 2, "steps": 40, "seconds": 3.5, "best_epoch": 2, "AP": 0.5}
-    )
+    write("reports/train/metrics.json", {"epochs": 2, "steps": 40, "seconds": 3.5, "best_epoch": 2, "AP": 0.5})
     steps = [f"{step},{step / 20},{step},0.01,{3 / step + chosen.seed / 10}" for step in range(1, 41)]
     Path("reports/train/losses.csv").write_text("step,epoch,time,lr,loss\n" + "\n".join(steps) + "\n")
     Path("reports/train/metrics.csv").write_text("epoch,step,time,AP,AP50\n1,20,1,0.2,0.4\n2,40,2,0.3,0.5\n")

@@ -133,9 +133,7 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
         return recipe
     policies = get_args(Augmentation)
     if augmentation not in policies:
-        raise ParamsError(
-            f"--augmentation: no policy {augmentation!r}; {did_you_mean(augmentation, policies)}"
-        )
+        raise ParamsError(f"--augmentation: no policy {augmentation!r}; {did_you_mean(augmentation, policies)}")
     try:
         return replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
     except ValueError as error:

@@ -45,9 +45,7 @@ def download(name: str, mirrors: list[str], keep: bool = False) -> str:
     try:
         archives.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{archives} cannot be created: {error.strerror}; set DATA_ROOT to another folder"
-        ) from None
+        raise DataError(f"{archives} cannot be created: {error.strerror}; set DATA_ROOT to another folder") from None
     with locked(archives / f"{name}.lock"):
         record = archives / f"{name}.json"
         done = _extracted(record)
@@ -64,9 +62,7 @@ def download(name: str, mirrors: list[str], keep: bool = False) -> str:
         for one in missing:
             urls = (*(f"{mirror.rstrip('/')}/{one.name}" for mirror in mirrors), *one.urls)
             start = size_of(archives / f"{one.name}.part")
-            log.info(
-                "%s, %s%s", one.name, _bytes(one.size), f", resuming at {_bytes(start)}" if start else ""
-            )
+            log.info("%s, %s%s", one.name, _bytes(one.size), f", resuming at {_bytes(start)}" if start else "")
             path = fetch(replace(one, urls=urls), archives, _progress(one))
             log.info("%s: size and SHA-256 verified; extracting to %s", one.name, folder.resolve())
             extract(path, folder)
@@ -83,9 +79,7 @@ def _check_url(mirror: str) -> None:
     except ValueError:
         valid = False
     if not valid:
-        raise DataError(
-            f"--mirror {mirror}: not a URL; give one such as http://server/folder or file:///folder"
-        )
+        raise DataError(f"--mirror {mirror}: not a URL; give one such as http://server/folder or file:///folder")
 
 
 def _extracted(record: Path) -> dict[str, str]:
@@ -114,6 +108,4 @@ def _bytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-COMMANDS = {
-    "download": Command(_add_arguments, lambda args: download(args.name, mirrors=args.mirror, keep=args.keep))
-}
+COMMANDS = {"download": Command(_add_arguments, lambda args: download(args.name, mirrors=args.mirror, keep=args.keep))}

@@ -78,9 +78,7 @@ def coco_scores(data: ExternalData, overlaps: Overlaps, *, verify: bool) -> dict
     return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": score.stats}
 
 
-def voc_scores(
-    data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str
-) -> dict[str, Any]:
+def voc_scores(data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str) -> dict[str, Any]:
     """Return VOC's AP per class, by 11 points and by area.
 
     Args:

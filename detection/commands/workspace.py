@@ -88,9 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _add_sync(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "experiments", nargs="*", metavar="EXPERIMENT", help="default: the experiment in the workspace"
-    )
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="default: the experiment in the workspace")
 
 
 def sync(experiments: list[str]) -> str:
@@ -145,9 +143,7 @@ def _checked_out(name: str) -> Iterator[None]:
                     Path(folder, path).parent.mkdir(parents=True, exist_ok=True)
                     files.get(path, str(Path(folder, path)), recursive=files.isdir(path))
         except (DvcException, FileNotFoundError) as error:
-            raise DataError(
-                f"{name} is neither in DVC's cache nor in a remote ({error}); run `dvc pull`"
-            ) from None
+            raise DataError(f"{name} is neither in DVC's cache nor in a remote ({error}); run `dvc pull`") from None
         with chdir(folder), _environment(variables):
             yield
 

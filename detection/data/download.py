@@ -91,21 +91,14 @@ def _coco(folder: str, name: str, *creates: str) -> Archive:
 
 _TRAINVAL = ("train", "val", "trainval")
 _COCO_JSON = ("annotations/instances_train2017.json", "annotations/instances_val2017.json")
-_VOC2007 = (
-    _voc("2007", "VOCtrainval_06-Nov-2007.tar", _TRAINVAL),
-    _voc("2007", "VOCtest_06-Nov-2007.tar", ("test",)),
-)
+_VOC2007 = (_voc("2007", "VOCtrainval_06-Nov-2007.tar", _TRAINVAL), _voc("2007", "VOCtest_06-Nov-2007.tar", ("test",)))
 _VOC2012 = (_voc("2012", "VOCtrainval_11-May-2012.tar", _TRAINVAL, (*VOC_MIRRORS, VOC2012_MIRROR)),)
 _COCO2017 = (
     _coco("annotations", "annotations_trainval2017.zip", *_COCO_JSON),
     _coco("zips", "val2017.zip", "val2017/000000000139.jpg"),
     _coco("zips", "train2017.zip", "train2017/000000000009.jpg"),
 )
-SOURCES = {
-    "voc2007": Source(".", _VOC2007),
-    "voc2012": Source(".", _VOC2012),
-    "coco2017": Source("coco", _COCO2017),
-}
+SOURCES = {"voc2007": Source(".", _VOC2007), "voc2012": Source(".", _VOC2012), "coco2017": Source("coco", _COCO2017)}
 
 
 def downloads(paths: Iterable[str]) -> list[str]:

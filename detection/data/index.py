@@ -74,9 +74,7 @@ class Index:
     def image_ids(self) -> NDArray[np.int64]:
         """[N] integer ids for COCO files: the dataset's own if all are distinct numbers, else 1, 2, …."""
         names = [name.decode() for name in self.ids]
-        numbers = [
-            int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= MAX_ID_DIGITS
-        ]
+        numbers = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) <= MAX_ID_DIGITS]
         if len(set(numbers)) == len(self):
             return np.array(numbers, dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
@@ -139,9 +137,7 @@ def pack(records: list[Record]) -> Index:
         "areas": np.zeros(0, np.float32),
     }
     columns: dict[str, Any] = {
-        name: np.concatenate([start, *(getattr(one, name) for one in records)]).astype(
-            start.dtype, copy=False
-        )
+        name: np.concatenate([start, *(getattr(one, name) for one in records)]).astype(start.dtype, copy=False)
         for name, start in empty.items()
     }
     return Index(

@@ -26,13 +26,7 @@ from detection.data.loading.batch import STRIDE, pads_to_stride
 from detection.data.loading.geometry import result_size
 from detection.models.build import build_detector
 from detection.models.detector import BackboneDetector
-from detection.ops.anchors import (
-    AnchorGenerator,
-    DefaultBoxGenerator,
-    PyramidAnchorGenerator,
-    Size,
-    feature_sizes,
-)
+from detection.ops.anchors import AnchorGenerator, DefaultBoxGenerator, PyramidAnchorGenerator, Size, feature_sizes
 from detection.params.recipe import FasterRCNNRecipe, RetinaNetRecipe, SSDRecipe
 
 Floats = NDArray[np.float64]

@@ -35,9 +35,7 @@ MAX_CLASSES = 20
 
 def splits(raw: RawDataset) -> list[str]:
     """Table of images, objects and classes per split, without dropped ones, and the class names."""
-    rows: list[tuple[str, ...]] = [
-        ("", "images", "objects", "without objects", "classes", "difficult", "crowd")
-    ]
+    rows: list[tuple[str, ...]] = [("", "images", "objects", "without objects", "classes", "difficult", "crowd")]
     for split, index in raw.splits.items():
         empty = int((np.diff(index.offsets) == 0).sum())
         counts = (len(index), len(index.boxes), empty, len(np.unique(index.labels)))

@@ -118,9 +118,7 @@ def _coco_predictions(
     return _checked(predictions, inverted, skip_unknown, path, "$[{}]".format, unknown)
 
 
-def read_voc(
-    devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False
-) -> ExternalData:
+def read_voc(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False) -> ExternalData:
     """Read the annotations of an image set, and `comp4_det_<image_set>_<class>.txt` of every class.
 
     The classes are those of the annotated objects. A class without detections has an empty file.
@@ -143,9 +141,7 @@ def read_voc(
         annotations.read(devkit, f"{where}{image_id}.xml", image_id)
     _refuse_problems(problems, devkit)
     if not annotations.names:
-        raise DataError(
-            f"{folder.path}: no image of the image set {image_set!r} has an object; use another one"
-        )
+        raise DataError(f"{folder.path}: no image of the image set {image_set!r} has an object; use another one")
     prefix = f"comp4_det_{image_set}_"
     classes = _classes(detections, prefix, sorted(set(annotations.names)), skip_unknown)
     row_of = {image_id: row for row, image_id in enumerate(annotations.ids)}
@@ -191,9 +187,7 @@ def _classes(folder: Path, prefix: str, annotated: list[str], skip_unknown: bool
         return [name for name in annotated if name in available]
     if unknown:
         path = folder / f"{prefix}{unknown[0]}.txt"
-        raise DataError(
-            f"{path}: no object has the class {unknown[0]!r}; {did_you_mean(unknown[0], annotated)}"
-        )
+        raise DataError(f"{path}: no object has the class {unknown[0]!r}; {did_you_mean(unknown[0], annotated)}")
     if missing:
         raise DataError(
             f"{folder / (prefix + missing[0])}.txt is missing; create it (an empty file for no detections), "

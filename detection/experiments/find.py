@@ -53,8 +53,7 @@ class Experiment:
         is_run = isinstance(self.files, RunFiles)  # its dvc.lock was stored before the evaluation ended
         if not is_run and not is_scored(self.files.read(LOCK)):
             raise DataError(
-                f"{self.name}: the detector was trained again after its evaluation; run `dvc repro` to "
-                "evaluate it"
+                f"{self.name}: the detector was trained again after its evaluation; run `dvc repro` to evaluate it"
             )
 
 

@@ -42,10 +42,7 @@ class RegisteredDetector:
                 path.write_bytes(content)
             images = self._predictor.predict(paths, score_threshold=threshold, batch_size=1)
             return pd.DataFrame(
-                [
-                    {"width": image.size[1], "height": image.size[0], "detections": image.to_json()}
-                    for image in images
-                ]
+                [{"width": image.size[1], "height": image.size[0], "detections": image.to_json()} for image in images]
             )
 
 

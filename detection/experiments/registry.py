@@ -100,10 +100,7 @@ def gather(experiment: Experiment) -> Candidate:
     experiment.check_scored()
     if run_id is None:
         raise TrackingError(f"{experiment.name} has no MLflow run; create it: detection sync")
-    recipe, data = (
-        read_json(files, f"{REPORTS_TRAIN}/recipe.json"),
-        read_json(files, f"{REPORTS_DATASET}/card.json"),
-    )
+    recipe, data = (read_json(files, f"{REPORTS_TRAIN}/recipe.json"), read_json(files, f"{REPORTS_DATASET}/card.json"))
     md5 = locked_outs(files.read("dvc.lock"))
     values = {
         "model": recipe.get("model"),
@@ -117,18 +114,11 @@ def gather(experiment: Experiment) -> Candidate:
         **{f"test/{key}": f"{metrics[key]:.4f}" for key in SCORES if metrics.get(key) is not None},
     }
     tags = {key: str(value) for key, value in values.items() if value}
-    lines = [
-        f"# {tags.get('model')} on {tags.get('dataset')}",
-        "",
-        f"Classes: {', '.join(data.get('classes', []))}.",
-    ]
+    lines = [f"# {tags.get('model')} on {tags.get('dataset')}", "", f"Classes: {', '.join(data.get('classes', []))}."]
     card = (
-        files.read(str(MODEL_CARD))
-        or "\n".join([*lines, "", *(f"- {k}: {v}" for k, v in tags.items()), ""]).encode()
+        files.read(str(MODEL_CARD)) or "\n".join([*lines, "", *(f"- {k}: {v}" for k, v in tags.items()), ""]).encode()
     )
-    return Candidate(
-        detector=detector, card=card.decode(), example=_example(experiment), run_id=run_id, tags=tags
-    )
+    return Candidate(detector=detector, card=card.decode(), example=_example(experiment), run_id=run_id, tags=tags)
 
 
 def _find_or_create_version(store: Store, run: Any, candidate: Candidate, name: str) -> tuple[str, bool]:
@@ -174,9 +164,7 @@ def _save(folder: Path, candidate: Candidate) -> None:
             mlflow_model=Model(run_id=candidate.run_id),
             signature=_signature(THRESHOLD),
             input_example=(pd.DataFrame({"image": [candidate.example]}), {"threshold": THRESHOLD}),
-            pip_requirements=[
-                f"{name}=={version.partition('+')[0]}" for name, version in versions
-            ],  # not +cpu
+            pip_requirements=[f"{name}=={version.partition('+')[0]}" for name, version in versions],  # not +cpu
             model_config={"device": "auto"},
         )
     (folder / MODEL_CARD.name).write_text(candidate.card, encoding="utf-8")
@@ -188,12 +176,7 @@ def _signature(threshold: float) -> "ModelSignature":
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array, Object, Property
 
-    fields = {
-        "box": Array(DataType.double),
-        "label": DataType.long,
-        "class": DataType.string,
-        "score": DataType.double,
-    }
+    fields = {"box": Array(DataType.double), "label": DataType.long, "class": DataType.string, "score": DataType.double}
     detections = Object([Property(name, dtype) for name, dtype in fields.items()])
     outputs: list[Any] = [ColSpec(DataType.long, "width"), ColSpec(DataType.long, "height")]
     return ModelSignature(

@@ -113,9 +113,7 @@ class Repository:
         return self.git("diff", "--name-only", "HEAD", "--", *pathspecs).splitlines()
 
     def _git(self, *args: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            ["git", "-C", str(self.root), *args], capture_output=True, text=True, check=False
-        )
+        return subprocess.run(["git", "-C", str(self.root), *args], capture_output=True, text=True, check=False)
 
 
 def _run_id(content: bytes | None) -> str | None:

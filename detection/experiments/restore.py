@@ -95,9 +95,7 @@ def _commands(run: Any, files: RunFiles, repository: Repository) -> str:
         lines.append(f"  mlflow artifacts download -r {run.info.run_id} -a params.yaml -d .")
         lines.append("  dvc exp run")
     else:
-        lines.append(
-            _dvc_exp_run({key: logged[key] for key in ("model", "dataset", "seed") if key in logged})
-        )
+        lines.append(_dvc_exp_run({key: logged[key] for key in ("model", "dataset", "seed") if key in logged}))
         lines.append("The run has no params.yaml; `make ui` shows its other params.")
     if tags.get("git.dirty") == "true":
         lines.append("Its code had uncommitted changes, so the result may differ.")

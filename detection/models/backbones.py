@@ -165,9 +165,7 @@ def read_weights(path: str | Path, backbone: str) -> dict[str, Tensor] | None:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} does not exist; run the pretrain stage first: dvc repro pretrain"
-        ) from None
+        raise CheckpointError(f"{path} does not exist; run the pretrain stage first: dvc repro pretrain") from None
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
     if not isinstance(saved, dict) or "backbone" not in saved:

@@ -18,14 +18,7 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.fcos import FCOS
 from detection.models.fpn import one_stage_pyramid
 from detection.models.retinanet import RetinaNet
-from detection.params.recipe import (
-    ARCHITECTURES,
-    FasterRCNNRecipe,
-    FCOSRecipe,
-    Recipe,
-    RetinaNetRecipe,
-    SSDRecipe,
-)
+from detection.params.recipe import ARCHITECTURES, FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -80,9 +73,7 @@ def without_weights(recipe: Recipe) -> Recipe:
     layers = 6 if recipe.backbone.startswith("mobilenet") else 5
     frozen_phase = any(phase.freeze_backbone for phase in recipe.schedule.phases)
     if recipe.bn != "live" or recipe.trainable_layers < layers or frozen_phase:
-        log.info(
-            "backbone %s: no pretrained weights, training all layers with live BatchNorm", recipe.backbone
-        )
+        log.info("backbone %s: no pretrained weights, training all layers with live BatchNorm", recipe.backbone)
     phases = tuple(replace(phase, freeze_backbone=False) for phase in recipe.schedule.phases)
     schedule = replace(recipe.schedule, phases=phases)
     return replace(recipe, bn="live", trainable_layers=layers, schedule=schedule)
@@ -139,9 +130,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     except Exception as error:
         raise CheckpointError(f"{path} is not a detector's file: {str(error).splitlines()[0]}") from None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT or "recipe" not in saved:
-        raise CheckpointError(
-            f"{path} is not a detector's file of this project; `train` writes models/detector.pt"
-        )
+        raise CheckpointError(f"{path} is not a detector's file of this project; `train` writes models/detector.pt")
     try:
         recipe = msgspec.convert(saved["recipe"], ARCHITECTURES[saved["recipe"]["architecture"]])
         classes = tuple(saved["classes"])
@@ -150,9 +139,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
             raise CheckpointError(f"{path} does not fit its own recipe: {difference}")
         detector.load_state_dict(saved["state_dict"], strict=True)
     except (KeyError, msgspec.ValidationError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise CheckpointError(f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}") from None
     return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"])
 
 
@@ -169,9 +156,7 @@ def check_classes(path: str | Path, loaded: LoadedDetector, classes: tuple[str, 
     """
     if loaded.classes == classes:
         return
-    unknown = [
-        f"has {name!r}, which the data does not have" for name in loaded.classes if name not in classes
-    ]
+    unknown = [f"has {name!r}, which the data does not have" for name in loaded.classes if name not in classes]
     missing = [f"lacks {name!r}" for name in classes if name not in loaded.classes]
     pairs = enumerate(zip(loaded.classes, classes, strict=False))
     moved = [f"has {a!r} as class {i}, where the data has {b!r}" for i, (a, b) in pairs if a != b]

@@ -170,9 +170,7 @@ class RPN(nn.Module):
         ignore = ~_inside(anchors, targets.sizes) if rpn.inside_anchors_only else None
         objects, mask = targets.boxes, targets.mask
         matches = match(objects, mask, anchors, rpn.fg_iou, rpn.bg_iou, "all_ties", ignore)  # [B, A]
-        sample = balanced_sample(
-            matches >= 0, matches == BACKGROUND, rpn.batch_size_per_image, rpn.positive_fraction
-        )
+        sample = balanced_sample(matches >= 0, matches == BACKGROUND, rpn.batch_size_per_image, rpn.positive_fraction)
         index, positive, valid = sample.index, sample.positive, sample.valid  # [B, S]
         logits, deltas, anchors = batched_gather(logits, index), batched_gather(deltas, index), anchors[index]
         self.confusion.add(positive.long(), (logits > 0).long(), valid)
@@ -274,9 +272,7 @@ class RoIHead(nn.Module):
         boxes = torch.cat([proposals, targets.boxes], dim=1)
         ignore = ~torch.cat([mask, targets.mask], dim=1)
         matches = match(targets.boxes, targets.mask, boxes, roi.fg_iou, roi.bg_iou, ignore=ignore)
-        sample = balanced_sample(
-            matches >= 0, matches == BACKGROUND, roi.batch_size_per_image, roi.positive_fraction
-        )
+        sample = balanced_sample(matches >= 0, matches == BACKGROUND, roi.batch_size_per_image, roi.positive_fraction)
         valid = sample.valid[:, : valid_width(sample.valid)]
         position = torch.arange(valid.shape[1], device=mask.device)[None]
         index = batched_gather(sample.index, position % valid.sum(dim=1, keepdim=True).clamp(min=1))
@@ -290,9 +286,7 @@ class RoIHead(nn.Module):
         logits, deltas = self(features, proposals, height)
         scores = logits.softmax(dim=2)[..., 1:] * mask[..., None]  # [B, P, K]
         candidates = topk_of_proposals(scores, deltas, proposals, coder, sizes, recipe.score_threshold)
-        return nms_and_rescale(
-            candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2]
-        )
+        return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2])
 
 
 def _fc_head(recipe: FasterRCNNRecipe, channels: int, network: Any) -> nn.Module:

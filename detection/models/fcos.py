@@ -89,9 +89,7 @@ class FCOS(BackboneDetector):
         scores = (logits.sigmoid() * centerness.sigmoid()).sqrt()
         limit, threshold = recipe.topk_per_level, recipe.score_threshold
         select = topk_per_level(scores, edges, anchors, counts, decode_edges, sizes, limit, threshold)
-        return nms_and_rescale(
-            select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2]
-        )
+        return nms_and_rescale(select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `cls_logits`, `bbox_regression` and `bbox_ctrness`, [B, A, K], 4 and 1."""

@@ -232,7 +232,6 @@ def nms_and_rescale(
 def _to_original(boxes: Tensor, sizes: ImageSizes) -> Tensor:
     """Rescale boxes [B, N, 4] from the batch to the original images, and clip them."""
     inside, original = (
-        size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None]
-        for size in (sizes.resized, sizes.original)
+        size.to(boxes, non_blocking=True).flip(1).repeat(1, 2)[:, None] for size in (sizes.resized, sizes.original)
     )  # [B, 1, 4]: x, y, x, y
     return torch.minimum((boxes * (original / inside)).clamp(min=0), original)

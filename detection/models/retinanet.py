@@ -67,12 +67,7 @@ class RetinaNet(BackboneDetector):
         limit, threshold = recipe.topk_per_level, recipe.score_threshold
         select = topk_per_level(logits.sigmoid(), deltas, anchors, counts, decode, sizes, limit, threshold)
         return nms_and_rescale(
-            select,
-            sizes,
-            recipe.nms_threshold,
-            recipe.detections_per_image,
-            logits.shape[2],
-            recipe.class_agnostic_nms,
+            select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2], recipe.class_agnostic_nms
         )
 
     def core(self, images: Tensor) -> dict[str, Tensor]:

@@ -102,9 +102,7 @@ class SSD(BackboneDetector):
         scores = logits.softmax(-1)[..., 1:]
         limit, threshold = recipe.topk_candidates, recipe.score_threshold
         candidates = topk_per_class(scores, deltas, anchors, coder, sizes, limit, threshold)
-        return nms_and_rescale(
-            candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2]
-        )
+        return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `cls_logits` [B, A, K + 1] and `bbox_regression` [B, A, 4]."""

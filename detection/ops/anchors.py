@@ -35,12 +35,7 @@ class AnchorGenerator(ABC):
     def __init__(self) -> None:
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
-    def __call__(
-        self,
-        sizes: Sequence[Size],
-        image_size: Size,
-        device: torch.device | str = "cpu",
-    ) -> Tensor:
+    def __call__(self, sizes: Sequence[Size], image_size: Size, device: torch.device | str = "cpu") -> Tensor:
         """All boxes for one size of batch.
 
         Args:
@@ -158,9 +153,7 @@ class DefaultBoxGenerator(AnchorGenerator):
         assert steps is None or len(steps) == len(aspect_ratios), "one step per map"
         self.steps, self.clip_centers = steps, clip_centers
         self.anchors_per_cell = tuple(2 + 2 * len(ratios) for ratios in aspect_ratios)
-        self.sides = [
-            self._sides(*pair, ratios) for pair, ratios in zip(pairwise(scales), aspect_ratios, strict=True)
-        ]
+        self.sides = [self._sides(*pair, ratios) for pair, ratios in zip(pairwise(scales), aspect_ratios, strict=True)]
 
     @staticmethod
     def _sides(scale: float, following: float, ratios: Sequence[float]) -> Tensor:

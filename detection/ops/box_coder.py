@@ -36,12 +36,7 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights = UNIT_WEIGHTS) -> T
     x_a, y_a, w_a, h_a = _center_and_size(anchors)
     x, y, w, h = _center_and_size(boxes)
     wx, wy, ww, wh = weights
-    deltas = [
-        wx * (x - x_a) / w_a,
-        wy * (y - y_a) / h_a,
-        ww * torch.log(w / w_a),
-        wh * torch.log(h / h_a),
-    ]
+    deltas = [wx * (x - x_a) / w_a, wy * (y - y_a) / h_a, ww * torch.log(w / w_a), wh * torch.log(h / h_a)]
     return torch.stack(deltas, dim=-1)
 
 

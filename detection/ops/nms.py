@@ -14,9 +14,7 @@ MAX_BOXES = 2**15
 
 
 @torch.no_grad()
-def grouped_nms(
-    boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float
-) -> Tensor:
+def grouped_nms(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float) -> Tensor:
     """Suppress, within each group of each image, every box that overlaps a kept box of a higher score.
 
     Equals `torchvision.ops.batched_nms` image by image. Invariant: the kept boxes are all kept when the
@@ -52,9 +50,7 @@ def _group_by_group(
     return keep.view_as(valid)
 
 
-def _on_tiles(
-    boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float
-) -> Tensor:
+def _on_tiles(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float) -> Tensor:
     """GPU: one call for all groups of at most `MAX_BOXES` boxes, with each group on a tile of its own.
 
     The tiles are arranged in a square, which keeps coordinates small and rounding errors with them: 80 groups

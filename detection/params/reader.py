@@ -86,17 +86,11 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
             raise ParamsError(f"{file}: {key}: this section is missing")
     datasets = {name: _dataset(name, values, file) for name, values in _named(raw, "datasets", file)}
     presets = {name: _preset(name, values, datasets, file) for name, values in _named(raw, "presets", file)}
-    budgets = {
-        name: _budget(name, values, datasets, presets, file) for name, values in _named(raw, "budgets", file)
-    }
+    budgets = {name: _budget(name, values, datasets, presets, file) for name, values in _named(raw, "budgets", file)}
     for name in datasets:
         if name not in budgets:
-            raise ParamsError(
-                f"{file}: budgets.{name}: missing; {name}: {{}} selects the preset {Budget().preset}"
-            )
-    recipes = {
-        name: _Recipe(name, values, presets, budgets, file) for name, values in _named(raw, "models", file)
-    }
+            raise ParamsError(f"{file}: budgets.{name}: missing; {name}: {{}} selects the preset {Budget().preset}")
+    recipes = {name: _Recipe(name, values, presets, budgets, file) for name, values in _named(raw, "models", file)}
     model, dataset = model or raw["model"], dataset or raw["dataset"]
     selected = pick(recipes, model, "model", "model", file)
     data = pick(datasets, dataset, "dataset", "dataset", file)
@@ -105,13 +99,7 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     recipe, overrides = selected.merge(budgets[dataset].preset, dataset, budgets[dataset])
     stages: dict[str, Any] = {key: validate(cls, raw[key], key, file) for key, cls in STAGES.items()}
     return Params(
-        model=model,
-        dataset=dataset,
-        seed=raw["seed"],
-        recipe=recipe,
-        overrides=overrides,
-        data=data,
-        **stages,
+        model=model, dataset=dataset, seed=raw["seed"], recipe=recipe, overrides=overrides, data=data, **stages
     )
 
 
@@ -160,9 +148,7 @@ def _subclass(classes: Mapping[str, type[Any]], values: Any, key: str, field: st
     return selected
 
 
-def _budget(
-    name: str, values: Any, datasets: Mapping[str, Any], presets: Mapping[str, Any], file: str
-) -> Budget:
+def _budget(name: str, values: Any, datasets: Mapping[str, Any], presets: Mapping[str, Any], file: str) -> Budget:
     pick(datasets, name, f"budgets.{name}", "dataset", file)
     budget = validate(Budget, values or {}, f"budgets.{name}", file)
     pick({**presets, PUBLISHED: None}, budget.preset, f"budgets.{name}.preset", "preset", file)
@@ -205,9 +191,7 @@ class _Recipe:
             pick({**presets, **budgets}, target, f"{self.key}.overrides.{target}", "preset or dataset", file)
             _refuse_fixed(changes, f"{self.key}.overrides.{target}", file)
             if not isinstance(changes, Mapping):
-                raise ParamsError(
-                    f"{file}: {self.key}.overrides.{target}: must be a mapping, not {changes!r}"
-                )
+                raise ParamsError(f"{file}: {self.key}.overrides.{target}: must be a mapping, not {changes!r}")
         for preset in presets:
             self.merge(preset, "", Budget())
         for dataset in self.overrides.keys() - presets.keys():
@@ -284,9 +268,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
         *path, last = key.split(".")
         node = tree
         for part in path:
-            if not isinstance(
-                node.get(part), dict
-            ):  # a plain value where the recipe has a group, or vice versa
+            if not isinstance(node.get(part), dict):  # a plain value where the recipe has a group, or vice versa
                 node[part] = {}
             node = node[part]
         node[last] = value

@@ -8,16 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from detection.params.recipe_base import (
-    MOBILENETS,
-    RESNETS,
-    Bounds,
-    Count,
-    Fraction,
-    NonNegative,
-    Positive,
-    RecipeBase,
-)
+from detection.params.recipe_base import MOBILENETS, RESNETS, Bounds, Count, Fraction, NonNegative, Positive, RecipeBase
 
 SSD_MAPS = 6
 """Feature maps of SSD300 and SSDlite."""
@@ -173,9 +164,7 @@ class FasterRCNNRecipe(RecipeBase):
         """Refuse a backbone, anchors or heads that do not fit the feature maps."""
         RecipeBase.__post_init__(self)
         fpn = self.features == "fpn"
-        _check_backbone(
-            self, (*RESNETS, *MOBILENETS) if fpn else (*RESNETS, "vgg16"), f"features: {self.features}"
-        )
+        _check_backbone(self, (*RESNETS, *MOBILENETS) if fpn else (*RESNETS, "vgg16"), f"features: {self.features}")
         _check_levels(self.fpn_levels, self.backbone)
         if not fpn and self.fpn_norm != "none":
             raise ValueError("fpn_norm: features: c4 has no FPN")
@@ -288,9 +277,7 @@ class DefaultBoxes:
         )
         for name, entries, count in lists:
             if len(entries) != count:
-                raise ValueError(
-                    f"{name}: needs {count} entries for {SSD_MAPS} feature maps, not {len(entries)}"
-                )
+                raise ValueError(f"{name}: needs {count} entries for {SSD_MAPS} feature maps, not {len(entries)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,9 +324,7 @@ ARCHITECTURES: dict[str, type[Recipe]] = {
 
 def _check_backbone(recipe: RecipeBase, supported: Sequence[str], what: str) -> None:
     if recipe.backbone not in supported:
-        raise ValueError(
-            f"backbone: {what} does not support {recipe.backbone}; possible: {', '.join(supported)}"
-        )
+        raise ValueError(f"backbone: {what} does not support {recipe.backbone}; possible: {', '.join(supported)}")
 
 
 def _check_levels(levels: tuple[int, ...], backbone: str) -> None:

@@ -47,9 +47,7 @@ def render() -> str:
     parts = [HEAD]
     common = {field.name for field in fields(RecipeBase)}
     for title, cls in SECTIONS.items():
-        parts.append(
-            f"## {title}\n\n{inspect.getdoc(cls)}\n\n| key | type | default | meaning |\n|---|---|---|---|"
-        )
+        parts.append(f"## {title}\n\n{inspect.getdoc(cls)}\n\n| key | type | default | meaning |\n|---|---|---|---|")
         own = issubclass(cls, RecipeBase) and cls is not RecipeBase
         parts += [row for name, row in _rows(cls) if not (own and name.split(".")[0] in common)]
         parts.append("")

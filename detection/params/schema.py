@@ -78,13 +78,9 @@ def _fields(cls: Any, values: object, key: str, problems: list[str]) -> dict[str
         problems.append(f"{key}: must be a mapping of keys to values, not {values!r}")
         return {}
     known = {field.name: field.type for field in fields(cls)}
-    problems += [
-        f"{key}.{name}: unknown key; {did_you_mean(name, known)}" for name in values if name not in known
-    ]
+    problems += [f"{key}.{name}: unknown key; {did_you_mean(name, known)}" for name in values if name not in known]
     return {
-        name: _convert(kind, values[name], f"{key}.{name}", problems)
-        for name, kind in known.items()
-        if name in values
+        name: _convert(kind, values[name], f"{key}.{name}", problems) for name, kind in known.items() if name in values
     }
 
 

@@ -92,9 +92,7 @@ def _experiment_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {"dvc.exp_name": now, "dvc.exp_names": ",".join(name for name in names if name)}
 
 
-def describe(
-    store: Store, run: Any, params: Params, recorded: Mapping[str, str], *, evaluated: bool = False
-) -> None:
+def describe(store: Store, run: Any, params: Params, recorded: Mapping[str, str], *, evaluated: bool = False) -> None:
     """Log the params and dataset inputs that a run lacks; MLflow does not change existing params.
 
     Args:
@@ -171,10 +169,7 @@ def run_params(params: Params) -> dict[str, str]:
 
 def as_text(values: Mapping[str, Any]) -> dict[str, str]:
     """Param names and values as MLflow stores them."""
-    return {
-        metric_name(key): value if isinstance(value, str) else json.dumps(value)
-        for key, value in values.items()
-    }
+    return {metric_name(key): value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
 
 
 def origin_tags(params: Params, stage: str) -> dict[str, str]:

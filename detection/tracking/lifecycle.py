@@ -24,14 +24,7 @@ from detection.files import (
 from detection.params import Params
 from detection.text import flatten
 from detection.tracking import client
-from detection.tracking.client import (
-    REPLACES,
-    TRAINING_ID,
-    find_run,
-    find_training,
-    read_run_id,
-    write_run_id,
-)
+from detection.tracking.client import REPLACES, TRAINING_ID, find_run, find_training, read_run_id, write_run_id
 from detection.tracking.run import MlflowRun, NoRun, OpenRun, Run
 from detection.tracking.store import Store, close_orphans, connect, display_uri, lock_path, switched_off
 from detection.tracking.uploader import Uploader, log_points
@@ -162,8 +155,7 @@ def sync_workspace(params: Params) -> SyncResult:
         raise
     except Exception as error:  # MLflow raises errors of any type
         raise TrackingError(
-            f"MLflow at {display_uri()} does not answer ({reason(error)}); "
-            "run `detection sync` again when it is back"
+            f"MLflow at {display_uri()} does not answer ({reason(error)}); run `detection sync` again when it is back"
         ) from None
 
 

@@ -93,9 +93,7 @@ class MlflowRun(Run):
         reports: Folder of the curves.
     """
 
-    def __init__(
-        self, open_run: Callable[[], OpenRun], opened: OpenRun | None, reports: Path = REPORTS
-    ) -> None:
+    def __init__(self, open_run: Callable[[], OpenRun], opened: OpenRun | None, reports: Path = REPORTS) -> None:
         self._open, self._opened, self._reports = open_run, opened, reports.absolute()
         self._uploader: Uploader | None = None
         self._system: SystemMetrics | None = None
@@ -192,9 +190,7 @@ class MlflowRun(Run):
                     display_uri(),
                     reason(error),
                 )
-            self._retry_at = (
-                time.monotonic() + RETRY_INTERVALS_S[min(self._failures, len(RETRY_INTERVALS_S) - 1)]
-            )
+            self._retry_at = time.monotonic() + RETRY_INTERVALS_S[min(self._failures, len(RETRY_INTERVALS_S) - 1)]
             self._failures += 1
             self._uploader = None
         else:

@@ -108,9 +108,7 @@ def connect() -> Store:
         try:
             client = mlflow.MlflowClient(tracking_uri=uri)
         except ModuleNotFoundError as error:
-            raise TrackingError(
-                f"MLFLOW_TRACKING_URI={display_uri()} needs a driver: uv add {error.name}"
-            ) from None
+            raise TrackingError(f"MLFLOW_TRACKING_URI={display_uri()} needs a driver: uv add {error.name}") from None
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # An absolute path, since MLflow resolves a relative one against the working directory; a server

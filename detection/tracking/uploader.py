@@ -14,10 +14,7 @@ from typing import Any
 from detection.files import REPORTS
 from detection.tracking.client import metric_names
 
-CURVES = (
-    ("train/losses.csv", "loss/", ("loss", "lr")),
-    ("train/metrics.csv", "val/", ("epoch",)),
-)
+CURVES = (("train/losses.csv", "loss/", ("loss", "lr")), ("train/metrics.csv", "val/", ("epoch",)))
 """File under `reports/`, prefix of its metrics' names, and columns that are metrics without the prefix.
 
 A file has the columns `step`, `time` (Unix time in ms), `epoch`, and one column per metric.
@@ -43,9 +40,7 @@ class Uploader:
         self._curves = [_Curve(reports / file, prefix, plain) for file, prefix, plain in CURVES]
         self._steps: dict[str, set[int]] | None = {} if fill_gaps else None
         # No public attribute has the last steps; `get_metric_history` would read every point.
-        self.latest: dict[str, int] = {
-            metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs
-        }
+        self.latest: dict[str, int] = {metric.key: metric.step for metric in client.get_run(run_id).data._metric_objs}
         """Last step of each metric of the run."""
 
     def send(self, until: int | None = None) -> Iterator[int]:

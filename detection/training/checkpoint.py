@@ -42,9 +42,7 @@ STATE_FILE, COMPLETE_FILE, LOCK_FILE, TRAINING_ID_FILE = "state.pt", "complete",
 T = TypeVar("T")
 
 
-def content_key(
-    stage: str, values: Mapping[str, Any], root: str | Path = ".", without: str | None = None
-) -> str:
+def content_key(stage: str, values: Mapping[str, Any], root: str | Path = ".", without: str | None = None) -> str:
     """Hash the params that a stage uses and the content of its dependencies in dvc.yaml.
 
     Args:
@@ -263,9 +261,7 @@ def restore(saved: Mapping[str, Any], model: nn.Module, optimizer: Optimizer, em
     return State(**saved["state"])
 
 
-def resumed_batches(
-    epoch_batches: Callable[[int, int], Iterator[T]], step: int, steps_per_epoch: int
-) -> Iterator[T]:
+def resumed_batches(epoch_batches: Callable[[int, int], Iterator[T]], step: int, steps_per_epoch: int) -> Iterator[T]:
     """Yield the batches from a step on, epoch after epoch, without end.
 
     Args:

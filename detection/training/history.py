@@ -74,9 +74,7 @@ class History:
 
     def __init__(self, folder: Path, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"losses": [], "metrics": []}
-        self.losses = CsvTable(
-            folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"]
-        )
+        self.losses = CsvTable(folder / "losses.csv", ("step", "epoch", "time", "lr", "loss"), state["losses"])
         self.metrics = CsvTable(folder / "metrics.csv", ("epoch", "step", "time"), state["metrics"])
 
     def state(self) -> dict[str, Any]:
@@ -110,9 +108,7 @@ class LossBuffer:
         self._steps: list[tuple[dict[str, Any], Tensor, list[int]]] = []
         self._names: list[str] = []
 
-    def add(
-        self, row: dict[str, Any], total: Tensor, losses: Mapping[str, Tensor], images: list[int]
-    ) -> None:
+    def add(self, row: dict[str, Any], total: Tensor, losses: Mapping[str, Tensor], images: list[int]) -> None:
         """Add one step.
 
         Args:

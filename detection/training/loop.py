@@ -156,11 +156,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
     _copy_samples(job)
     checkpoints.mark_complete()
     log.info("trained %d steps in %.0f s", state.step, state.seconds)
-    summary = {
-        "steps": state.step,
-        "epochs": state.step / steps_per_epoch,
-        "seconds": round(state.seconds, 1),
-    }
+    summary = {"steps": state.step, "epochs": state.step / steps_per_epoch, "seconds": round(state.seconds, 1)}
     has_val = len(job.validator.index) > 0
     return summary | ({"best_epoch": state.best_epoch, settings.monitor: state.best} if has_val else {})
 
@@ -170,9 +166,7 @@ def _stop_early(state: State, settings: Train) -> bool:
     return settings.early_stop is not None and state.stale >= settings.early_stop.patience
 
 
-def _step(
-    job: TrainingJob, model: nn.Module, optimizer: Optimizer, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
+def _step(job: TrainingJob, model: nn.Module, optimizer: Optimizer, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Run forward, backward and optimizer step on this rank's share of a batch.
 
     Returns:
@@ -238,9 +232,7 @@ def _validate(
     if value > state.best + min_delta:
         state.best, state.best_epoch, state.stale = value, epoch, 0
         job.checkpoints.save(BEST_FILE.format(epoch), {"model": detector.state_dict()})
-    log.info(
-        "epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch
-    )
+    log.info("epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch)
     if settings.sample_every_epochs and epoch % settings.sample_every_epochs == 0 and distributed.is_main():
         path = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
         run.artifact(job.validator.draw(detections, settings.sample_images, path), SAMPLES)

@@ -82,9 +82,7 @@ def phase_at(
     return schedule.phases[-1] if schedule.phases else Phase(until=steps / unit), first, steps
 
 
-def learning_rate_factor(
-    schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool
-) -> float:
+def learning_rate_factor(schedule: Schedule, step: int, steps: int, steps_per_epoch: int, in_epochs: bool) -> float:
     """Fraction of the full learning rate at a step.
 
     A pure function of the step, so that a resumed training needs no scheduler state.

@@ -23,9 +23,7 @@ SINGLE_CELL_SIZE = 512
 """Largest image size in pixels at which SSDlite's last feature map is a single cell."""
 
 
-def build_job(
-    params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path
-) -> TrainingJob:
+def build_job(params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path) -> TrainingJob:
     """Build the detector on its pretrained backbone, the loader, the validator and the checkpoints.
 
     Args:

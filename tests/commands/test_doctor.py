@@ -22,12 +22,7 @@ CAT = "<object><name>cat</name><bndbox>{}</bndbox></object>"
 def run(folder: Path, data: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DATA_ROOT": str(data), "DVC_ROOT": str(folder)}
     return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
+        [sys.executable, "-m", *words], cwd=folder, capture_output=True, text=True, env=environment, timeout=300
     )
 
 
@@ -173,9 +168,7 @@ def test_the_doctor_names_every_planted_problem(planted: tuple[Path, dict[str, s
     assert all(image in done.stdout for image in problems)
 
 
-def test_prepare_refuses_all_types_in_one_message(
-    planted: tuple[Path, dict[str, str]], tmp_path: Path
-) -> None:
+def test_prepare_refuses_all_types_in_one_message(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     data, problems = planted
     done = run(project(tmp_path / "work", ENTRY), data, "stages.prepare")
     assert done.returncode == 1
@@ -188,9 +181,7 @@ def test_prepare_refuses_all_types_in_one_message(
     assert not (tmp_path / "work/data").exists()
 
 
-def test_dropped_objects_and_images_are_in_the_statistics(
-    planted: tuple[Path, dict[str, str]], tmp_path: Path
-) -> None:
+def test_dropped_objects_and_images_are_in_the_statistics(planted: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     data, problems = planted
     errors = [name for name in set(problems.values()) if getattr(Checks(), name) == "error"]
     folder = project(tmp_path / "work", ENTRY, **dict.fromkeys(errors, "drop"))
@@ -209,9 +200,7 @@ def test_dropped_objects_and_images_are_in_the_statistics(
 
 
 def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> None:
-    done = run(
-        project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", "bccd", "--model", "fcos"
-    )
+    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", "bccd", "--model", "fcos")
     assert done.returncode == 0, done.stderr
     assert "BloodImage_00338.xml: RBC with xmin 504, ymin 337, xmax 504, ymax 337" in done.stdout
     assert "BloodImage_00343.xml: RBC with xmin 181, ymin 329, xmax 181, ymax 329" in done.stdout
@@ -241,8 +230,7 @@ def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> 
     assert lines["WBC"][3] == "99.5%"
     assert "136 objects fit no anchor" in published.stdout
     assert (
-        "suggested: models.retinanet_v2.overrides.bccd.anchors.sizes: [[19, 24, 30], [38, 48, 60],"
-        in published.stdout
+        "suggested: models.retinanet_v2.overrides.bccd.anchors.sizes: [[19, 24, 30], [38, 48, 60]," in published.stdout
     )
     assert fitted["Platelets"] == ["209", "21", "px", "99.0%", "0.69"]
 
@@ -251,9 +239,7 @@ def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> 
 def test_the_doctor_reports_no_problems_of_clean_data(
     shared_data: Path, tmp_path: Path, name: str, images: str
 ) -> None:
-    done = run(
-        project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", name, "--model", "fcos"
-    )
+    done = run(project(tmp_path / "work", ENTRY), shared_data, "detection.cli", "doctor", name, "--model", "fcos")
     assert done.returncode == 0, done.stderr
     assert "no problems" in done.stdout
     assert f" {images} " in done.stdout

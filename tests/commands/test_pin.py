@@ -17,9 +17,7 @@ from tests.command_line import detection, error_line
         ("shapes: {train: 4, digest: aaaa, # why\n  ", "shapes: {train: 4, digest: DIGEST, # why\n  "),
     ],
 )
-def test_only_the_digest_changes(
-    project: Path, with_shapes: Callable[[str], Path], entry: str, pinned: str
-) -> None:
+def test_only_the_digest_changes(project: Path, with_shapes: Callable[[str], Path], entry: str, pinned: str) -> None:
     rest = "test: 2, val: 2, path: shapes" + (", format: shapes" if "format" not in entry else "")
     file = with_shapes(f"  {entry} {rest}}}")
     before = file.read_text()
@@ -31,9 +29,7 @@ def test_only_the_digest_changes(
 
 
 def test_an_entry_in_block_style(project: Path, with_shapes: Callable[[str], Path]) -> None:
-    block = (
-        "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2\n"
-    )
+    block = "  shapes:\n    format: shapes  # drawn\n    path: shapes\n    train: 4\n    val: 2\n    test: 2\n"
     file = with_shapes(block)
     digest = detection(project, "pin", "shapes").stdout.split()[-1]
     assert f"  shapes:\n    digest: {digest}\n    format: shapes  # drawn\n" in file.read_text()

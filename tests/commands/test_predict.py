@@ -111,9 +111,7 @@ def test_a_score_is_between_0_and_1(project: Path, threshold: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in IMAGE_SUFFIXES if suffix not in (".pgm", ".jpe")])
-def test_predict_reads_every_image_type_that_training_reads(
-    project: Path, weights: Path, suffix: str
-) -> None:
+def test_predict_reads_every_image_type_that_training_reads(project: Path, weights: Path, suffix: str) -> None:
     (project / "images").mkdir()
     Image.new("RGB", (48, 32)).save(project / f"images/one{suffix}")
     done = detection(project, "predict", "images", "--weights", str(weights))

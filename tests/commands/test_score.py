@@ -59,14 +59,7 @@ def coco_files(tmp_path: Path) -> list[str | Path]:
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     write_results(tmp_path, [{"image_id": 3, "category_id": 90, "bbox": BOX, "score": 0.5}])
-    return [
-        "--format",
-        "coco",
-        "--ground-truth",
-        tmp_path / "truth.json",
-        "--detections",
-        tmp_path / "r.json",
-    ]
+    return ["--format", "coco", "--ground-truth", tmp_path / "truth.json", "--detections", tmp_path / "r.json"]
 
 
 def write_results(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -96,10 +89,7 @@ def voc_files(tmp_path: Path) -> list[str | Path]:
 def test_published_coco_numbers(shared_data: Path, run: Run) -> None:
     folder = shared_data / "oracle/coco_val2014_100"
     expected = json.loads((folder / "expected.json").read_text())
-    truth, found = (
-        folder / "instances_val2014_100.json",
-        folder / "instances_val2014_fakebbox100_results.json",
-    )
+    truth, found = (folder / "instances_val2014_100.json", folder / "instances_val2014_fakebbox100_results.json")
     scored = run("--format", "coco", "--ground-truth", truth, "--detections", found, "--verify")
     assert list(scored) == list(expected)
     assert list(scored["stats"]) == list(expected["stats"])
@@ -110,12 +100,7 @@ def test_published_voc_numbers(shared_data: Path, run: Run) -> None:
     folder = shared_data / "oracle/voc2007_test"
     expected = json.loads((folder / "expected.json").read_text())
     devkit = ("--format", "voc", "--devkit", folder / "VOCdevkit", "--year", "2007", "--image-set", "test")
-    flags = (
-        *devkit,
-        "--detections",
-        folder / "detections",
-        "--skip-unknown",
-    )  # no person was detected
+    flags = (*devkit, "--detections", folder / "detections", "--skip-unknown")  # no person was detected
     scored = run(*flags)
     assert list(scored) == list(expected)
     assert scored["ap_11pt"] == pytest.approx(expected["ap_11pt"], abs=1e-9)
@@ -140,9 +125,7 @@ def test_table(coco_files: list[str | Path], capsys: pytest.CaptureFixture[str])
     assert "\nAR100      0.5000\n" in capsys.readouterr().out
 
 
-def test_voc_iou_of_one_half(
-    voc_files: list[str | Path], run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_voc_iou_of_one_half(voc_files: list[str | Path], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*voc_files)["ap_area"] == {"cat": 1.0, "dog": None}
     assert run(*voc_files, "--overlap", "more-than")["ap_area"]["cat"] == 0.0
     main(["score", *map(str, voc_files), "--table"])
@@ -212,17 +195,13 @@ def test_no_detections(tmp_path: Path, coco_files: list[str | Path], run: Run) -
         ("000001 0.5 1 1 9 1e10", "is not a box"),
     ],
 )
-def test_invalid_lines(
-    tmp_path: Path, voc_files: list[str | Path], fail: Fail, line: str, message: str
-) -> None:
+def test_invalid_lines(tmp_path: Path, voc_files: list[str | Path], fail: Fail, line: str, message: str) -> None:
     with (tmp_path / "detections/comp4_det_test_cat.txt").open("a") as file:
         file.write(line + "\n")
     assert message in fail(*voc_files)
 
 
-def test_missing_and_unknown_class_files(
-    tmp_path: Path, voc_files: list[str | Path], fail: Fail, run: Run
-) -> None:
+def test_missing_and_unknown_class_files(tmp_path: Path, voc_files: list[str | Path], fail: Fail, run: Run) -> None:
     dog = tmp_path / "detections/comp4_det_test_dog.txt"
     dog.rename(dog.with_name("comp4_det_test_dgo.txt"))
     assert "comp4_det_test_dgo.txt: " in fail(*voc_files)
@@ -252,9 +231,7 @@ def test_a_report_is_complete_or_absent(
     tmp_path: Path, coco_files: list[str | Path], fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert "file/report cannot be written: Not a directory" in fail(
-        *coco_files, "--report", tmp_path / "file/report"
-    )
+    assert "file/report cannot be written: Not a directory" in fail(*coco_files, "--report", tmp_path / "file/report")
 
     def full(path: Path, content: bytes) -> int:
         if "calibration" in path.name:

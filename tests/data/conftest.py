@@ -37,9 +37,7 @@ def voc_tree(data_root: Path) -> Callable[..., Path]:
         for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
             (root / name).mkdir(parents=True, exist_ok=True)
         for name, body in annotations.items():
-            own = np.random.default_rng(list(f"{folder}/{name}".encode())).integers(
-                0, 255, (5, 5, 3), np.uint8
-            )
+            own = np.random.default_rng(list(f"{folder}/{name}".encode())).integers(0, 255, (5, 5, 3), np.uint8)
             Image.fromarray(own).resize((50, 40)).save(root / "JPEGImages" / f"{name}.jpg")
             (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{body}</annotation>")
         (root / "ImageSets/Main/train.txt").write_text("".join(f"{name}\n" for name in annotations))

@@ -15,10 +15,7 @@ from detection.params import ShapesDataset, VocDataset
 
 Tree = Callable[..., Path]
 SMALL = ShapesDataset(format="shapes", path="shapes", train=6, val=0, test=3)
-OBJECT = (
-    "<object><name>cat</name><bndbox>"
-    "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
-)
+OBJECT = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
 
 
 def test_save_and_load(data_root: Path, tmp_path: Path) -> None:
@@ -86,9 +83,7 @@ def record(name: str, boxes: Sequence[Sequence[float]], **flags: list[bool]) -> 
 
 def test_coco_export(tmp_path: Path) -> None:
     boxes: list[list[float]] = [[1, 2, 11, 22], [0, 0, 5.5, 4], [3, 3, 6, 6]]
-    index = pack(
-        [record("x", []), record("y", boxes, difficult=[False, True, False], crowd=[False, False, True])]
-    )
+    index = pack([record("x", []), record("y", boxes, difficult=[False, True, False], crowd=[False, False, True])])
     save_coco(index, ("cat", "dog"), tmp_path / "coco.json")
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert [image["id"] for image in coco["images"]] == index.image_ids().tolist()
@@ -105,9 +100,7 @@ def test_coco_export(tmp_path: Path) -> None:
     ]
 
 
-def test_pycocotools_reads_the_export(
-    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pycocotools_reads_the_export(data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pycocotools.coco import COCO
 
     raw = read("small", SMALL)

@@ -33,9 +33,7 @@ def record(name: str, boxes: Sequence[Sequence[float]], difficult: list[bool] | 
 
 def test_statistics_of_a_split() -> None:
     boxes = [[0, 10, 50, 60], [40, 20, 90, 40], [100, 20, 150, 99]]
-    index = pack(
-        [record("a", boxes, difficult=[True, False, False]), record("b", []), record("c", [[9, 9, 29, 19]])]
-    )
+    index = pack([record("a", boxes, difficult=[True, False, False]), record("b", []), record("c", [[9, 9, 29, 19]])])
     card = statistics.describe_split(index, ("cat", "dog"))
     assert (card["images"], card["objects"], card["empty_images"]) == (3, 4, 1)
     assert card["objects_by_class"] == {"cat": 3, "dog": 1}

@@ -55,9 +55,7 @@ def split(sides: tuple[float, float], seed: int = 0) -> Index:
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [RETINANET, FASTER, ONE_MAP, ONE_MAP.update({"rpn.inside_anchors_only": True}), LITE],
-    ids=range(5),
+    "recipe", [RETINANET, FASTER, ONE_MAP, ONE_MAP.update({"rpn.inside_anchors_only": True}), LITE], ids=range(5)
 )
 def test_the_best_iou_equals_that_over_all_anchors(recipe: AnchorRecipe) -> None:
     fit = AnchorFit(recipe, split((6, 90)), 2)

@@ -56,9 +56,7 @@ def test_overlaps_by_hand() -> None:
         ]
     )
     pairs = overlapping_pairs(index, 0.5)
-    listed = sorted(
-        zip(pairs.first.tolist(), pairs.second.tolist(), pairs.iou.round(3).tolist(), strict=True)
-    )
+    listed = sorted(zip(pairs.first.tolist(), pairs.second.tolist(), pairs.iou.round(3).tolist(), strict=True))
     assert listed == [(0, 2, 0.96), (3, 4, 0.96), (3, 5, 0.6), (4, 5, 0.625)]
     assert pairs.same_object(True).first.tolist() == [0]
     assert pairs.same_object(False).first.tolist() == [3]

@@ -57,9 +57,7 @@ def test_small_splits_are_named_with_margin_and_fix() -> None:
         assert line.endswith(f"add images to {split}")
     assert "checkpoint" in val
     cut = VocDataset(format="voc", path="mine", train=("./",), holdout_fraction=0.1)
-    assert all(
-        line.endswith("raise datasets.mine.holdout_fraction") for line in warnings_of(small, small, cut)
-    )
+    assert all(line.endswith("raise datasets.mine.holdout_fraction") for line in warnings_of(small, small, cut))
 
 
 def test_missing_classes_are_named_per_split() -> None:
@@ -79,23 +77,14 @@ def test_an_empty_split_is_a_warning_only_if_it_is_listed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "count", "misspelled"),
-    [
-        ("RCB", 1, True),
-        ("rbc", 2, True),
-        ("Rbc ", 1, True),
-        ("RCB", 9, False),
-        ("WBC", 9, False),
-        ("X", 1, False),
-    ],
+    [("RCB", 1, True), ("rbc", 2, True), ("Rbc ", 1, True), ("RCB", 9, False), ("WBC", 9, False), ("X", 1, False)],
 )
 def test_misspelled_class_names(name: str, count: int, misspelled: bool) -> None:
     classes = ("RBC", name)
     split = split_of(*[0] * 200, *[1] * count)
     splits = dict.fromkeys(("train", "val", "test"), split)
     named = [
-        line.split(":")[0]
-        for line in reliability_warnings("mine", ENTRY, splits, classes)
-        if "misspelled" in line
+        line.split(":")[0] for line in reliability_warnings("mine", ENTRY, splits, classes) if "misspelled" in line
     ]
     expected = f"class {name} ({3 * count} objects) looks like a misspelled RBC"
     assert named == ([expected] if misspelled else [])

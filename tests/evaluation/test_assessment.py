@@ -34,9 +34,7 @@ def test_scores_and_files(make_index: Callable[..., Index]) -> None:
     assert set(evaluation.tables) == {path.name for path in outs} - ELSEWHERE
 
 
-def test_a_difference_from_pycocotools_stops(
-    make_index: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_difference_from_pycocotools_stops(make_index: Callable[..., Index], monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(overlaps: Overlaps, matches: Matches) -> CocoScore:
         score = score_matches(overlaps, matches)
         return replace(score, stats=score.stats | {"AP50": 0.25})
@@ -44,10 +42,4 @@ def test_a_difference_from_pycocotools_stops(
     monkeypatch.setattr("detection.evaluation.protocol.coco_metrics.score_matches", wrong)
     index = make_index((BOXES, [0, 1]))
     with pytest.raises(VerificationError, match=r"AP50 is 0\.25.*pycocotools"):
-        evaluate(
-            index,
-            SplitDetections.of_image(0, BOXES, [0.9, 0.8], [0, 1]),
-            ["cat", "dog"],
-            verify=True,
-            rounds=5,
-        )
+        evaluate(index, SplitDetections.of_image(0, BOXES, [0.9, 0.8], [0, 1]), ["cat", "dog"], verify=True, rounds=5)

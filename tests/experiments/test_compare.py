@@ -43,9 +43,7 @@ def test_other_test_data_is_refused(project: Project) -> None:
     document["datasets"]["shapes"]["test"] = 20
     yaml.dump(document, file)
     project.run("dvc", "repro")
-    with pytest.raises(
-        DataError, match=r"plain and workspace were evaluated on different test data: 24 .*, 20 of"
-    ):
+    with pytest.raises(DataError, match=r"plain and workspace were evaluated on different test data: 24 .*, 20 of"):
         compare(["plain", "workspace"], 100)
 
 

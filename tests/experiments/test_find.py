@@ -47,9 +47,7 @@ def test_files_of_a_run_without_an_experiment(project: Project, tmp_path: Path) 
     assert read_json(lost.files, METRICS) == {"AP": 0.25}
     assert lost.files.read(DETECTIONS) is None
     store.client.log_artifact(project.run_ids["lost"], "dvc.lock")
-    assert look("lost").files.read(DETECTIONS) == Path(DETECTIONS).read_bytes(), (
-        "by its md5, from DVC's cache"
-    )
+    assert look("lost").files.read(DETECTIONS) == Path(DETECTIONS).read_bytes(), "by its md5, from DVC's cache"
 
 
 def test_content_missing_on_this_machine_is_an_error(project: Project) -> None:

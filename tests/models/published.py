@@ -83,9 +83,7 @@ def rates(recipe: Recipe, moments: dict[float, float]) -> dict[float, float]:
     unit, length = (STEPS_PER_EPOCH, recipe.epochs) if in_epochs else (1, recipe.iterations)
     assert length is not None
     factors = {
-        moment: learning_rate_factor(
-            recipe.schedule, round(moment * unit), length * unit, STEPS_PER_EPOCH, in_epochs
-        )
+        moment: learning_rate_factor(recipe.schedule, round(moment * unit), length * unit, STEPS_PER_EPOCH, in_epochs)
         for moment in moments
     }
     return {moment: float(f"{recipe.optimizer.lr * factor:.5g}") for moment, factor in factors.items()}
@@ -172,9 +170,7 @@ MEASURED: dict[str, Callable[[Any], Any]] = {
     "anchor_sides": _anchor_sides,
     "priors": lambda recipe: sum(map(len, _priors(recipe))),
     "prior_sides": _prior_sides,
-    "box_weights": lambda recipe: list(
-        ssd.WEIGHTS if isinstance(recipe, SSDRecipe) else faster_rcnn.ROI_WEIGHTS
-    ),
+    "box_weights": lambda recipe: list(ssd.WEIGHTS if isinstance(recipe, SSDRecipe) else faster_rcnn.ROI_WEIGHTS),
     "rpn_sigma": lambda recipe: round(recipe.rpn.smooth_l1_beta**-0.5, 6),
     "roi_sigma": lambda recipe: round(recipe.roi.smooth_l1_beta**-0.5, 6),
     "focal": lambda recipe: [FOCAL_ALPHA, CLASS_PRIOR],

@@ -29,13 +29,9 @@ def load_recipe(model: str, dataset: str = "shapes") -> Recipe:
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_large", "vgg16"])
 def test_backbone_weights_are_loaded_strictly(backbone: str) -> None:
-    model = {"resnet18": "retinanet_resnet18", "mobilenet_v3_large": "ssdlite320", "vgg16": "ssd300"}[
-        backbone
-    ]
+    model = {"resnet18": "retinanet_resnet18", "mobilenet_v3_large": "ssdlite320", "vgg16": "ssd300"}[backbone]
     recipe = load_recipe(model)
-    state = {
-        k: torch.randn_like(v.float()).to(v.dtype) for k, v in feature_state(make_backbone(backbone)).items()
-    }
+    state = {k: torch.randn_like(v.float()).to(v.dtype) for k, v in feature_state(make_backbone(backbone)).items()}
     detector = build_detector(recipe, CLASSES, state)
     own = {tuple(v.shape): v for v in detector.state_dict().values()}
     first = next(iter(state.values()))
@@ -99,7 +95,5 @@ def test_a_detector_of_other_classes_is_refused(classes: tuple[str, ...], differ
     detector: Any = nn.Identity()
     with pytest.raises(CheckpointError, match="train again") as raised:
         check_classes("detector.pt", LoadedDetector(detector, recipe, classes, "some"), ("cat", "dog"))
-    assert [
-        d for d in ("lacks 'dog'", "has 'cow'", "has 'dog' as class 0") if d in str(raised.value)
-    ] == differences
+    assert [d for d in ("lacks 'dog'", "has 'cow'", "has 'dog' as class 0") if d in str(raised.value)] == differences
     check_classes("detector.pt", LoadedDetector(detector, recipe, ("cat", "dog"), "some"), ("cat", "dog"))

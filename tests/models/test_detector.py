@@ -104,9 +104,7 @@ def test_uint8_and_float_images_give_the_same_outputs(built: tuple[Recipe, Detec
     images, _, _ = batch(recipe)
     with torch.inference_mode():
         detector.eval()
-        for a, b in zip(
-            detector.core(images).values(), detector.core(images.float() / 255).values(), strict=True
-        ):
+        for a, b in zip(detector.core(images).values(), detector.core(images.float() / 255).values(), strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -119,9 +117,7 @@ def test_core_returns_raw_tensors_per_image(built: tuple[Recipe, Detector]) -> N
     assert all(value.shape[0] == 2 for value in outputs.values())
 
 
-def test_a_saved_and_loaded_detector_gives_the_same_detections(
-    built: tuple[Recipe, Detector], tmp_path: Path
-) -> None:
+def test_a_saved_and_loaded_detector_gives_the_same_detections(built: tuple[Recipe, Detector], tmp_path: Path) -> None:
     recipe, detector = built
     path = tmp_path / "detector.pt"
     save_detector(path, detector.state_dict(), recipe, ("a", "b", "c"), "some")

@@ -103,15 +103,7 @@ def objects(case: str) -> tuple[Tensor, Tensor | None]:
     }[case]
 
 
-CASES = [
-    "M of 0",
-    "no objects",
-    "one empty image",
-    "500 objects",
-    "duplicates",
-    "a point",
-    "only a point",
-]
+CASES = ["M of 0", "no objects", "one empty image", "500 objects", "duplicates", "a point", "only a point"]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -121,9 +113,7 @@ def detectors(request: pytest.FixtureRequest) -> dict[int, Detector]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_any_ground_truth_gives_finite_losses_and_gradients(
-    case: str, detectors: dict[int, Detector]
-) -> None:
+def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, detectors: dict[int, Detector]) -> None:
     detector = detectors[1 if case == "duplicates" else 3]
     boxes, mask = objects(case)
     side = side_of(detector)
@@ -167,8 +157,7 @@ def test_the_batch_normalizer_divides_by_the_positives_of_the_batch() -> None:
     mask = torch.tensor([[True] * 5, [True, False, False, False, False]])
     targets = targets_of(boxes[:, :5], mask, SIDE)
     each, whole = (
-        small("retinanet", loss_normalizer=name, low_quality_matches="unique").eval()
-        for name in ("image", "batch")
+        small("retinanet", loss_normalizer=name, low_quality_matches="unique").eval() for name in ("image", "batch")
     )
     single = [each.losses(images[i : i + 1], targets[i : i + 1])["box"] for i in range(2)]
     together, mean = whole.losses(images, targets)["box"], each.losses(images, targets)["box"]
@@ -235,9 +224,7 @@ def exported(request: pytest.FixtureRequest) -> tuple[Detector, Any]:
 
     side = side_of(detector)
     batch = torch.export.Dim("batch", min=1, max=16)
-    program = torch.export.export(
-        Core().eval(), (torch.rand(2, 3, side, side),), dynamic_shapes={"images": {0: batch}}
-    )
+    program = torch.export.export(Core().eval(), (torch.rand(2, 3, side, side),), dynamic_shapes={"images": {0: batch}})
     return detector, program.module()
 
 

@@ -38,11 +38,7 @@ BUILDERS = {
     "fcos_resnet50_fpn": Builder("fcos", {"bn": "live"}, 96, 0),
     "ssd300_vgg16": Builder(
         "ssd300",
-        {
-            "default_boxes.scales": COCO_SCALES,
-            "default_boxes.clip_centers": False,
-            "topk_candidates": 400,
-        },
+        {"default_boxes.scales": COCO_SCALES, "default_boxes.clip_centers": False, "topk_candidates": 400},
         300,
         1,
     ),
@@ -105,9 +101,7 @@ class RandomMaps(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(len(images))
-        return {
-            name: torch.randn(len(images), *shape, generator=generator) for name, shape in self.shapes.items()
-        }
+        return {name: torch.randn(len(images), *shape, generator=generator) for name, shape in self.shapes.items()}
 
 
 @pytest.fixture(scope="module", params=list(BUILDERS))

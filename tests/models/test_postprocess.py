@@ -70,11 +70,7 @@ def test_equals_suppression_over_all_candidates(seed: int, batch: int, limit: in
 
 def test_no_candidates() -> None:
     sizes = ImageSizes(torch.tensor([[SIDE, SIDE]] * 2), torch.tensor([[SIDE, SIDE]] * 2))
-    boxes, scores, labels = (
-        torch.zeros(2, 4, 4),
-        torch.full((2, 4), -1.0),
-        torch.zeros(2, 4, dtype=torch.int64),
-    )
+    boxes, scores, labels = (torch.zeros(2, 4, 4), torch.full((2, 4), -1.0), torch.zeros(2, 4, dtype=torch.int64))
     found = nms_and_rescale(selector(boxes, scores, labels, []), sizes, 0.5, 10, CLASSES)
     assert [one.boxes.shape for one in found] == [(0, 4), (0, 4)]
 

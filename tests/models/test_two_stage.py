@@ -42,8 +42,7 @@ def test_resnet50_c4_has_as_many_parameters_as_torchvisions_equivalent() -> None
 
 
 @pytest.mark.parametrize(
-    ("model", "cells", "count"),
-    [("fasterrcnn_resnet50_c4", 38, 12_996), ("fasterrcnn_vgg16_600", 37, 12_321)],
+    ("model", "cells", "count"), [("fasterrcnn_resnet50_c4", 38, 12_996), ("fasterrcnn_vgg16_600", 37, 12_321)]
 )
 def test_600_pixels_have_the_published_number_of_anchors(model: str, cells: int, count: int) -> None:
     anchors = RPN(recipe_of(model, "voc2007"), 8).anchors([(cells, cells)], (600, 600))
@@ -83,15 +82,10 @@ def objects(case: str) -> tuple[Tensor, Tensor | None]:
 
 
 @pytest.mark.parametrize("normalizer", ["sampled", "positives"])
-@pytest.mark.parametrize(
-    "case",
-    ["M of 0", "no objects", "one empty image", "500 objects", "duplicates", "a point"],
-)
+@pytest.mark.parametrize("case", ["M of 0", "no objects", "one empty image", "500 objects", "duplicates", "a point"])
 def test_any_ground_truth_gives_finite_losses_and_gradients(case: str, normalizer: str) -> None:
     classes = 1 if case == "duplicates" else 3
-    detector = small(
-        classes, **{f"{stage}.box_loss_normalizer": normalizer for stage in ("rpn", "roi")}
-    ).train()
+    detector = small(classes, **{f"{stage}.box_loss_normalizer": normalizer for stage in ("rpn", "roi")}).train()
     boxes, mask = objects(case)
     losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(boxes, mask))
     torch.stack(list(losses.values())).sum().backward()

@@ -24,11 +24,7 @@ BUILDERS = {
     "fasterrcnn_mobilenet_320": peers.fasterrcnn_mobilenet_v3_large_320_fpn,
 }
 CLASSES, SIDE = 3, 96
-SMALLER = {
-    "roi.batch_size_per_image": 32,
-    "rpn.post_nms_top_n.train": 200,
-    "rpn.post_nms_top_n.test": 50,
-}
+SMALLER = {"roi.batch_size_per_image": 32, "rpn.post_nms_top_n.train": 200, "rpn.post_nms_top_n.test": 50}
 THEIR_NAMES = {
     "roi.batch_size_per_image": "box_batch_size_per_image",
     "rpn.post_nms_top_n.train": "rpn_post_nms_top_n_train",
@@ -92,9 +88,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.rpn.fg_bg_sampler = FirstCandidates(recipe.rpn.batch_size_per_image, recipe.rpn.positive_fraction)
-    theirs.roi_heads.fg_bg_sampler = FirstCandidates(
-        recipe.roi.batch_size_per_image, recipe.roi.positive_fraction
-    )
+    theirs.roi_heads.fg_bg_sampler = FirstCandidates(recipe.roi.batch_size_per_image, recipe.roi.positive_fraction)
     return Pair(request.param, ours, theirs)
 
 
@@ -218,9 +212,7 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
         boxes, mask = ours.rpn.propose(
             raw["objectness"], raw["deltas"], *ours.rpn.anchors.for_batch(maps, images), sizes.resized
         )
-        found = ours.roi_heads.detect(
-            maps, *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE
-        )
+        found = ours.roi_heads.detect(maps, *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE)
         whole = ours.detect(images, sizes)
     swapped = 0
     for mine, there, theirs_ in zip(boxes, mask, proposals, strict=True):

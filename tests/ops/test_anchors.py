@@ -59,11 +59,7 @@ def test_anchors_equal_torchvisions(
     ],
 )
 def test_default_boxes_equal_torchvisions(
-    scales: list[float],
-    ratios: list[list[int]],
-    steps: list[int] | None,
-    maps: list[Size],
-    image_size: Size,
+    scales: list[float], ratios: list[list[int]], steps: list[int] | None, maps: list[Size], image_size: Size
 ) -> None:
     expected = theirs(anchor_utils.DefaultBoxGenerator(ratios, scales=scales, steps=steps), maps, image_size)
     assert torch.equal(DefaultBoxGenerator(scales, ratios, steps=steps)(maps, image_size), expected)
@@ -73,14 +69,10 @@ def test_published_counts() -> None:
     c4 = [(128, 256, 512)]
     at_257 = [(28,), (56,), (112,), (224,)]
     counts = {
-        "SSD300": len(
-            DefaultBoxGenerator(SSD300, SSD300_RATIOS, steps=SSD300_STEPS)(SSD300_MAPS, (300, 300))
-        ),
+        "SSD300": len(DefaultBoxGenerator(SSD300, SSD300_RATIOS, steps=SSD300_STEPS)(SSD300_MAPS, (300, 300))),
         "600 px, ResNet-50-C4": len(PyramidAnchorGenerator(c4, RATIOS, strides=[16])([(38, 38)], (600, 600))),
         "600 px, VGG16": len(PyramidAnchorGenerator(c4, RATIOS, strides=[16])([(37, 37)], (600, 600))),
-        "257 px": len(
-            PyramidAnchorGenerator(at_257, RATIOS, strides=[8, 16, 32, 64])(maps_257(), (257, 257))
-        ),
+        "257 px": len(PyramidAnchorGenerator(at_257, RATIOS, strides=[8, 16, 32, 64])(maps_257(), (257, 257))),
         "Faster R-CNN": len(PyramidAnchorGenerator(FASTER, RATIOS)(maps_of((800, 1088), 2, 6), (800, 1088))),
         "RetinaNet": len(PyramidAnchorGenerator(RETINA, RATIOS)(maps_of((800, 1088), 3, 7), (800, 1088))),
     }
@@ -114,9 +106,7 @@ def test_anchors_of_the_257_pixel_system() -> None:
 
 def test_centers_in_the_middle_of_cells_without_rounding() -> None:
     """The first anchor of Chen Yun's Faster R-CNN: base 16, scale 8, ratio 0.5, center (8, 8)."""
-    boxes = PyramidAnchorGenerator([(128,)], (0.5,), strides=[16], offset=0.5, round=False)(
-        [(1, 2)], (16, 32)
-    )
+    boxes = PyramidAnchorGenerator([(128,)], (0.5,), strides=[16], offset=0.5, round=False)([(1, 2)], (16, 32))
     expected = torch.tensor([[-82.51, -37.255, 98.51, 53.255], [-66.51, -37.255, 114.51, 53.255]])
     torch.testing.assert_close(boxes, expected, atol=1e-2, rtol=0)
 
@@ -124,9 +114,7 @@ def test_centers_in_the_middle_of_cells_without_rounding() -> None:
 def test_clipped_centers_change_114_of_ssd300s_priors() -> None:
     voc = [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05]
     plain, clipped = (
-        DefaultBoxGenerator(voc, SSD300_RATIOS, steps=SSD300_STEPS, clip_centers=clip)(
-            SSD300_MAPS, (300, 300)
-        )
+        DefaultBoxGenerator(voc, SSD300_RATIOS, steps=SSD300_STEPS, clip_centers=clip)(SSD300_MAPS, (300, 300))
         for clip in (False, True)
     )
     differ = (plain != clipped).any(1)

@@ -137,9 +137,7 @@ def test_fcos_assignment_equals_torchvisions(seed: int, batch: int, count: int) 
     anchor_generator = PyramidAnchorGenerator([(8,), (16,), (32,)], (1.0,))
     anchors, counts = anchor_generator(maps, (128, 128)), anchor_generator.counts(maps)
     corner = torch.rand(batch, count, 2, generator=generator) * 100
-    boxes = torch.cat(
-        [corner, corner + torch.rand(batch, count, 2, generator=generator) ** 2 * 120 + 2], dim=2
-    )
+    boxes = torch.cat([corner, corner + torch.rand(batch, count, 2, generator=generator) ** 2 * 120 + 2], dim=2)
     mask = torch.rand(batch, count, generator=generator) < 0.8
     ours = match_centers(boxes, mask, anchors, counts, 1.5)
     for b in range(batch):
@@ -164,11 +162,7 @@ def fcos_matches(boxes: Tensor, anchors: Tensor, counts: list[int]) -> Tensor:
 
 
 @given(
-    st.integers(0, 10**6),
-    st.integers(0, 40),
-    st.integers(0, 40),
-    st.integers(1, 30),
-    st.sampled_from([0.25, 0.5, 1.0]),
+    st.integers(0, 10**6), st.integers(0, 40), st.integers(0, 40), st.integers(1, 30), st.sampled_from([0.25, 0.5, 1.0])
 )
 @settings(deadline=None)
 def test_samples_have_torchvisions_counts(

@@ -79,9 +79,7 @@ class Outer:
 def test_values_of_all_types_are_built() -> None:
     values = {"counts": [[1, 2], []], "limit": 3, "workers": 2, "inner": {"rate": 1}, "parts": [{"rate": 0}]}
     built = schema.validate(Outer, values, "key", "file")
-    expected = Outer(
-        counts=((1, 2), ()), limit=3.0, workers=2, inner=Inner(rate=1.0), parts=(Inner(rate=0.0),)
-    )
+    expected = Outer(counts=((1, 2), ()), limit=3.0, workers=2, inner=Inner(rate=1.0), parts=(Inner(rate=0.0),))
     assert built == expected
     assert schema.validate(Outer, {"limit": None, "workers": "auto"}, "key", "file") == Outer()
 
@@ -94,10 +92,7 @@ def test_values_of_all_types_are_built() -> None:
         ({"limit": float("inf")}, ["key.limit"]),
         ({"limit": float("nan")}, ["key.limit"]),
         ({"workers": "atuo"}, ["key.workers"]),
-        (
-            {"inner": {"rate": 1.5}, "parts": [{"rate": 1}, {"rate": -1}]},
-            ["key.inner.rate", "key.parts[1].rate"],
-        ),
+        ({"inner": {"rate": 1.5}, "parts": [{"rate": 1}, {"rate": -1}]}, ["key.inner.rate", "key.parts[1].rate"]),
         ({"inner": 3, "counts": [[True]]}, ["key.counts", "key.inner"]),
         ([], ["key"]),
     ],

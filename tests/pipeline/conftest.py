@@ -59,9 +59,7 @@ def shrink(file: Path) -> None:
     document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 1, "batch_size": 16}}
     model = next(name for name, recipe in document["models"].items() if recipe["backbone"] == "resnet18")
     document["model"] = model
-    document["models"]["sibling"] = dict(document["models"][model]) | {
-        "optimizer": {"name": "sgd", "lr": 0.01}
-    }
+    document["models"]["sibling"] = dict(document["models"][model]) | {"optimizer": {"name": "sgd", "lr": 0.01}}
     document["plots"] = {"sample_images": 2}
     yaml.dump(document, file)
 
@@ -72,9 +70,7 @@ def command(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
     removed = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_TRACKING", "PYTHONPATH")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(removed)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    environment["OMP_NUM_THREADS"] = (
-        "1"  # on a busy machine, threads that wait for each other take five times as long
-    )
+    environment["OMP_NUM_THREADS"] = "1"  # on a busy machine, threads that wait for each other take five times as long
     environment["DVC_SITE_CACHE_DIR"] = str(tmp_path_factory.mktemp("site-cache"))
 
     def run(*words: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -99,16 +99,11 @@ def test_every_plain_out_is_cached_as_the_run_cache_restores_no_other(name: str)
 def test_a_stage_reads_outputs_of_stages_and_files_of_the_repository(name: str) -> None:
     made = {out for stage in STAGES.values() for out in paths(stage, "outs", "metrics")}
     for dep in STAGES[name]["deps"]:
-        assert (
-            (ROOT / dep).exists()
-            if is_code(dep) or dep == PARAMS
-            else any(lies_in(out, [dep]) for out in made)
-        ), dep
+        assert (ROOT / dep).exists() if is_code(dep) or dep == PARAMS else any(lies_in(out, [dep]) for out in made), dep
 
 
 @pytest.mark.parametrize(
-    ("name", "forbidden"),
-    [("check", HEAVY | {"numpy", "pandas"}), ("prepare", HEAVY), ("plots", HEAVY - {"mlflow"})],
+    ("name", "forbidden"), [("check", HEAVY | {"numpy", "pandas"}), ("prepare", HEAVY), ("plots", HEAVY - {"mlflow"})]
 )
 def test_light_stages_import_no_heavy_package(name: str, forbidden: set[str]) -> None:
     for path in closure(f"stages.{name}", ROOT):

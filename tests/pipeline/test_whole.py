@@ -172,9 +172,7 @@ def synced(copy: Path, command: Command, returned: Step) -> Synced:
 
     for file in copy.glob("mlflow.db*"):
         file.unlink()
-    emptied = MlflowClient(
-        f"sqlite:////{copy}/mlflow.db"
-    )  # another spelling: the old database is still open here
+    emptied = MlflowClient(f"sqlite:////{copy}/mlflow.db")  # another spelling: the old database is still open here
 
     def runs() -> list[Any]:
         return list(emptied.search_runs([one.experiment_id for one in emptied.search_experiments()]))

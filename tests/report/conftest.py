@@ -168,9 +168,7 @@ def plausible(index: Index, classes: int, seed: int = 0) -> SplitDetections:
         kept = rng.random(len(owners)) < fraction
         boxes = (index.boxes + rng.normal(0, noise, index.boxes.shape) * sides)[kept]
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 2)
-        labels = np.where(
-            rng.random(kept.sum()) < 0.9, index.labels[kept], rng.integers(0, classes, kept.sum())
-        )
+        labels = np.where(rng.random(kept.sum()) < 0.9, index.labels[kept], rng.integers(0, classes, kept.sum()))
         scores = low + (1 - low) * rng.beta(2, 1.5, kept.sum())
         parts.append(SplitDetections.pack(owners[kept], boxes.clip(0, None), scores, labels))
     return SplitDetections.concat(parts)

@@ -86,23 +86,14 @@ class Clone:
         """Start a command in its own process group; its output goes to `<clone>.log`."""
         with Path(f"{self.folder}.log").open("ab") as log:
             return subprocess.Popen(
-                words,
-                cwd=self.folder,
-                env=self.environment(**more),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                words, cwd=self.folder, env=self.environment(**more), stdout=log, stderr=log, start_new_session=True
             )
 
     def run(self, *words: str, **more: str) -> str:
         """Run a command to its end and return its stdout."""
-        done = subprocess.run(
-            words, cwd=self.folder, env=self.environment(**more), capture_output=True, text=True
-        )
+        done = subprocess.run(words, cwd=self.folder, env=self.environment(**more), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(
-                f"{' '.join(words)}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-            )
+            raise RuntimeError(f"{' '.join(words)}: {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:
@@ -200,9 +191,7 @@ def same_weights(one: Path, other: Path) -> bool:
     for path in (one, other):
         content = torch.load(path, weights_only=True, map_location="cpu")
         states.append(content.get("state_dict") or content.get("model") or content)
-    return states[0].keys() == states[1].keys() and all(
-        torch.equal(v, states[1][k]) for k, v in states[0].items()
-    )
+    return states[0].keys() == states[1].keys() and all(torch.equal(v, states[1][k]) for k, v in states[0].items())
 
 
 def _lines(file: Path) -> list[str]:

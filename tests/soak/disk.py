@@ -38,12 +38,7 @@ def fill(clone: Clone, reference: Clone) -> list[str]:
         step = clone.saved_step()  # loads the checkpoint
         print(f"a disk of {room >> 20} MiB: exit code {code}, checkpoint complete at step {step}")
         print("\n".join(errors))
-        if (
-            not code
-            or len(errors) != 1
-            or "No space left on device" not in errors[0]
-            or "Traceback" in output
-        ):
+        if not code or len(errors) != 1 or "No space left on device" not in errors[0] or "Traceback" in output:
             problems.append(f"a full disk: exit code {code}, {errors}")
         if step < 1:
             problems.append("no checkpoint")

@@ -69,9 +69,7 @@ class Check:
         self.torn += bool(half)
         after = self.clone.saved_step(self.stage)  # loading proves that the file is complete
         interrupted = ", checkpoint half written" if half else ""
-        print(
-            f"attempt {number:2}: from {before}, {how} at {at}{interrupted}; resumes at {after}", flush=True
-        )
+        print(f"attempt {number:2}: from {before}, {how} at {at}{interrupted}; resumes at {after}", flush=True)
         return True
 
     def _stepped(self, before: int, born: float) -> bool:
@@ -142,13 +140,7 @@ METHODS = {
     + ["SIGTERM the stage"] * 5
     + ["SIGTERM dvc"] * 5
     + ["SIGINT the group"] * 10,
-    "temp": [
-        "SIGKILL the stage",
-        "SIGKILL everything",
-        "SIGTERM dvc",
-        "SIGTERM the stage",
-        "SIGINT the group",
-    ],
+    "temp": ["SIGKILL the stage", "SIGKILL everything", "SIGTERM dvc", "SIGTERM the stage", "SIGINT the group"],
     "queue": ["SIGINT by dvc queue kill"] * 2 + ["SIGKILL the stage"] * 2 + ["SIGTERM the stage"],
     "pretrain": ["SIGKILL the stage"] * 3
     + ["SIGKILL everything"] * 2

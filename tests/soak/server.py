@@ -50,10 +50,7 @@ class Case:
 
     def sync(self) -> None:
         """Run `detection sync`, as a user does once the server is back."""
-        print(
-            f"  {self.name}: {self.clone.run('detection', 'sync', MLFLOW_TRACKING_URI=self.server.uri)}",
-            end="",
-        )
+        print(f"  {self.name}: {self.clone.run('detection', 'sync', MLFLOW_TRACKING_URI=self.server.uri)}", end="")
 
     def run_id(self) -> str:
         """Id of the only run; records a problem if there are others or it is not FINISHED."""
@@ -79,9 +76,7 @@ class Case:
         """Record differences from the reference run and from the training's own CSV."""
         mine = self.curves()
         for name in mine.keys() | reference.keys():
-            ours, theirs = (
-                [(step, value) for step, _, value in one.get(name, [])] for one in (mine, reference)
-            )
+            ours, theirs = ([(step, value) for step, _, value in one.get(name, [])] for one in (mine, reference))
             if ours != theirs:
                 self.problems.append(f"{self.name}: {name} has {len(ours)} points, reference {len(theirs)}")
         times = {int(run["step"]): int(run["time"]) for run in self.clone.losses()}
@@ -152,10 +147,7 @@ def main() -> None:
             dying = case("killed")
             dying.server.start()
             disturbed = dying.train(deaths(options.deaths, steps))
-            print(
-                f"killed {options.deaths} times: {disturbed:.1f} s, "
-                f"{disturbed / uninterrupted:.3f} of uninterrupted"
-            )
+            print(f"killed {options.deaths} times: {disturbed:.1f} s, {disturbed / uninterrupted:.3f} of uninterrupted")
             dying.compare(reference)
             dying.server.kill()
             if not options.only_deaths:

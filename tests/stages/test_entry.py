@@ -34,9 +34,7 @@ def test_a_signal_runs_the_cleanup_without_a_traceback(number: signal.Signals, c
 
 
 def test_out_of_gpu_memory_is_one_line_with_the_fix() -> None:
-    process = start(
-        "import torch\ndef stage(): raise torch.OutOfMemoryError('CUDA out of memory. Tried to …')\n"
-    )
+    process = start("import torch\ndef stage(): raise torch.OutOfMemoryError('CUDA out of memory. Tried to …')\n")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.startswith("error: out of GPU memory: raise train.accumulate")

@@ -52,9 +52,7 @@ def test_files_agree_with_pycocotools(workspace: Path, capsys: pytest.CaptureFix
     official.evaluate()
     official.accumulate()
     official.summarize()
-    expected = {
-        name: None if value == -1 else value for name, value in zip(STATS, official.stats, strict=True)
-    }
+    expected = {name: None if value == -1 else value for name, value in zip(STATS, official.stats, strict=True)}
     assert {name: metrics[name] for name in STATS} == pytest.approx(expected, abs=1e-12)
     assert None in expected.values(), "no object in 64 px is large; JSON has no NaN"
     table = pd.read_csv(out / "per_class.csv")

@@ -30,12 +30,7 @@ stages:
       - {path: data/prepared/val.npz, hash: md5, md5: '22222222222222222222222222222222', size: 1}
       - {path: data/prepared/test.npz, hash: md5, md5: '33333333333333333333333333333333', size: 1}
 """
-VARIABLES: tuple[str, ...] = (
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_EXPERIMENT_NAME",
-    "MLFLOW_RUN_ID",
-    "DETECTION_TRACKING",
-)
+VARIABLES: tuple[str, ...] = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID", "DETECTION_TRACKING")
 VARIABLES += ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "DVC_STAGE")
 
 Curves = dict[str, list[tuple[int, int, float]]]
@@ -119,9 +114,7 @@ def train(repo: Path, write_losses: Callable[[Path, int], None]) -> Callable[...
             write_losses(reports, STEPS)
         (folder / "metrics.csv").write_text(f"epoch,step,time,AP,AP_small\n2,50,{START_MS + 1000},0.5,nan\n")
         (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
-        (folder / "recipe.json").write_text(
-            '{"model": "m", "dataset": "d", "seed": 7, "recipe": {"a": {"b": 1}}}'
-        )
+        (folder / "recipe.json").write_text('{"model": "m", "dataset": "d", "seed": 7, "recipe": {"a": {"b": 1}}}')
         detector = repo / "models" / "detector.pt"
         detector.parent.mkdir(exist_ok=True)
         detector.write_bytes(b"weights")

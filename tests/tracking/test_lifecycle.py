@@ -82,9 +82,7 @@ def test_a_run_ends_as_its_training_ends(
     assert "error" not in only.data.tags, "the resumed training has finished"
 
 
-def test_a_run_has_the_name_of_its_experiment(
-    params: Params, runs: Runs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_has_the_name_of_its_experiment(params: Params, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-cats")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789abcdef")
     open_run(params, ENVIRONMENT).close("FINISHED")

@@ -122,18 +122,11 @@ def test_figures_go_to_the_run_of_the_evaluation(params: Params, trained: str, c
     figure.write_bytes(b"png")
     Path("reports/index.html").write_text("<html>")
     log_figures(params)
-    assert {one.path for one in client.list_artifacts(trained, "plots")} == {
-        "plots/losses.png",
-        "plots/index.html",
-    }
+    assert {one.path for one in client.list_artifacts(trained, "plots")} == {"plots/losses.png", "plots/index.html"}
 
 
 def test_without_a_server_the_metrics_are_in_the_reports(
-    params: Params,
-    trained: str,
-    closed_port: int,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    params: Params, trained: str, closed_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
     log_evaluation(params, SCORES)

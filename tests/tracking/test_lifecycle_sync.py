@@ -74,9 +74,7 @@ def test_missing_points_are_sent_once(
     assert len(client.get_metric_history(interrupted, "test/AP")) == 1
 
 
-def test_a_gap_in_the_middle_is_filled(
-    params: Params, curves: Curves, complete: Any, client: Any, repo: Path
-) -> None:
+def test_a_gap_in_the_middle_is_filled(params: Params, curves: Curves, complete: Any, client: Any, repo: Path) -> None:
     import sqlite3
 
     run_id, before = complete
@@ -96,13 +94,7 @@ def test_the_next_stage_sends_what_is_missing(
 
 
 def test_a_run_on_an_emptied_store_equals_the_lost_one(
-    params: Params,
-    curves: Curves,
-    complete: tuple[str, Points],
-    client: Any,
-    runs: Runs,
-    empty_store: Path,
-    repo: Path,
+    params: Params, curves: Curves, complete: tuple[str, Points], client: Any, runs: Runs, empty_store: Path, repo: Path
 ) -> None:
     log_evaluation(params, SCORES)
     (lost,) = runs()
@@ -163,12 +155,7 @@ def test_an_experiment_that_was_evaluated_again_gets_its_own_run_and_no_other(
 
 
 def test_plots_sends_what_evaluate_could_not(
-    params: Params,
-    interrupted: str,
-    runs: Runs,
-    client: Any,
-    closed_port: int,
-    monkeypatch: pytest.MonkeyPatch,
+    params: Params, interrupted: str, runs: Runs, client: Any, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as away:
         away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
@@ -178,11 +165,7 @@ def test_plots_sends_what_evaluate_could_not(
     Path("reports/index.html").write_text("<html>")
     log_figures(params)
     (only,) = runs()
-    assert (only.info.run_id, only.info.status, only.data.metrics["test/AP"]) == (
-        interrupted,
-        "FINISHED",
-        0.4,
-    )
+    assert (only.info.run_id, only.info.status, only.data.metrics["test/AP"]) == (interrupted, "FINISHED", 0.4)
     assert only.data.tags["replaces_run"] == recorded["run_id"], "so that the experiment leads to it"
     assert [one.path for one in client.list_artifacts(interrupted, "plots")] == ["plots/index.html"]
 

@@ -164,9 +164,7 @@ def test_a_real_client_without_a_server_delays_nothing(
     assert run._failures
 
 
-def test_a_server_that_starts_late_gets_everything(
-    client: Client, tmp_path: Path, write_losses: Write
-) -> None:
+def test_a_server_that_starts_late_gets_everything(client: Client, tmp_path: Path, write_losses: Write) -> None:
     calls = []
 
     def opening() -> OpenRun:

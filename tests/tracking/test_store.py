@@ -11,14 +11,7 @@ import pytest
 from detection.errors import TrackingError
 from detection.params import Params
 from detection.tracking.lifecycle import open_run
-from detection.tracking.store import (
-    artifact_root,
-    close_orphans,
-    connect,
-    display_uri,
-    lock_path,
-    tracking_uri,
-)
+from detection.tracking.store import artifact_root, close_orphans, connect, display_uri, lock_path, tracking_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = "from detection import params; from detection.tracking.lifecycle import open_run\n"
@@ -28,9 +21,7 @@ OPEN += "run = open_run(params.load(), {}); print(run.id, flush=True)\n"
 def python(code: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=environment
-    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def test_repositories_that_share_a_database_share_its_lock_and_artifacts(
@@ -75,9 +66,7 @@ def test_a_store_that_mlflow_does_not_write_to_any_more_is_refused(
         open_run(params, {})
 
 
-def test_a_deleted_mlflow_experiment_is_an_error_with_the_fix(
-    repo: Path, params: Params, client: Any
-) -> None:
+def test_a_deleted_mlflow_experiment_is_an_error_with_the_fix(repo: Path, params: Params, client: Any) -> None:
     open_run(params, {}).close("FINISHED")
     client.delete_experiment(client.get_experiment_by_name("detection").experiment_id)
     with pytest.raises(TrackingError, match="mlflow experiments restore -x"):

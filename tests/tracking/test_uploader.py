@@ -75,9 +75,7 @@ def test_without_files_nothing_is_sent(client: Client, tmp_path: Path) -> None:
     assert client.batches == []
 
 
-def test_batches_have_the_size_that_mlflow_accepts(
-    client: Client, tmp_path: Path, write_losses: Write
-) -> None:
+def test_batches_have_the_size_that_mlflow_accepts(client: Client, tmp_path: Path, write_losses: Write) -> None:
     write_losses(tmp_path, 1000)
     assert upload(client, tmp_path) == 4000
     assert client.batches == [METRICS_PER_CALL] * 4
@@ -153,9 +151,7 @@ def test_a_server_that_dies_in_the_middle_gets_the_rest_later(
     assert client.steps("loss") == list(range(1, 1001))
 
 
-def test_gaps_before_the_last_step_are_filled_on_request(
-    client: Client, tmp_path: Path, write_losses: Write
-) -> None:
+def test_gaps_before_the_last_step_are_filled_on_request(client: Client, tmp_path: Path, write_losses: Write) -> None:
     write_losses(tmp_path, 30)
     upload(client, tmp_path)
     client.points = [point for point in client.points if point.step not in range(11, 21)]

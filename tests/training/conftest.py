@@ -66,9 +66,7 @@ def uninterrupted(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Traini
 def job_maker(tiny: Any, recipe: Recipe, folder: Path) -> Any:
     torch.set_num_threads(1)
 
-    def make(
-        key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any
-    ) -> TrainingJob:
+    def make(key: str = "key", train: Index | None = None, recipe: Recipe = recipe, **settings: Any) -> TrainingJob:
         torch.manual_seed(0)
         detector: Detector = build_detector(recipe, len(tiny.classes), None).train()
         dataset = DetectionDataset(train or tiny.splits["train"], tiny.root, recipe, train=True, seed=0)

@@ -66,24 +66,13 @@ def test_the_environment_names_versions_device_threads_and_code(
     (tmp_path / "detection/new.py").write_text("y = 3\n")
     environment = write_environment(tmp_path / "r", "abc", torch.device("cpu"), torch.bfloat16, "seeded")
     assert environment == json.loads((tmp_path / "r/environment.json").read_text())
-    assert (
-        environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
-    )
+    assert environment["torch"] == torch.__version__.split("+")[0] or environment["torch"] == torch.__version__
     assert (environment["training_id"], environment["precision"], environment["threads"]) == (
         "abc",
         "bfloat16",
         str(torch.get_num_threads()),
     )
-    assert environment.keys() >= {
-        "device",
-        "system",
-        "python",
-        "torchvision",
-        "numpy",
-        "mlflow",
-        "dvc",
-        "commit",
-    }
+    assert environment.keys() >= {"device", "system", "python", "torchvision", "numpy", "mlflow", "dvc", "commit"}
     diff = (tmp_path / "r/code.diff").read_text()
     assert "-x = 1\n+x = 2\n" in diff
     assert "+y = 3\n" in diff

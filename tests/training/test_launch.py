@@ -80,9 +80,7 @@ def gone(numbers: list[int]) -> bool:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_killed_rank_ends_the_run_with_one_line_and_the_next_run_resumes(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_killed_rank_ends_the_run_with_one_line_and_the_next_run_resumes(start: Start, tmp_path: Path) -> None:
     first = start()
     assert first.stdout is not None
     assert first.stdout.readline() == "step 1 of 2\n"
@@ -121,9 +119,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(start: Start) -> None:
 class Failure:
     """Failure of a rank in torchrun's form."""
 
-    def __init__(
-        self, rank: int, exitcode: int, timestamp: int, text: str = "", user_error: bool = False
-    ) -> None:
+    def __init__(self, rank: int, exitcode: int, timestamp: int, text: str = "", user_error: bool = False) -> None:
         self.local_rank, self.exitcode, self.timestamp = rank, exitcode, timestamp
         message = {"message": text, "extraInfo": {"user_error": user_error}}
         self.message: Any = message if text else "Signal"

@@ -171,12 +171,7 @@ def test_two_stage_meters_are_logged_and_resume_bit_equal(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> None:
     recipe = without_weights(load(model="fasterrcnn_resnet18", dataset="shapes").recipe)
-    small: dict[str, Any] = {
-        "image_size": 64,
-        "max_size": None,
-        "fpn_channels": 16,
-        "roi.hidden_channels": 16,
-    }
+    small: dict[str, Any] = {"image_size": 64, "max_size": None, "fpn_channels": 16, "roi.hidden_channels": 16}
     small |= {
         "roi.batch_size_per_image": 16,
         "rpn.pre_nms_top_n.train": 50,
@@ -188,9 +183,7 @@ def test_two_stage_meters_are_logged_and_resume_bit_equal(
     whole = make_job("whole", recipe=two_stage)
     train(whole)
     (epoch,) = rows(whole.reports / "metrics.csv")
-    names = {
-        f"train/{part}_{rate}" for part in ("rpn", "roi") for rate in ("accuracy", "recall", "precision")
-    }
+    names = {f"train/{part}_{rate}" for part in ("rpn", "roi") for rate in ("accuracy", "recall", "precision")}
     assert names | {"AP"} <= epoch.keys()
     assert all(0 <= float(epoch[name]) <= 1 or math.isnan(float(epoch[name])) for name in names)
     assert float(epoch["train/rpn_accuracy"]) > 0.3
@@ -241,9 +234,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_names_of_the_images(
     assert all(torch.isfinite(v).all() for v in saved["model"].values())
 
 
-def test_early_stop_ends_a_training_that_no_longer_improves(
-    make_job: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stop_ends_a_training_that_no_longer_improves(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     early = EarlyStop(patience=1, min_delta=2.0)
     summary = train(make_job(early_stop=early))
     assert summary["epochs"] == 1
@@ -296,9 +287,7 @@ def test_the_moving_average_of_the_weights_is_kept(make_job: Any) -> None:
 
 def test_without_val_the_last_weights_are_kept(make_job: Any, tiny: Any) -> None:
     job = make_job()
-    job = replace(
-        job, validator=replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
-    )
+    job = replace(job, validator=replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64))))
     summary = train(job)
     assert "best_epoch" not in summary
     assert rows(job.reports / "metrics.csv") == []
@@ -363,6 +352,4 @@ def test_a_training_killed_during_a_save_resumes_bit_equal_and_logs_every_step_o
 def test_only_the_best_weights_that_the_state_names_are_kept(make_job: Any) -> None:
     job = make_job()
     summary = train(job)
-    assert [path.name for path in job.checkpoints.folder.glob("best*")] == [
-        f"best_{summary['best_epoch']}.pt"
-    ]
+    assert [path.name for path in job.checkpoints.folder.glob("best*")] == [f"best_{summary['best_epoch']}.pt"]

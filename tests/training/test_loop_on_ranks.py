@@ -129,9 +129,7 @@ def test_two_processes_train_as_one_does(train: Any, uninterrupted: list[str], f
     for one, two in zip(losses(folder / "alone"), losses(folder / "uninterrupted"), strict=True):
         noise = 1e-6 if one["step"] == 1 else 2e-4  # rounding differences grow with the steps
         assert two == pytest.approx(one, rel=noise), one["step"]
-    expected, actual = (
-        torch.cat([v.flatten() for v in weights(folder / f"{name}.pt").values()]) for name in NAMES
-    )
+    expected, actual = (torch.cat([v.flatten() for v in weights(folder / f"{name}.pt").values()]) for name in NAMES)
     assert float((actual - expected).norm() / expected.norm()) < 1e-4
 
 
@@ -207,23 +205,18 @@ def test_collective_operations(tmp_path: Path) -> None:
     def work() -> Any:
         mine = distributed.rank() + 1
         total = distributed.mean(torch.tensor([mine, 10 * mine]))
-        return (
-            total.tolist(),
-            distributed.maximum(mine, -mine),
-            distributed.gather(mine),
-            distributed.is_main(),
-        )
+        return (total.tolist(), distributed.maximum(mine, -mine), distributed.gather(mine), distributed.is_main())
 
     first, second = map(result, run_ranks(2, tmp_path, work))
     assert first == ([1.5, 15.0], [2, -1], [1, 2], True)
     assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
     assert distributed.mean(torch.tensor([3])).tolist() == [3.0]
-    assert (
-        distributed.rank(),
-        distributed.world_size(),
-        distributed.gather("x"),
-        distributed.maximum(7),
-    ) == (0, 1, ["x"], [7])
+    assert (distributed.rank(), distributed.world_size(), distributed.gather("x"), distributed.maximum(7)) == (
+        0,
+        1,
+        ["x"],
+        [7],
+    )
 
 
 def test_meters_are_summed_over_the_ranks(tmp_path: Path) -> None:

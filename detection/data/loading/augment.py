@@ -54,9 +54,7 @@ RATIOS = (3 / 4, 4 / 3)
 """Smallest and largest width / height of an area crop."""
 
 
-def draw_geometry(
-    recipe: Recipe, rng: np.random.Generator, height: int, width: int, boxes: Floats
-) -> Geometry:
+def draw_geometry(recipe: Recipe, rng: np.random.Generator, height: int, width: int, boxes: Floats) -> Geometry:
     """Draw the geometric transform of an image with boxes [M, 4] by the recipe's policy and size."""
     policy, window, side = recipe.augmentation, (0, 0, width, height), recipe.image_size
     if policy == "letterbox":

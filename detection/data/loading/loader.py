@@ -47,9 +47,7 @@ class DetectionDataset(Dataset[Sample]):
         cache_mb: Memory for decoded images in MiB; 0 disables the cache.
     """
 
-    def __init__(
-        self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0
-    ) -> None:
+    def __init__(self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
         self.fill = LETTERBOX_FILL if recipe.augmentation == "letterbox" else fill_color(recipe)
         self.cache = ImageCache(index.sizes, cache_mb) if cache_mb > 0 else None
@@ -116,9 +114,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
         ParamsError: The batch size is not divisible by the number of ranks.
     """
 
-    def __init__(
-        self, count: int, batch_size: int, seed: int | None, groups: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int | None, groups: NDArray[np.int64] | None = None) -> None:
         self.count, self.batch_size, self.seed, self.groups = count, batch_size, seed, groups
         self.epoch, self.start = 0, 0
         self.rank, self.ranks = (distributed.rank(), distributed.world_size()) if seed is not None else (0, 1)

@@ -37,9 +37,7 @@ def _settings(dataset: ShapesDataset) -> dict[str, int]:
     """
     for key, minimum in MIN_VALUES.items():
         if getattr(dataset, key) < minimum:
-            raise DataError(
-                f"datasets of format shapes: {key} must be at least {minimum}, not {getattr(dataset, key)}"
-            )
+            raise DataError(f"datasets of format shapes: {key} must be at least {minimum}, not {getattr(dataset, key)}")
     return {"version": VERSION} | {key: getattr(dataset, key) for key in MIN_VALUES}
 
 
@@ -91,10 +89,7 @@ def _write(settings: dict[str, int], root: Path) -> None:
         lines = "".join(f"{name}\n" for name in names)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
         statistics[split] = _statistics(composed)
-    hues = {
-        name: [(HUE_CENTERS[name] - HUE_REACH) % 360, (HUE_CENTERS[name] + HUE_REACH) % 360]
-        for name in CLASSES
-    }
+    hues = {name: [(HUE_CENTERS[name] - HUE_REACH) % 360, (HUE_CENTERS[name] + HUE_REACH) % 360] for name in CLASSES}
     write_json(root / MARKER, {"recipe": settings, "hues": hues, "splits": statistics})
 
 

@@ -94,9 +94,7 @@ def line_across(image: Image.Image, rng: Generator) -> None:
     _draw(image, _line, rng)
 
 
-def _draw(
-    image: Image.Image, stroke: Callable[[ImageDraw.ImageDraw, int, Generator], None], rng: Generator
-) -> None:
+def _draw(image: Image.Image, stroke: Callable[[ImageDraw.ImageDraw, int, Generator], None], rng: Generator) -> None:
     canvas = Image.new("L", (image.width * OVERSAMPLE, image.height * OVERSAMPLE))
     stroke(ImageDraw.Draw(canvas), canvas.width, rng)
     image.paste(any_color(rng), mask=canvas.reduce(OVERSAMPLE))
@@ -315,9 +313,7 @@ def _corner(placement: str, extent: Point, size: int, target: ShapeObject | None
     return corner[0], corner[1]
 
 
-def _object_at(
-    shape: str, silhouette: Image.Image, corner: Point, size: int, *, faint: bool
-) -> ShapeObject | None:
+def _object_at(shape: str, silhouette: Image.Image, corner: Point, size: int, *, faint: bool) -> ShapeObject | None:
     """Object with its upper left corner at `corner`, or None if too little of it is within the image."""
     canvas = Image.new("L", (size, size))
     canvas.paste(silhouette, corner)
@@ -348,9 +344,7 @@ def _fits(placement: str, new: ShapeObject, objects: list[ShapeObject], target: 
     return True
 
 
-def _draw_object(
-    image: Image.Image, new: ShapeObject, silhouette: Image.Image, corner: Point, rng: Generator
-) -> None:
+def _draw_object(image: Image.Image, new: ShapeObject, silhouette: Image.Image, corner: Point, rng: Generator) -> None:
     """Paint an object in a color that contrasts with the background, or hardly does for a faint object."""
     background = np.asarray(image)[new.mask].mean(axis=0)
     color, contrast = render.object_color(new.shape, rng), 0.0

@@ -226,9 +226,7 @@ def _duplicates(owners: NDArray[np.int64], index: Index) -> NDArray[np.bool_]:
     return duplicates
 
 
-def check_splits(
-    root: Path, splits: dict[str, Index], headers: Headers, problems: Problems
-) -> dict[str, Index]:
+def check_splits(root: Path, splits: dict[str, Index], headers: Headers, problems: Problems) -> dict[str, Index]:
     """Report images that occur in two splits, byte for byte; `drop` keeps test over val over train.
 
     Only files with equal size and equal last bytes are read whole.

@@ -303,9 +303,7 @@ def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> I
     """Pack all images of a file, in its order."""
     labels = _labels(instances, classes)
     bbox = instances.bbox
-    instances.reject(
-        shortest_sides(bbox) <= 0, "zero_area", lambda i: f"width {bbox[i, 2]:g}, height {bbox[i, 3]:g}"
-    )
+    instances.reject(shortest_sides(bbox) <= 0, "zero_area", lambda i: f"width {bbox[i, 2]:g}, height {bbox[i, 3]:g}")
     rows = np.flatnonzero(instances.valid)
     rows = rows[np.argsort(instances.image_rows[rows], kind="stable")]
     boxes, areas, crowd = bbox[rows], instances.area[rows], instances.iscrowd[rows]

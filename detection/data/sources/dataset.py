@@ -57,9 +57,7 @@ def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDatase
     """
     raw = examine(name, dataset, checks or Checks())
     if raw.problems.refused():
-        regenerate = (
-            f"; or delete {raw.root} to generate it again" if isinstance(dataset, ShapesDataset) else ""
-        )
+        regenerate = f"; or delete {raw.root} to generate it again" if isinstance(dataset, ShapesDataset) else ""
         raise DataError(raw.problems.message(name) + regenerate)
     _check_content(raw, dataset)
     return raw
@@ -87,9 +85,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     digest, problems = Digest(), Problems(checks)
     classes, splits = _read_splits(dataset, root, digest, problems)
     if fraction:
-        splits = hold_out(
-            splits, [split for split in ("val", "test") if not getattr(dataset, split)], fraction
-        )
+        splits = hold_out(splits, [split for split in ("val", "test") if not getattr(dataset, split)], fraction)
     files = list(dict.fromkeys(file.decode() for index in splits.values() for file in index.files.tolist()))
     headers = dict(zip(files, read_headers(root, files, decode), strict=True))
     for file, header in headers.items():
@@ -121,9 +117,7 @@ def _read_splits(
         return coco.read(dataset, root, digest, problems)
     if isinstance(dataset, VocDataset):
         return voc.read(dataset, root, digest, problems)
-    tree = VocDataset(
-        format="voc", path=dataset.path, classes=CLASSES, train=("train",), val=("val",), test=("test",)
-    )
+    tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, train=("train",), val=("val",), test=("test",))
     try:
         return voc.read(tree, root, digest, problems)
     except DataError as error:

@@ -150,9 +150,7 @@ def _check_holdout(name: str, dataset: VocDataset | CocoDataset) -> None:
     if not 0 <= fraction < 1:
         raise DataError(f"{key} must be at least 0 and below 1, not {fraction}")
     if not dataset.test and not fraction:
-        raise DataError(
-            f"datasets.{name} has no test: set it, or `holdout_fraction: 0.1` to use a tenth of train"
-        )
+        raise DataError(f"datasets.{name} has no test: set it, or `holdout_fraction: 0.1` to use a tenth of train")
     if not dataset.val and not dataset.test and fraction >= 0.5:
         raise DataError(f"{key} is used for val and for test and must be below 0.5, not {fraction}")
 
@@ -191,9 +189,7 @@ def _needed_paths(dataset: VocDataset | CocoDataset, root: Path, split: str) -> 
     if isinstance(dataset, CocoDataset):
         return [root / path for part in getattr(dataset, split) for path in (part.annotations, part.images)]
     folders = [split_spec(root, spec) for spec in getattr(dataset, split)]
-    return [
-        path for folder, name in folders for path in (folder.path, name and folder.list_file(name)) if path
-    ]
+    return [path for folder, name in folders for path in (folder.path, name and folder.list_file(name)) if path]
 
 
 def _folders_without_lists(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[VocFolder]:

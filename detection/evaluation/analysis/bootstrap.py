@@ -130,12 +130,7 @@ class BootstrapSample:
 
     @classmethod
     def of(
-        cls,
-        overlaps: Overlaps,
-        matches: Matches,
-        *,
-        num_images: int,
-        thresholds: Sequence[int] = ALL_THRESHOLDS,
+        cls, overlaps: Overlaps, matches: Matches, *, num_images: int, thresholds: Sequence[int] = ALL_THRESHOLDS
     ) -> "BootstrapSample":
         """Sort detections once for all rounds.
 
@@ -150,10 +145,7 @@ class BootstrapSample:
         order = overlaps.by_score[overlaps.rank[overlaps.by_score] < MAX_DETECTIONS]
         true_positive = matches.true_positive[order] & bits
         order = order[_up_to_last(true_positive != 0, predictions.labels[order])]
-        true_positive, false_positive = (
-            matches.true_positive[order] & bits,
-            matches.false_positive[order] & bits,
-        )
+        true_positive, false_positive = (matches.true_positive[order] & bits, matches.false_positive[order] & bits)
         always_false = false_positive == bits
         kept = ~always_false & (true_positive | false_positive != 0)
         labels, classes = predictions.labels[order], np.arange(overlaps.num_classes + 1)
@@ -198,10 +190,7 @@ def intervals(
 
 
 def paired(
-    first: BootstrapSample,
-    second: BootstrapSample,
-    rounds: int = DEFAULT_ROUNDS,
-    seed: int = DEFAULT_SEED,
+    first: BootstrapSample, second: BootstrapSample, rounds: int = DEFAULT_ROUNDS, seed: int = DEFAULT_SEED
 ) -> BootstrapResult[Difference]:
     """Score differences of two experiments on the same draws, with confidence intervals.
 
@@ -250,8 +239,7 @@ def _block_ap(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[n
     before, before_class = false[:, sample.always_false_before], false[:, sample.always_false_starts]
     drawn = weights[:, sample.images]
     values = np.stack(
-        [_ap_at_threshold(one, sample, drawn, before, before_class, needed) for one in sample.true_positives],
-        axis=1,
+        [_ap_at_threshold(one, sample, drawn, before, before_class, needed) for one in sample.true_positives], axis=1
     )
     values[np.broadcast_to((objects == 0)[:, None], values.shape)] = np.nan
     return values

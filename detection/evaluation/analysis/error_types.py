@@ -143,9 +143,7 @@ def _classify(
     """[D] type of each false positive, and [D] its target: the object of greatest IoU."""
     count = len(result.false_positive)
     pairs = np.flatnonzero(result.counted[overlaps.object])
-    own, own_object = best_of_each(
-        overlaps.detection[pairs], overlaps.object[pairs], overlaps.iou[pairs], count
-    )
+    own, own_object = best_of_each(overlaps.detection[pairs], overlaps.object[pairs], overlaps.iou[pairs], count)
     other, other_object = best_of_each(cross_class.detection, cross_class.object, cross_class.iou, count)
     types = np.select(
         [
@@ -161,9 +159,7 @@ def _classify(
     return types, np.where(types == CLASSIFICATION, other_object, own_object)
 
 
-def _best_per_target(
-    overlaps: Overlaps, detections: NDArray[np.int64], target: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def _best_per_target(overlaps: Overlaps, detections: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64]:
     """Detection with the highest score of each target: an object is matched once."""
     detections = detections[np.argsort(-overlaps.predictions.scores[detections], kind="stable")]
     _, first = np.unique(target[detections], return_index=True)
@@ -199,11 +195,7 @@ class WhatIf:
             target: [D] target object of each detection.
             removed_objects: [T] objects to remove.
         """
-        labels, true_positive, classes = (
-            self.labels,
-            self.true_positive,
-            np.arange(self.overlaps.num_classes + 1),
-        )
+        labels, true_positive, classes = (self.labels, self.true_positive, np.arange(self.overlaps.num_classes + 1))
         kept = np.ones(len(labels), dtype=np.bool_) if removed is None else ~removed[self.order]
         if fixed is not None and target is not None:
             at, new_labels = self._insertion(fixed, self.object_labels[target[fixed]])
@@ -240,9 +232,7 @@ class WhatIf:
         for label in np.unique(labels):
             low, high = np.searchsorted(self.labels, (label, label + 1))
             descending = -scores[self.order[low:high]]
-            positions.append(
-                low + np.searchsorted(descending, -scores[detections[labels == label]], side="right")
-            )
+            positions.append(low + np.searchsorted(descending, -scores[detections[labels == label]], side="right"))
         return np.concatenate([detections[:0], *positions]), labels
 
 

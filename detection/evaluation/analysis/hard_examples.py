@@ -22,13 +22,7 @@ from detection.evaluation.analysis.error_types import (
     ErrorTypes,
     MatchResult,
 )
-from detection.evaluation.protocol.overlaps import (
-    Overlaps,
-    best_of_each,
-    intersections,
-    pairwise_iou,
-    same_image_pairs,
-)
+from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, intersections, pairwise_iou, same_image_pairs
 
 MAX_ENTRIES = 50
 """Entries per list."""
@@ -232,10 +226,7 @@ class _Ranking:
         covered[self.overlaps.object[self.overlaps.iou >= FOREGROUND_IOU]] = True
         covered[self.cross_class.object[self.cross_class.iou >= FOREGROUND_IOU]] = True
         covered |= self._covered_by_true_positives(~covered & self.result.counted)
-        return [
-            {"reason": "undetected"} | self.object(index)
-            for index in self.largest(self.result.counted & ~covered)
-        ]
+        return [{"reason": "undetected"} | self.object(index) for index in self.largest(self.result.counted & ~covered)]
 
     def _covered_by_true_positives(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """[T] masked objects under a true positive of another class, which `CrossClassPairs` leaves out."""

@@ -84,11 +84,7 @@ def build_tables(
     return {
         "analysis.json": _summary(errors, pooled, calibration),
         "errors.csv": pd.DataFrame(
-            {
-                "error_type": list(errors.counts),
-                "count": errors.counts.values(),
-                "dAP50": errors.gains.values(),
-            }
+            {"error_type": list(errors.counts), "count": errors.counts.values(), "dAP50": errors.gains.values()}
         ),
         "errors_per_class.csv": _errors_per_class(overlaps, result, errors, classes),
         "confusion.csv": _confusion_table(confusion, classes),
@@ -184,9 +180,7 @@ def _summary(errors: ErrorTypes, pooled: Sweep, calibration: Calibration) -> dic
     return {
         "iou": {"foreground": FOREGROUND_IOU, "background": BACKGROUND_IOU},
         "AP50": errors.ap50,
-        "errors": {
-            name: {"count": count, "dAP50": errors.gains[name]} for name, count in errors.counts.items()
-        },
+        "errors": {name: {"count": count, "dAP50": errors.gains[name]} for name, count in errors.counts.items()},
         "threshold": {"rule": THRESHOLD_RULE, **asdict(pooled.best)},
         "calibration_error": calibration.error,
     }
@@ -219,18 +213,14 @@ def _confusion_table(matrix: NDArray[np.int64], classes: Sequence[str]) -> "pd.D
     rows = np.array([*classes, BACKGROUND_ROW], dtype=object)
     columns = np.array([*classes, MISSED_COLUMN], dtype=object)
     actual, predicted = np.nonzero(matrix)
-    return pd.DataFrame(
-        {"actual": rows[actual], "predicted": columns[predicted], "count": matrix[actual, predicted]}
-    )
+    return pd.DataFrame({"actual": rows[actual], "predicted": columns[predicted], "count": matrix[actual, predicted]})
 
 
 def _sweep_table(sweeps: Sequence[tuple[str, Sweep]]) -> "pd.DataFrame":
     import pandas as pd
 
     tables = [
-        pd.DataFrame(
-            {"class": name, "score": s.scores, "precision": s.precision, "recall": s.recall, "f1": s.f1}
-        )
+        pd.DataFrame({"class": name, "score": s.scores, "precision": s.precision, "recall": s.recall, "f1": s.f1})
         for name, s in sweeps
     ]
     return pd.concat(tables, ignore_index=True)

@@ -57,11 +57,7 @@ def sweeps(overlaps: Overlaps, result: MatchResult) -> tuple[Sweep, list[Sweep]]
     predictions = overlaps.predictions
     order = np.flatnonzero(result.true_positive | result.false_positive)
     order = order[argsort_descending(predictions.scores[order])[::-1]]
-    scores, true_positive, labels = (
-        predictions.scores[order],
-        result.true_positive[order],
-        predictions.labels[order],
-    )
+    scores, true_positive, labels = (predictions.scores[order], result.true_positive[order], predictions.labels[order])
     low, high = (0.0, 1.0) if _in_unit_interval(scores) else (scores[0], scores[-1])
     grid = np.linspace(low, high, 101)
     objects = np.bincount(overlaps.ground_truth.labels[result.counted], minlength=overlaps.num_classes)
@@ -81,18 +77,13 @@ def _sweep(
     _, _, f1 = _metrics(candidates, scores, true_positive, objects)
     score = candidates[len(candidates) - 1 - np.argmax(f1[::-1])] if len(candidates) else np.nan
     at_best = (float(value[0]) for value in _metrics(np.array([score]), scores, true_positive, objects))
-    best = ThresholdMetrics(
-        score=float(score), **dict(zip(("precision", "recall", "f1"), at_best, strict=True))
-    )
+    best = ThresholdMetrics(score=float(score), **dict(zip(("precision", "recall", "f1"), at_best, strict=True)))
     precision, recall, f1 = _metrics(grid, scores, true_positive, objects)
     return Sweep(scores=grid, precision=precision, recall=recall, f1=f1, best=best)
 
 
 def _metrics(
-    thresholds: NDArray[np.float64],
-    scores: NDArray[np.float64],
-    true_positive: NDArray[np.bool_],
-    objects: int,
+    thresholds: NDArray[np.float64], scores: NDArray[np.float64], true_positive: NDArray[np.bool_], objects: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Precision, recall and F1 at some thresholds; `scores` ascend."""
     cut = np.searchsorted(scores, thresholds, side="left")
@@ -114,11 +105,7 @@ def confusion_matrix(
         last row holds detections on the background or on an object that is taken. A row adds up to the
         objects of a class, a column to its detections.
     """
-    num_classes, labels, actual = (
-        overlaps.num_classes,
-        overlaps.predictions.labels,
-        overlaps.ground_truth.labels,
-    )
+    num_classes, labels, actual = (overlaps.num_classes, overlaps.predictions.labels, overlaps.ground_truth.labels)
     kept = overlaps.predictions.scores >= score
     matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     true = kept & result.true_positive

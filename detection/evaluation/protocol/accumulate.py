@@ -15,13 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.protocol.matching import (
-    ALL_THRESHOLD_BITS,
-    AREA_RANGES,
-    THRESHOLDS,
-    Matches,
-    area_range_bits,
-)
+from detection.evaluation.protocol.matching import ALL_THRESHOLD_BITS, AREA_RANGES, THRESHOLDS, Matches, area_range_bits
 from detection.evaluation.protocol.overlaps import Overlaps, blocks
 
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -58,9 +52,7 @@ class _SortedDetections:
     """[D] bits per run, as in `Matches`."""
 
     @classmethod
-    def of(
-        cls, overlaps: Overlaps, matches: Matches, indices: NDArray[np.int64], first: int, end: int
-    ) -> Self:
+    def of(cls, overlaps: Overlaps, matches: Matches, indices: NDArray[np.int64], first: int, end: int) -> Self:
         """Detections at `indices`, of the classes from `first` to before `end`."""
         ranks = np.minimum(overlaps.rank.take(indices), 255).astype(np.uint8)
         labels = overlaps.predictions.labels.take(indices) - first
@@ -133,12 +125,7 @@ def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
 
 
 def _fill(
-    arrays: Arrays,
-    a: int,
-    m: int,
-    scores: NDArray[np.float64],
-    detections: _SortedDetections,
-    targets: _RecallTargets,
+    arrays: Arrays, a: int, m: int, scores: NDArray[np.float64], detections: _SortedDetections, targets: _RecallTargets
 ) -> None:
     """Write area range `a` under detection limit `m` into the arrays."""
     shift, starts, candidates = len(THRESHOLDS) * a, detections.starts, detections.candidates
@@ -169,9 +156,7 @@ def _fill(
     known = np.flatnonzero(targets.objects)
     arrays.precision[:, :, known, a, m] = best[:, known].transpose(0, 2, 1)
     arrays.recall[:, known, a, m] = reached[:, known] / targets.objects[known]
-    at_recall = _scores_at_recall(
-        scores, detections, detections.indices[candidates[position]], reached, targets
-    )
+    at_recall = _scores_at_recall(scores, detections, detections.indices[candidates[position]], reached, targets)
     arrays.scores[:, :, known, a, m] = at_recall[:, known].transpose(0, 2, 1)
 
 

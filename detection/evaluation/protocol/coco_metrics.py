@@ -59,9 +59,7 @@ class CocoScore:
     @property
     def per_class(self) -> dict[str, NDArray[np.float64]]:
         """[C] `AP`, `AP50` and `AP75` of each class."""
-        curves = np.ascontiguousarray(
-            self.precision.transpose(2, 0, 1)
-        )  # [C, T, R], the order of pycocotools' sums
+        curves = np.ascontiguousarray(self.precision.transpose(2, 0, 1))  # [C, T, R], the order of pycocotools' sums
         return {
             "AP": curves.reshape(len(curves), -1).mean(axis=1),
             "AP50": curves[:, AT_50].mean(axis=1),

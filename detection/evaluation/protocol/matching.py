@@ -76,9 +76,7 @@ def match(overlaps: Overlaps) -> Matches:
 def _match_part(overlaps: Overlaps) -> Matches:
     truth, predictions = overlaps.ground_truth, overlaps.predictions
     counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
-    pairs = np.flatnonzero(
-        (overlaps.coco_iou >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS)
-    )
+    pairs = np.flatnonzero((overlaps.coco_iou >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS))
     detection, object_, iou = overlaps.detection[pairs], overlaps.object[pairs], overlaps.coco_iou[pairs]
     reached = _reached(iou)
 

@@ -54,9 +54,7 @@ def verify(overlaps: Overlaps, ours: CocoScore) -> None:
     for name in STATS:
         value, expected = ours.stats[name], theirs.stats[name]
         if value != expected and not (np.isnan(value) and np.isnan(expected)):
-            raise VerificationError(
-                f"{name} is {value!r}, but pycocotools computes {expected!r}; please report it"
-            )
+            raise VerificationError(f"{name} is {value!r}, but pycocotools computes {expected!r}; please report it")
     for name in Arrays._fields:
         values, wanted = getattr(ours.arrays, name), getattr(theirs.arrays, name)
         if not np.array_equal(values, wanted):

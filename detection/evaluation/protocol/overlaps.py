@@ -42,9 +42,7 @@ class GroundTruth:
 
     def take(self, indices: NDArray[np.int64] | slice) -> "GroundTruth":
         """Return the objects at `indices`, in that order."""
-        return GroundTruth(
-            **{field.name: _take(getattr(self, field.name), indices) for field in fields(self)}
-        )
+        return GroundTruth(**{field.name: _take(getattr(self, field.name), indices) for field in fields(self)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,9 +60,7 @@ class Predictions:
 
     def take(self, indices: NDArray[np.int64] | slice) -> "Predictions":
         """Return the detections at `indices`, in that order."""
-        return Predictions(
-            **{field.name: _take(getattr(self, field.name), indices) for field in fields(self)}
-        )
+        return Predictions(**{field.name: _take(getattr(self, field.name), indices) for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,9 +110,7 @@ class Overlaps:
         parts = [_overlapping(ground_truth, predictions, none, none)]
         for low, high in blocks(starts):
             offset, lengths = int(starts[low]), np.diff(starts[low : high + 1])
-            rank[offset : starts[high]] = np.arange(offset, starts[high]) - np.repeat(
-                first[low:high], lengths
-            )
+            rank[offset : starts[high]] = np.arange(offset, starts[high]) - np.repeat(first[low:high], lengths)
             for detection, objects in range_pairs(
                 np.repeat(start[low:high], lengths), np.repeat(count[low:high], lengths)
             ):

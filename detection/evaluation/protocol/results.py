@@ -35,9 +35,7 @@ class SplitDetections:
         return len(self.images)
 
     @classmethod
-    def pack(
-        cls, images: ArrayLike, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
-    ) -> "SplitDetections":
+    def pack(cls, images: ArrayLike, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> "SplitDetections":
         """Pack anything that numpy can convert, cast to the types of the fields."""
         return cls(
             np.asarray(images, dtype=np.int64).reshape(-1),
@@ -47,9 +45,7 @@ class SplitDetections:
         )
 
     @classmethod
-    def of_image(
-        cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike
-    ) -> "SplitDetections":
+    def of_image(cls, image: int, boxes: ArrayLike, scores: ArrayLike, labels: ArrayLike) -> "SplitDetections":
         """Detections of one image.
 
         Args:

@@ -297,9 +297,7 @@ def recall(reports: Path) -> ChartData | None:
         return None
     table["bin"] = [*map(bin_name, table["attribute"], table["low"], table["high"])]
     table["property"] = table["attribute"].map(PROPERTIES)
-    return ChartData(
-        table.drop(columns=["low", "high"]), "light: any score; dark: above the threshold of best F1"
-    )
+    return ChartData(table.drop(columns=["low", "high"]), "light: any score; dark: above the threshold of best F1")
 
 
 def bin_name(attribute: str, low: float, high: float) -> str:

@@ -233,9 +233,7 @@ def place_labels(
     return [(x, y) for x, y, _, _ in taken]
 
 
-def _candidates(
-    box: Rectangle, width: float, height: float, canvas: tuple[float, float]
-) -> list[tuple[float, float]]:
+def _candidates(box: Rectangle, width: float, height: float, canvas: tuple[float, float]) -> list[tuple[float, float]]:
     """Above the box, inside its top, below it, inside its bottom, in its middle, and beside it."""
     x1, y1, x2, y2 = box
     lowest = max(0.0, canvas[1] - height)

@@ -156,9 +156,7 @@ def _label_error_note(row: dict[str, Any]) -> str:
     return f"labeled {row['class']}, no detection at any score"
 
 
-def _by_image(
-    items: Iterable[dict[str, Any]], row_of: dict[str, int], count: int
-) -> dict[int, list[dict[str, Any]]]:
+def _by_image(items: Iterable[dict[str, Any]], row_of: dict[str, int], count: int) -> dict[int, list[dict[str, Any]]]:
     """The first images that occur, each with all its items."""
     selected: dict[int, list[dict[str, Any]]] = {}
     for item in items:

@@ -75,9 +75,7 @@ def draw_image(matches: ImageMatches, root: Path, classes: Sequence[str], key: s
     size = record.width * scale, record.height * scale
     shown = np.flatnonzero(matches.scores >= MIN_SCORE)[:MAX_DETECTIONS]
     order = np.argsort(-np.prod(record.boxes[:, 2:] - record.boxes[:, :2], axis=1), kind="stable")
-    outcomes = np.select([matches.true_positive, matches.false_positive], ["tp", "fp"], "ignored")[
-        shown
-    ].tolist()
+    outcomes = np.select([matches.true_positive, matches.false_positive], ["tp", "fp"], "ignored")[shown].tolist()
     labels, scores = matches.labels[shown], matches.scores[shown]
     texts = [
         f"{classes[label]} {score:.2f}" + (" ✗" if outcome == "fp" else "")

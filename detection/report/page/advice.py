@@ -59,9 +59,7 @@ def _classes(reports: Path) -> str:
     if counts is None or counts["train"].sum() == 0:
         return f"{text}."
     fraction = counts.loc[counts["class"] == worst["name"], "train"].sum() / counts["train"].sum()
-    return (
-        f"{text}. It has {fraction:.0%} of the training objects." if fraction < RARE_FRACTION else f"{text}."
-    )
+    return f"{text}. It has {fraction:.0%} of the training objects." if fraction < RARE_FRACTION else f"{text}."
 
 
 def _recall(reports: Path) -> str:

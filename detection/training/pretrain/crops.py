@@ -144,9 +144,7 @@ def _square_around(box: NDArray[np.float32], scale: float) -> Window:
     return left, top, left + side, top + side
 
 
-def _background_window(
-    rng: np.random.Generator, boxes: NDArray[np.float32], height: int, width: int
-) -> Window | None:
+def _background_window(rng: np.random.Generator, boxes: NDArray[np.float32], height: int, width: int) -> Window | None:
     """Square window of 15 to 50 % of the short side with little of any object; None if no trial finds one."""
     for _ in range(BACKGROUND_TRIALS):
         side = int(rng.uniform(0.15, 0.5) * min(height, width)) + 1

@@ -59,15 +59,12 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
     return {}, lambda *_: {"state_dict": None, "metrics": {"method": "none"}, "curve": []}
 
 
-def _from_crops(
-    params: Params, device: torch.device, checkpoints: Checkpoints, curves: Path
-) -> dict[str, Any]:
+def _from_crops(params: Params, device: torch.device, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
     prepared = Prepared.load()
     prepared.check_unchanged("train")
     settings, classes, started = params.pretrain.crops, len(prepared.classes), time.monotonic()
     train, val = (
-        cut_crops(prepared.index(split), prepared.root, settings, classes, params.seed)
-        for split in ("train", "val")
+        cut_crops(prepared.index(split), prepared.root, settings, classes, params.seed) for split in ("train", "val")
     )
     log.info("pretraining %s on %d train / %d val crops", params.recipe.backbone, len(train), len(val))
     job = crops_job(train, val, classes, settings, **_common(params, device, curves))
@@ -95,9 +92,7 @@ def _common(params: Params, device: torch.device, curves: Path) -> dict[str, Any
     return {"backbone": backbone, "device": device, "precision": precision, "seed": seed, "curves": curves}
 
 
-def _from_torchvision(
-    backbone: str, architecture: str, checkpoints: Checkpoints, curves: Path
-) -> dict[str, Any]:
+def _from_torchvision(backbone: str, architecture: str, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
     state, name = published_weights(backbone, architecture)
     return {"state_dict": state, "metrics": {"method": "published", "weights": name}, "curve": []}
 
@@ -129,9 +124,7 @@ def crops_job(train: CropSet, val: CropSet, classes: int, settings: Crops, **com
     )
 
 
-def folder_job(
-    train: Folder, val: Folder, settings: ImageFolder, workers: int, **common: Any
-) -> ClassifierJob:
+def folder_job(train: Folder, val: Folder, settings: ImageFolder, workers: int, **common: Any) -> ClassifierJob:
     """Set up the classification of an ImageFolder, such as ImageNet.
 
     Args:
@@ -145,9 +138,7 @@ def folder_job(
         classes=len(train.classes),
         data=FolderData(train, val, settings, workers, common["seed"]),
         optimizer=Optimizer(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay),
-        schedule=Schedule(
-            name="multistep", milestones=settings.milestones, gamma=settings.gamma, warmup_iterations=0
-        ),
+        schedule=Schedule(name="multistep", milestones=settings.milestones, gamma=settings.gamma, warmup_iterations=0),
         steps=settings.iterations,
         log_every=settings.log_every,
         **common,

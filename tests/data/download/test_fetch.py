@@ -137,9 +137,7 @@ def test_two_versions_of_a_file_are_not_joined(server: Server, tmp_path: Path) -
     assert starts(server)[-2:] == [1_000_000, 0], "downloaded again after the hash is wrong"
 
 
-def test_a_damaged_file_is_deleted_and_the_next_mirror_used(
-    server: Server, other: Server, tmp_path: Path
-) -> None:
+def test_a_damaged_file_is_deleted_and_the_next_mirror_used(server: Server, other: Server, tmp_path: Path) -> None:
     server.content = bytes([CONTENT[0] ^ 1]) + CONTENT[1:]
     get(archive(server.url, other.url), tmp_path)
     assert (len(server.requests), starts(other)) == (1, [0])
@@ -161,17 +159,13 @@ def test_a_wrong_part_is_downloaded_again(server: Server, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("status", [403, 404, 503])
-def test_a_mirror_with_an_http_error_is_skipped(
-    server: Server, other: Server, tmp_path: Path, status: int
-) -> None:
+def test_a_mirror_with_an_http_error_is_skipped(server: Server, other: Server, tmp_path: Path, status: int) -> None:
     server.status = status
     get(archive(server.url, other.url), tmp_path)
     assert len(server.requests) == (2 if status == 503 else 1)
 
 
-def test_an_unreachable_mirror_is_skipped_and_the_error_names_all_mirrors(
-    server: Server, tmp_path: Path
-) -> None:
+def test_an_unreachable_mirror_is_skipped_and_the_error_names_all_mirrors(server: Server, tmp_path: Path) -> None:
     dead = "http://127.0.0.1:9/file.tar"
     get(archive(dead, server.url), tmp_path)
     with pytest.raises(DataError) as raised:
@@ -244,9 +238,7 @@ def test_disk_space_is_checked_for_a_folder_that_does_not_exist(tmp_path: Path) 
 def test_sources_create_the_files_that_params_yaml_lists() -> None:
     root = Path(__file__).resolve().parents[3] / "params.yaml"
     for name, source in SOURCES.items():
-        created = {
-            f"{source.folder}/{path}".removeprefix("./") for one in source.archives for path in one.creates
-        }
+        created = {f"{source.folder}/{path}".removeprefix("./") for one in source.archives for path in one.creates}
         data = load(root, dataset=name).data
         if isinstance(data, CocoDataset):
             assert {f"{data.path}/{part.annotations}" for part in (*data.train, *data.test)} <= created

@@ -130,9 +130,7 @@ def boxes_in(rng: np.random.Generator, count: int, height: int, width: int) -> n
 
 @settings(deadline=None, max_examples=100)
 @given(st.sampled_from(POLICIES), SIZES, SIZES, st.integers(0, 10_000), st.integers(0, 6))
-def test_windows_are_valid_and_crops_show_an_object(
-    policy: str, h: int, w: int, seed: int, count: int
-) -> None:
+def test_windows_are_valid_and_crops_show_an_object(policy: str, h: int, w: int, seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = boxes_in(rng, count, h, w)
     geometry = draw_geometry(recipe_for(policy), rng, h, w, boxes)
@@ -171,11 +169,7 @@ def test_half_of_the_images_are_flipped() -> None:
     for policy in set(POLICIES) - {"none"}:
         flips = [
             draw_geometry(
-                recipe_for(policy),
-                np.random.default_rng(s),
-                60,
-                80,
-                boxes_in(np.random.default_rng(s), 3, 60, 80),
+                recipe_for(policy), np.random.default_rng(s), 60, 80, boxes_in(np.random.default_rng(s), 3, 60, 80)
             ).flip
             for s in range(400)
         ]
@@ -190,9 +184,7 @@ def test_multiscale_draws_the_short_sides_of_the_references() -> None:
     assert all(abs(g.width / g.height - 4 / 3) < 0.01 for g in drawn)
     wide = [draw_geometry(recipe, np.random.default_rng(s), 100, 400, none) for s in range(50)]
     assert max(g.width for g in wide) == 1333
-    small = [
-        draw_geometry(recipe_for("multiscale"), np.random.default_rng(s), 50, 50, none) for s in range(99)
-    ]
+    small = [draw_geometry(recipe_for("multiscale"), np.random.default_rng(s), 50, 50, none) for s in range(99)]
     assert {g.height for g in small} == {round(128 * side / 800) for side in MULTISCALE_SIDES}
 
 

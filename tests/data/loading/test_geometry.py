@@ -53,9 +53,7 @@ def test_flipping_twice_is_the_identity(h: int, w: int, seed: int) -> None:
 
 
 def test_padding_has_the_fill_color() -> None:
-    result = Geometry((-10, 0, 10, 10), 10, 20).image(
-        torch.full((3, 10, 10), 255, dtype=torch.uint8), (1, 2, 3)
-    )
+    result = Geometry((-10, 0, 10, 10), 10, 20).image(torch.full((3, 10, 10), 255, dtype=torch.uint8), (1, 2, 3))
     assert result[:, 0, 0].tolist() == [1, 2, 3]
     assert result[:, 0, 10].tolist() == [255, 255, 255]
 

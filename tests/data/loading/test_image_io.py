@@ -29,9 +29,7 @@ def png16() -> bytes:
     """A 16-bit RGB PNG, which PIL does not write."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-        )
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     rows = b"".join(b"\0" + (row.astype(">u2") * 257).tobytes() for row in PIXELS)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 40, 16, 2, 0, 0, 0))
@@ -75,19 +73,14 @@ WIDE = Image.fromarray(GRAY.astype(np.uint16) * 257)
         pytest.param(saved(IMAGE, format="WEBP", lossless=True), PIXELS, 0, id="webp"),
         pytest.param(saved(IMAGE.quantize(), format="GIF"), PIXELS, 0, id="gif"),
         pytest.param(
-            saved(IMAGE, format="GIF", save_all=True, append_images=[IMAGE.rotate(180)]),
-            PIXELS,
-            0,
-            id="animated gif",
+            saved(IMAGE, format="GIF", save_all=True, append_images=[IMAGE.rotate(180)]), PIXELS, 0, id="animated gif"
         ),
         pytest.param(saved(IMAGE.crop((0, 0, 1, 1)), format="PNG"), PIXELS[:1, :1], 0, id="one pixel, png"),
         pytest.param(saved(IMAGE.crop((0, 0, 1, 1)), **JPEG), PIXELS[:1, :1], 12, id="one pixel, jpeg"),
         pytest.param(saved(IMAGE, exif=exif(3), **JPEG), PIXELS, 12, id="exif: upside down, as stored"),
     ],
 )
-def test_every_mode_is_converted_to_rgb(
-    content: bytes, expected: np.ndarray, tolerance: int, tmp_path: Path
-) -> None:
+def test_every_mode_is_converted_to_rgb(content: bytes, expected: np.ndarray, tolerance: int, tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(content)
     read = read_image(tmp_path / "image", expected.shape[:2])
     assert read.dtype == torch.uint8

@@ -16,13 +16,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from detection.data.index import Index, Record, pack
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
-from detection.data.loading.loader import (
-    BatchSampler,
-    DetectionDataset,
-    Loader,
-    aspect_ratio_groups,
-    loader_workers,
-)
+from detection.data.loading.loader import BatchSampler, DetectionDataset, Loader, aspect_ratio_groups, loader_workers
 from detection.errors import DataError
 from detection.params import Recipe, load
 
@@ -44,9 +38,7 @@ def split(tmp_path: Path) -> Index:
         flags = np.array([False, True, False])[:count]
         crowd = np.array([False, False, i == 3])[:count]
         areas = np.zeros(count, np.float32)
-        records.append(
-            Record(f"{i}.png", str(i), height, width, boxes, np.arange(count), flags, crowd, areas)
-        )
+        records.append(Record(f"{i}.png", str(i), height, width, boxes, np.arange(count), flags, crowd, areas))
     return pack(records)
 
 
@@ -81,8 +73,7 @@ def test_a_batch_is_padded_and_has_its_sizes(split: Index, tmp_path: Path, recip
 
 
 @pytest.mark.parametrize(
-    ("changes", "side"),
-    [({}, 64), ({"resize": "stretch"}, 64), ({"anchors.strides": (8, 16, 32, 64, 128)}, 40)],
+    ("changes", "side"), [({}, 64), ({"resize": "stretch"}, 64), ({"anchors.strides": (8, 16, 32, 64, 128)}, 40)]
 )
 def test_squares_are_padded_if_anchor_strides_depend_on_the_size(
     split: Index, tmp_path: Path, recipe: Recipe, changes: dict[str, Any], side: int
@@ -111,9 +102,7 @@ def test_all_tensors_of_a_batch_are_pinned(
 def test_training_drops_crowds_and_difficult_objects(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     for train_difficult, counts in ((False, [2, 2, 0, 1, 2]), (True, [3, 3, 0, 2, 3])):
         changed = replace(recipe, train_difficult=train_difficult, augmentation="none")
-        (batch,) = Loader(
-            DetectionDataset(split, tmp_path, changed, train=True), 5, workers=0, shuffle=False
-        ).epoch(0)
+        (batch,) = Loader(DetectionDataset(split, tmp_path, changed, train=True), 5, workers=0, shuffle=False).epoch(0)
         assert batch.targets.mask.sum(1).tolist() == counts
 
 
@@ -124,9 +113,7 @@ def test_an_epoch_is_a_function_of_seed_and_number(
     changed = replace(recipe, augmentation=augmentation)
 
     def loader(seed: int, workers: int = 0) -> Loader:
-        return Loader(
-            DetectionDataset(split, tmp_path, changed, train=True, seed=seed), 2, workers, shuffle=True
-        )
+        return Loader(DetectionDataset(split, tmp_path, changed, train=True, seed=seed), 2, workers, shuffle=True)
 
     first = batches_of(loader(0), 3)
     assert equal(first, batches_of(loader(0), 3))
@@ -219,9 +206,7 @@ def test_batches_group_similar_aspect_ratios(split: Index, tmp_path: Path, recip
 
 @settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 7), st.integers(1, 5), st.integers(0, 99))
-def test_grouping_neither_drops_nor_repeats_images(
-    count: int, size: int, group_count: int, seed: int
-) -> None:
+def test_grouping_neither_drops_nor_repeats_images(count: int, size: int, group_count: int, seed: int) -> None:
     groups = np.random.default_rng(seed).integers(0, group_count, count)
     grouped, plain = BatchSampler(count, size, seed, groups), BatchSampler(count, size, seed)
     batches = [[row for _, row in batch] for batch in grouped]

@@ -19,9 +19,7 @@ SMALL = replace(DEFAULT, train=6, val=2, test=3)
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
-    }
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def test_statistics_of_the_default_dataset(default_shapes: RawDataset) -> None:

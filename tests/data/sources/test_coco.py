@@ -88,14 +88,8 @@ def test_id_gaps_crowds_areas_and_images_without_annotations(write: Write) -> No
             r"broken_annotation: 1: train\.json: annotations\[0\]: .*length 4.*bbox",
         ),
         ({"images": [image(7), image(7)]}, r"duplicate_id: 1: train\.json: images\[1\]: .* id 7"),
-        (
-            {"images": [image(7, "../../x.jpg"), image(2)]},
-            r"unsafe_name: 1: train\.json: images\[0\]: .*\.\./x\.jpg",
-        ),
-        (
-            {"images": [image(7, "gone.jpg"), image(2)]},
-            r"missing_image: 1: images/gone\.jpg: ",
-        ),
+        ({"images": [image(7, "../../x.jpg"), image(2)]}, r"unsafe_name: 1: train\.json: images\[0\]: .*\.\./x\.jpg"),
+        ({"images": [image(7, "gone.jpg"), image(2)]}, r"missing_image: 1: images/gone\.jpg: "),
         ({"images": {}}, "not a COCO instances file"),
         ({"annotations": []}, "no annotated objects"),
     ],
@@ -149,9 +143,7 @@ def test_boxes_without_area_are_dropped(write: Write) -> None:
 
 def test_a_missing_file_gets_a_suggestion(write: Write) -> None:
     write(GOOD)
-    with pytest.raises(
-        DataError, match=r"dataset mine, test: tset\.json is not in .*did you mean 'test\.json'"
-    ):
+    with pytest.raises(DataError, match=r"dataset mine, test: tset\.json is not in .*did you mean 'test\.json'"):
         read_it(test=(CocoSplit(images="images", annotations="tset.json"),))
 
 
@@ -214,9 +206,7 @@ NUMBER = st.floats(-1e6, 1e6)
         max_size=40,
     )
 )
-def test_columns_equal_the_entries(
-    tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]
-) -> None:
+def test_columns_equal_the_entries(tmp_path_factory: pytest.TempPathFactory, entries: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.mktemp("coco") / "instances.json"
     path.write_text(json.dumps({"images": [], "annotations": entries, "categories": []}))
     columns = load(path, "instances.json", Problems(Checks()))

@@ -19,10 +19,7 @@ from detection.errors import DataError
 from detection.params import VocDataset
 
 Tree = Callable[..., Path]
-OBJECT = (
-    "<object><name>cat</name><bndbox>"
-    "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
-)
+OBJECT = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
 ENTRY = VocDataset(format="voc", path="voc", train=("train",), test=("test",))
 
 

@@ -14,9 +14,7 @@ from detection.errors import DataError
 from detection.params import VocDataset
 
 Tree = Callable[..., Path]
-ROUNDTRIP = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
-)
+ROUNDTRIP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 
 
 def dataset(**values: object) -> VocDataset:
@@ -86,9 +84,7 @@ def test_lists_of_several_folders_are_joined_without_duplicates(voc_tree: Tree) 
     voc_tree({"a": obj(1, 1, 9, 9), "b": obj(1, 1, 9, 9)}, "voc/VOC2007")
     voc_tree({"c": obj(1, 1, 9, 9, name="dog")}, "voc/VOC2012")
     index = train(
-        train=("VOC2012/train", "VOC2007/train", "VOC2007/train"),
-        test=("VOC2007/test",),
-        classes=("cat", "dog"),
+        train=("VOC2012/train", "VOC2007/train", "VOC2007/train"), test=("VOC2007/test",), classes=("cat", "dog")
     )
     assert [name.decode() for name in index.files] == [
         "VOC2012/JPEGImages/c.jpg",
@@ -147,9 +143,7 @@ def test_entities_are_refused_before_parsing(voc_tree: Tree, head: str) -> None:
 
 def test_an_unknown_class_gets_a_suggestion(voc_tree: Tree) -> None:
     voc_tree({"a": obj(1, 1, 9, 9, name="horze")})
-    refused(
-        r"a\.xml: 'horze' is not a class of the dataset; did you mean 'horse'\?", classes=("horse", "cow")
-    )
+    refused(r"a\.xml: 'horze' is not a class of the dataset; did you mean 'horse'\?", classes=("horse", "cow"))
 
 
 def test_missing_files_are_reported(voc_tree: Tree) -> None:
@@ -202,15 +196,10 @@ def test_bccd(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert raw.problems.counts() == {"zero_area": 2}
 
 
-def test_voc2007_with_parts_fractions_and_difficult_objects(
-    shared_data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_voc2007_with_parts_fractions_and_difficult_objects(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA_ROOT", str(shared_data))
     entry = dataset(
-        path="voc2007_trainval_320/VOCdevkit",
-        train=("VOC2007/train",),
-        test=("VOC2007/val",),
-        holdout_fraction=0.1,
+        path="voc2007_trainval_320/VOCdevkit", train=("VOC2007/train",), test=("VOC2007/val",), holdout_fraction=0.1
     )
     raw = read("voc2007_320", entry)
     counts = {split: len(index) for split, index in raw.splits.items()}

@@ -69,8 +69,7 @@ def test_sums_hold(seed: int) -> None:
         kept = overlaps.predictions.scores >= threshold
         objects = np.bincount(overlaps.ground_truth.labels[result.counted], minlength=NUM_CLASSES)
         predicted = np.bincount(
-            overlaps.predictions.labels[kept & (result.true_positive | result.false_positive)],
-            minlength=NUM_CLASSES,
+            overlaps.predictions.labels[kept & (result.true_positive | result.false_positive)], minlength=NUM_CLASSES
         )
         assert matrix[:-1].sum(axis=1).tolist() == objects.tolist()
         assert matrix[:, :-1].sum(axis=0).tolist() == predicted.tolist()
@@ -91,10 +90,7 @@ def test_fixed_detections_move_to_the_class_of_their_target(seed: int) -> None:
     gone = rng.random(len(result.false_positive)) < 0.3
     removed = result.false_positive & (gone | np.isin(np.arange(len(gone)), fixed))
 
-    rows = [
-        (r, overlaps.predictions.labels[r], result.true_positive[r])
-        for r in np.flatnonzero(result.true_positive)
-    ]
+    rows = [(r, overlaps.predictions.labels[r], result.true_positive[r]) for r in np.flatnonzero(result.true_positive)]
     rows += [(r, overlaps.predictions.labels[r], False) for r in false if not removed[r]]
     rows += [(r, overlaps.ground_truth.labels[target[r]], True) for r in fixed]
     rows.sort(key=lambda row: -overlaps.predictions.scores[row[0]])

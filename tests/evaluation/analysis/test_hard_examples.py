@@ -34,14 +34,11 @@ def test_losses_add_up_to_the_missing_ap(seed: int) -> None:
     precisions = []
     for label in range(NUM_CLASSES):
         mine = (overlaps.predictions.labels == label) & (result.true_positive | result.false_positive)
-        true_positive = result.true_positive[mine][
-            np.argsort(-overlaps.predictions.scores[mine], kind="stable")
-        ]
+        true_positive = result.true_positive[mine][np.argsort(-overlaps.predictions.scores[mine], kind="stable")]
         objects = int(np.sum(result.counted & (overlaps.ground_truth.labels == label)))
         if objects:
             precisions.append(
-                np.sum(np.cumsum(true_positive) / np.arange(1, len(true_positive) + 1) * true_positive)
-                / objects
+                np.sum(np.cumsum(true_positive) / np.arange(1, len(true_positive) + 1) * true_positive) / objects
             )
     lost = hard_examples.ApLoss.of(overlaps, result)
     assert np.all(lost.false_positive >= 0)
@@ -56,11 +53,7 @@ def label_errors(make_index: MakeIndex) -> tuple[Index, SplitDetections]:
     index = make_index(
         ([[0, 0, 50, 50]], [0]),  # a detected cat; beside it an unlabeled dog
         ([[0, 0, 50, 50], [100, 100, 140, 140]], [0, 1]),  # labeled cat, predicted dog
-        (
-            [[0, 0, 90, 90], [200, 0, 220, 20]],
-            [0, 1],
-            [0, 1],
-        ),  # undetected cat; cat predicted on the dog
+        ([[0, 0, 90, 90], [200, 0, 220, 20]], [0, 1], [0, 1]),  # undetected cat; cat predicted on the dog
         ([[0, 0, 60, 60]], [1]),  # detected with a low score only
     )
     detections = [

@@ -62,9 +62,7 @@ def test_localization_by_hand(make_index: MakeIndex) -> None:
     """One box a tenth too far right, one a fifth too wide, and one below the threshold."""
     index = make_index(([[0, 0, 100, 100], [0, 100, 100, 200], [200, 0, 300, 100]], [0, 0, 0]))
     detections = [[10, 0, 110, 100], [-10, 100, 110, 200], [220, 0, 300, 100]]
-    overlaps = Overlaps.of_index(
-        index, SplitDetections.pack([0] * 3, detections, [0.9, 0.8, 0.1], [0] * 3), 1
-    )
+    overlaps = Overlaps.of_index(index, SplitDetections.pack([0] * 3, detections, [0.9, 0.8, 0.1], [0] * 3), 1)
     table = recall.localization(overlaps, match_result(overlaps)[0], 0.5).set_index("measure")
     assert table["detections"].groupby("measure").sum().tolist() == [2] * 5
     means = table["mean"].groupby("measure").first().to_dict()

@@ -24,9 +24,7 @@ def oracle(shared_data: Path) -> Path:
 def read_index(path: Path) -> tuple[Index, list[str], dict[int, int]]:
     """Plain reader of COCO's JSON; category ids have gaps."""
     raw = json.loads(path.read_text())
-    label_of = {
-        one["id"]: label for label, one in enumerate(sorted(raw["categories"], key=lambda c: c["id"]))
-    }
+    label_of = {one["id"]: label for label, one in enumerate(sorted(raw["categories"], key=lambda c: c["id"]))}
     boxes_of: dict[int, list[dict[str, Any]]] = {one["id"]: [] for one in raw["images"]}
     for one in raw["annotations"]:
         boxes_of[one["image_id"]].append(one)

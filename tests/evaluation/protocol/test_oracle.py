@@ -24,9 +24,7 @@ def assert_same(truth: GroundTruth, predictions: Predictions) -> CocoScore:
         assert np.array_equal(getattr(ours.arrays, name), getattr(theirs.arrays, name)), name
     for label, mine in enumerate(ours.per_class["AP"]):  # the usual AP of a class from COCO's array
         known = theirs.arrays.precision[:, :, label, 0, -1]
-        assert np.array_equal(
-            mine, known[known > -1].mean() if (known > -1).any() else np.nan, equal_nan=True
-        )
+        assert np.array_equal(mine, known[known > -1].mean() if (known > -1).any() else np.nan, equal_nan=True)
     return ours
 
 
@@ -45,9 +43,7 @@ def test_block_size_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = [assert_same(*random_split(seed)) for seed in range(5)]
     monkeypatch.setattr(overlaps, "BLOCK_SIZE", 7)
     for seed, one in enumerate(whole):
-        assert assert_same(*random_split(seed)).stats["AP"] == pytest.approx(
-            one.stats["AP"], abs=0, nan_ok=True
-        )
+        assert assert_same(*random_split(seed)).stats["AP"] == pytest.approx(one.stats["AP"], abs=0, nan_ok=True)
 
 
 def test_images_are_ordered_by_id(make_index: MakeIndex) -> None:

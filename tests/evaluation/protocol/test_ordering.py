@@ -19,9 +19,7 @@ def test_equals_numpy_stable_sorts(seed: int, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("scores", [[], [0.5, 0.5], [1e308, -1e308, 0.0], [5e-324, 0.0, 5e-324]])
 def test_extreme_scores(scores: list[float]) -> None:
-    assert np.array_equal(
-        overlaps.argsort_descending(np.array(scores)), np.argsort(-np.array(scores), kind="stable")
-    )
+    assert np.array_equal(overlaps.argsort_descending(np.array(scores)), np.argsort(-np.array(scores), kind="stable"))
 
 
 def test_blocks_are_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ side = st.floats(0, 500, width=32)
 
 def same(a: SplitDetections, b: SplitDetections) -> bool:
     return all(
-        np.array_equal(getattr(a, name), getattr(b, name))
-        and getattr(a, name).dtype == getattr(b, name).dtype
+        np.array_equal(getattr(a, name), getattr(b, name)) and getattr(a, name).dtype == getattr(b, name).dtype
         for name in ("images", "boxes", "scores", "labels")
     )
 
@@ -37,9 +36,7 @@ def test_coco_round_trip_is_exact(
 def test_coco_results_format(make_index: MakeIndex) -> None:
     index = make_index(([], []), ([], []))
     results = SplitDetections.of_image(1, [[10, 20, 40, 60]], [0.5], [3])
-    assert results.to_coco(index) == [
-        {"image_id": 2, "category_id": 4, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}
-    ]
+    assert results.to_coco(index) == [{"image_id": 2, "category_id": 4, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}]
 
 
 def test_unknown_image_is_a_key_error(make_index: MakeIndex) -> None:

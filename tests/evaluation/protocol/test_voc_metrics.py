@@ -40,8 +40,7 @@ def read_index(folder: Path, classes: list[str]) -> Index:
         root = ElementTree.parse(folder / f"Annotations/{name}.xml").getroot()
         objects = [one for one in root.findall("object") if one.findtext("name") in classes]
         boxes = np.array(
-            [[float(text(one, f"bndbox/{corner}")) for corner in CORNERS] for one in objects],
-            dtype=np.float64,
+            [[float(text(one, f"bndbox/{corner}")) for corner in CORNERS] for one in objects], dtype=np.float64
         ).reshape(-1, 4)
         boxes = (boxes - SHIFT).astype(np.float32)
         records.append(
@@ -121,19 +120,12 @@ pixel = st.integers(0, 12)
 box = st.tuples(pixel, pixel, st.integers(1, 8), st.integers(1, 8)).map(
     lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
 )
-truths = st.lists(
-    st.lists(st.tuples(box, st.integers(0, 1), st.booleans()), max_size=4), min_size=1, max_size=3
-)
-drawn_detections = st.lists(
-    st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12
-)
+truths = st.lists(st.lists(st.tuples(box, st.integers(0, 1), st.booleans()), max_size=4), min_size=1, max_size=3)
+drawn_detections = st.lists(st.tuples(st.integers(0, 2), box, st.integers(0, 4), st.integers(0, 1)), max_size=12)
 
 
 def build(make_index: MakeIndex, truth: Truth, drawn: Drawn) -> tuple[Index, SplitDetections]:
-    images = [
-        ([b for b, _, _ in one], [label for _, label, _ in one], [hard for _, _, hard in one])
-        for one in truth
-    ]
+    images = [([b for b, _, _ in one], [label for _, label, _ in one], [hard for _, _, hard in one]) for one in truth]
     rows = [(image % len(truth), b, score / 4, label) for image, b, score, label in drawn]
     columns = zip(*rows, strict=True) if rows else ([], [], [], [])
     return make_index(*images), SplitDetections.pack(*map(list, columns))
@@ -154,9 +146,7 @@ def test_equals_a_plain_loop(make_index: MakeIndex, truth: Truth, drawn: Drawn) 
 
 
 @given(truths, drawn_detections, st.randoms(use_true_random=False))
-def test_input_order_does_not_matter(
-    make_index: MakeIndex, truth: Truth, drawn: Drawn, random: Random
-) -> None:
+def test_input_order_does_not_matter(make_index: MakeIndex, truth: Truth, drawn: Drawn, random: Random) -> None:
     index, results = build(make_index, truth, drawn)
     distinct = SplitDetections(
         results.images, results.boxes, np.linspace(0, 1, len(results), dtype=np.float32), results.labels

@@ -7,13 +7,7 @@ from PIL import Image
 from detection.data.sources.dataset import RawDataset, read
 from detection.errors import DataError
 from detection.params import ShapesDataset, VocDataset
-from detection.report.charts.dataset_figures import (
-    SAMPLE_IMAGES,
-    box_sizes,
-    class_counts,
-    sample_images,
-    save_figures,
-)
+from detection.report.charts.dataset_figures import SAMPLE_IMAGES, box_sizes, class_counts, sample_images, save_figures
 
 
 @pytest.fixture

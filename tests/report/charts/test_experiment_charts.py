@@ -126,9 +126,7 @@ def curves(path: Path, heights: dict[str, float]) -> Path:
 
 
 def legend(reports: Path) -> list[str]:
-    return [
-        text for text in texts("pr_curves", built("pr_curves", reports)) if re.search(r"  0\.\d{3}$", text)
-    ]
+    return [text for text in texts("pr_curves", built("pr_curves", reports)) if re.search(r"  0\.\d{3}$", text)]
 
 
 def test_pr_curves_of_few_classes_are_all_named(tmp_path: Path) -> None:
@@ -158,12 +156,7 @@ def test_pr_curve_of_one_class_has_no_mean(tmp_path: Path) -> None:
 def test_bars_are_sorted_and_classes_without_objects_left_out(tmp_path: Path) -> None:
     write(
         tmp_path / "evaluation/per_class.csv",
-        **{
-            "class": ["a", "b", "none"],
-            "objects": [1200, 3, 0],
-            "AP": [0.5, 0.7, None],
-            "AP50": [0.6, 0.9, None],
-        },
+        **{"class": ["a", "b", "none"], "objects": [1200, 3, 0], "AP": [0.5, 0.7, None], "AP50": [0.6, 0.9, None]},
     )
     shown = texts("ap_per_class", built("ap_per_class", tmp_path))
     assert [text for text in shown if re.match(r"[ab]  \(", text)] == ["b  (3)", "a  (1,200)"]

@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from detection.report.images.contact_sheet import (
-    PALETTE,
-    Rectangle,
-    class_color,
-    draw_boxes,
-    overlap,
-    place_labels,
-)
+from detection.report.images.contact_sheet import PALETTE, Rectangle, class_color, draw_boxes, overlap, place_labels
 
 NAMES = ("circle", "square")
 CANVAS = (480.0, 360.0)

@@ -82,9 +82,7 @@ def learn(folders: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.Mo
     return run
 
 
-def test_it_learns_stops_and_resumes_bit_equal(
-    learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_learns_stops_and_resumes_bit_equal(learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, curve = learn("uninterrupted")
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5, 6]
@@ -109,9 +107,7 @@ def test_it_learns_stops_and_resumes_bit_equal(
     again, curve_again = learn("stopped")
     assert curve_again == curve
     assert all(torch.equal(value, again[key]) for key, value in state.items())
-    assert (tmp_path / "stopped/curves.csv").read_text() == (
-        tmp_path / "uninterrupted/curves.csv"
-    ).read_text()
+    assert (tmp_path / "stopped/curves.csv").read_text() == (tmp_path / "uninterrupted/curves.csv").read_text()
 
 
 def test_a_loss_that_is_not_finite_stops_it(learn: Any) -> None:
@@ -136,9 +132,7 @@ def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(ROOT / name)
     own = {"PYTHONPATH": str(ROOT), "DATA_ROOT": str(tmp_path / "raw"), "DVC_ROOT": str(tmp_path)}
     command = [sys.executable, "-m", "stages.pretrain"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     with open(tmp_path / "reports/pretrain/curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))

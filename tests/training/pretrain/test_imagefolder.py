@@ -30,10 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_files_and_labels_equal_torchvisions(root: Path) -> None:
     folder, theirs = list_folder(root), TorchvisionImageFolder(root)
-    ours = [
-        (str(root / name.decode()), int(label))
-        for name, label in zip(folder.files, folder.labels, strict=True)
-    ]
+    ours = [(str(root / name.decode()), int(label)) for name, label in zip(folder.files, folder.labels, strict=True)]
     assert ours == theirs.samples
     assert list(folder.classes) == theirs.classes == ["a", "b", "c"]
 

@@ -39,9 +39,7 @@ def test_published_weights_lack_only_their_classifier(monkeypatch: pytest.Monkey
         ("vgg16", "ssd", "VGG16_Weights.IMAGENET1K_FEATURES"),
     ],
 )
-def test_a_detector_starts_from_the_weights_of_its_publication(
-    backbone: str, architecture: str, name: str
-) -> None:
+def test_a_detector_starts_from_the_weights_of_its_publication(backbone: str, architecture: str, name: str) -> None:
     """torchvision's builders name these weights, not its newer ones."""
     assert str(published(backbone, architecture)) == name
     if (backbone, architecture) != ("vgg16", "fasterrcnn"):  # torchvision has no builder for it
@@ -57,9 +55,7 @@ def test_a_detector_starts_from_the_weights_of_its_publication(
 def test_a_classifier_that_was_not_published_is_omitted(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).state_dict()
-    state_dict = {
-        k: torch.zeros(1) if k.startswith("features") else torch.full((1,), torch.nan) for k in shapes
-    }
+    state_dict = {k: torch.zeros(1) if k.startswith("features") else torch.full((1,), torch.nan) for k in shapes}
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda *_, **__: state_dict)
     state, _ = published_weights("vgg16", "ssd")
     assert state.keys() == {k for k in shapes if k.startswith("features")}
