@@ -22,9 +22,8 @@ from detection import distributed
 from detection.data.loading.batch import ImageSizes, Targets
 from detection.models.detector import BackboneDetector, Detections, matched_targets, mean_box_loss, pad_empty
 from detection.models.fpn import c4_features, fpn
-from detection.models.heads import flatten_cells, over_levels
+from detection.models.heads import ConfusionMeter, flatten_cells, over_levels
 from detection.models.postprocess import batched_gather, clip, nms_and_rescale, topk_of_proposals, valid_width
-from detection.models.train_meters import ConfusionMeter
 from detection.ops.anchors import PyramidAnchorGenerator
 from detection.ops.box_coder import Weights, decode
 from detection.ops.losses import box_loss

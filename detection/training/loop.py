@@ -17,7 +17,7 @@ from detection.data.loading.batch import Batch
 from detection.data.loading.loader import Loader
 from detection.device import autocast
 from detection.models.detector import Detector
-from detection.models.train_meters import meters, rates
+from detection.models.heads import meters, rates
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run

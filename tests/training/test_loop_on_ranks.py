@@ -22,7 +22,7 @@ from detection.device import pick_devices
 from detection.errors import ParamsError
 from detection.models.backbones import FrozenStatsBatchNorm, make_backbone
 from detection.models.build import build_detector
-from detection.models.train_meters import ConfusionMeter
+from detection.models.heads import ConfusionMeter
 from detection.params import load
 from detection.tracking.run import NoRun
 from detection.training import launch, loop

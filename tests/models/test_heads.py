@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from detection.models.train_meters import ConfusionMeter, rates
+from detection.models.heads import ConfusionMeter, rates
 
 
 def test_rates_of_the_counted_samples() -> None:
