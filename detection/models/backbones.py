@@ -122,8 +122,7 @@ def feature_state(network: nn.Module) -> dict[str, Tensor]:
 def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Load features strictly: every parameter and buffer of them, and no others.
 
-    Exceptions: BatchNorm's batch counter, which frozen BatchNorm lacks, and VGG16's fc6 and fc7, which are
-    optional.
+    Exceptions: BatchNorm's batch counter, which frozen BatchNorm lacks, and VGG16's fc6 and fc7, which are optional.
 
     Returns:
         Number of tensors loaded.

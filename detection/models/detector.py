@@ -1,8 +1,7 @@
 """The protocol of all detectors, the containers of their inputs and outputs, and what they share.
 
-Letters: B images, A anchors, M padded ground-truth boxes of an image, S samples, N detections of an image.
-Boxes are float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0 without a
-background class.
+Letters: B images, A anchors, M padded ground-truth boxes of an image, S samples, N detections of an image. Boxes are
+float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count classes from 0 without a background class.
 """
 
 from abc import ABC, abstractmethod

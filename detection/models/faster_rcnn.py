@@ -138,12 +138,10 @@ class RPN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Proposals: the best boxes of each map, clipped to the image, and of those the best after NMS.
 
-        `counts` are the numbers of anchors per map, and `sizes` Tensor[B, 2] the height and width of each
-        image in the batch.
+        `counts` are the numbers of anchors per map, `sizes` Tensor[B, 2] height and width of each image in the batch.
 
         Returns:
-            Proposals Tensor[B, P, 4], by descending score, and a mask Tensor[B, P], false for padding, whose
-            boxes are zeros.
+            Proposals Tensor[B, P, 4], by descending score, and a mask Tensor[B, P], false for padding of zeros.
         """
         rpn = self.recipe.rpn
         limit = rpn.pre_nms_top_n.train if self.training else rpn.pre_nms_top_n.test

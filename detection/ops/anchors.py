@@ -81,9 +81,8 @@ class PyramidAnchorGenerator(AnchorGenerator):
     Args:
         sizes: Square roots of the anchors' areas in pixels, per level.
         aspect_ratios: Height over width, for all levels. Within a cell, the ratio is the outer loop.
-        strides: Stride of each level in pixels. None: image size over map size, rounded down, as in
-            torchvision. The two differ where a side is not a multiple of the stride: P6 of 800 pixels has 13
-            rows and hence a stride of 61.
+        strides: Stride of each level in pixels. None: image size over map size, rounded down, as in torchvision. The
+            two differ where a side is not a multiple of the stride: P6 of 800 pixels has 13 rows, a stride of 61.
         offset: Position of the centers in their cells: 0 is the corner, 0.5 the middle.
         round: Round the corners of the base anchors to whole pixels.
     """

@@ -22,8 +22,7 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights = UNIT_WEIGHTS) -> T
     With center (x, y) and sides (w, h), subscript a for the anchor:
     `dx = (x - x_a) / w_a`, `dy = (y - y_a) / h_a`, `dw = log(w / w_a)`, `dh = log(h / h_a)`, times `weights`.
 
-    Invariant: `decode(encode(boxes, anchors), anchors) == boxes` as long as no side exceeds 62 times the
-    anchor's.
+    Invariant: `decode(encode(boxes, anchors), anchors) == boxes` as long as no side exceeds 62 times the anchor's.
 
     Args:
         boxes: Tensor[..., 4], of positive width and height.

@@ -128,11 +128,10 @@ def _claims(quality: Tensor, first: int, low_quality: LowQualityMatches, ignore:
 def match_centers(boxes: Tensor, mask: Tensor, anchors: Tensor, counts: list[int], radius: float) -> Tensor:
     """FCOS's assignment with center sampling (Tian et al. 2019, arXiv:1904.01355, section 3.2).
 
-    A location is matched with a box if it lies inside the box, within `radius` strides of the box's center in
-    both directions, and if the farthest edge is between 4 and 8 strides away; the first level has no lower
-    limit and the last no upper one. Of several such boxes the smallest is taken. Equals torchvision's `FCOS`,
-    including the float32 resolution of its areas: areas up to 8 square pixels apart are equal, and the first
-    box wins.
+    A location is matched with a box if it lies inside the box, within `radius` strides of the box's center in both
+    directions, and if the farthest edge is between 4 and 8 strides away; the first level has no lower limit and the
+    last no upper one. Of several such boxes the smallest is taken. Equals torchvision's `FCOS`, including the float32
+    resolution of its areas: areas up to 8 square pixels apart are equal, and the first box wins.
 
     Args:
         boxes: Tensor[B, M, 4], ground truth.

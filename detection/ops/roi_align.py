@@ -134,8 +134,7 @@ def separable_roi_align(maps: Tensor, boxes: Tensor, image: Tensor, size: int) -
     Args:
         maps: Tensor[B, C, H, W].
         boxes: Tensor[R, 4], at least one, `x1, y1, x2, y2` in cells of the map; not differentiated.
-        image: Tensor[R], int64, ascending: index of each box's map. On maps with many rows, boxes of an image
-            sorted by their upper edge are fastest.
+        image: Tensor[R], int64, ascending: index of each box's map. Boxes sorted by their upper edge are fastest.
         size: P.
 
     Returns:
