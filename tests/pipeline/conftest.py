@@ -59,7 +59,11 @@ def shrink(file: Path) -> None:
     document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 1, "batch_size": 16}}
     model = next(name for name, recipe in document["models"].items() if recipe["backbone"] == "resnet18")
     document["model"] = model
-    document["models"]["sibling"] = dict(document["models"][model]) | {"optimizer": {"name": "sgd", "lr": 0.01}}
+    sibling = dict(document["models"][model])
+    sgd = {"optimizer": {"name": "sgd", "lr": 0.01}}  # in the overrides, as the preset replaces the recipe's optimizer
+    overrides = sibling.get("overrides", {})
+    sibling["overrides"] = {**overrides, "shapes": {**overrides.get("shapes", {}), **sgd}}
+    document["models"]["sibling"] = sibling
     document["plots"] = {"sample_images": 2}
     yaml.dump(document, file)
 

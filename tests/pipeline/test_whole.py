@@ -249,7 +249,8 @@ def test_another_model_is_another_run(other_model: Step, experiments_table: str)
     first, second = other_model.runs
     assert second.info.run_name == second.data.tags["dvc.exp_name"] == "other-model"
     assert (second.info.status, second.data.params["model"]) == ("FINISHED", "sibling")
-    assert second.info.run_id == other_model.run_ids["evaluation"] != first.info.run_id
+    assert second.info.run_id == other_model.run_ids["train"] == other_model.run_ids["evaluation"]
+    assert second.info.run_id != first.info.run_id
     assert second.info.run_id in experiments_table
     assert "sibling" in experiments_table
 
