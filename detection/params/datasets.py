@@ -85,7 +85,7 @@ class CocoDataset(DatasetBase):
     test: tuple[CocoSplit, ...] = ()
     """Split that `evaluate` scores; empty: see `holdout_fraction`."""
     holdout_fraction: HoldoutFraction = 0.0
-    """As for VOC."""
+    """Same as for VOC."""
 
 
 Dataset = ShapesDataset | VocDataset | CocoDataset

@@ -38,7 +38,7 @@ def validate(cls: type[T], values: object, key: str, file: str) -> T:
 
 
 def check_keys(cls: type, values: object, key: str, file: str) -> None:
-    """As `validate`, for some of the fields: without required keys and rules between fields."""
+    """Validate a part of the fields, without required keys and without the rules between fields."""
     problems: list[str] = []
     _fields(cls, values, key, problems)
     refuse(problems, file)
@@ -58,7 +58,7 @@ def pick(mapping: Mapping[str, Any], name: object, key: str, what: str, file: st
 
 
 def build(cls: Any, values: object, key: str, problems: list[str]) -> Any:
-    """As `validate`, but append the problems to a list and return None if there are any."""
+    """Validate, but append the problems to a list and return None if there are any."""
     before = len(problems)
     built = _fields(cls, values, key, problems)
     if isinstance(values, Mapping):
@@ -141,7 +141,7 @@ class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mis
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's attribute, filled below
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML, with a ConstructorError for a duplicate key."""
+        """Construct a mapping; a duplicate key raises ConstructorError."""
         seen = set()
         for key, _ in node.value:
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":

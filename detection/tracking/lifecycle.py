@@ -41,7 +41,7 @@ RECORDED_PARAMS = ("model", "dataset", "seed", "recipe")
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What `detection sync` sent."""
+    """Result of `detection sync`."""
 
     run_id: str
     """The run that is up to date now."""
