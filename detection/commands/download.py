@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from detection.commands import Command
-from detection.data.download import SOURCES, Archive, Report, check_disk_space, extract, fetch, size_of
+from detection.data.archives import SOURCES, Archive, Report, check_disk_space, extract, fetch, size_of
 from detection.errors import DataError
 from detection.files import data_root, locked, read_json, write_json
 

@@ -14,7 +14,7 @@ import pytest
 
 from detection.commands import download as command
 from detection.commands.download import download
-from detection.data.download import Archive, Source
+from detection.data.archives import Archive, Source
 from detection.errors import DataError
 
 

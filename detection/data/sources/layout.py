@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from detection.data.download import downloads
+from detection.data.archives import downloads
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES, data_root
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset

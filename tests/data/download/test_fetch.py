@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.data.download import MAX_IDLE_TRIES, SOURCES, Archive, check_disk_space, extract, fetch
+from detection.data.archives import MAX_IDLE_TRIES, SOURCES, Archive, check_disk_space, extract, fetch
 from detection.errors import DataError
 from detection.params import load
 from detection.params.datasets import CocoDataset, VocDataset
