@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from detection.errors import DataError
+from detection.files import DETECTOR, DVC_LOCK, DVC_YAML, PARAMS_YAML
 from detection.params import Params, schema
 
-PIPELINE, LOCK, PARAMS = "dvc.yaml", "dvc.lock", "params.yaml"
+PIPELINE, LOCK, PARAMS = str(DVC_YAML), str(DVC_LOCK), str(PARAMS_YAML)
 CODE_FOLDERS = ("detection/", "stages/")
 NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")
 """Git pathspecs of the files that differ between experiments by nature."""
@@ -132,13 +133,10 @@ def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     return done.stdout if done.returncode in codes else ""
 
 
-PARAMS_YAML = Path("params.yaml")
-
-
 def evaluation_key(params: Params) -> str:
     """Hash of everything that decides an evaluation: its params and all files that it depends on."""
     values = {key: value for key, value in params.flat().items() if key.startswith("evaluate.")}
     sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    files = dict(dependency_files("evaluate")) | {"models/detector.pt": Path("models/detector.pt")}
+    files = dict(dependency_files("evaluate")) | {str(DETECTOR): DETECTOR}
     update_hash(sha, sorted((name, file) for name, file in files.items() if file.is_file()))
     return sha.hexdigest()[:16]

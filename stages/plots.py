@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Draw the charts and test images, write the page and the model card, and log them to the MLflow run."""
     settings = params.load()
-    from detection.report.charts.vega import draw_charts
+    from detection.report.charts.experiment_charts import draw_charts
     from detection.report.model_card import write_model_card
     from detection.report.page.advice import advise
     from detection.report.page.html import write_page

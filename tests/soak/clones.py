@@ -63,8 +63,8 @@ class Clone:
         document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
         document["models"][MODEL]["fpn_channels"] = 64
         document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
-        document["train"] |= {"log_every": 1, "samples": 2} | train
-        document["plots"] = {"samples": 2}
+        document["train"] |= {"log_every": 1, "sample_images": 2} | train
+        document["plots"] = {"sample_images": 2}
         yaml.dump(document, self.folder / "params.yaml")
 
     def commit(self, message: str) -> None:

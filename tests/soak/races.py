@@ -15,11 +15,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.soak.clones import MODEL, Clone, wait
+from tests.soak.clones import Clone, wait
 
 STEPS = 5
 TEMP = ("exp", "run", "--temp")
-LR = f"models.{MODEL}.optimizer.lr"
+LR = "presets.small.optimizer.lr"  # the preset wins over the recipe
 
 
 def queue(clone: Clone, names: dict[str, float]) -> None:

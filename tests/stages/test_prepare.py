@@ -39,7 +39,7 @@ def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     code = (
         "import sys; from stages.prepare import main; from stages.entry import run; run(main); "
-        "print('heavy:', sorted({'torch', 'torchvision', 'mlflow'} & set(sys.modules)))"
+        "print('heavy:', sorted({'torch', 'torchvision', 'mlflow', 'pandas'} & set(sys.modules)))"
     )
     result = prepare(folder, folder / "raw", code, dataset="shapes")
     assert result.returncode == 0, result.stderr

@@ -1,9 +1,9 @@
 """Figures of a dataset: objects per class, sizes of the boxes, sample images of the training split."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -45,7 +45,7 @@ def class_counts(raw: RawDataset) -> ChartData:
         for label in order
     ]
     return ChartData(
-        pd.DataFrame(rows),
+        rows,
         f"{raw.name}: objects per class",
         params={"numbers": len(order) <= MANY_CLASSES},
         size={"height": min(BAR_PX * len(rows), MAX_BARS_PX)},
@@ -59,26 +59,29 @@ def box_sizes(raw: RawDataset) -> ChartData:
     width, height = relative.clip(0, 1).T
     counts, edges, _ = np.histogram2d(width, height, bins=25, range=[(0, 1), (0, 1)])
     x, y = np.nonzero(counts)
-    sides = {"low": edges[x], "high": edges[x + 1], "bottom": edges[y], "top": edges[y + 1]}
-    cells = pd.DataFrame(sides | {"part": "cell", "objects": counts[x, y]})
-    rows = pd.concat([_histogram(np.sqrt(np.maximum(areas(index.boxes), 1))), cells])
+    columns = {"low": edges[x], "high": edges[x + 1], "bottom": edges[y], "top": edges[y + 1], "objects": counts[x, y]}
+    rows = _histogram(np.sqrt(np.maximum(areas(index.boxes), 1))) + _records("cell", columns)
     return ChartData(rows, f"{raw.name}: sizes of the training boxes")
 
 
-def _histogram(sizes: NDArray[np.floating]) -> pd.DataFrame:
+def _records(part: str, columns: dict[str, NDArray[Any]]) -> list[dict[str, Any]]:
+    """One record per row, of a part of a chart."""
+    values = (column.tolist() for column in columns.values())
+    return [{"part": part, **dict(zip(columns, row, strict=True))} for row in zip(*values, strict=True)]
+
+
+def _histogram(sizes: NDArray[np.floating]) -> list[dict[str, Any]]:
     """Bins of the square roots of areas [T] in pixels, COCO's limits, and the fraction between them."""
     edges = np.geomspace(sizes.min() * 0.95, sizes.max() * 1.05, 26)
-    bins = {"part": "bin", "low": edges[:-1], "high": edges[1:], "objects": np.histogram(sizes, edges)[0]}
-    rows: list[dict[str, object]] = [
-        {"part": "limit", "low": side} for side in COCO_SIDES if edges[0] < side < edges[-1]
-    ]
+    rows = _records("bin", {"low": edges[:-1], "high": edges[1:], "objects": np.histogram(sizes, edges)[0]})
+    rows += [{"part": "limit", "low": side} for side in COCO_SIDES if edges[0] < side < edges[-1]]
     groups = np.searchsorted(COCO_SIDES, sizes, side="right")
     limits = np.clip((0, *COCO_SIDES, np.inf), edges[0], edges[-1])
     for i, name in enumerate(("small", "medium", "large")):
         if (groups == i).any():
-            middle = np.sqrt(limits[i] * limits[i + 1])
+            middle = float(np.sqrt(limits[i] * limits[i + 1]))
             rows.append({"part": "range", "low": middle, "text": f"{name}\n{np.mean(groups == i):.0%}"})
-    return pd.concat([pd.DataFrame(bins), pd.DataFrame(rows)])
+    return rows
 
 
 def sample_images(raw: RawDataset) -> Image.Image:

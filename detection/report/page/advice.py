@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from detection.files import read_json, read_table
-from detection.report.charts.vega import monitored
+from detection.report.charts.experiment_charts import monitored
 from detection.report.page import score_tables
 
 UNTRAINED_AP50 = 0.05

@@ -6,7 +6,7 @@ from typing import Any
 
 from detection.evaluation.analysis.tables import BACKGROUND_ROW, MISSED_COLUMN
 from detection.files import read_json, read_table
-from detection.report.charts.vega import bin_name
+from detection.report.charts.experiment_charts import bin_name
 from detection.text import flatten, number
 
 Row = dict[str, Any]

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -26,7 +27,7 @@ def test_the_figures_are_written(small: RawDataset, tmp_path: Path) -> None:
 
 
 def test_bars_are_the_counts(small: RawDataset) -> None:
-    rows = class_counts(small).rows
+    rows = pd.DataFrame(class_counts(small).rows)
     assert len(rows) == 2 * len(small.classes)  # val is empty
     for split in ("train", "test"):
         part = rows[rows["split"].str.startswith(split)].set_index("class")["objects"]
@@ -37,7 +38,7 @@ def test_bars_are_the_counts(small: RawDataset) -> None:
 
 
 def test_every_training_box_is_in_the_size_figure(small: RawDataset) -> None:
-    rows = box_sizes(small).rows
+    rows = pd.DataFrame(box_sizes(small).rows)
     count = len(small.splits["train"].boxes)
     assert rows.groupby("part")["objects"].sum()[["bin", "cell"]].tolist() == [count, count]
 

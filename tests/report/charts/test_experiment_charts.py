@@ -8,11 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detection.report.charts import vega as charts
+from detection.report.charts import experiment_charts as charts
 from detection.report.charts.vega import ChartData, to_svg
 
 NAMES = ["losses", "learning_rate", "validation", "pretrain", "pr_curves", "ap_per_class", "errors"]
 NAMES += ["confusion", "operating", "calibration", "recall", "localization"]
+
+
+def table(data: ChartData) -> pd.DataFrame:
+    assert isinstance(data.rows, pd.DataFrame)
+    return data.rows
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -69,10 +74,10 @@ def test_legend_of_losses_has_the_last_moving_average(tmp_path: Path) -> None:
     )
     smooth = built("losses", tmp_path, smoothing=0.5)
     legend = ["total  1.857", "box  1.000", "score  0.857"]
-    assert smooth.rows["term"].dropna().unique().tolist() == legend
+    assert table(smooth)["term"].dropna().unique().tolist() == legend
     assert set(legend) <= set(texts("losses", smooth))
     assert tooltips("losses", smooth)[1].split("\n")[:2] == ["step 2 (epoch 1.00)", "total: 1.667"]
-    raw = built("losses", tmp_path, smoothing=0.0).rows["term"].dropna().unique()
+    raw = table(built("losses", tmp_path, smoothing=0.0))["term"].dropna().unique()
     assert raw.tolist() == ["total  2.000", "box  1.000", "score  1.000"]
 
 
@@ -80,16 +85,16 @@ def test_outliers_of_the_first_steps_do_not_set_the_scale(tmp_path: Path) -> Non
     steps = np.arange(1, 1001)
     loss = np.where(steps <= 3, 1e6, 1.0)
     write(tmp_path / "train/losses.csv", step=steps, epoch=steps / 100, lr=steps * 0.0, loss=loss)
-    assert built("losses", tmp_path).rows[["raw", "smooth"]].max().max() < 2
+    assert table(built("losses", tmp_path))[["raw", "smooth"]].max().max() < 2
 
 
 def test_long_curves_are_thinned_and_keep_their_values(tmp_path: Path) -> None:
     steps = np.arange(1, 10_001)
     write(tmp_path / "train/losses.csv", step=steps, epoch=steps / 100, lr=steps * 1e-5, loss=1 / steps)
     data = built("learning_rate", tmp_path)
-    assert len(data.rows) == charts.MAX_POINTS
-    assert data.rows["step"].iloc[[0, -1]].tolist() == [1, 10_000]
-    assert data.rows["lr"].to_numpy() == pytest.approx(data.rows["step"].to_numpy() * 1e-5)
+    assert len(table(data)) == charts.MAX_POINTS
+    assert table(data)["step"].iloc[[0, -1]].tolist() == [1, 10_000]
+    assert table(data)["lr"].to_numpy() == pytest.approx(table(data)["step"].to_numpy() * 1e-5)
     labels = tooltips("learning_rate", data)
     assert len(labels) == charts.MAX_POINTS
     assert labels[-1] == "step 10000\n0.1"
@@ -167,7 +172,7 @@ def test_many_classes_take_two_columns(tmp_path: Path) -> None:
     names = [f"class {i:02}" for i in range(41)]
     ap = np.arange(41) / 50
     write(tmp_path / "evaluation/per_class.csv", **{"class": names, "objects": 7, "AP": ap, "AP50": ap})
-    rows = built("ap_per_class", tmp_path).rows
+    rows = table(built("ap_per_class", tmp_path))
     columns = [part["class"].tolist() for _, part in rows.groupby("column")]
     assert columns == [names[:19:-1], names[19::-1]]
 
