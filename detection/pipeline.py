@@ -24,7 +24,7 @@ NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")
 
 
 def stages(root: str | Path = ".") -> dict[str, dict[str, Any]]:
-    """Stages of a repository's dvc.yaml by name; empty where there is no such file.
+    """Stages of a repository's dvc.yaml by name; empty without the file.
 
     Raises:
         DataError: The file is not valid YAML.

@@ -36,7 +36,7 @@ class Repository:
     """The main repository of this project.
 
     Raises:
-        DataError: There is no DVC repository here.
+        DataError: The current folder is not in a DVC repository.
     """
 
     def __init__(self) -> None:

@@ -108,7 +108,7 @@ def crops_job(train: CropSet, val: CropSet, classes: int, settings: Crops, **com
         **common: `backbone`, `device`, `precision`, `seed` and `curves` of the job.
 
     Raises:
-        DataError: There is no training crop.
+        DataError: The training split gives no crops.
     """
     if len(train) == 0:
         raise DataError("the training split has no object to cut crops from; set pretrain.method: none")
