@@ -85,6 +85,21 @@ def test_which_stages_run_after_an_edit(folder: str, stages: set[str]) -> None:
     assert stages_after_an_edit(f"{folder}/new_module.py") == stages
 
 
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("presets.small.optimizer.lr", {"train"}),
+        ("models.${model}.optimizer.lr", {"train"}),
+        ("budgets.${dataset}.epochs", {"train"}),
+        ("datasets.${dataset}.path", {"prepare"}),
+        ("evaluate.batch_size", {"evaluate"}),
+    ],
+)
+def test_which_stages_run_after_a_changed_param(key: str, stages: set[str]) -> None:
+    listed = {name: stage.get("params", []) for name, stage in STAGES.items()}
+    assert {name for name, params in listed.items() if any(f"{key}.".startswith(f"{p}.") for p in params)} == stages
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_one_exec_so_that_dvc_is_its_parent(name: str) -> None:
     assert STAGES[name]["cmd"] == f"exec python -m stages.{name}"
