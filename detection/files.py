@@ -5,6 +5,7 @@ DVC sets `DVC_ROOT` to the main repository there; what outlives a workspace lies
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,12 @@ def _delete_if_abandoned(folder: Path) -> None:
 
 def _open_folder(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
