@@ -1,25 +1,46 @@
-"""Check params.yaml and that the dataset exists, before any other stage removes its outputs."""
+"""Check params.yaml, the dataset's and the weights' files, before any other stage removes its outputs.
+
+DVC runs this stage always, so that a changed weights file is noticed.
+"""
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from detection import params
 from detection.data.sources.layout import check_present
-from detection.errors import DetectionError
+from detection.errors import DataError, DetectionError
+from detection.files import WEIGHTS_JSON, dvc_root, sha256, write_json
 from stages.entry import run
 
 RESULT = Path("data/check.ok")
 
 
 def main() -> None:
-    """Run the stage. Its output is constant, so that it never causes another stage to run."""
+    """Write data/check.ok, which is constant, and data/weights.json, whose content decides if `pretrain` runs."""
     try:
         loaded = params.load()
         check_present(loaded.dataset, loaded.data)
+        backbone = _backbone_weights(loaded.pretrain)
     except DetectionError as error:
         raise type(error)(f"{error}{_undo_hint()}") from None
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text("ok\n", encoding="utf-8")
+    write_json(WEIGHTS_JSON, {"backbone": backbone})
+
+
+def _backbone_weights(pretrain: params.Pretrain) -> dict[str, Any]:
+    """Method of pretraining, and the hash of a weights file; no path, so that moving the file changes nothing."""
+    if pretrain.method != "file":
+        return {"method": pretrain.method}
+    path = dvc_root() / str(pretrain.file)
+    if not path.is_file():
+        problem = "is a folder" if path.is_dir() else "does not exist"
+        raise DataError(
+            f"params.yaml: pretrain.file: {path} {problem}; set it to a weights file (.pth, .pt, .safetensors), "
+            "absolute or relative to the repository"
+        )
+    return {"method": "file", "sha256": sha256(path)}
 
 
 def _undo_hint() -> str:

@@ -1,4 +1,4 @@
-"""Make the backbone's weights: pretrained on crops or on an ImageFolder, published ones, or none."""
+"""Make the backbone's weights: pretrained on crops or on an ImageFolder, published, from a file, or none."""
 
 import logging
 from functools import partial

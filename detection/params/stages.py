@@ -111,13 +111,21 @@ class ImageFolder:
 class Pretrain:
     """Initial weights of the backbone."""
 
-    method: Literal["crops", "imagefolder", "published", "none"] = "crops"
+    method: Literal["crops", "imagefolder", "published", "file", "none"] = "crops"
     """`crops`: classify the training objects; `imagefolder`: classify an image folder, such as ImageNet;
-    `published`: torchvision's ImageNet weights; `none`: random weights."""
+    `published`: torchvision's ImageNet weights; `file`: the weights in `file`; `none`: random weights."""
+    file: str | None = None
+    """Weights of `method: file`, relative to the repository: a state dict with torchvision's names, with or
+    without the classifier (`.pth`, `.pt`, `.safetensors`)."""
     crops: Crops = field(default_factory=Crops)
     """Settings of `crops`."""
     imagefolder: ImageFolder = field(default_factory=ImageFolder)
     """Settings of `imagefolder`."""
+
+    def __post_init__(self) -> None:
+        """Refuse `method: file` without a file."""
+        if self.method == "file" and not self.file:
+            raise ValueError("file: method: file needs the path of a weights file")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

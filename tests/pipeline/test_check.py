@@ -113,6 +113,34 @@ def test_a_missing_coco_file_is_named(project: Path) -> None:
     assert "a.json is not in" in run_check(project).stderr
 
 
+def test_the_hash_of_a_weights_file_decides_if_pretrain_runs(project: Path) -> None:
+    change(project, "\n  method: crops\n  file:", "\n  method: file\n  file: vgg16.pth")
+    result = project / "data" / "weights.json"
+    message = run_check(project).stderr
+    assert f"pretrain.file: {project / 'vgg16.pth'} does not exist" in message
+    assert message.count("\n") == 1
+    assert not result.exists()
+    (project / "vgg16.pth").write_bytes(b"one")
+    assert run_check(project).returncode == 0
+    first = result.read_bytes()
+    (project / "vgg16.pth").write_bytes(b"two")
+    assert run_check(project).returncode == 0
+    assert result.read_bytes() != first
+    (project / "vgg16.pth").rename(project / "moved.pth")
+    (project / "moved.pth").write_bytes(b"one")
+    change(project, "vgg16.pth", str(project / "moved.pth"))
+    assert run_check(project).returncode == 0
+    assert result.read_bytes() == first, "an absolute path is valid and does not enter the file"
+
+
+def test_a_method_without_file_and_a_folder_are_refused(project: Path) -> None:
+    change(project, "\n  method: crops", "\n  method: file")
+    assert "pretrain.file: method: file needs the path" in run_check(project).stderr
+    change(project, "\n  file:", "\n  file: data")
+    (project / "data").mkdir()
+    assert "is a folder" in run_check(project).stderr
+
+
 def test_it_imports_nothing_heavy_and_takes_less_than_half_a_second(project: Path) -> None:
     change(project, "\nmodel: ", "\nmodel: retinanett  # ")
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -1,4 +1,4 @@
-"""Sources of a backbone's weights: crops of the training objects, an ImageFolder, torchvision, or none."""
+"""Sources of a backbone's weights: crops of the training objects, an ImageFolder, torchvision, a file, or none."""
 
 import logging
 import time
@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -18,15 +17,17 @@ from detection.data.loading.loader import loader_workers
 from detection.data.prepared import Prepared
 from detection.device import pick_precision
 from detection.errors import CheckpointError, DataError
-from detection.files import data_root
+from detection.files import WEIGHTS_JSON, data_root, dvc_root, read_json, sha256
 from detection.models.backbones import is_feature
 from detection.params import Params
 from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Crops, ImageFolder
 from detection.training.checkpoint import Checkpoints
+from detection.training.pretrain.backbone_file import read_backbone
 from detection.training.pretrain.classifier import ClassifierJob, fit
 from detection.training.pretrain.crops import CropData, CropSet, cut_crops
 from detection.training.pretrain.imagefolder import Folder, FolderData, list_folder
+from detection.weights import published_state_dict
 
 log = logging.getLogger(__name__)
 MakeWeights = Callable[[Checkpoints, Path], dict[str, Any]]
@@ -40,7 +41,7 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
         Inputs of the result other than backbone and seed, for the checkpoint key, and the function to run.
 
     Raises:
-        DataError: The ImageFolder does not exist.
+        DataError: The ImageFolder does not exist, or the weights file changed since `check`.
     """
     pretrain = params.pretrain
     training = {"precision": params.train.precision, "determinism": params.train.determinism}
@@ -52,6 +53,13 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
         val = list_folder(root / "val", train.classes)
         inputs = {"imagefolder": asdict(pretrain.imagefolder), "train": train.digest, "val": val.digest}
         return inputs | training, partial(_from_folder, params, device, train, val)
+    if pretrain.method == "file":
+        path = dvc_root() / str(pretrain.file)
+        digest = sha256(path)
+        checked = read_json(WEIGHTS_JSON).get("backbone", {}).get("sha256", digest)
+        if checked != digest:
+            raise DataError(f"pretrain.file: {path} changed while the pipeline ran; repeat the command")
+        return {"file": digest}, partial(_from_file, path, params.recipe.backbone, digest)
     if pretrain.method == "published":
         backbone, architecture = params.recipe.backbone, params.recipe.architecture
         name = str(published(backbone, architecture))
@@ -95,6 +103,11 @@ def _common(params: Params, device: torch.device, curves: Path) -> dict[str, Any
 def _from_torchvision(backbone: str, architecture: str, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
     state, name = published_weights(backbone, architecture)
     return {"state_dict": state, "metrics": {"method": "published", "weights": name}, "curve": []}
+
+
+def _from_file(path: Path, backbone: str, digest: str, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
+    metrics = {"method": "file", "weights": path.name, "sha256": digest}
+    return {"state_dict": read_backbone(path, backbone), "metrics": metrics, "curve": []}
 
 
 def crops_job(train: CropSet, val: CropSet, classes: int, settings: Crops, **common: Any) -> ClassifierJob:
@@ -166,16 +179,12 @@ def published_weights(backbone: str, architecture: str) -> tuple[dict[str, Tenso
         State dict of the features (VGG16: with fc6 and fc7 if they have values), and the weights' name.
 
     Raises:
-        CheckpointError: The weights cannot be downloaded, or the file is damaged.
+        CheckpointError: The weights cannot be downloaded, or the file is not what was published.
     """
     weights = published(backbone, architecture)
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise CheckpointError(
-            f"the published weights of {backbone} cannot be loaded ({error}). Put {weights.url} at {cache}, "
-            "or set pretrain.method to crops or none"
-        ) from None
+        state = published_state_dict(weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}, or set pretrain.method to crops, file or none") from None
     features = {k: v for k, v in state.items() if is_feature(k, backbone) and not v.isnan().any()}
     return features, str(weights)

@@ -1,7 +1,6 @@
 import inspect
 from dataclasses import replace
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -10,21 +9,22 @@ import torchvision
 from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params import load
+from detection.training.pretrain import methods
 from detection.training.pretrain.methods import published, published_weights, select_method
 
 
 def test_published_weights_without_network_are_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise URLError("no network")
+        raise CheckpointError("resnet18 cannot be downloaded (no network)")
 
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
+    monkeypatch.setattr(methods, "published_state_dict", refuse)
     with pytest.raises(CheckpointError, match=r"resnet18.*no network.*pretrain\.method"):
         published_weights("resnet18", "retinanet")
 
 
 def test_published_weights_lack_only_their_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
     state_dict = torchvision.models.resnet18(weights=None).state_dict()
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: state_dict)
+    monkeypatch.setattr(methods, "published_state_dict", lambda _: state_dict)
     state, name = published_weights("resnet18", "retinanet")
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert name == "ResNet18_Weights.IMAGENET1K_V1"
@@ -56,7 +56,7 @@ def test_a_classifier_that_was_not_published_is_omitted(monkeypatch: pytest.Monk
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).state_dict()
     state_dict = {k: torch.zeros(1) if k.startswith("features") else torch.full((1,), torch.nan) for k in shapes}
-    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda *_, **__: state_dict)
+    monkeypatch.setattr(methods, "published_state_dict", lambda _: state_dict)
     state, _ = published_weights("vgg16", "ssd")
     assert state.keys() == {k for k in shapes if k.startswith("features")}
 
