@@ -43,7 +43,7 @@ from torchvision.transforms import v2
 
 from detection import params
 from detection.data.index import Index, Record, pack
-from detection.data.loading import augment
+from detection.data.loading import color_jitter
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.params.recipe import Recipe
 
@@ -220,11 +220,11 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
 
     def with_stock_hue(sample: Callable[[int], Any]) -> Callable[[int], Any]:
         def call(i: int) -> Any:
-            own, augment.adjust_hue = augment.adjust_hue, stock
+            own, color_jitter.adjust_hue = color_jitter.adjust_hue, stock
             try:
                 return sample(i)
             finally:
-                augment.adjust_hue = own
+                color_jitter.adjust_hue = own
 
         return call
 

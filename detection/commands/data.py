@@ -142,12 +142,12 @@ def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
 
 def _tile(dataset: "DetectionDataset", key: tuple[int, int]) -> "Tile":
     """Tile of a sample, with file name and image size."""
-    from PIL.Image import fromarray
+    from torchvision.transforms.v2.functional import to_pil_image
 
     from detection.report.images.contact_sheet import Tile
 
     sample = dataset[key]
-    image = fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())
+    image = to_pil_image(sample.image.clamp(0, 1) if sample.image.is_floating_point() else sample.image)
     text = f"{PurePosixPath(dataset.index[sample.row].file).name}  {image.width}×{image.height}"
     return Tile(image=image, boxes=sample.boxes, labels=sample.labels, text=text)
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from detection.data.loading.geometry import filled_canvas
 from detection.params.recipe import Recipe, SSDRecipe
 
 STRIDE = 32
@@ -59,7 +60,7 @@ class Batch:
     """Images padded to one size, with their ground truth."""
 
     images: Tensor
-    """Tensor[B, 3, H, W], uint8, RGB."""
+    """Tensor[B, 3, H, W], RGB: uint8, or float32 with white at 1 if the augmentation makes floats."""
     targets: Targets
     """Ground truth in pixels of the batch."""
     sizes: ImageSizes
@@ -81,7 +82,7 @@ class Sample:
     """One image, ready for a batch."""
 
     image: Tensor
-    """Tensor[3, h, w], uint8, RGB."""
+    """Tensor[3, h, w], RGB, uint8 or float32."""
     boxes: NDArray[np.float32]
     """[M, 4] in pixels of `image`."""
     labels: NDArray[np.int64]
@@ -115,8 +116,8 @@ def collate(samples: list[Sample], recipe: Recipe) -> Batch:
     if len(sides) == 1 and (sides == {height} or not pads_to_stride(recipe)):
         images = torch.stack([sample.image for sample in samples])  # squares that need no padding
     else:
-        fill = torch.tensor(fill_color(recipe), dtype=torch.uint8).view(1, 3, 1, 1)
-        images = fill.repeat(len(samples), 1, height, width)
+        padding = filled_canvas(fill_color(recipe), samples[0].image.dtype, height, width)
+        images = padding.repeat(len(samples), 1, 1, 1)
         for canvas, sample in zip(images, samples, strict=True):
             canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
     counts = torch.tensor([len(sample.boxes) for sample in samples])

@@ -48,13 +48,13 @@ class Geometry:
     def image(
         self, image: Tensor, fill: tuple[int, int, int], color: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Transform an image, Tensor[3, H, W] uint8, to Tensor[3, height, width] uint8.
+        """Transform an image, Tensor[3, H, W] uint8, to Tensor[3, height, width] of the same or color's dtype.
 
         Args:
             image: The whole image.
             fill: RGB of the padding.
-            color: Color transform. It gets the pixels of the image without padding, before or after the
-                resize, whichever has fewer pixels.
+            color: Color transform, to uint8 or float32. It gets the pixels of the image without padding, before or
+                after the resize, whichever has fewer pixels.
         """
         x1, y1, x2, y2 = self.window
         top, left = max(y1, 0), max(x1, 0)
@@ -71,10 +71,16 @@ class Geometry:
         else:
             part = color(_resize(part, *size))
         if part.shape[1:] != (self.height, self.width):
-            canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, self.height, self.width)
+            canvas = filled_canvas(fill, part.dtype, self.height, self.width)
             canvas[:, rows, columns] = part
             part = canvas
         return part.flip(2) if self.flip else part
+
+
+def filled_canvas(fill: tuple[int, int, int], dtype: torch.dtype, height: int, width: int) -> Tensor:
+    """Tensor[3, height, width] of one color, given in 0..255; in 0..1 for a floating-point `dtype`."""
+    color: Tensor = F.to_dtype(torch.tensor(fill, dtype=torch.uint8), dtype, scale=True)
+    return color.view(3, 1, 1).repeat(1, height, width)
 
 
 def _span(start: float, stop: float, limit: int) -> slice:

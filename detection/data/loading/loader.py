@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection import distributed
 from detection.data.index import Index, Record
-from detection.data.loading.augment import draw_geometry, jitter_colors, keep_mask
+from detection.data.loading.augment import draw_geometry, keep_mask
 from detection.data.loading.batch import Batch, Sample, collate, fill_color
+from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
@@ -83,7 +84,10 @@ class DetectionDataset(Dataset[Sample]):
         height, width = image.shape[1:]
         geometry = draw_geometry(self.recipe, rng, height, width, boxes)
         keep = keep_mask(policy, geometry, boxes)
-        augmented = geometry.image(image, self.fill, lambda part: jitter_colors(policy, rng, part))
+        if policy == "letterbox":  # its original changes the padding as well
+            augmented = jitter_colors(policy, rng, geometry.image(image, self.fill))
+        else:
+            augmented = geometry.image(image, self.fill, lambda part: jitter_colors(policy, rng, part))
         return Sample(augmented, geometry.boxes(boxes[keep]), labels[keep], (height, width), row)
 
 
