@@ -214,9 +214,9 @@ def test_pixels_of_real_images_as_their_originals(voc_images: tuple[Index, Path]
 
 
 def test_letterbox_changes_the_gray_of_the_padding(voc_images: tuple[Index, Path]) -> None:
-    """100 images: the original leaves 0.5 % of the pixels exactly gray, although a third is padding.
+    """The original leaves 0.5 % of the pixels exactly gray, although a third is padding.
 
-    Its results over 250 images have a third of grays and a mean standard deviation of 49.6 levels.
+    Its results over the first 250 of these images have a third of grays and a mean standard deviation of 49.6 levels.
     """
     dataset = real_images(voc_images, "letterbox")
     results = [dataset[0, row].image for row in range(100)]
