@@ -36,12 +36,14 @@ def make_repository(folder: Path) -> None:
     generate(folder, 1)
     index = _index(folder / "ground_truth.json")
     detections = SplitDetections.from_coco(index, msgspec.json.decode((folder / "detections.json").read_bytes()))
-    for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation"):
+    for name in (".dvc", "data/prepared", "reports/train", "reports/evaluation/tables"):
         (folder / name).mkdir(parents=True)
     classes = [f"class {i}" for i in range(CLASSES)]
     index.save(folder / "data/prepared/test.npz")
-    _write(folder / "data/prepared/classes.json", classes)
-    _write(folder / "data/prepared/meta.json", {"dataset": "generated", "listing": {"test": "generated"}})
+    _write(
+        folder / "data/prepared/meta.json",
+        {"dataset": "generated", "classes": classes, "listing": {"test": "generated"}},
+    )
     recipe = asdict(load(ROOT / "params.yaml").recipe)
     _write(folder / "reports/train/recipe.json", {"model": "m", "dataset": "generated", "seed": 0, "recipe": recipe})
     for step, kept in enumerate((np.arange(len(detections)), np.flatnonzero(np.arange(len(detections)) % 20))):
@@ -49,9 +51,9 @@ def make_repository(folder: Path) -> None:
         by_coco = coco_metrics.score(index, results, classes)
         by_voc = voc_metrics.score(index, results, classes)
         _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
-        _write(folder / "reports/evaluation/detections.json", results.to_coco(index))
+        _write(folder / "reports/evaluation/tables/detections.json", results.to_coco(index))
         table = per_class_table(classes, by_coco, by_voc, index)
-        table.to_csv(folder / "reports/evaluation/per_class.csv", index=False)
+        table.to_csv(folder / "reports/evaluation/tables/per_class.csv", index=False)
         if step == 0:
             for words in ("init -q", "add data reports", "-c user.name=b -c user.email=b@b commit -qm one"):
                 subprocess.run(["git", *words.split()], cwd=folder, check=True)

@@ -87,16 +87,23 @@ def _write_prepared(folder: Path, index: Index, classes: tuple[str, ...]) -> Non
     prepared = folder / "data/prepared"
     prepared.mkdir(parents=True)
     index.save(prepared / "test.npz")
-    (prepared / "classes.json").write_text(json.dumps(classes))
     listing = {"test": listing_hash(image_sizes(folder / "data/raw/generated", index))}
-    meta = {"dataset": "generated", "format": "coco", "path": "generated", "digest": "0", "listing": listing}
+    meta = {
+        "dataset": "generated",
+        "classes": classes,
+        "format": "coco",
+        "path": "generated",
+        "digest": "0",
+        "listing": listing,
+    }
     (prepared / "meta.json").write_text(json.dumps(meta))
 
 
 def _write_evaluation(folder: Path, index: Index, results: SplitDetections, classes: tuple[str, ...]) -> None:
-    tables = evaluate(index, results, classes, rounds=ROUNDS).tables
+    evaluation = evaluate(index, results, classes, rounds=ROUNDS)
     detections = msgspec.json.encode(results.to_coco(index))
-    write_tables(folder, {**tables, "detections.json": detections})
+    write_tables(folder / "tables", {**evaluation.tables, "detections.json": detections})
+    write_tables(folder, {"metrics.json": evaluation.stats})
 
 
 def plot(folder: Path) -> float:

@@ -27,9 +27,9 @@ BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
 REPORTS = Path("reports")
 REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
 REPORTS_TRAIN, REPORTS_EVALUATION = REPORTS / "train", REPORTS / "evaluation"
-REPORTS_PLOTS = REPORTS / "plots"
+EVALUATION_TABLES, REPORTS_PLOTS = REPORTS_EVALUATION / "tables", REPORTS / "plots"
 REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
-TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS_TRAIN / "run.json", REPORTS_EVALUATION / "run.json"
+TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS / "train_run.json", REPORTS_EVALUATION / "run.json"
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

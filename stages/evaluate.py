@@ -2,7 +2,7 @@
 
 import logging
 
-from detection.files import DETECTOR, REPORTS_EVALUATION
+from detection.files import DETECTOR, EVALUATION_TABLES, REPORTS_EVALUATION
 from detection.params import load
 from stages.entry import run
 
@@ -40,7 +40,8 @@ def main() -> None:
     evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)
     speed = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, params.evaluate)
     encoded = msgspec.json.encode(detections.to_coco(index))
-    write_tables(REPORTS_EVALUATION, {**evaluation.tables, "speed.json": speed, "detections.json": encoded})
+    write_tables(EVALUATION_TABLES, {**evaluation.tables, "speed.json": speed, "detections.json": encoded})
+    write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 
     for name in LOGGED_METRICS:
         log.info("test %-14s %.4f", name, evaluation.stats[name])

@@ -50,7 +50,7 @@ def _album(settings: params.Plots) -> "Album | None":
         return None
     score = settings.score_threshold
     if score is None:
-        best = read_json(REPORTS / "evaluation/analysis.json").get("threshold", {}).get("score")
+        best = read_json(REPORTS / "evaluation/tables/analysis.json").get("threshold", {}).get("score")
         score = 0.5 if best is None else best
     rows = sample_rows(index, settings.sample_images)
     try:

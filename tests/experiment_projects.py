@@ -25,21 +25,16 @@ stages:
       - data/prepared/train.npz
       - data/prepared/val.npz
       - data/prepared/test.npz
-      - data/prepared/classes.json
       - data/prepared/meta.json
       - data/prepared/test_coco.json
       - models/detector.pt
-      - reports/dataset/card.json
-      - reports/train/recipe.json
-      - reports/train/metrics.json
-      - reports/train/losses.csv
-      - reports/train/metrics.csv
-      - reports/evaluation/per_class.csv
-      - reports/evaluation/detections.json
+      - reports/dataset
+      - reports/train
+      - reports/evaluation/tables
     metrics:
       - reports/evaluation/metrics.json: {cache: false}
       - reports/evaluation/run.json: {cache: false}
-      - reports/train/run.json: {cache: false}
+      - reports/train_run.json: {cache: false}
 """
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -17,6 +17,7 @@ from detection.data.sources.dataset import read
 from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
+from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
 
 GOOD = "retinanet_resnet18"
 
@@ -26,7 +27,7 @@ def main() -> None:
     raw = read(chosen.dataset, chosen.data, chosen.prepare.checks)
     prepared.save(raw, chosen.data)
     statistics.save(statistics.describe(raw, chosen.data))
-    for folder in ("reports/train", "reports/evaluation", "models"):
+    for folder in ("reports/train", "reports/evaluation/tables", "models"):
         Path(folder).mkdir(parents=True, exist_ok=True)
     made_of = {"model": chosen.model, "dataset": chosen.dataset, "seed": chosen.seed}
     write("reports/train/recipe.json", made_of | {"recipe": asdict(chosen.recipe), "overrides": []})
@@ -39,11 +40,11 @@ def main() -> None:
     by_coco, by_voc = coco_metrics.score(index, found, names), voc_metrics.score(index, found, names)
     stats = {**by_coco.stats, **by_voc.stats}
     write("reports/evaluation/metrics.json", {k: v if v == v else None for k, v in stats.items()})
-    write("reports/evaluation/detections.json", found.to_coco(index))
+    write("reports/evaluation/tables/detections.json", found.to_coco(index))
     table = per_class_table(names, by_coco, by_voc, index)
-    table.to_csv("reports/evaluation/per_class.csv", index=False)
-    for stage in ("train", "evaluation"):
-        write(f"reports/{stage}/run.json", {"run_id": os.environ.get("TOY_RUN_ID")})
+    table.to_csv("reports/evaluation/tables/per_class.csv", index=False)
+    for path in (TRAIN_RUN_JSON, EVALUATION_RUN_JSON):
+        write(path, {"run_id": os.environ.get("TOY_RUN_ID")})
     Path("models/detector.pt").write_bytes(b"weights of " + chosen.model.encode())
 
 
@@ -56,7 +57,7 @@ def detections(index: Index, box_noise: float, seed: int) -> SplitDetections:
     return SplitDetections.pack(index.image_rows(), boxes.clip(0), rng.random(len(boxes)), index.labels)
 
 
-def write(path: str, content: object) -> None:
+def write(path: str | Path, content: object) -> None:
     Path(path).write_text(json.dumps(content))
 
 

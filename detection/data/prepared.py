@@ -30,7 +30,7 @@ class Prepared:
     classes: tuple[str, ...]
     """Class names in label order."""
     meta: dict[str, Any]
-    """`dataset`, `format`, `path`, `license`, `digest`, `listing` per split, `shapes` (settings)."""
+    """`dataset`, `classes`, `format`, `path`, `license`, `digest`, `listing` per split, `shapes` (settings)."""
 
     @classmethod
     def load(cls, folder: str | Path = PREPARED) -> "Prepared":
@@ -42,10 +42,9 @@ class Prepared:
         folder = Path(folder)
         try:
             meta = msgspec.json.decode((folder / "meta.json").read_bytes())
-            classes = tuple(msgspec.json.decode((folder / "classes.json").read_bytes()))
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} does not exist; run `dvc repro prepare` first") from None
-        return cls(folder=folder, classes=classes, meta=meta)
+        return cls(folder=folder, classes=tuple(meta["classes"]), meta=meta)
 
     @property
     def root(self) -> Path:
@@ -89,6 +88,7 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED) -> No
     folder.mkdir(parents=True, exist_ok=True)
     meta: dict[str, Any] = {
         "dataset": raw.name,
+        "classes": list(raw.classes),
         "format": dataset.format,
         "path": raw.path,
         "license": dataset.license,
@@ -99,7 +99,6 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED) -> No
         meta["shapes"] = asdict(dataset)
     for split, index in raw.splits.items():
         index.save(folder / f"{split}.npz")
-    write_json(folder / "classes.json", list(raw.classes))
     write_json(folder / "meta.json", meta)
     save_coco(raw.splits["test"], raw.classes, folder / "test_coco.json")
 

@@ -22,8 +22,8 @@ class Evaluation:
     ap: dict[str, float]
     """COCO AP per class."""
     tables: Tables
-    """By file name: those of `analysis.tables`, and `metrics.json` (the stats), `intervals.json` (see
-    `BootstrapResult.to_json`), `per_class.csv` and `pr_curves.csv`."""
+    """By file name: those of `analysis.tables`, and `intervals.json` (see `BootstrapResult.to_json`),
+    `per_class.csv` and `pr_curves.csv`."""
 
     def metrics(self) -> dict[str, float]:
         """Scores as metrics of an MLflow run: `test/AP`, and `test/AP/person` per class."""
@@ -62,7 +62,6 @@ def evaluate(
     stats = {**by_coco.stats, **by_voc.stats}
     tables = {
         **build_tables(overlaps, matches, classes, ids, index.sizes[order]),
-        "metrics.json": dict(stats),
         "intervals.json": spread.to_json(classes),
         "per_class.csv": per_class_table(classes, by_coco, by_voc, index),
         "pr_curves.csv": pr_curve_table(classes, by_coco),

@@ -31,11 +31,10 @@ from detection.evaluation.analysis.bootstrap import CONFIDENCE_LEVEL
 
 REQUIRED = (
     "data/prepared/test.npz",
-    "data/prepared/classes.json",
     "data/prepared/meta.json",
-    "reports/evaluation/detections.json",
+    "reports/evaluation/tables/detections.json",
     "reports/evaluation/metrics.json",
-    "reports/evaluation/per_class.csv",
+    "reports/evaluation/tables/per_class.csv",
     "reports/train/recipe.json",
 )
 OPTIONAL = (LOCK, PARAMS, "reports/train/metrics.json")
@@ -97,8 +96,8 @@ def read(experiment: Experiment, folder: Path) -> ExperimentData:
             (folder / path).write_bytes(content)
     reports, prepared = folder / "reports", Prepared.load(folder / "data/prepared")
     ground_truth = prepared.index("test")
-    entries = msgspec.json.decode((reports / "evaluation/detections.json").read_bytes())
-    per_class = read_table(reports / "evaluation/per_class.csv")
+    entries = msgspec.json.decode((reports / "evaluation/tables/detections.json").read_bytes())
+    per_class = read_table(reports / "evaluation/tables/per_class.csv")
     assert per_class is not None, "the table has one row per class"
     return ExperimentData(
         name=experiment.name,

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,7 +178,7 @@ class Revision:
         try:
             content: bytes = self._system.read_bytes(path)
         except Exception as error:  # DVC's remotes raise any type of error
-            if path not in locked_outs(self.read(LOCK)):
+            if _locked_out(locked_outs(self.read(LOCK)), path) is None:
                 return None  # an output that no stage has written yet
             raise DataError(
                 f"{path} of {self._rev[:7]} is neither in DVC's cache nor in a remote ({error}); "
@@ -216,19 +216,29 @@ class RunFiles:
     def _cached(self, path: str) -> bytes | None:
         if self._lock is None:
             self._lock = locked_outs(self._artifact(LOCK))
-        md5 = self._lock.get(path)
-        if md5 is None:
+        out = _locked_out(self._lock, path)
+        if out is None:
             return None
         from dvc.repo import Repo
 
         with Repo(str(self._root)) as repo:
-            cached = Path(repo.cache.local.oid_to_path(md5))
+            cached = Path(repo.cache.local.oid_to_path(self._lock[out]))
+            if out != path and cached.is_file():  # the list of a folder's files
+                md5s = {one["relpath"]: one["md5"] for one in json.loads(cached.read_bytes())}
+                if (name := path.removeprefix(f"{out}/")) not in md5s:
+                    return None
+                cached = Path(repo.cache.local.oid_to_path(md5s[name]))
         if not cached.is_file():
             raise DataError(
                 f"{path} of the MLflow run {self._id} is not in DVC's cache; run `dvc pull` in the "
                 "repository of the experiment"
             )
         return cached.read_bytes()
+
+
+def _locked_out(outs: Iterable[str], path: str) -> str | None:
+    """Output that is a file or contains it; None without one."""
+    return next((out for out in outs if path == out or path.startswith(f"{out}/")), None)
 
 
 def is_scored(lock: bytes | None) -> bool:

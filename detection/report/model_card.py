@@ -30,7 +30,7 @@ def write_model_card(out: Path, reports: Path) -> Path:
 
 
 def _limits(reports: Path) -> dict[str, Any]:
-    intervals = read_json(reports / "evaluation/intervals.json")
+    intervals = read_json(reports / "evaluation/tables/intervals.json")
     total, bins = score_tables.recall_bins(reports, MIN_OBJECTS)
     return {
         "class_names": read_json(reports / "train/recipe.json").get("classes", []),

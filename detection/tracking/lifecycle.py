@@ -15,6 +15,7 @@ from detection import files, pipeline
 from detection.errors import DataError, TrackingError, reason
 from detection.files import (
     EVALUATION_RUN_JSON,
+    EVALUATION_TABLES,
     PARAMS_YAML,
     REPORTS_EVALUATION,
     REPORTS_TRAIN,
@@ -31,7 +32,7 @@ from detection.tracking.uploader import Uploader, log_points
 
 log = logging.getLogger(__name__)
 
-RUN_METRICS = REPORTS_EVALUATION / "mlflow_metrics.json"
+RUN_METRICS = EVALUATION_TABLES / "mlflow_metrics.json"
 """Test metrics that `evaluate` logs, by metric name."""
 EVALUATION_KEY = "evaluation_key"
 """Tag: hash of the settings, code and weights of the evaluation that a run holds."""
@@ -52,7 +53,7 @@ class SyncResult:
 
 
 def open_run(params: Params, environment: Mapping[str, str]) -> Run:
-    """Open the run of a training and write its id to `reports/train/run.json`.
+    """Open the run of a training and write its id to `reports/train_run.json`.
 
     A resumed training reopens its run. If the server is down, training continues and the run is created when
     the server is back; after the end of the training by `evaluate` or `detection sync`.
@@ -256,8 +257,7 @@ def _log_files(store: Store, run: Any, *paths: tuple[Path, str | None]) -> None:
 def _training_files() -> list[Path]:
     """Reports of a training that its run stores, in artifact folders of the same names."""
     folders = (REPORTS_TRAIN, REPORTS_TRAIN / "samples", files.REPORTS_DATASET)
-    paths = [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
-    return [path for path in paths if path.name != TRAIN_RUN_JSON.name]
+    return [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
 
 
 def _replaces(run_id: str | None) -> dict[str, str]:

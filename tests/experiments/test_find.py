@@ -10,9 +10,10 @@ import pytest
 from detection.errors import DataError
 from detection.experiments.find import Experiment, commits_of, experiments_of, find, open_store
 from detection.experiments.repository import Repository, RunFiles, read_json
+from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
 from tests.experiment_projects import Project
 
-METRICS, DETECTIONS = "reports/evaluation/metrics.json", "reports/evaluation/detections.json"
+METRICS, DETECTIONS = "reports/evaluation/metrics.json", "reports/evaluation/tables/detections.json"
 
 
 def look(name: str) -> Experiment:
@@ -103,8 +104,8 @@ def test_a_run_belongs_to_the_experiment_whose_evaluation_it_is(
     git("init", "-q")
     commits = {}
     for scored, name in (("first-run", "plain"), ("second-run", "again")):  # the same training
-        for stage, run_id in (("train", "first-run"), ("evaluation", scored)):
-            (tmp_path / f"reports/{stage}/run.json").write_text(json.dumps({"run_id": run_id}))
+        for path, run_id in ((TRAIN_RUN_JSON, "first-run"), (EVALUATION_RUN_JSON, scored)):
+            (tmp_path / path).write_text(json.dumps({"run_id": run_id}))
         git("add", ".")
         git("commit", "-qm", name)
         commits[scored] = git("rev-parse", "HEAD")

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
+
 Done = subprocess.CompletedProcess[str]
 Command = Callable[..., Done]
 Runs = Callable[[], list[Any]]
@@ -72,8 +74,8 @@ def stages_run(output: str) -> list[str]:
 def execute(copy: Path, command: Command, runs: Runs) -> Callable[..., Step]:
     """Run a command in the clone and record the state after it."""
 
-    def run_id(stage: str) -> str:
-        return str(json.loads((copy / "reports" / stage / "run.json").read_text())["run_id"])
+    def run_id(path: Path) -> str:
+        return str(json.loads((copy / path).read_text())["run_id"])
 
     def execute(*words: str) -> Step:
         done, after = command(*words), runs()
@@ -84,7 +86,7 @@ def execute(copy: Path, command: Command, runs: Runs) -> Callable[..., Step]:
             stages=stages_run(done.stdout),
             runs=after,
             artifacts={path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()},
-            run_ids={stage: run_id(stage) for stage in ("train", "evaluation")},
+            run_ids={"train": run_id(TRAIN_RUN_JSON), "evaluation": run_id(EVALUATION_RUN_JSON)},
         )
 
     return execute
@@ -194,7 +196,7 @@ def test_one_command_runs_all_stages_and_makes_all_outputs(repro: Step, workspac
     assert workspace.dvc_status.split() == ["check:", "always", "changed"]
     assert workspace.git_changes == {
         "dvc.lock",
-        "reports/train/run.json",
+        "reports/train_run.json",
         "reports/evaluation/metrics.json",
         "reports/evaluation/run.json",
     }, "git ignores all other outputs: DVC keeps them, or they are local"

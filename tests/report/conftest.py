@@ -117,7 +117,7 @@ def write_training(folder: Path, raw: RawDataset, steps: int = 720, epochs: int 
     summary = {"steps": steps, "epochs": epochs, "seconds": 317.4}
     summary |= {"best_epoch": best["epoch"], "AP50": best["AP50"]}
     (folder / "metrics.json").write_text(json.dumps(summary))
-    (folder / "run.json").write_text('{"run_id": null}')
+    (folder.parent / "train_run.json").write_text('{"run_id": null}')
     write_recipe(folder / "recipe.json", raw.classes)
 
 
@@ -134,10 +134,11 @@ def write_recipe(path: Path, classes: tuple[str, ...]) -> None:
 def write_evaluation(folder: Path, raw: RawDataset) -> None:
     index = raw.splits["test"]
     results = plausible(index, len(raw.classes))
-    tables = evaluate(index, results, raw.classes, rounds=100).tables
+    evaluation = evaluate(index, results, raw.classes, rounds=100)
     detections = json.dumps(results.to_coco(index)).encode()
-    write_tables(folder, {**tables, "detections.json": detections})
-    write_speed(folder / "speed.json")
+    write_tables(folder / "tables", {**evaluation.tables, "detections.json": detections})
+    write_tables(folder, {"metrics.json": evaluation.stats})
+    write_speed(folder / "tables/speed.json")
     (folder / "run.json").write_text('{"run_id": null}')
 
 

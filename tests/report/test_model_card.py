@@ -13,16 +13,16 @@ def test_numbers_data_and_limits(workspace: Path) -> None:
     text = write_model_card(Path("reports/model_card.md"), Path("reports")).read_text(encoding="utf-8")
     evaluation = Path("reports/evaluation")
     metrics = json.loads((evaluation / "metrics.json").read_text())
-    intervals = json.loads((evaluation / "intervals.json").read_text())["stats"]
+    intervals = json.loads((evaluation / "tables/intervals.json").read_text())["stats"]
     for name in ("AP", "AP50", "AP75"):
         interval = f"{intervals[name]['low']:.3f}–{intervals[name]['high']:.3f}"
         assert f"| {name} | {metrics[name]:.3f} | {interval} |" in text
-    for row in pd.read_csv(evaluation / "per_class.csv").to_dict("records"):
+    for row in pd.read_csv(evaluation / "tables/per_class.csv").to_dict("records"):
         assert f"| {row['class']} | {row['objects']} | {row['AP']:.3f} |" in text
     card = json.loads(Path("reports/dataset/card.json").read_text())
     assert f"`{card['digest']}`" in text
     assert card["license"] in text
-    errors = json.loads((evaluation / "analysis.json").read_text())["errors"]
+    errors = json.loads((evaluation / "tables/analysis.json").read_text())["errors"]
     assert f"classification {errors['classification']['dAP50']:.3f}" in text
     recipe = json.loads(Path("reports/train/recipe.json").read_text())["recipe"]
     assert f"architecture: {recipe['architecture']}" in text

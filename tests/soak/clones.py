@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 from ruamel.yaml import YAML
 
+from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
+
 ROOT = Path(__file__).resolve().parents[2]
 DROPPED_VARIABLES = ("DVC_", "MLFLOW_", "DATA_ROOT", "DETECTION_", "PYTHONPATH")
 MODEL = "retinanet_resnet18"
@@ -167,7 +169,8 @@ class Clone:
 
     def run_id(self, stage: str = "train") -> str | None:
         """Run id in the workspace's `run.json`."""
-        found: str | None = json.loads((self.folder / f"reports/{stage}/run.json").read_text())["run_id"]
+        path = TRAIN_RUN_JSON if stage == "train" else EVALUATION_RUN_JSON
+        found: str | None = json.loads((self.folder / path).read_text())["run_id"]
         return found
 
 

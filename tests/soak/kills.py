@@ -187,7 +187,7 @@ def take(clone: Clone, name: str) -> None:
     """Bring an experiment's training into the workspace; `dvc exp apply` needs files of later stages too."""
     refs = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     (ref,) = [one for one in refs if one.endswith(f"/{name}")]
-    clone.run("git", "checkout", ref, "--", "dvc.lock", "reports/train/run.json")
+    clone.run("git", "checkout", ref, "--", "dvc.lock", "reports/train_run.json")
     clone.run("dvc", "checkout", "--force", "train")
 
 

@@ -25,7 +25,7 @@ from tests.soak.servers import Server
 OUTPUTS = (
     "models/detector.pt",
     *(f"reports/train/{name}" for name in ("losses.csv", "metrics.csv", "environment.json", "recipe.json")),
-    "reports/evaluation/mlflow_metrics.json",
+    "reports/evaluation/tables/mlflow_metrics.json",
 )
 Curves = dict[str, list[tuple[int, int, float]]]
 

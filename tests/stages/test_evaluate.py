@@ -46,7 +46,7 @@ def test_files_agree_with_pycocotools(workspace: Path, capsys: pytest.CaptureFix
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics) == [*STATS, "voc_ap50_11pt", "voc_ap50_area"]
     truth = COCO("data/prepared/test_coco.json")
-    predicted = truth.loadRes(str(out / "detections.json"))
+    predicted = truth.loadRes(str(out / "tables/detections.json"))
     assert len(predicted.anns) > 100
     official = COCOeval(truth, predicted, "bbox")
     official.evaluate()
@@ -55,16 +55,17 @@ def test_files_agree_with_pycocotools(workspace: Path, capsys: pytest.CaptureFix
     expected = {name: None if value == -1 else value for name, value in zip(STATS, official.stats, strict=True)}
     assert {name: metrics[name] for name in STATS} == pytest.approx(expected, abs=1e-12)
     assert None in expected.values(), "no object in 64 px is large; JSON has no NaN"
-    table = pd.read_csv(out / "per_class.csv")
+    table = pd.read_csv(out / "tables/per_class.csv")
     assert tuple(table["class"]) == CLASSES
     assert table["AP"].mean() == pytest.approx(metrics["AP"])
     assert table["voc_ap50_area"].mean() == pytest.approx(metrics["voc_ap50_area"])
-    assert len(pd.read_csv(out / "pr_curves.csv")) == 5 * 101
+    assert len(pd.read_csv(out / "tables/pr_curves.csv")) == 5 * 101
     assert json.loads((out / "run.json").read_text()) == {"run_id": None}
 
 
 def test_a_detector_of_other_classes_is_refused(workspace: Path) -> None:
-    Path("data/prepared/classes.json").write_text('["cat", "dog", "emu", "fox"]')
+    meta = Path("data/prepared/meta.json")
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"classes": ["cat", "dog", "emu", "fox"]}))
     with pytest.raises(CheckpointError, match="classes"):
         evaluate.main()
     assert not (workspace / "reports/evaluation").exists()

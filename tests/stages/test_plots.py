@@ -99,7 +99,7 @@ def test_before_evaluation(workspace: Path) -> None:
 
 
 def test_without_detections(workspace: Path) -> None:
-    (workspace / "reports/evaluation/detections.json").write_text("[]")
+    (workspace / "reports/evaluation/tables/detections.json").write_text("[]")
     done = plots()
     assert done.returncode == 0, done.stderr
     text = text_of(parse(workspace / "reports/index.html"))

@@ -13,7 +13,7 @@ from detection.data.prepared import Prepared
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
     *(f"data/prepared/{name}.npz" for name in ("train", "val", "test")),
-    *(f"data/prepared/{name}.json" for name in ("classes", "meta", "test_coco")),
+    *(f"data/prepared/{name}.json" for name in ("meta", "test_coco")),
     *(f"reports/dataset/{name}.png" for name in ("class_counts", "box_sizes", "samples")),
     *("reports/dataset/card.json", "reports/dataset/classes.csv"),
 }

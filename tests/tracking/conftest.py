@@ -119,7 +119,7 @@ def train(repo: Path, write_losses: Callable[[Path, int], None]) -> Callable[...
         detector.parent.mkdir(exist_ok=True)
         detector.write_bytes(b"weights")
         evaluation = repo / "reports" / "evaluation"
-        evaluation.mkdir(parents=True, exist_ok=True)
+        (evaluation / "tables").mkdir(parents=True, exist_ok=True)
         (evaluation / "metrics.json").write_text('{"AP": 0.4}')
 
     return write

@@ -131,7 +131,7 @@ def test_without_a_server_the_metrics_are_in_the_reports(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
     log_evaluation(params, SCORES)
     assert json.loads(EVALUATION_RUN_JSON.read_text())["unsent"] is True
-    assert json.loads(Path("reports/evaluation/mlflow_metrics.json").read_text())["test/AP"] == 0.4
+    assert json.loads(Path("reports/evaluation/tables/mlflow_metrics.json").read_text())["test/AP"] == 0.4
     assert "the evaluation is not in MLflow" in caplog.text
     log_figures(params)
 

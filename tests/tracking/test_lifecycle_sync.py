@@ -33,7 +33,7 @@ def finish(train: Callable[..., None]) -> Callable[..., None]:
         Path("reports/train/metrics.json").write_text("{}")
         Path("reports/train/samples").mkdir()
         Path("reports/train/samples/epoch_002.png").write_bytes(b"png")
-        Path("reports/evaluation/mlflow_metrics.json").write_text(json.dumps(SCORES))
+        Path("reports/evaluation/tables/mlflow_metrics.json").write_text(json.dumps(SCORES))
 
     return write
 
@@ -176,6 +176,7 @@ def test_without_a_server_or_a_training_it_is_an_error(
     with pytest.raises(DataError, match="no finished training"):
         sync_workspace(params)
     write_run_id(TRAIN_RUN_JSON, None)
+    Path("reports/train").mkdir()
     Path("reports/train/metrics.json").write_text("{}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
     with pytest.raises(TrackingError, match=r"does not answer \(.*refused.*detection sync"):

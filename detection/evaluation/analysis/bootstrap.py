@@ -74,7 +74,7 @@ class BootstrapResult(Generic[Statistic]):
     """[C] values in label order, by the same names."""
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Content of `reports/evaluation/intervals.json`.
+        """Content of `reports/evaluation/tables/intervals.json`.
 
         `rounds`, `images`, `level`; `stats`: `{value, low, high}` by score; `per_class`: the same by score
         and class. NaN without objects.

@@ -121,8 +121,8 @@ def pretrain(reports: Path) -> ChartData | None:
 
 
 def pr_curves(reports: Path) -> ChartData | None:
-    """`evaluation/pr_curves.csv`: the mean and all classes, or the best and worst 5 of more than 20."""
-    table = read_table(reports / "evaluation/pr_curves.csv")
+    """`evaluation/tables/pr_curves.csv`: the mean and all classes, or the best and worst 5 of more than 20."""
+    table = read_table(reports / "evaluation/tables/pr_curves.csv")
     if table is None or table["precision"].isna().all():
         return None
     known = int(table["precision"].notna().sum()) // PR_POINTS - 1
@@ -130,8 +130,8 @@ def pr_curves(reports: Path) -> ChartData | None:
 
 
 def ap_per_class(reports: Path) -> ChartData | None:
-    """`evaluation/per_class.csv`: AP and AP50, best class first; many classes in two columns."""
-    table = read_table(reports / "evaluation/per_class.csv")
+    """`evaluation/tables/per_class.csv`: AP and AP50, best class first; many classes in two columns."""
+    table = read_table(reports / "evaluation/tables/per_class.csv")
     if table is None or table["AP"].isna().all():
         return None
     table = table.dropna(subset=["AP"]).sort_values("AP", ascending=False, kind="stable")
@@ -141,17 +141,17 @@ def ap_per_class(reports: Path) -> ChartData | None:
 
 
 def errors(reports: Path) -> ChartData | None:
-    """`evaluation/errors.csv`: AP50 lost per error type."""
-    table = read_table(reports / "evaluation/errors.csv")
+    """`evaluation/tables/errors.csv`: AP50 lost per error type."""
+    table = read_table(reports / "evaluation/tables/errors.csv")
     return None if table is None or table["dAP50"].isna().all() else ChartData(table)
 
 
 def confusion(reports: Path) -> ChartData | None:
-    """`evaluation/confusion.csv` in label order."""
+    """`evaluation/tables/confusion.csv` in label order."""
     import pandas as pd
 
-    table = read_table(reports / "evaluation/confusion.csv")
-    classes = read_table(reports / "evaluation/per_class.csv")
+    table = read_table(reports / "evaluation/tables/confusion.csv")
+    classes = read_table(reports / "evaluation/tables/per_class.csv")
     if table is None or classes is None:
         return None
     names = classes["class"].astype(str).tolist()
@@ -164,7 +164,7 @@ def confusion(reports: Path) -> ChartData | None:
     table = table.groupby(["actual", "predicted"])[["count"]].sum().reset_index()
     table["actual_order"] = table["actual"].map({name: i for i, name in enumerate(rows)})
     table["predicted_order"] = table["predicted"].map({name: i for i, name in enumerate(columns)})
-    analysis = read_json(reports / "evaluation/analysis.json")
+    analysis = read_json(reports / "evaluation/tables/analysis.json")
     score, iou = analysis.get("threshold", {}).get("score"), analysis.get("iou", {}).get("foreground")
     title = f"score ≥ {score:.3f} (best F1), IoU ≥ {iou:g}" if score is not None else "no detections"
     side = max(150, min(640, 42 * len(rows)))
@@ -173,12 +173,12 @@ def confusion(reports: Path) -> ChartData | None:
 
 
 def operating(reports: Path) -> ChartData | None:
-    """`evaluation/score_sweep.csv`: micro-averaged precision, recall and F1 over the score threshold."""
-    table = read_table(reports / "evaluation/score_sweep.csv")
+    """`evaluation/tables/score_sweep.csv`: micro-averaged precision, recall and F1 over the score threshold."""
+    table = read_table(reports / "evaluation/tables/score_sweep.csv")
     if table is None or table["f1"].isna().all():
         return None
     table = table.iloc[: table["score"].nunique()]  # the first block; a class may have the same name
-    best = read_json(reports / "evaluation/analysis.json").get("threshold", {})
+    best = read_json(reports / "evaluation/tables/analysis.json").get("threshold", {})
     if best.get("score") is None:
         return ChartData(table)
     title = f"best F1 {best['f1']:.3f} at score {best['score']:.3f}"
@@ -186,17 +186,17 @@ def operating(reports: Path) -> ChartData | None:
 
 
 def calibration(reports: Path) -> ChartData | None:
-    """`evaluation/calibration.csv`: precision per bin of the score."""
-    table = read_table(reports / "evaluation/calibration.csv")
+    """`evaluation/tables/calibration.csv`: precision per bin of the score."""
+    table = read_table(reports / "evaluation/tables/calibration.csv")
     if table is None or not (table["detections"] > 0).any():
         return None
-    error = read_json(reports / "evaluation/analysis.json").get("calibration_error")
+    error = read_json(reports / "evaluation/tables/analysis.json").get("calibration_error")
     return ChartData(table, "" if error is None else f"calibration error {error:.3f}")
 
 
 def recall(reports: Path) -> ChartData | None:
-    """`evaluation/recall.csv`: one panel per property of the objects."""
-    table = read_table(reports / "evaluation/recall.csv")
+    """`evaluation/tables/recall.csv`: one panel per property of the objects."""
+    table = read_table(reports / "evaluation/tables/recall.csv")
     if table is None:
         return None
     table["bin"] = [*map(bin_name, table["attribute"], table["low"], table["high"])]
@@ -221,8 +221,8 @@ def _ratio(value: float) -> str:
 
 
 def localization(reports: Path) -> ChartData | None:
-    """`evaluation/localization.csv`: IoU and offsets of the true positives."""
-    table = read_table(reports / "evaluation/localization.csv")
+    """`evaluation/tables/localization.csv`: IoU and offsets of the true positives."""
+    table = read_table(reports / "evaluation/tables/localization.csv")
     if table is None or table["detections"].sum() == 0:
         return None
     table["title"] = table["measure"].map(OFFSETS) + table["median"].map(" (median {:.3f})".format)

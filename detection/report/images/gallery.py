@@ -1,4 +1,4 @@
-"""Image galleries of the page, from `evaluation/hard_examples.json`."""
+"""Image galleries of the page, from `evaluation/tables/hard_examples.json`."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def build_album(
         DataError: An image cannot be read.
     """
     row_of = {name.decode(): row for row, name in enumerate(index.ids)}
-    lists = _noted_lists(read_json(reports / "evaluation/hard_examples.json"))
+    lists = _noted_lists(read_json(reports / "evaluation/tables/hard_examples.json"))
     selected = {name: _by_image(items, row_of, count) for name, items in lists.items()}
     selected["typical"] = {row: [] for row in sample_rows(index, count)}
     rows = sorted(frozenset(chain.from_iterable(selected.values())))

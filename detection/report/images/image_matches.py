@@ -58,12 +58,12 @@ class ImageMatches:
 
 
 def read_detections(reports: Path, index: Index) -> SplitDetections | None:
-    """Read `evaluation/detections.json`; None before `evaluate`.
+    """Read `evaluation/tables/detections.json`; None before `evaluate`.
 
     Raises:
         DataError: It has images that the index has not.
     """
-    path = reports / "evaluation/detections.json"
+    path = reports / "evaluation/tables/detections.json"
     if not path.is_file():
         return None
     try:

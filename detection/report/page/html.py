@@ -82,7 +82,7 @@ def experiment_context(reports: Path) -> dict[str, Any]:
     """Model, dataset, training and identifiers of an experiment, for the templates."""
     made_of = read_json(reports / "train/recipe.json")
     summary = read_json(reports / "train/metrics.json")
-    point = read_json(reports / "evaluation/analysis.json").get("threshold", {})
+    point = read_json(reports / "evaluation/tables/analysis.json").get("threshold", {})
     return {
         "model": made_of.get("model", "unknown model"),
         "dataset": made_of.get("dataset", "unknown dataset"),
@@ -112,7 +112,7 @@ def _page_context(reports: Path) -> dict[str, Any]:
             for key, text in score_tables.HEADLINES.items()
         ],
         "class_columns": list(score_tables.CLASS_COLUMNS.values()),
-        "errors_per_class": read_table(reports / "evaluation/errors_per_class.csv"),
+        "errors_per_class": read_table(reports / "evaluation/tables/errors_per_class.csv"),
         "confusions": score_tables.confused_classes(reports),
         "card_rows": score_tables.dataset(context["card"]),
         "environment": read_json(reports / "train/environment.json"),

@@ -67,7 +67,7 @@ def scores(reports: Path) -> list[Row]:
     metrics = read_json(reports / "evaluation/metrics.json")
     if not metrics:
         return []
-    intervals = read_json(reports / "evaluation/intervals.json").get("stats", {})
+    intervals = read_json(reports / "evaluation/tables/intervals.json").get("stats", {})
     return [
         {
             "key": key,
@@ -88,10 +88,10 @@ def interval(entry: Mapping[str, float | None] | None) -> tuple[float, float] | 
 
 def classes(reports: Path) -> list[Row]:
     """`name`, `objects`, `values` (see `CLASS_COLUMNS`), `interval` of AP; best class first, NaN last."""
-    table = read_table(reports / "evaluation/per_class.csv")
+    table = read_table(reports / "evaluation/tables/per_class.csv")
     if table is None:
         return []
-    intervals = read_json(reports / "evaluation/intervals.json").get("per_class", {}).get("AP", {})
+    intervals = read_json(reports / "evaluation/tables/intervals.json").get("per_class", {}).get("AP", {})
     table = table.sort_values("AP", ascending=False, kind="stable", na_position="last")
     return [
         {
@@ -106,7 +106,7 @@ def classes(reports: Path) -> list[Row]:
 
 def error_gains(reports: Path) -> list[tuple[str, float]]:
     """Error types and the AP50 that each loses, largest first."""
-    table = read_table(reports / "evaluation/errors.csv")
+    table = read_table(reports / "evaluation/tables/errors.csv")
     if table is None:
         return []
     table = table[~table["error_type"].isin(TOTALS)].dropna()
@@ -116,7 +116,7 @@ def error_gains(reports: Path) -> list[tuple[str, float]]:
 
 def confused_classes(reports: Path, count: int = 8) -> list[tuple[str, str, int]]:
     """Most frequent confusions: actual class, predicted class, count."""
-    table = read_table(reports / "evaluation/confusion.csv")
+    table = read_table(reports / "evaluation/tables/confusion.csv")
     if table is None:
         return []
     table = table[(table["actual"] != table["predicted"]) & (table["actual"] != BACKGROUND_ROW)]
@@ -135,7 +135,7 @@ def recall_bins(reports: Path, min_objects: int) -> tuple[float, list[Row]]:
     Returns:
         Recall, and rows with `attribute`, `text`, `recall` and `objects`.
     """
-    table = read_table(reports / "evaluation/recall.csv")
+    table = read_table(reports / "evaluation/tables/recall.csv")
     if table is None:
         return 0.0, []
     first = table[table["attribute"] == table["attribute"].iloc[0]]
@@ -159,7 +159,7 @@ def describe_bin(attribute: str, low: float, high: float) -> str:
 
 def speed(reports: Path) -> list[tuple[str, str, str]]:
     """Name, value and explanation of size and speed; [] if not measured."""
-    measured = read_json(reports / "evaluation/speed.json")
+    measured = read_json(reports / "evaluation/tables/speed.json")
     if not measured:
         return []
     rows = [("parameters", f"{measured['parameters']:,}", f"{measured['weights_mib']:.1f} MiB of weights")]

@@ -55,9 +55,9 @@ def test_every_chart_is_drawn_twice_alike(finished: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", NAMES)
 def test_no_chart_without_rows(name: str, tmp_path: Path) -> None:
     assert getattr(charts, name)(tmp_path) is None
-    for file in ("train/losses", "train/metrics", "pretrain/curves", "evaluation/pr_curves"):
+    for file in ("train/losses", "train/metrics", "pretrain/curves", "evaluation/tables/pr_curves"):
         write(tmp_path / f"{file}.csv", step=[], epoch=[], loss=[], precision=[])
-    (tmp_path / "evaluation/per_class.csv").write_text("")
+    (tmp_path / "evaluation/tables/per_class.csv").write_text("")
     assert getattr(charts, name)(tmp_path) is None
 
 
@@ -121,7 +121,7 @@ def test_validation_marks_the_selected_checkpoint(tmp_path: Path) -> None:
 def curves(path: Path, heights: dict[str, float]) -> Path:
     recall = np.linspace(0, 1, 101).round(2)
     return write(
-        path / "evaluation/pr_curves.csv",
+        path / "evaluation/tables/pr_curves.csv",
         **{
             "class": np.repeat(list(heights), 101),
             "recall": np.tile(recall, len(heights)),
@@ -160,7 +160,7 @@ def test_pr_curve_of_one_class_has_no_mean(tmp_path: Path) -> None:
 
 def test_bars_are_sorted_and_classes_without_objects_left_out(tmp_path: Path) -> None:
     write(
-        tmp_path / "evaluation/per_class.csv",
+        tmp_path / "evaluation/tables/per_class.csv",
         **{"class": ["a", "b", "none"], "objects": [1200, 3, 0], "AP": [0.5, 0.7, None], "AP50": [0.6, 0.9, None]},
     )
     shown = texts("ap_per_class", built("ap_per_class", tmp_path))
@@ -171,7 +171,7 @@ def test_bars_are_sorted_and_classes_without_objects_left_out(tmp_path: Path) ->
 def test_many_classes_take_two_columns(tmp_path: Path) -> None:
     names = [f"class {i:02}" for i in range(41)]
     ap = np.arange(41) / 50
-    write(tmp_path / "evaluation/per_class.csv", **{"class": names, "objects": 7, "AP": ap, "AP50": ap})
+    write(tmp_path / "evaluation/tables/per_class.csv", **{"class": names, "objects": 7, "AP": ap, "AP50": ap})
     rows = table(built("ap_per_class", tmp_path))
     columns = [part["class"].tolist() for _, part in rows.groupby("column")]
     assert columns == [names[:19:-1], names[19::-1]]
@@ -179,22 +179,22 @@ def test_many_classes_take_two_columns(tmp_path: Path) -> None:
 
 def test_errors_are_sorted_and_totals_left_out(tmp_path: Path) -> None:
     types = ["background", "missed", "false_positives"]
-    write(tmp_path / "evaluation/errors.csv", error_type=types, count=[2, 1500, 9], dAP50=[0.1, 0.2, 0.9])
+    write(tmp_path / "evaluation/tables/errors.csv", error_type=types, count=[2, 1500, 9], dAP50=[0.1, 0.2, 0.9])
     shown = texts("errors", built("errors", tmp_path))
     assert [text for text in shown if text in types] == ["missed", "background"]
     assert {"+0.200  (1,500)", "+0.100  (2)"} <= set(shown)
 
 
 def confusion_files(folder: Path, classes: list[str]) -> Path:
-    write(folder / "evaluation/per_class.csv", **{"class": classes})
+    write(folder / "evaluation/tables/per_class.csv", **{"class": classes})
     write(
-        folder / "evaluation/confusion.csv",
+        folder / "evaluation/tables/confusion.csv",
         actual=["cat", "cat", "dog", "(background)"],
         predicted=["cat", "dog", "(missed)", "cat"],
         count=[7, 3, 2, 5],
     )
     analysis = {"iou": {"foreground": 0.5}, "threshold": {"score": 0.4375}}
-    (folder / "evaluation/analysis.json").write_text(json.dumps(analysis))
+    (folder / "evaluation/tables/analysis.json").write_text(json.dumps(analysis))
     return folder
 
 

@@ -43,7 +43,7 @@ def test_sample_is_evenly_spaced_and_skips_images_without_objects(count: int) ->
 
 
 def test_images_are_those_of_the_file(finished: Path, album: Album) -> None:
-    lists = json.loads((finished / "reports/evaluation/hard_examples.json").read_text())
+    lists = json.loads((finished / "reports/evaluation/tables/hard_examples.json").read_text())
     shown = {gallery.name: gallery.cards for gallery in album.galleries}
     assert list(shown) == [*LISTS, "typical"]
     for name, key in LISTS.items():
@@ -57,7 +57,7 @@ def test_images_are_those_of_the_file(finished: Path, album: Album) -> None:
 
 
 def test_counts_are_those_of_the_file(finished: Path, album: Album) -> None:
-    lists = json.loads((finished / "reports/evaluation/hard_examples.json").read_text())
+    lists = json.loads((finished / "reports/evaluation/tables/hard_examples.json").read_text())
     score = lists["score"]
     cards = replace(album, score=score).galleries[0].cards
     for card, row in zip(cards, lists["worst"], strict=False):

@@ -23,13 +23,13 @@ def table(path: Path, **columns: Any) -> None:
 def test_the_error_type_of_the_largest_loss_is_named(tmp_path: Path, worst: str) -> None:
     types = [*TYPES, *TOTALS]
     gains = [0.2 if name == worst else 0.9 if name in TOTALS else 0.1 for name in types]
-    table(tmp_path / "evaluation/errors.csv", error_type=types, count=3, dAP50=gains)
+    table(tmp_path / "evaluation/tables/errors.csv", error_type=types, count=3, dAP50=gains)
     assert list(advise(tmp_path)) == ["errors"]
     assert f"{worst}, 0.200" in advise(tmp_path)["errors"]
 
 
 def test_no_error_analysis_of_an_untrained_detector(tmp_path: Path) -> None:
-    table(tmp_path / "evaluation/errors.csv", error_type=TYPES, count=3, dAP50=0.1)
+    table(tmp_path / "evaluation/tables/errors.csv", error_type=TYPES, count=3, dAP50=0.1)
     metrics = tmp_path / "evaluation/metrics.json"
     metrics.write_text('{"AP50": 0.012}')
     assert list(advise(tmp_path)) == ["training"]
@@ -55,7 +55,7 @@ def test_training(tmp_path: Path, curve: list[float], best: int, finding: str) -
 
 def test_recall_names_the_weakest_group_with_enough_objects(tmp_path: Path) -> None:
     table(
-        tmp_path / "evaluation/recall.csv",
+        tmp_path / "evaluation/tables/recall.csv",
         attribute=["size", "size", "crowding", "crowding", "crowding"],
         low=[0, 32, 0, 0.3, 0.5],
         high=[32, None, 1e-9, 0.5, None],
@@ -69,7 +69,7 @@ def test_recall_names_the_weakest_group_with_enough_objects(tmp_path: Path) -> N
 
 
 def test_weak_class(tmp_path: Path) -> None:
-    path = tmp_path / "evaluation/per_class.csv"
+    path = tmp_path / "evaluation/tables/per_class.csv"
     rest = {"AP50": 0.5, "AP75": 0.5, "voc_ap50_11pt": 0.5, "voc_ap50_area": 0.5}
     table(path, **{"class": ["a", "b", "none"], "objects": [500, 400, 0], "AP": [0.8, 0.3, None], **rest})
     table(tmp_path / "dataset/classes.csv", **{"class": ["a", "b", "none"], "train": [960, 40, 0]})

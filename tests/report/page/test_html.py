@@ -35,7 +35,7 @@ def test_everything_missing_is_named(tmp_path: Path) -> None:
 def test_the_fourteen_metrics_and_their_definitions(finished: Path, tmp_path: Path) -> None:
     text = write(finished / "reports", tmp_path / "index.html")
     metrics = json.loads((finished / "reports/evaluation/metrics.json").read_text())
-    intervals = json.loads((finished / "reports/evaluation/intervals.json").read_text())
+    intervals = json.loads((finished / "reports/evaluation/tables/intervals.json").read_text())
     assert list(metrics) == list(SCORES)
     for name, value in metrics.items():
         assert SCORES[name] in text
@@ -48,7 +48,7 @@ def test_the_fourteen_metrics_and_their_definitions(finished: Path, tmp_path: Pa
 
 
 def test_tables_per_class_are_those_of_the_files(finished: Path, tmp_path: Path) -> None:
-    evaluation = finished / "reports/evaluation"
+    evaluation = finished / "reports/evaluation/tables"
     text = write(finished / "reports", tmp_path / "index.html")
     intervals = json.loads((evaluation / "intervals.json").read_text())["per_class"]["AP"]
     for row in pd.read_csv(evaluation / "per_class.csv").to_dict("records"):
@@ -85,12 +85,12 @@ def test_training_without_val(tmp_path: Path) -> None:
 
 
 def test_names_are_text_and_not_markup(tmp_path: Path) -> None:
-    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/tables").mkdir(parents=True)
     (tmp_path / "train").mkdir()
     evil = "<script>alert(1)</script>"
     table = pd.DataFrame({"class": [evil], "objects": [3]})
     table[["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"]] = 0.5
-    table.to_csv(tmp_path / "evaluation/per_class.csv", index=False)
+    table.to_csv(tmp_path / "evaluation/tables/per_class.csv", index=False)
     made_of = {"model": evil, "dataset": "a&b", "seed": 0, "recipe": {"x": evil}, "overrides": []}
     (tmp_path / "train/recipe.json").write_text(json.dumps(made_of))
     page = parse(write_page(tmp_path / "index.html", tmp_path, {}, None, advise(tmp_path)))

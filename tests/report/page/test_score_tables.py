@@ -20,9 +20,9 @@ def test_speed_and_size(finished: Path) -> None:
 
 
 def test_speed_without_test_images(tmp_path: Path) -> None:
-    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/tables").mkdir(parents=True)
     sized = {"device": "cpu", "precision": "float32", "torch": "2.11", "parameters": 10, "weights_mib": 0.1}
-    (tmp_path / "evaluation/speed.json").write_text(json.dumps(sized))
+    (tmp_path / "evaluation/tables/speed.json").write_text(json.dumps(sized))
     assert [row[0] for row in score_tables.speed(tmp_path)] == ["parameters", "device"]
 
 
@@ -35,8 +35,8 @@ def test_overridden_values_have_a_source(finished: Path) -> None:
 
 
 def test_classes_named_like_missing_values(tmp_path: Path) -> None:
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/per_class.csv").write_text(
+    (tmp_path / "evaluation/tables").mkdir(parents=True)
+    (tmp_path / "evaluation/tables/per_class.csv").write_text(
         "class,objects,AP,AP50,AP75,voc_ap50_11pt,voc_ap50_area\nnan,2,0.1,0.2,0.3,0.4,0.5\nnone,0,,,,,\n"
     )
     rows = score_tables.classes(tmp_path)
@@ -47,9 +47,9 @@ def test_classes_named_like_missing_values(tmp_path: Path) -> None:
 
 
 def test_confused_classes_are_without_background_and_missed(tmp_path: Path) -> None:
-    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/tables").mkdir(parents=True)
     columns = {"actual": ["cat", "cat", "dog", "(background)", "dog"], "count": [7, 3, 2, 9, 4]}
     table = pd.DataFrame(columns | {"predicted": ["cat", "dog", "(missed)", "cat", "cat"]})
-    table.to_csv(tmp_path / "evaluation/confusion.csv", index=False)
+    table.to_csv(tmp_path / "evaluation/tables/confusion.csv", index=False)
     assert score_tables.confused_classes(tmp_path) == [("dog", "cat", 4), ("cat", "dog", 3)]
     assert score_tables.confused_classes(tmp_path, 1) == [("dog", "cat", 4)]
