@@ -42,8 +42,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detection import params
-from detection.data.index import Index, Record, pack
 from detection.data.loading import color_jitter
+from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.params.recipe import Recipe
 

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.evaluate import CLASSES, IMAGES, generate
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.results import SplitDetections

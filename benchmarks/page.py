@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.evaluate import generate
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.sources.digest import image_sizes, listing_hash
 from detection.evaluation import external
 from detection.evaluation.analysis.tables import write_tables

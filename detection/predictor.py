@@ -16,10 +16,10 @@ from torch import Tensor
 from detection.data.loading.batch import collate
 from detection.data.loading.image_io import image_files, read_image, to_rgb
 from detection.data.loading.loader import eval_sample
-from detection.device import autocast, pick_device, pick_precision
+from detection.distributed import autocast, pick_device, pick_precision
 from detection.errors import DataError
+from detection.evaluation.protocol.inference import run_detector
 from detection.files import DETECTOR
-from detection.inference import run_detector
 from detection.models.build import LoadedDetector, check_classes, load_detector
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Predictor:
             DataError: Nothing is prepared, or images changed since.
             CheckpointError: The detector has other classes than the data.
         """
-        from detection.data.prepared import Prepared
+        from detection.data.loading.prepared import Prepared
         from detection.evaluation.evaluate import evaluate
 
         prepared = Prepared.load()

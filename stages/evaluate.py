@@ -15,10 +15,11 @@ def main() -> None:
     params = load()
     import msgspec
 
-    from detection import inference, profiling
-    from detection.data.prepared import Prepared
+    from detection.data.loading.prepared import Prepared
+    from detection.evaluation import profiling
     from detection.evaluation.analysis.tables import write_tables
     from detection.evaluation.evaluate import evaluate
+    from detection.evaluation.protocol.inference import run_detector
     from detection.models.build import check_classes, load_detector
     from detection.tracking.lifecycle import log_evaluation
 
@@ -27,7 +28,7 @@ def main() -> None:
     loaded = load_detector(DETECTOR)
     check_classes(DETECTOR, loaded, prepared.classes)
     index = prepared.index("test")
-    detections = inference.run_detector(
+    detections = run_detector(
         loaded.detector,
         index,
         prepared.root,

@@ -37,7 +37,7 @@ def main() -> None:
 
 def _album(settings: params.Plots) -> "Album | None":
     """Draw the galleries, and `samples.png`; None without detections or without the images."""
-    from detection.data.prepared import Prepared
+    from detection.data.loading.prepared import Prepared
     from detection.errors import DataError
     from detection.report.images.contact_sheet import contact_sheet, prediction_tiles
     from detection.report.images.gallery import build_album, sample_rows

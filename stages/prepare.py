@@ -3,7 +3,8 @@
 import logging
 
 from detection import params
-from detection.data import prepared, statistics
+from detection.data.loading import prepared
+from detection.data.sources import statistics
 from detection.data.sources.dataset import read
 from detection.doctor.label_stats import reliability_warnings
 from detection.report.charts import dataset_figures as figures

@@ -19,7 +19,7 @@ RESULT_FILE = "backbone.pt"
 def main() -> None:
     """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt and reports/pretrain."""
     params = load()
-    from detection.device import pick_device, pick_devices
+    from detection.distributed import pick_device, pick_devices
     from detection.training import launch
 
     device = pick_device(params.train.device)

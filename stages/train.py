@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read data/prepared and models/backbone.pt, write models/detector.pt and reports/train."""
     params = load()
-    from detection.device import pick_device, pick_devices
+    from detection.distributed import pick_device, pick_devices
     from detection.training import launch
 
     device = pick_device(params.train.device)
@@ -28,7 +28,7 @@ def main() -> None:
 
 def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several ranks."""
-    from detection.data.prepared import Prepared
+    from detection.data.loading.prepared import Prepared
     from detection.training import launch
     from detection.training.environment import determinism
     from detection.training.setup import build_job

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from detection import params
-from detection.data import prepared, statistics
-from detection.data.index import Index
+from detection.data.loading import prepared
+from detection.data.loading.index import Index
+from detection.data.sources import statistics
 from detection.data.sources.dataset import read
 from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from detection.data.index import Index
 from detection.data.loading.batch import STRIDE, pads_to_stride
 from detection.data.loading.geometry import result_size
+from detection.data.loading.index import Index
 from detection.models.build import build_detector
 from detection.models.detector import BackboneDetector
 from detection.ops.anchors import AnchorGenerator, DefaultBoxGenerator, PyramidAnchorGenerator, Size, feature_sizes

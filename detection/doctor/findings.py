@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.sources.checks import PROBLEM_TYPES
 from detection.data.sources.dataset import RawDataset
 from detection.doctor.label_stats import (

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.params.datasets import Dataset, ShapesDataset, VocDataset
 from detection.text import listed
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.analysis import bootstrap
 from detection.evaluation.analysis.bootstrap import BootstrapSample
 from detection.evaluation.analysis.tables import Tables, build_tables, per_class_table, pr_curve_table

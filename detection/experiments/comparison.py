@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from detection.data.index import Index
-from detection.data.prepared import Prepared
+from detection.data.loading.index import Index
+from detection.data.loading.prepared import Prepared
 from detection.errors import DataError
 from detection.evaluation.analysis.bootstrap import BootstrapResult, BootstrapSample, Difference, paired
 from detection.evaluation.protocol.matching import match

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from detection import distributed
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.errors import DivergedError
 
 log = logging.getLogger(__name__)

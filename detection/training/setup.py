@@ -8,8 +8,8 @@ import torch
 
 from detection import distributed
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
-from detection.data.prepared import Prepared
-from detection.device import pick_precision
+from detection.data.loading.prepared import Prepared
+from detection.distributed import pick_precision
 from detection.errors import ParamsError
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights

@@ -7,13 +7,13 @@ import numpy as np
 from PIL import Image
 
 from detection import distributed
-from detection.data.index import Index
 from detection.data.loading.image_io import decode
+from detection.data.loading.index import Index
 from detection.evaluation.protocol import coco_metrics, voc_metrics
+from detection.evaluation.protocol.inference import run_detector
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import run_detector
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.report.images.contact_sheet import draw_boxes

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detection.data.index import Index, Record, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.doctor.label_stats import MAX_MARGIN, ap50_margin, reliability_warnings
 from detection.params import ShapesDataset, VocDataset
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from detection.data.index import Index, Record, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.evaluation.protocol.results import SplitDetections
 from tests.evaluation.scenes import MakeIndex
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.analysis.error_types import CrossClassPairs, MatchResult
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.errors import VerificationError
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.protocol.coco_metrics import CocoScore, score_matches

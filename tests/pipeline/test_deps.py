@@ -30,7 +30,7 @@ NO_RESULT = (
     "stages/entry.py",
 )
 """Code that cannot change a stage's result: it logs, draws, finds files or formats messages."""
-RAW_DATA = ("detection/data/archives.py", "detection/data/shapes", "detection/data/sources")
+RAW_DATA = ("detection/data/archives.py", "detection/data/sources")
 """Readers of raw data. After `prepare` their result is data/prepared, which is a dependency of its own."""
 EXEMPT = {
     "check": (*NO_RESULT, "detection/data/archives.py"),

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.data import prepared, statistics
-from detection.data.index import Index
+from detection.data.loading import prepared
+from detection.data.loading.index import Index
+from detection.data.sources import statistics
 from detection.data.sources.dataset import RawDataset, read
 from detection.evaluation.analysis.tables import write_tables
 from detection.evaluation.evaluate import evaluate

@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.data import prepared
+from detection.data.loading import prepared
 from detection.data.sources.dataset import read
 from detection.errors import CheckpointError, DataError
 from detection.evaluation.protocol.coco_metrics import STATS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from detection.data.prepared import Prepared
+from detection.data.loading.prepared import Prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {

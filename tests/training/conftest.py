@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.data.sources.dataset import read
 from detection.models.build import build_detector, without_weights

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from detection.data.index import Record, pack
+from detection.data.loading.index import Record, pack
 from detection.errors import DivergedError
 from detection.training.history import CsvTable, History, LossBuffer, Progress
 

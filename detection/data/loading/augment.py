@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.geometry import Floats, Geometry, Window, result_size
-from detection.ops.boxes import iou
+from detection.data.loading.index import iou
 from detection.params.recipe import Recipe
 
 MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)

@@ -21,13 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection import distributed
-from detection.data.index import Index, Record
 from detection.data.loading.augment import draw_geometry, keep_mask
 from detection.data.loading.batch import Batch, Sample, collate, fill_color
 from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
+from detection.data.loading.index import Index, Record
 from detection.errors import ParamsError
 from detection.params.recipe import Recipe
 

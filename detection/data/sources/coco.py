@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index, join
+from detection.data.loading.index import Index, join
 from detection.data.sources.checks import MAX_COORDINATE, Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import is_inside

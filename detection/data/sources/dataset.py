@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data.index import Index
-from detection.data.shapes import generator
-from detection.data.shapes.render import CLASSES
+from detection.data.loading.index import Index
 from detection.data.sources import coco, voc
+from detection.data.sources import shapes_generator as generator
 from detection.data.sources.checks import Problems, check_boxes, check_images, check_splits
 from detection.data.sources.digest import Digest, listing_hash
 from detection.data.sources.image_headers import read_headers
 from detection.data.sources.layout import check_present
+from detection.data.sources.shapes_render import CLASSES
 from detection.errors import DataError
 from detection.files import data_root
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset

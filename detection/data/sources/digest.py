@@ -6,7 +6,7 @@ Both are independent of the location of the data and of the order in which files
 import hashlib
 from pathlib import Path
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.errors import DataError
 
 

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.sources.checks import MAX_COORDINATE, Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import VocFolder, is_inside, split_spec

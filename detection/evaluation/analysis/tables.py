@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.analysis import error_types, hard_examples, recall, thresholds
 from detection.evaluation.analysis.error_types import (
     BACKGROUND_IOU,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.protocol.accumulate import RECALLS, Arrays, accumulate
 from detection.evaluation.protocol.matching import THRESHOLDS, Matches, match
 from detection.evaluation.protocol.overlaps import Overlaps

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.protocol.overlaps import Overlaps, best_of_each
 from detection.evaluation.protocol.results import SplitDetections
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.index import Index
-from detection.data.prepared import Prepared
+from detection.data.loading.index import Index
+from detection.data.loading.prepared import Prepared
 from detection.evaluation.protocol.results import SplitDetections
 from detection.files import read_json
 from detection.report.images.contact_sheet import Rectangle, class_color

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.index import Index, Record
+from detection.data.loading.index import Index, Record
 from detection.errors import DataError
 from detection.evaluation.analysis.error_types import MatchResult
 from detection.evaluation.protocol.matching import match

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.sources import voc
 from detection.data.sources.checks import Problems
 from detection.data.sources.digest import Digest

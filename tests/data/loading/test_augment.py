@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.data.index import Index, Record, pack
 from detection.data.loading.augment import MIN_IOUS, MULTISCALE_SIDES, draw_geometry, keep_mask
 from detection.data.loading.geometry import Geometry
+from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset
 from detection.params import Recipe, load
 from detection.params.recipe_base import Augmentation

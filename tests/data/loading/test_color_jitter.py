@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.index import Index
 from detection.data.loading.color_jitter import adjust_hue, from_hsv, jitter_colors, to_hsv
+from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset
 from detection.params import load
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from detection.data.index import Index, Record, pack
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
+from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import BatchSampler, DetectionDataset, Loader, aspect_ratio_groups, loader_workers
 from detection.errors import DataError
 from detection.params import Recipe, load

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detection.data.index import Index, Record, join, pack
+from detection.data.loading.index import Index, Record, join, pack
 from detection.data.sources.checks import PROBLEM_TYPES, Problems, check_boxes, check_images
 from detection.data.sources.image_headers import Header
 from detection.params.stages import Checks

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.data.index import Record, pack
+from detection.data.loading.index import Record, pack
 from detection.data.sources.dataset import RawDataset, hold_out, read
 from detection.data.sources.digest import Digest
 from detection.errors import DataError

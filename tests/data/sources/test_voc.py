@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.sources.dataset import RawDataset, read
 from detection.errors import DataError
 from detection.params import VocDataset

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.evaluation.analysis import error_types, hard_examples
 from detection.evaluation.analysis.error_types import CrossClassPairs, MatchResult
 from detection.evaluation.protocol.matching import match

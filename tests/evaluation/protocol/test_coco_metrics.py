@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.data.index import Index, Record, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from tests.evaluation.scenes import FindAll, MakeIndex

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from detection.data.index import Index, Record, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.evaluation.protocol import voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from tests.evaluation.scenes import FindAll, MakeIndex

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from detection.data.index import Record, pack
+from detection.data.loading.index import Record, pack
 from detection.errors import DataError
 from detection.evaluation.protocol.results import SplitDetections
 from detection.report.images.contact_sheet import (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from detection.data.index import pack
-from detection.data.prepared import Prepared
+from detection.data.loading.index import pack
+from detection.data.loading.prepared import Prepared
 from detection.report.images.gallery import Album, build_album, sample_rows
 from detection.report.images.image_matches import read_detections
 from detection.report.page.html import write_page

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from detection.data.index import Record, pack
+from detection.data.loading.index import Record, pack
 from detection.evaluation.protocol.results import SplitDetections
 from detection.report.images.image_matches import Counts, match_images
 

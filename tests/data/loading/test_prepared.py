@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.index import Record, pack
-from detection.data.prepared import Prepared, save, save_coco
+from detection.data.loading.index import Record, pack
+from detection.data.loading.prepared import Prepared, save, save_coco
 from detection.data.sources.dataset import read
 from detection.errors import DataError
 from detection.params import ShapesDataset, VocDataset

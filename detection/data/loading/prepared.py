@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from detection.data.index import Index
-from detection.data.shapes import generator
+from detection.data.loading.index import Index
+from detection.data.sources import shapes_generator as generator
 from detection.data.sources.dataset import RawDataset
 from detection.data.sources.digest import image_sizes, listing_hash
 from detection.errors import DataError

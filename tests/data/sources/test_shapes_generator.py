@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.data.shapes import generator, render
+from detection.data.sources import shapes_generator as generator
+from detection.data.sources import shapes_render as render
 from detection.data.sources.dataset import RawDataset, read
-from detection.data.statistics import at_border, describe, overlapping, side_fractions
+from detection.data.sources.statistics import at_border, describe, overlapping, side_fractions
 from detection.errors import DataError
 from detection.params import ShapesDataset
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detection.data.index import Index
+from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
-from detection.device import autocast, pick_device, pick_precision
+from detection.distributed import autocast, pick_device, pick_precision
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe

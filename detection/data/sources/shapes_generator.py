@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from detection.data.shapes.render import CLASSES, HUE_CENTERS, HUE_REACH, ShapeObject, compose
+from detection.data.sources.shapes_render import CLASSES, HUE_CENTERS, HUE_REACH, ShapeObject, compose
 from detection.errors import DataError
 from detection.files import data_root, locked, write_json
 from detection.params.datasets import ShapesDataset

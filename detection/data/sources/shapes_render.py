@@ -21,7 +21,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw
 
-from detection.data.shapes import render
+from detection.data.sources import shapes_render as render
 
 CLASSES = ("circle", "square", "star", "triangle")
 HUE_CENTERS = {"circle": 0, "square": 90, "star": 180, "triangle": 270}

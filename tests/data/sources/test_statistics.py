@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from detection.data import statistics
-from detection.data.index import Record, pack
+from detection.data.loading.index import Record, pack
+from detection.data.sources import statistics
 from detection.data.sources.dataset import read
 from detection.params import ShapesDataset
 

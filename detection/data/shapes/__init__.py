@@ -1,1 +1,0 @@
-"""Generated dataset `shapes`: composition, rendering, and the VOC tree on disk."""
