@@ -38,10 +38,12 @@ def pretrain(params: Params, device: "torch.device") -> None:
     from detection.training.environment import determinism
     from detection.training.history import CsvTable
     from detection.training.pretrain.classifier import COLUMNS
-    from detection.training.pretrain.methods import select_method
+    from detection.training.pretrain.methods import describe_start, select_method
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)
+    start = describe_start(params)
+    log.info("backbone %s from %s", backbone, start)
     values = {"method": method, "backbone": backbone, "seed": params.seed, **inputs}
     key = content_key("pretrain", values, without=None if method == "crops" else "data")
     with (
@@ -60,7 +62,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
             BACKBONE.parent.mkdir(exist_ok=True)
             save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
             CsvTable(reports / "curves.csv", COLUMNS, result["curve"])
-            write_json(reports / "metrics.json", result["metrics"])
+            write_json(reports / "metrics.json", {**result["metrics"], "start": start})
 
 
 if __name__ == "__main__":

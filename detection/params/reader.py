@@ -6,7 +6,7 @@ the dataset, the budget. Every value that differs from the recipe is recorded wi
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Params:
     prepare: Prepare
     """Reading of the raw data."""
     pretrain: Pretrain
-    """Initial weights of the backbone."""
+    """Initial weights of the backbone; `method` is not `auto`, but what `auto` selects."""
     train: Train
     """Execution of training."""
     evaluate: Evaluate
@@ -98,6 +98,9 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
         raise ParamsError(f"{file}: seed: must be a whole number, at least 0, not {raw['seed']!r}")
     recipe, overrides = selected.merge(budgets[dataset].preset, dataset, budgets[dataset])
     stages: dict[str, Any] = {key: validate(cls, raw[key], key, file) for key, cls in STAGES.items()}
+    if stages["pretrain"].method == "auto":
+        method = recipe.pretrained if budgets[dataset].preset == PUBLISHED else "crops"
+        stages["pretrain"] = replace(stages["pretrain"], method=method)
     return Params(
         model=model, dataset=dataset, seed=raw["seed"], recipe=recipe, overrides=overrides, data=data, **stages
     )

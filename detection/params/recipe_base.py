@@ -125,6 +125,9 @@ class RecipeBase:
 
     backbone: Backbone
     """Backbone network; the `pretrain` stage makes its weights."""
+    pretrained: Literal["published", "imagefolder"] = "published"
+    """Start of the published training, for `pretrain.method: auto`: torchvision's ImageNet weights, or a
+    classification training of its own."""
     trainable_layers: CountOrZero = 3
     """Number of backbone stages that are trained, counted from the top: 0 to 6 of a MobileNet, 0 to 5 of the
     others. params.yaml may say `all`."""

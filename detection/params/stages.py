@@ -111,9 +111,10 @@ class ImageFolder:
 class Pretrain:
     """Initial weights of the backbone."""
 
-    method: Literal["crops", "imagefolder", "published", "file", "none"] = "crops"
-    """`crops`: classify the training objects; `imagefolder`: classify an image folder, such as ImageNet;
-    `published`: torchvision's ImageNet weights; `file`: the weights in `file`; `none`: random weights."""
+    method: Literal["auto", "crops", "imagefolder", "published", "file", "none"] = "auto"
+    """`auto`: the recipe's `pretrained` where the budget's preset is `published`, else `crops`. `crops`:
+    classify the training objects; `imagefolder`: classify an image folder, such as ImageNet; `published`:
+    torchvision's ImageNet weights; `file`: the weights in `file`; `none`: random weights."""
     file: str | None = None
     """Weights of `method: file`, relative to the repository: a state dict with torchvision's names, with or
     without the classifier (`.pth`, `.pt`, `.safetensors`)."""

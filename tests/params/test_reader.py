@@ -309,3 +309,27 @@ def test_a_name_with_a_meaning_for_dvc_is_refused(edited: Any, name: object) -> 
     """DVC reads `datasets.v1.0` as the key 0 in v1."""
     with pytest.raises(ParamsError, match="budgets: a name has letters"):
         load(edited(("budgets", {name: {}})))
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "method"),
+    [
+        ("fasterrcnn_resnet18", "shapes", "crops"),
+        ("retinanet", "bccd", "crops"),
+        ("fasterrcnn", "coco2017", "published"),
+        ("ssd300", "voc0712", "published"),
+        ("retinanet_257", "voc2012", "imagefolder"),
+        ("retinanet_257", "shapes", "crops"),
+    ],
+)
+def test_auto_is_the_published_start_where_the_recipe_was_published(model: str, dataset: str, method: str) -> None:
+    assert load(model=model, dataset=dataset).pretrain.method == method
+
+
+def test_a_method_that_is_set_is_kept(edited: Any) -> None:
+    path = edited(("pretrain.method", "none"))
+    assert load(path, model="ssd300", dataset="voc0712").pretrain.method == "none"
+    path = edited(("pretrain.method", "file"), ("pretrain.file", "weights/vgg16.pth"))
+    assert load(path, model="ssd300", dataset="voc0712").pretrain.file == "weights/vgg16.pth"
+    with pytest.raises(ParamsError, match=r"pretrain\.file: method: file needs the path"):
+        load(edited(("pretrain.method", "file")))

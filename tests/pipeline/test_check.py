@@ -114,7 +114,7 @@ def test_a_missing_coco_file_is_named(project: Path) -> None:
 
 
 def test_the_hash_of_a_weights_file_decides_if_pretrain_runs(project: Path) -> None:
-    change(project, "\n  method: crops\n  file:", "\n  method: file\n  file: vgg16.pth")
+    change(project, "\n  method: auto\n  file:", "\n  method: file\n  file: vgg16.pth")
     result = project / "data" / "weights.json"
     message = run_check(project).stderr
     assert f"pretrain.file: {project / 'vgg16.pth'} does not exist" in message
@@ -134,7 +134,7 @@ def test_the_hash_of_a_weights_file_decides_if_pretrain_runs(project: Path) -> N
 
 
 def test_a_method_without_file_and_a_folder_are_refused(project: Path) -> None:
-    change(project, "\n  method: crops", "\n  method: file")
+    change(project, "\n  method: auto", "\n  method: file")
     assert "pretrain.file: method: file needs the path" in run_check(project).stderr
     change(project, "\n  file:", "\n  file: data")
     (project / "data").mkdir()

@@ -67,6 +67,21 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
     return {}, lambda *_: {"state_dict": None, "metrics": {"method": "none"}, "curve": []}
 
 
+def describe_start(params: Params) -> str:
+    """Where the backbone's weights come from and, if it differs, where the published recipe starts."""
+    starts = {
+        "crops": "crops of the training objects",
+        "imagefolder": f"a classification training on {params.pretrain.imagefolder.path}",
+        "published": "torchvision's ImageNet weights",
+        "file": f"the file {params.pretrain.file}",
+        "none": "random weights",
+    }
+    method, published_start = params.pretrain.method, params.recipe.pretrained
+    if method == published_start:
+        return starts[method]
+    return f"{starts[method]}; as published: {starts[published_start]} (pretrain.method={published_start})"
+
+
 def _from_crops(params: Params, device: torch.device, checkpoints: Checkpoints, curves: Path) -> dict[str, Any]:
     prepared = Prepared.load()
     prepared.check_unchanged("train")

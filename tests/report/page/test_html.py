@@ -66,8 +66,9 @@ def test_tables_per_class_are_those_of_the_files(finished: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("summary", "expected"),
     [
-        ({"method": "none"}, "Random initialization"),
-        ({"method": "published", "weights": "IMAGENET1K_V1"}, "Published weights: IMAGENET1K_V1"),
+        ({"method": "none", "start": "random weights"}, "from random weights."),
+        ({"method": "published", "start": "torchvision's", "weights": "V1"}, "from torchvision's (V1)."),
+        ({"method": "file", "start": "the file a.pth; as published: x", "weights": "a.pth"}, "from the file a.pth; as"),
     ],
 )
 def test_backbone_that_was_not_trained_here(tmp_path: Path, summary: dict[str, str], expected: str) -> None:

@@ -1,5 +1,4 @@
 import logging
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from detection.params import load
 from detection.training.checkpoint import Checkpoints
 from detection.training.pretrain.backbone_file import read_backbone
 from detection.training.pretrain.methods import select_method
-
-DATA = Path(os.environ.get("DETECTION_TEST_DATA", Path(__file__).resolve().parents[4] / "shared/data"))
-VGG16 = DATA / "weights/vgg16_imagenet_features.pth"
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +71,12 @@ def test_weights_of_another_network_are_recognized(resnet: dict[str, Tensor], tm
         read_backbone(tmp_path / "w.pth", "vgg16")
 
 
-def test_published_features_of_vgg16(caplog: pytest.LogCaptureFixture) -> None:
-    if not VGG16.is_file():
-        pytest.skip(f"{VGG16} is not there")
+def test_published_features_of_vgg16(shared_data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = shared_data / "weights/vgg16_imagenet_features.pth"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
     with caplog.at_level(logging.INFO):
-        state = read_backbone(VGG16, "vgg16")
+        state = read_backbone(path, "vgg16")
     assert "all 26 tensors of vgg16's features, no classifier" in caplog.text
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert load_features(make_backbone("vgg16"), state) == 26

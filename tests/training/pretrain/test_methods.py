@@ -10,7 +10,7 @@ from detection.errors import CheckpointError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params import load
 from detection.training.pretrain import methods
-from detection.training.pretrain.methods import published, published_weights, select_method
+from detection.training.pretrain.methods import describe_start, published, published_weights, select_method
 
 
 def test_published_weights_without_network_are_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +70,27 @@ def test_the_inputs_of_the_key_contain_precision_and_determinism() -> None:
     ]
     assert inputs[0] not in inputs[1:]
     assert inputs[1] != inputs[2]
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "method", "text"),
+    [
+        (
+            "fasterrcnn",
+            "shapes",
+            "crops",
+            "crops of the training objects; as published: torchvision's ImageNet weights (pretrain.method=published)",
+        ),
+        ("fasterrcnn", "coco2017", "published", "torchvision's ImageNet weights"),
+        (
+            "retinanet_257",
+            "voc2012",
+            "published",
+            "torchvision's ImageNet weights; as published: a classification training on imagenet "
+            "(pretrain.method=imagefolder)",
+        ),
+    ],
+)
+def test_the_start_is_one_line_that_names_the_published_one(model: str, dataset: str, method: Any, text: str) -> None:
+    params = load(model=model, dataset=dataset)
+    assert describe_start(replace(params, pretrain=replace(params.pretrain, method=method))) == text
