@@ -28,7 +28,7 @@ from detection.evaluation.protocol.inference import run_detector
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Recipe, ShapesDataset, load
 from detection.params.reader import read_yaml
-from detection.training.optim import make_optimizer, set_learning_rate
+from detection.training.common.optim import make_optimizer, set_learning_rate
 
 CPU = torch.device("cpu")
 IMAGES, SIDE = 8, 128

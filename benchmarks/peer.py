@@ -39,7 +39,7 @@ from detection.distributed import autocast, pick_device, pick_precision
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.params import Optimizer
-from detection.training.optim import make_optimizer
+from detection.training.common.optim import make_optimizer
 
 LEARNING_RATE = {"fasterrcnn": 0.02, "retinanet": 0.01, "fcos": 0.01, "ssd": 0.001, "ssdlite": 0.0125}
 """Learning rates of torchvision's references at batch 16."""

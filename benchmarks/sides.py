@@ -31,7 +31,7 @@ from detection.params.recipe import (
     TopN,
 )
 from detection.params.recipe_base import Optimizer
-from detection.training.optim import make_optimizer
+from detection.training.common.optim import make_optimizer
 
 OBJECTS_PER_IMAGE = 8
 TINY_STEP = Optimizer(lr=1e-6)  # the weights of both sides hardly change

@@ -26,7 +26,7 @@ import torch
 from detection.tracking.run import MlflowRun, NoRun, Run
 from detection.tracking.store import connect
 from detection.tracking.uploader import METRICS_PER_CALL, log_points
-from detection.training.history import History, now_ms
+from detection.training.common.history import History, now_ms
 from tests.soak.servers import Server
 
 NAMES = ("loss", "rpn_class", "rpn_box", "roi_class", "roi_box")

@@ -20,7 +20,7 @@ def main() -> None:
     """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt and reports/pretrain."""
     params = load()
     from detection.distributed import pick_device, pick_devices
-    from detection.training import launch
+    from detection.training.common import launch
 
     device = pick_device(params.train.device)
     devices = 1
@@ -33,10 +33,10 @@ def pretrain(params: Params, device: "torch.device") -> None:
     """Make the weights in this process, alone or as one of several ranks, or reuse finished ones."""
     from detection import distributed
     from detection.files import save_weights
-    from detection.training import launch
-    from detection.training.checkpoint import Checkpoints, content_key
-    from detection.training.environment import determinism
-    from detection.training.history import CsvTable
+    from detection.training.common import launch
+    from detection.training.common.checkpoint import Checkpoints, content_key
+    from detection.training.common.environment import determinism
+    from detection.training.common.history import CsvTable
     from detection.training.pretrain.classifier import COLUMNS
     from detection.training.pretrain.methods import describe_start, select_method
 

@@ -11,15 +11,15 @@ from stages.entry import run
 if TYPE_CHECKING:
     import torch
 
+    from detection.training.common.signals import StopSignals
     from detection.training.loop import TrainingJob
-    from detection.training.signals import StopSignals
 
 
 def main() -> None:
     """Read data/prepared and models/backbone.pt, write models/detector.pt and reports/train."""
     params = load()
     from detection.distributed import pick_device, pick_devices
-    from detection.training import launch
+    from detection.training.common import launch
 
     device = pick_device(params.train.device)
     devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
@@ -29,10 +29,10 @@ def main() -> None:
 def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several ranks."""
     from detection.data.loading.prepared import Prepared
-    from detection.training import launch
-    from detection.training.environment import determinism
+    from detection.training.common import launch
+    from detection.training.common.environment import determinism
+    from detection.training.common.signals import StopSignals
     from detection.training.setup import build_job
-    from detection.training.signals import StopSignals
 
     prepared = Prepared.load(PREPARED)
     prepared.check_unchanged("train")
@@ -52,7 +52,7 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
     from detection.models.build import save_detector
     from detection.tracking.lifecycle import log_training_artifacts, open_run
     from detection.tracking.run import NoRun
-    from detection.training.environment import write_environment
+    from detection.training.common.environment import write_environment
     from detection.training.loop import fit
 
     training_id = job.checkpoints.training_id()

@@ -21,11 +21,11 @@ from detection.models.heads import meters, rates
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run
-from detection.training import launch
-from detection.training.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
-from detection.training.history import History, LossBuffer, Progress, now_ms
-from detection.training.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
-from detection.training.signals import CheckpointTimer, StopSignals, stopped
+from detection.training.common import launch
+from detection.training.common.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
+from detection.training.common.history import History, LossBuffer, Progress, now_ms
+from detection.training.common.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
+from detection.training.common.signals import CheckpointTimer, StopSignals, stopped
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)

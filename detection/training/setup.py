@@ -14,7 +14,7 @@ from detection.errors import ParamsError
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
 from detection.params import Params, Recipe
-from detection.training.checkpoint import Checkpoints, content_key
+from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator
 

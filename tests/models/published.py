@@ -26,7 +26,7 @@ from detection.ops.anchors import AnchorGenerator, Size
 from detection.ops.losses import FOCAL_ALPHA
 from detection.params import FasterRCNNRecipe, Recipe, RetinaNetRecipe, SSDRecipe, load
 from detection.params.reader import read_yaml
-from detection.training.optim import learning_rate_factor
+from detection.training.common.optim import learning_rate_factor
 
 MAPS = {"ssd": (38, 19, 10, 5, 3, 1), "ssdlite": (20, 10, 5, 3, 2, 1)}
 MAPS_257: list[Size] = [(side, side) for side in (33, 17, 9, 5)]

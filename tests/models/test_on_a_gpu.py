@@ -16,7 +16,7 @@ from detection.data.loading.batch import Targets
 from detection.models.build import build_detector, without_weights
 from detection.ops import nms
 from detection.params import load
-from detection.training.optim import make_optimizer
+from detection.training.common.optim import make_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
     "fasterrcnn": {"fpn_channels": 32, "roi.hidden_channels": 32},

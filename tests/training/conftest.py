@@ -14,9 +14,9 @@ from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
 from detection.tracking.run import NoRun
-from detection.training.checkpoint import Checkpoints
+from detection.training.common.checkpoint import Checkpoints
+from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
-from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, IMAGES = 3, 4, 12

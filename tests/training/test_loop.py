@@ -18,11 +18,12 @@ from detection.params import load
 from detection.params.recipe_base import Phase
 from detection.params.stages import EarlyStop
 from detection.tracking.run import NoRun
-from detection.training import loop, signals
-from detection.training.checkpoint import STATE_FILE
+from detection.training import loop
+from detection.training.common import signals
+from detection.training.common.checkpoint import STATE_FILE
+from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
 from detection.training.setup import check_batch_parts
-from detection.training.signals import StopSignals
 from detection.training.validation import Validator
 
 EPOCHS, BATCH, IMAGES = 3, 4, 12  # as in conftest.py

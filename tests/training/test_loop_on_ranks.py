@@ -25,9 +25,10 @@ from detection.models.build import build_detector
 from detection.models.heads import ConfusionMeter
 from detection.params import load
 from detection.tracking.run import NoRun
-from detection.training import launch, loop
+from detection.training import loop
+from detection.training.common import launch
+from detection.training.common.signals import StopSignals
 from detection.training.loop import fit
-from detection.training.signals import StopSignals
 from tests.training.conftest import job_maker, small_recipe
 
 NAMES = ("alone", "uninterrupted")

@@ -22,7 +22,7 @@ from detection.models.backbones import is_feature
 from detection.params import Params
 from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Crops, ImageFolder
-from detection.training.checkpoint import Checkpoints
+from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain.backbone_file import read_backbone
 from detection.training.pretrain.classifier import ClassifierJob, fit
 from detection.training.pretrain.crops import CropData, CropSet, cut_crops

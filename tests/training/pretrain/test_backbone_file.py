@@ -11,7 +11,7 @@ from detection.errors import CheckpointError, DataError
 from detection.files import WEIGHTS_JSON, save_weights, sha256, write_json
 from detection.models.backbones import VGG_FC, feature_state, load_features, make_backbone
 from detection.params import load
-from detection.training.checkpoint import Checkpoints
+from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain.backbone_file import read_backbone
 from detection.training.pretrain.methods import select_method
 

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.stages import ImageFolder
-from detection.training.checkpoint import Checkpoints
+from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain import classifier
 from detection.training.pretrain.imagefolder import Folder, list_folder
 from detection.training.pretrain.methods import folder_job

@@ -8,7 +8,7 @@ import torch
 
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.stages import Crops
-from detection.training.checkpoint import Checkpoints
+from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain import crops as crops_module
 from detection.training.pretrain.classifier import fit
 from detection.training.pretrain.crops import CropSet, augment, center_crop, cut_crops

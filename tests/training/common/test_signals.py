@@ -1,7 +1,7 @@
 import pytest
 
-from detection.training import signals
-from detection.training.signals import CHECKPOINT_INTERVAL_S, MIN_INTERVAL_PER_SAVE, CheckpointTimer
+from detection.training.common import signals
+from detection.training.common.signals import CHECKPOINT_INTERVAL_S, MIN_INTERVAL_PER_SAVE, CheckpointTimer
 
 
 class Clock:

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from detection.errors import DetectionError
-from detection.training import launch
+from detection.training.common import launch
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
 import time
 import torch
 from detection import distributed
-from detection.training import launch
-from detection.training.checkpoint import Checkpoints
-from detection.training.signals import StopSignals
+from detection.training.common import launch
+from detection.training.common.checkpoint import Checkpoints
+from detection.training.common.signals import StopSignals
 from stages.entry import run
 
 def work():

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from detection.errors import CheckpointError
-from detection.training import checkpoint
-from detection.training.checkpoint import Checkpoints, content_key
+from detection.training.common import checkpoint
+from detection.training.common.checkpoint import Checkpoints, content_key
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_old_keys_are_pruned_and_locked_ones_stay(root: Path, monkeypatch: pytes
 
 def test_a_second_process_with_the_same_key_waits(root: Path) -> None:
     code = (
-        "from detection.training.checkpoint import Checkpoints\n"
+        "from detection.training.common.checkpoint import Checkpoints\n"
         "with Checkpoints('train', 'k').locked() as c: print('in', c.complete, flush=True)"
     )
     with Checkpoints("train", "k").locked() as ours:

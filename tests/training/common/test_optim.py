@@ -7,7 +7,13 @@ from torch import nn
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Schedule, load
 from detection.params.recipe_base import Phase
-from detection.training.optim import learning_rate_factor, make_optimizer, parameter_groups, phase_at, set_learning_rate
+from detection.training.common.optim import (
+    learning_rate_factor,
+    make_optimizer,
+    parameter_groups,
+    phase_at,
+    set_learning_rate,
+)
 
 
 class Net(nn.Module):

@@ -10,10 +10,10 @@ import torch
 
 from detection.errors import ParamsError
 from detection.tracking.run import NoRun
-from detection.training.checkpoint import STATE_FILE
-from detection.training.environment import code_diff, determinism, write_environment
+from detection.training.common.checkpoint import STATE_FILE
+from detection.training.common.environment import code_diff, determinism, write_environment
+from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
-from detection.training.signals import StopSignals
 
 
 def test_bitwise_resumes_to_the_same_weights_with_the_threads_of_the_first_process(

@@ -10,7 +10,7 @@ import torch
 
 from detection.data.loading.index import Record, pack
 from detection.errors import DivergedError
-from detection.training.history import CsvTable, History, LossBuffer, Progress
+from detection.training.common.history import CsvTable, History, LossBuffer, Progress
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -1,0 +1,1 @@
+"""What every training needs: checkpoints, environment, history, launch of ranks, optimizers, signals."""
