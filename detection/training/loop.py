@@ -132,8 +132,11 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
             # the learning rate of this step; at the start of a phase maybe back to the best weights
             position = (state.step, steps, steps_per_epoch, job.recipe.epochs is not None)
             phase, phase_start, _ = phase_at(schedule, *position)
-            if phase.reload_best and state.step == phase_start and _load_best(job, state):
+            new_phase = state.step == phase_start
+            if phase.reload_best and new_phase and _load_best(job, state):
                 log.info("new phase at step %d: weights of epoch %d loaded", state.step, state.best_epoch)
+            if phase.reset_optimizer and new_phase:
+                optimizer.state.clear()  # as a new optimizer: its buffers are made at its first step
             factor = learning_rate_factor(schedule, *position)
             set_learning_rate(optimizer, factor, phase.freeze_backbone)
 

@@ -168,6 +168,32 @@ def test_phases_freeze_the_backbone_reload_the_best_weights_and_resume_bit_equal
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
 
+def test_a_phase_may_start_with_a_new_optimizer_and_resumes_bit_equal(
+    make_job: Any, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = (Phase(until=1), Phase(until=EPOCHS, reset_optimizer=True))
+    phased = replace(recipe, schedule=replace(recipe.schedule, phases=phases))
+    each, step, moments = STEPS // EPOCHS, loop._step, []
+
+    def watched(job: TrainingJob, model: Any, optimizer: torch.optim.Optimizer, batch: Any) -> Any:
+        moments.append(len(optimizer.state))
+        return step(job, model, optimizer, batch)
+
+    whole = make_job("whole", recipe=phased)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", watched)
+        train(whole)
+    assert [i for i, count in enumerate(moments) if count == 0] == [0, each]
+    with monkeypatch.context() as patch:
+        stop_after(patch, each, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(make_job("stopped", recipe=phased))
+    again = make_job("stopped", recipe=phased)
+    train(again)
+    ends = [weights(job) for job in (whole, again)]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
 def test_two_stage_meters_are_logged_and_resume_bit_equal(
     make_job: Any, monkeypatch: pytest.MonkeyPatch, tiny: Any
 ) -> None:
