@@ -5,6 +5,7 @@ float32 `x1, y1, x2, y2`, absolute pixels, 0-based, half-open. Labels count clas
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,31 @@ class BackboneDetector(Detector):
             images = images.float() / 255
         features: Tensor | dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
         return [features] if isinstance(features, Tensor) else list(features.values())
+
+
+def by_size(
+    detect: Callable[[Tensor, ImageSizes], list[Detections]], images: Tensor, sizes: ImageSizes
+) -> list[Detections]:
+    """Detect on images without their padding, those of one size at a time.
+
+    Detections on an image do not depend on the others in its batch: through the padding, biases of the
+    convolutions would spread into the image. Recipes with `anchors.strides` were published without padding.
+
+    Args:
+        detect: Detects on a batch of images of one size.
+        images: Tensor[B, 3, H, W], padded on the right and bottom.
+        sizes: Sizes of the images, on the CPU.
+    """
+    rows: dict[tuple[int, int], list[int]] = {}
+    for row, (height, width) in enumerate(sizes.resized.tolist()):
+        rows.setdefault((height, width), []).append(row)
+    if list(rows) == [images.shape[2:]]:
+        return detect(images, sizes)
+    detections: dict[int, Detections] = {}
+    for (height, width), part in rows.items():
+        alike = ImageSizes(sizes.resized[part], sizes.original[part])
+        detections.update(zip(part, detect(images[part, :, :height, :width], alike), strict=True))
+    return [detections[row] for row in range(len(images))]
 
 
 def pad_empty(targets: Targets) -> Targets:

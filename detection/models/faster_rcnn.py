@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RPNHead as TorchvisionRPNHead
 
 from detection import distributed
 from detection.data.loading.batch import ImageSizes, Targets
-from detection.models.detector import BackboneDetector, Detections, matched_targets, mean_box_loss, pad_empty
+from detection.models.detector import BackboneDetector, Detections, by_size, matched_targets, mean_box_loss, pad_empty
 from detection.models.fpn import c4_features, fpn
 from detection.models.heads import ConfusionMeter, flatten_cells, over_levels
 from detection.models.postprocess import batched_gather, clip, nms_and_rescale, topk_of_proposals, valid_width
@@ -50,6 +50,7 @@ class FasterRCNN(BackboneDetector):
         on_fpn = recipe.features == "fpn"
         backbone: Any = fpn(recipe, network, norm=norm) if on_fpn else c4_features(recipe, network)
         super().__init__(recipe, backbone)
+        self.recipe = recipe
         roi_heads = RoIHead(recipe, backbone.out_channels, classes, network)
         self.rpn = RPN(recipe, backbone.out_channels)
         self.roi_heads = roi_heads
@@ -62,16 +63,20 @@ class FasterRCNN(BackboneDetector):
         anchors, counts = self.rpn.anchors.for_batch(features, images)
         losses = self.rpn.losses(logits, deltas, anchors, targets)
         proposals, mask = self.rpn.propose(logits, deltas, anchors, counts, targets.sizes)
-        return losses | self.roi_heads.losses(features, proposals, mask, targets, images.shape[2])
+        return losses | self.roi_heads.losses(features, proposals, mask, targets, *images.shape[2:])
 
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
+        unpadded = self.recipe.anchors.strides is not None
+        return by_size(self._detect, images, sizes) if unpadded else self._detect(images, sizes)
+
+    def _detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         features = self.features(images)
         logits, deltas = self.rpn(features)
         anchors, counts = self.rpn.anchors.for_batch(features, images)
         inside = sizes.resized.to(images.device, non_blocking=True)
         proposals, mask = self.rpn.propose(logits, deltas, anchors, counts, inside)
-        return self.roi_heads.detect(features, proposals, mask, sizes, images.shape[2])
+        return self.roi_heads.detect(features, proposals, mask, sizes, *images.shape[2:])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:
         """See `Detector.core`: `objectness` [B, A], `deltas` [B, A, 4] and the feature maps."""
@@ -138,12 +143,16 @@ class RPN(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Proposals: the best boxes of each map, clipped to the image, and of those the best after NMS.
 
+        With `anchors.strides`, locations in the padding propose nothing. (torchvision's do.)
+
         `counts` are the numbers of anchors per map, `sizes` Tensor[B, 2] height and width of each image in the batch.
 
         Returns:
             Proposals Tensor[B, P, 4], by descending score, and a mask Tensor[B, P], false for padding of zeros.
         """
         rpn = self.recipe.rpn
+        if self.recipe.anchors.strides is not None:
+            logits = logits.masked_fill(~_centered_inside(anchors, sizes), -torch.inf)
         limit = rpn.pre_nms_top_n.train if self.training else rpn.pre_nms_top_n.test
         index, level = _topk_per_map(logits, counts, limit)
         scores = batched_gather(logits, index)  # [B, N]
@@ -166,7 +175,7 @@ class RPN(nn.Module):
         rpn = self.recipe.rpn
         ignore = ~_inside(anchors, targets.sizes) if rpn.inside_anchors_only else None
         objects, mask = targets.boxes, targets.mask
-        matches = match(objects, mask, anchors, rpn.fg_iou, rpn.bg_iou, "all_ties", ignore)  # [B, A]
+        matches = match(objects, mask, anchors, rpn.fg_iou, rpn.bg_iou, rpn.low_quality_matches, ignore)  # [B, A]
         sample = balanced_sample(matches >= 0, matches == BACKGROUND, rpn.batch_size_per_image, rpn.positive_fraction)
         index, positive, valid = sample.index, sample.positive, sample.valid  # [B, S]
         logits, deltas, anchors = batched_gather(logits, index), batched_gather(deltas, index), anchors[index]
@@ -186,6 +195,12 @@ def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] <= limits).all(dim=2)
 
 
+def _centered_inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """Tensor[B, A]: true for anchors [A, 4] whose center, their location, lies inside an image of `sizes` [B, 2]."""
+    limits = sizes.flip(1).to(anchors.dtype)[:, None]  # [B, 1, 2], width and height
+    return ((anchors[:, :2] + anchors[:, 2:]) / 2 < limits).all(dim=2)
+
+
 def _topk_per_map(logits: Tensor, counts: list[int], limit: int) -> tuple[Tensor, Tensor]:
     """Indices Tensor[B, N] of the best anchors of each map, at most `limit`, and their map Tensor[N]."""
     first, indices, levels = 0, [], []
@@ -202,7 +217,8 @@ class RoIHead(nn.Module):
 
     Fast R-CNN (Girshick 2015, arXiv:1504.08083). The outputs have K + 1 classes, 0 the background.
     In all methods, `features` are the feature maps Tensor[B, C, H, W]; `proposals` Tensor[B, P, 4] with a
-    `mask` Tensor[B, P], false for padding; and `height` that of the padded batch.
+    `mask` Tensor[B, P], false for padding; and `height` and `width` those of the padded batch. Without a width
+    the batch is square.
 
     Args:
         recipe: Pooling, layers, thresholds, sampling and losses.
@@ -224,19 +240,30 @@ class RoIHead(nn.Module):
             nn.init.normal_(self.box_predictor.bbox_pred.weight, std=0.001)
             nn.init.zeros_(self.box_predictor.cls_score.bias)
             nn.init.zeros_(self.box_predictor.bbox_pred.bias)
-        self.pool = (PyramidRoIAlign if roi.pooling == "roi_align" else RoIPool)(roi.pool_size)
+        if roi.pooling == "roi_align":
+            self.pool: nn.Module = PyramidRoIAlign(roi.pool_size)
+        else:
+            self.pool = RoIPool(roi.pool_size, by_sides=roi.pool_scale == "image")
         self.confusion = ConfusionMeter("roi", classes + 1)
 
-    def forward(self, features: list[Tensor], boxes: Tensor, height: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: list[Tensor], boxes: Tensor, height: int, width: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Class logits Tensor[B, P, K + 1] and deltas Tensor[B, P, K + 1, 4] of boxes, float32."""
         batch, count = boxes.shape[:2]
         if len(features) > 1:
             features = features[:-1]  # the topmost level of a pyramid is for the RPN only
-        logits, deltas = self.box_predictor(self.box_head(self.pool(features, boxes, height)))
+        logits, deltas = self.box_predictor(self.box_head(self.pool(features, boxes, height, width)))
         return logits.float().view(batch, count, -1), deltas.float().view(batch, count, -1, 4)
 
     def losses(
-        self, features: list[Tensor], proposals: Tensor, mask: Tensor, targets: Targets, height: int
+        self,
+        features: list[Tensor],
+        proposals: Tensor,
+        mask: Tensor,
+        targets: Targets,
+        height: int,
+        width: int | None = None,
     ) -> dict[str, Tensor]:
         """Cross-entropy of the classes and smooth L1 of the boxes, over a sample of the proposals.
 
@@ -246,7 +273,7 @@ class RoIHead(nn.Module):
         boxes, matches, valid = self._sample(proposals, mask, targets)  # [B, S, 4], [B, S], [B, S]
         matched, labels = matched_targets(targets, matches, boxes)
         labels = torch.where(matches >= 0, labels + 1, 0)
-        logits, deltas = self(features, boxes, height)
+        logits, deltas = self(features, boxes, height, width)
         self.confusion.add(labels, logits.argmax(dim=2), valid)
         entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         own = labels[..., None, None].expand(-1, -1, 1, 4)
@@ -276,13 +303,20 @@ class RoIHead(nn.Module):
         return batched_gather(boxes, index), batched_gather(matches, index), valid
 
     def detect(
-        self, features: list[Tensor], proposals: Tensor, mask: Tensor, sizes: ImageSizes, height: int
+        self,
+        features: list[Tensor],
+        proposals: Tensor,
+        mask: Tensor,
+        sizes: ImageSizes,
+        height: int,
+        width: int | None = None,
     ) -> list[Detections]:
         """Score every class of every proposal, and keep the best after NMS by class."""
         recipe, coder = self.recipe, partial(decode, weights=ROI_WEIGHTS)
-        logits, deltas = self(features, proposals, height)
+        logits, deltas = self(features, proposals, height, width)
         scores = logits.softmax(dim=2)[..., 1:] * mask[..., None]  # [B, P, K]
-        candidates = topk_of_proposals(scores, deltas, proposals, coder, sizes, recipe.score_threshold)
+        inside = sizes if recipe.clip_before_nms else None
+        candidates = topk_of_proposals(scores, deltas, proposals, coder, inside, recipe.score_threshold)
         return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2])
 
 

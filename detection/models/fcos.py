@@ -88,7 +88,8 @@ class FCOS(BackboneDetector):
         logits, edges, centerness, anchors, counts = self._outputs(images)
         scores = (logits.sigmoid() * centerness.sigmoid()).sqrt()
         limit, threshold = recipe.topk_per_level, recipe.score_threshold
-        select = topk_per_level(scores, edges, anchors, counts, decode_edges, sizes, limit, threshold)
+        inside = sizes if recipe.clip_before_nms else None
+        select = topk_per_level(scores, edges, anchors, counts, decode_edges, inside, limit, threshold)
         return nms_and_rescale(select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
 from detection.models.backbones import freeze_resnet, freeze_stages, stage_starts
+from detection.models.heads import init_convs, init_normal
 from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, RetinaNetRecipe
 
 
@@ -30,13 +31,13 @@ def c4_features(recipe: FasterRCNNRecipe, network: Any) -> nn.Module:
     """
     if recipe.backbone == "vgg16":
         freeze_stages(network.features, recipe.trainable_layers)
-        body, channels = network.features[:-1], 512
+        body, channels = network.features[:-1], network.features[-3].out_channels
     else:
         freeze_resnet(network, recipe.trainable_layers)
         channels = network.layer4[0].conv1.in_channels
         body = IntermediateLayerGetter(network, {"layer3": "0"})
     features = nn.Sequential(OrderedDict(body=body))
-    features.out_channels = channels  # type: ignore[assignment]
+    features.out_channels = channels
     return features
 
 
@@ -95,7 +96,8 @@ class AlignedPyramid(nn.Module):
 
     Maps of odd sides (33, 17, 9, 5 for 257 pixels) are upsampled by bilinear interpolation with aligned
     corners: n cells to 2n - 1. P3 and P4 are smoothed by a 3x3 convolution, P6 is a 3x3 convolution of stride
-    2 on C5, and every level ends in a ReLU. Other sizes work, with slightly misaligned corners.
+    2 on C5, and every level ends in a ReLU. Other sizes work, with slightly misaligned corners. Weights are
+    initialized as in the heads, from N(0, 0.01^2).
 
     Args:
         widths: Channels of C3, C4 and C5.
@@ -107,10 +109,7 @@ class AlignedPyramid(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
         self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths[:-1])
         self.p6 = nn.Conv2d(widths[-1], channels, 3, stride=2, padding=1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                nn.init.kaiming_uniform_(layer.weight, a=1)
-                nn.init.zeros_(layer.bias)
+        init_convs(self, init_normal)
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Levels P3, P4, P5, P6, each Tensor[B, C, h, w], from C3, C4, C5."""

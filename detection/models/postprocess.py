@@ -29,7 +29,7 @@ class Candidates:
     """The N best-scored boxes of each image, by descending score."""
 
     boxes: Tensor
-    """Tensor[B, N, 4], clipped to the images."""
+    """Tensor[B, N, 4], clipped to the images if the recipe clips before NMS."""
     scores: Tensor
     """Tensor[B, N], descending, except that padding and dropped boxes have -1."""
     labels: Tensor
@@ -88,7 +88,7 @@ def topk_per_level(
     anchors: Tensor,
     counts: list[int],
     decode: Decode,
-    sizes: ImageSizes,
+    sizes: ImageSizes | None,
     per_level: int,
     threshold: float,
 ) -> SelectCandidates:
@@ -100,7 +100,7 @@ def topk_per_level(
         anchors: Tensor[A, 4].
         counts: Number of anchors per level.
         decode: From outputs and anchors to boxes.
-        sizes: Sizes of the images.
+        sizes: Sizes of the images; None: boxes are not clipped.
         per_level: Maximum number of candidates per level.
         threshold: Scores must be above it.
     """
@@ -115,7 +115,8 @@ def topk_per_level(
 
     def select(count: int) -> Candidates:
         index = rows[:, :count]
-        boxes = clip(decode(batched_gather(outputs, index), anchors[index]), sizes.resized)
+        boxes = decode(batched_gather(outputs, index), anchors[index])
+        boxes = clip(boxes, sizes.resized) if sizes else boxes
         return Candidates(boxes, values[:, :count], labels[:, :count], (values[:, count:] >= 0).any(1))
 
     return select
@@ -126,7 +127,7 @@ def topk_per_class(
     outputs: Tensor,
     anchors: Tensor,
     decode: Decode,
-    sizes: ImageSizes,
+    sizes: ImageSizes | None,
     per_class: int,
     threshold: float,
 ) -> SelectCandidates:
@@ -135,7 +136,8 @@ def topk_per_class(
 
     def select(count: int) -> Candidates:
         values, rows, labels = topk_scores(scores, min(count, total))
-        boxes = clip(decode(batched_gather(outputs, rows), anchors[rows]), sizes.resized)
+        boxes = decode(batched_gather(outputs, rows), anchors[rows])
+        boxes = clip(boxes, sizes.resized) if sizes else boxes
         more = (values[:, -1] > threshold) & (count < total)
         valid = values > threshold
         if count > per_class:
@@ -146,7 +148,7 @@ def topk_per_class(
 
 
 def topk_of_proposals(
-    scores: Tensor, deltas: Tensor, proposals: Tensor, decode: Decode, sizes: ImageSizes, threshold: float
+    scores: Tensor, deltas: Tensor, proposals: Tensor, decode: Decode, sizes: ImageSizes | None, threshold: float
 ) -> SelectCandidates:
     """Candidates of the second stage; equal scores keep the order of their proposals.
 
@@ -155,7 +157,7 @@ def topk_of_proposals(
         deltas: Tensor[B, A, K + 1, 4], one box per class, the background's first.
         proposals: Tensor[B, A, 4], best first.
         decode: From deltas and proposals to boxes.
-        sizes: Sizes of the images.
+        sizes: Sizes of the images; None: boxes are not clipped.
         threshold: Scores must be above it.
     """
     _, total, classes = scores.shape
@@ -171,7 +173,7 @@ def topk_of_proposals(
         rows, labels = pairs[:, :count] // classes, pairs[:, :count] % classes
         own = rows * (classes + 1) + labels + 1  # index of the class's deltas
         boxes = decode(batched_gather(deltas.flatten(1, 2), own), batched_gather(proposals, rows))
-        boxes = clip(boxes, sizes.resized)
+        boxes = clip(boxes, sizes.resized) if sizes else boxes
         valid = valid & (boxes[..., 2:] - boxes[..., :2] >= MIN_SIZE).all(dim=2)
         return Candidates(boxes, torch.where(valid, values, -1.0), labels, more)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detection import distributed
 from detection.data.loading.batch import ImageSizes, Targets
-from detection.models.detector import BackboneDetector, Detections, matched_targets, pad_empty
+from detection.models.detector import BackboneDetector, Detections, by_size, matched_targets, pad_empty
 from detection.models.heads import GROUP_NORM, ClassificationHead, DetectionHead, RegressionHead, conv_tower
 from detection.models.postprocess import nms_and_rescale, topk_per_level
 from detection.ops.anchors import PyramidAnchorGenerator
@@ -62,10 +62,15 @@ class RetinaNet(BackboneDetector):
 
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         """See `Detector.detect`."""
+        unpadded = self.recipe.anchors.strides is not None
+        return by_size(self._detect, images, sizes) if unpadded else self._detect(images, sizes)
+
+    def _detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
         recipe = self.recipe
         logits, deltas, anchors, counts = self._outputs(images)
         limit, threshold = recipe.topk_per_level, recipe.score_threshold
-        select = topk_per_level(logits.sigmoid(), deltas, anchors, counts, decode, sizes, limit, threshold)
+        inside = sizes if recipe.clip_before_nms else None
+        select = topk_per_level(logits.sigmoid(), deltas, anchors, counts, decode, inside, limit, threshold)
         return nms_and_rescale(
             select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2], recipe.class_agnostic_nms
         )

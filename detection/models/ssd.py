@@ -101,7 +101,8 @@ class SSD(BackboneDetector):
         recipe, coder = self.recipe, partial(decode, weights=WEIGHTS)
         scores = logits.softmax(-1)[..., 1:]
         limit, threshold = recipe.topk_candidates, recipe.score_threshold
-        candidates = topk_per_class(scores, deltas, anchors, coder, sizes, limit, threshold)
+        inside = sizes if recipe.clip_before_nms else None
+        candidates = topk_per_class(scores, deltas, anchors, coder, inside, limit, threshold)
         return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2])
 
     def core(self, images: Tensor) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ IGNORE = -2
 """Match of an anchor that no loss counts: between the thresholds of background and foreground."""
 MAX_IOUS = {"cpu": 2**20, "cuda": 2**25}
 """IoUs computed at a time, by device: they fit a CPU's cache, and a batch of large images fits a GPU."""
-LowQualityMatches = Literal["none", "all_ties", "unique"]
+LowQualityMatches = Literal["none", "all_ties", "unique", "unique_below_fg"]
 
 
 def batched_iou(boxes: Tensor, mask: Tensor, anchors: Tensor) -> Tensor:
@@ -66,8 +66,10 @@ def match(
     * `unique`: the first of them is matched with that box; if two boxes claim the same anchor, the later one
       gets it. Equals torchvision's `SSDMatcher(fg_iou)` for `bg_iou == fg_iou` (Liu et al. 2015,
       arXiv:1512.02325, section 2.2).
+    * `unique_below_fg`: as `unique`, but an anchor whose largest IoU is at least `fg_iou` keeps the box that it
+      overlaps most (xytpai's RetinaNet).
 
-    Example: with `fg_iou=0.7, bg_iou=0.3`, IoUs of one box [0.1, 0.5, 0.6] give [-1, -2, -2], and with either
+    Example: with `fg_iou=0.7, bg_iou=0.3`, IoUs of one box [0.1, 0.5, 0.6] give [-1, -2, -2], and with any
     type of low-quality match [-1, -2, 0].
 
     A box that overlaps no anchor claims none. (torchvision assigns it every anchor that overlaps no box, or
@@ -104,7 +106,10 @@ def match(
             claims = torch.maximum(claims, _claims(quality, first, low_quality, ignore))
     matches = torch.where(best_iou >= fg_iou, best_box, torch.where(best_iou < bg_iou, BACKGROUND, IGNORE))
     if low_quality != "none":
-        matches = torch.where(claims >= 0, best_box if low_quality == "all_ties" else claims, matches)
+        claimed = claims >= 0
+        if low_quality == "unique_below_fg":
+            claimed &= best_iou < fg_iou
+        matches = torch.where(claimed, best_box if low_quality == "all_ties" else claims, matches)
     return matches if ignore is None else torch.where(ignore, IGNORE, matches)
 
 

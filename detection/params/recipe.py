@@ -89,6 +89,10 @@ class RPN:
     """Minimum IoU of a positive anchor."""
     bg_iou: Fraction = 0.3
     """Anchors below this IoU are negatives; anchors between `bg_iou` and `fg_iou` are ignored."""
+    low_quality_matches: Literal["all_ties", "unique"] = "all_ties"
+    """Anchors that become positive although their IoU is below `fg_iou`, so that every object has one.
+    `all_ties`: every anchor that attains an object's largest IoU, matched with the object that the anchor
+    overlaps most; `unique`: one anchor per object, the first with its largest IoU, matched with that object."""
     batch_size_per_image: Count = 256
     """Anchors sampled per image for the loss."""
     positive_fraction: Fraction = 0.5
@@ -109,6 +113,9 @@ class RoI:
 
     pooling: Literal["roi_align", "roi_pool"] = "roi_align"
     """Pooling of a proposal's features; `roi_pool` works on a single feature map."""
+    pool_scale: Literal["stride", "image"] = "stride"
+    """Scale from a proposal to the feature map with `roi_pool`. `stride`: one over the map's stride, 1/16;
+    `image`: the map's sides over the image's, 38/600 for a map of 38 cells."""
     pool_size: Count = 7
     """Side of the pooled features in cells."""
     head: Literal["fc", "conv_fc", "layer4"] = "fc"
@@ -174,6 +181,8 @@ class FasterRCNNRecipe(RecipeBase):
             raise ValueError(
                 f"roi.pooling: roi_pool needs a single map, the FPN has {maps}; set roi_align or features: c4"
             )
+        if self.roi.pooling == "roi_align" and self.roi.pool_scale != "stride":
+            raise ValueError("roi.pool_scale: image needs roi.pooling: roi_pool")
         if self.roi.head == "layer4" and (fpn or self.backbone not in RESNETS):
             raise ValueError("roi.head: layer4 needs features: c4 and a ResNet; set fc or conv_fc")
 
@@ -204,11 +213,12 @@ class RetinaNetRecipe(RecipeBase):
     """Minimum IoU of a positive anchor."""
     bg_iou: Fraction = 0.4
     """Anchors below this IoU are negatives; anchors between `bg_iou` and `fg_iou` are ignored."""
-    low_quality_matches: Literal["all_ties", "unique"] = "all_ties"
+    low_quality_matches: Literal["all_ties", "unique", "unique_below_fg"] = "all_ties"
     """Anchors that become positive although their IoU is below `fg_iou`, so that every object has one.
     `all_ties`: every anchor that attains an object's largest IoU, each matched with the object that the
     anchor overlaps most (torchvision's `allow_low_quality_matches`); `unique`: one anchor per object,
-    the first with its largest IoU, matched with that object even if it overlaps another one more."""
+    the first with its largest IoU, matched with that object even if it overlaps another one more;
+    `unique_below_fg`: as `unique`, unless the anchor's largest IoU reaches `fg_iou`."""
     box_loss: Literal["l1", "smooth_l1", "giou"] = "l1"
     """L1 or smooth L1 (beta 1) of the box deltas, or generalized IoU of the boxes."""
     loss_normalizer: Literal["image", "batch"] = "image"

@@ -87,6 +87,8 @@ class Phase:
     """Learning rate of the phase relative to the optimizer's `lr`."""
     freeze_backbone: bool = False
     """Train the head alone."""
+    reset_optimizer: bool = False
+    """Start with a new optimizer: without the momentum and the moments of the phase before."""
     reload_best: bool = False
     """Start from the weights with the best validation metric so far, if the dataset has a val split."""
 
@@ -169,6 +171,8 @@ class RecipeBase:
     """Detections below this score are dropped."""
     nms_threshold: Fraction = 0.5
     """IoU above which the lower-scoring of two detections of a class is suppressed."""
+    clip_before_nms: bool = True
+    """Clip detections to the image before NMS, as torchvision does, or after it."""
     detections_per_image: Count = 100
     """Maximum number of detections per image."""
 

@@ -102,7 +102,8 @@ def fill_color(recipe: Recipe) -> tuple[int, int, int]:
 def pads_to_stride(recipe: Recipe) -> bool:
     """Return whether the sides of a batch must be multiples of `STRIDE`.
 
-    Required if anchor strides are derived from the sides: 100 pixels over 13 cells give 7 instead of 8.
+    Required if anchor strides are derived from the sides: 100 pixels over 13 cells give 7 instead of 8. With
+    `anchors.strides` a batch has the size of its largest images, as in the code that these recipes follow.
     """
     anchors = getattr(recipe, "anchors", None)
     return not isinstance(recipe, SSDRecipe) and (anchors is None or anchors.strides is None)
@@ -111,10 +112,11 @@ def pads_to_stride(recipe: Recipe) -> bool:
 def collate(samples: list[Sample], recipe: Recipe) -> Batch:
     """Make a batch: pad images with `fill_color` on the right and bottom, and boxes with zeros."""
     resized = torch.tensor([sample.image.shape[1:] for sample in samples])
-    height, width = (-(-int(side) // STRIDE) * STRIDE for side in resized.amax(0))
-    sides = set(resized.flatten().tolist())
-    if len(sides) == 1 and (sides == {height} or not pads_to_stride(recipe)):
-        images = torch.stack([sample.image for sample in samples])  # squares that need no padding
+    step = STRIDE if pads_to_stride(recipe) else 1
+    height, width = (-(-int(side) // step) * step for side in resized.amax(0))
+    unpadded = all(sample.image.shape[1:] == (height, width) for sample in samples)
+    if unpadded and (step == 1 or height == width):
+        images = torch.stack([sample.image for sample in samples])
     else:
         padding = filled_canvas(fill_color(recipe), samples[0].image.dtype, height, width)
         images = padding.repeat(len(samples), 1, 1, 1)
