@@ -40,7 +40,14 @@ def build_detector(recipe: Recipe, classes: int, backbone: dict[str, Tensor] | N
     if backbone is not None:
         count = load_features(network, backbone)
         log.info("backbone %s: loaded all %d tensors", recipe.backbone, count)
-    return _assemble(recipe, classes, network)
+    detector = _assemble(recipe, classes, network)
+    if isinstance(detector.backbone, ssd.SSDBackboneVGG):
+        if backbone is not None and "classifier.0.weight" in backbone:
+            detector.backbone.load_classifier(backbone)
+            log.info("conv6 and conv7: subsampled from fc6 and fc7")
+        else:
+            log.info("conv6 and conv7: random, since the backbone's weights have no fc6 and fc7")
+    return detector
 
 
 def _assemble(recipe: Recipe, classes: int, network: nn.Module) -> Detector:

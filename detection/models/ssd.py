@@ -4,9 +4,10 @@ Letters: B images, A default boxes of all maps, C channels, K classes without ba
 Parameters have torchvision's names.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,25 @@ class SSDBackboneVGG(nn.Module):
         for part in (fc, *extra):
             init_convs(part, nn.init.xavier_uniform_)
         self.extra = nn.ModuleList([nn.Sequential(*layers[pool4:-1], fc), *extra])
+
+    def load_classifier(self, state: Mapping[str, Tensor]) -> None:
+        """Subsample VGG16's fc6 and fc7 to conv6 and conv7 (Liu et al., section 3): "reduced" VGG16.
+
+        Every fourth output channel, and of fc6's 7x7 cells every third, which conv6's dilation of 6 spreads.
+
+        Args:
+            state: `classifier.0.*` [4096, 512 * 7 * 7] and `classifier.3.*` [4096, 4096], weight and bias.
+        """
+        _, conv6, _, conv7, _ = cast(nn.Sequential, cast(nn.Sequential, self.extra[0])[-1])
+        fc6, fc7 = state["classifier.0.weight"].view(-1, 512, 7, 7), state["classifier.3.weight"][:, :, None, None]
+        values = {
+            "weight": (fc6[::4, :, ::3, ::3], fc7[::4, ::4]),
+            "bias": (state["classifier.0.bias"][::4], state["classifier.3.bias"][::4]),
+        }
+        with torch.no_grad():
+            for name, pair in values.items():
+                for conv, value in zip((conv6, conv7), pair, strict=True):
+                    getattr(conv, name).copy_(value)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps of Tensor[B, 3, H, W], finest first."""

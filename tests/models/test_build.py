@@ -97,3 +97,29 @@ def test_a_detector_of_other_classes_is_refused(classes: tuple[str, ...], differ
         check_classes("detector.pt", LoadedDetector(detector, recipe, classes, "some"), ("cat", "dog"))
     assert [d for d in ("lacks 'dog'", "has 'cow'", "has 'dog' as class 0") if d in str(raised.value)] == differences
     check_classes("detector.pt", LoadedDetector(detector, recipe, ("cat", "dog"), "some"), ("cat", "dog"))
+
+
+def test_ssd_subsamples_the_published_fc6_and_fc7() -> None:
+    """The reduced VGG16 of the SSD paper: every fourth channel, every third cell. Weights hold their own indices."""
+    out, into = torch.arange(4096.0), torch.arange(25088.0)
+    features = feature_state(make_backbone("vgg16"))
+    backbone: Any = None
+    for held, index in ((out[:, None], 0), (into[None], 1)):
+        fc6, fc7 = held.expand(4096, 25088), held[:, :4096].expand(4096, 4096)
+        fc = {
+            "classifier.0.weight": fc6,
+            "classifier.0.bias": out,
+            "classifier.3.weight": fc7,
+            "classifier.3.bias": out,
+        }
+        if backbone is None:
+            backbone = build_detector(load(model="ssd300").recipe, CLASSES, features | fc).backbone
+        else:
+            backbone.load_classifier(fc)
+        _, conv6, _, conv7, _ = backbone.extra[0][-1]
+        assert (conv6.weight.shape, conv7.weight.shape) == ((1024, 512, 3, 3), (1024, 1024, 1, 1))
+        for o, c, y, x in ((0, 0, 0, 0), (5, 7, 1, 2), (1023, 511, 2, 2)):
+            assert conv6.weight[o, c, y, x] == (4 * o, c * 49 + 3 * y * 7 + 3 * x)[index]
+            assert conv7.weight[o, c, 0, 0] == (4 * o, 4 * c)[index]
+        assert torch.equal(conv6.bias, out[::4])
+        assert torch.equal(conv7.bias, out[::4])
