@@ -96,11 +96,13 @@ FORMATS: dict[str, type[Dataset]] = {"shapes": ShapesDataset, "voc": VocDataset,
 class Budget:
     """Preset, image size and amount of training of a dataset; null: as in the merged recipe."""
 
-    preset: str = "small"
-    """An entry of `presets`, or `published`: the recipe's own settings."""
+    preset: str | None = None
+    """An entry of `presets`, or `published`: the recipe's own settings. Null: `finetune` if `start.from` is set,
+    else `small`."""
     image_size: Count | None = None
     """Image size in pixels, unless the architecture fixes it (`fixed_size`)."""
     batch_size: Count | None = None
     """Images per step; the learning rate is scaled linearly with it."""
-    epochs: Count | None = None
-    """Length of training; the schedule's milestones and phases move in proportion."""
+    epochs: CountOrZero | None = None
+    """Length of training; the schedule's milestones and phases move in proportion. 0: no training, the detector of
+    `start.from` is evaluated as it is."""

@@ -17,14 +17,16 @@ from detection.params import schema
 from detection.params.datasets import FORMATS, Budget, Dataset
 from detection.params.recipe import ARCHITECTURES, Recipe
 from detection.params.recipe_base import RecipeBase, stages_of
-from detection.params.schema import build, check_keys, pick, refuse, validate
-from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Train
+from detection.params.schema import build, check_keys, key_of, pick, refuse, validate
+from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Start, Train
 from detection.text import flatten
 
 NAME = re.compile(r"[\w-]+")
 PUBLISHED = "published"
 """Budget preset of a recipe's own settings."""
-STAGES = {"prepare": Prepare, "pretrain": Pretrain, "train": Train, "evaluate": Evaluate, "plots": Plots}
+SMALL, FINETUNE = "small", "finetune"
+"""Presets of a dataset that has none of its own, without and with `start.from`."""
+STAGES = {"prepare": Prepare, "pretrain": Pretrain, "start": Start, "train": Train, "evaluate": Evaluate, "plots": Plots}
 SECTIONS = ("model", "dataset", "seed", "presets", "models", "datasets", "budgets", *STAGES)
 
 
@@ -57,6 +59,8 @@ class Params:
     """Reading of the raw data."""
     pretrain: Pretrain
     """Initial weights of the backbone; `method` is not `auto`, but what `auto` selects."""
+    start: Start
+    """Trained detector that training starts from."""
     train: Train
     """Execution of training."""
     evaluate: Evaluate
@@ -66,7 +70,8 @@ class Params:
 
     def flat(self) -> dict[str, Any]:
         """Values that decide the results, by dotted key: `recipe.optimizer.lr`, `train.precision`."""
-        return flatten({k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")})
+        values = flatten({k: v for k, v in asdict(self).items() if k not in ("overrides", "plots")})
+        return {key_of(key): value for key, value in values.items()}
 
 
 def load(path: str | Path = "params.yaml", model: str | None = None, dataset: str | None = None) -> Params:
@@ -89,17 +94,22 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     budgets = {name: _budget(name, values, datasets, presets, file) for name, values in _named(raw, "budgets", file)}
     for name in datasets:
         if name not in budgets:
-            raise ParamsError(f"{file}: budgets.{name}: missing; {name}: {{}} selects the preset {Budget().preset}")
+            raise ParamsError(f"{file}: budgets.{name}: missing; {name}: {{}} selects the preset {SMALL}")
     recipes = {name: _Recipe(name, values, presets, budgets, file) for name, values in _named(raw, "models", file)}
     model, dataset = model or raw["model"], dataset or raw["dataset"]
     selected = pick(recipes, model, "model", "model", file)
     data = pick(datasets, dataset, "dataset", "dataset", file)
     if isinstance(raw["seed"], bool) or not isinstance(raw["seed"], int) or raw["seed"] < 0:
         raise ParamsError(f"{file}: seed: must be a whole number, at least 0, not {raw['seed']!r}")
-    recipe, overrides = selected.merge(budgets[dataset].preset, dataset, budgets[dataset])
     stages: dict[str, Any] = {key: validate(cls, raw[key], key, file) for key, cls in STAGES.items()}
+    started, budget = stages["start"].from_ is not None, budgets[dataset]
+    preset = budget.preset or (FINETUNE if started else SMALL)
+    pick({**presets, PUBLISHED: None}, preset, f"budgets.{dataset}.preset", "preset", file)
+    recipe, overrides = selected.merge(preset, dataset, budget)
+    if not started and not (recipe.epochs or recipe.iterations):
+        raise ParamsError(f"{file}: budgets.{dataset}.epochs: 0 trains nothing; name the detector in start.from")
     if stages["pretrain"].method == "auto":
-        method = recipe.pretrained if budgets[dataset].preset == PUBLISHED else "crops"
+        method = recipe.pretrained if preset == PUBLISHED else "crops"
         stages["pretrain"] = replace(stages["pretrain"], method=method)
     return Params(
         model=model, dataset=dataset, seed=raw["seed"], recipe=recipe, overrides=overrides, data=data, **stages
@@ -154,7 +164,8 @@ def _subclass(classes: Mapping[str, type[Any]], values: Any, key: str, field: st
 def _budget(name: str, values: Any, datasets: Mapping[str, Any], presets: Mapping[str, Any], file: str) -> Budget:
     pick(datasets, name, f"budgets.{name}", "dataset", file)
     budget = validate(Budget, values or {}, f"budgets.{name}", file)
-    pick({**presets, PUBLISHED: None}, budget.preset, f"budgets.{name}.preset", "preset", file)
+    if budget.preset is not None:
+        pick({**presets, PUBLISHED: None}, budget.preset, f"budgets.{name}.preset", "preset", file)
     return budget
 
 
@@ -198,7 +209,7 @@ class _Recipe:
         for preset in presets:
             self.merge(preset, "", Budget())
         for dataset in self.overrides.keys() - presets.keys():
-            self.merge(budgets[dataset].preset, dataset, Budget())
+            self.merge(budgets[dataset].preset or SMALL, dataset, Budget())
 
     def merge(self, preset: str, dataset: str, budget: Budget) -> tuple[Recipe, tuple[Override, ...]]:
         """Return the recipe with a preset, its own overrides and a budget, and the values that changed.
@@ -244,10 +255,10 @@ def _budget_changes(values: Mapping[str, Any], budget: Budget, source: str) -> I
         yield "batch_size", budget.batch_size, source
     if budget.epochs is not None:
         length = values["epochs"] or values["iterations"]
-        if values["schedule.milestones"]:
+        if values["schedule.milestones"] and budget.epochs:
             moved = [round(m * budget.epochs / length, 3) for m in values["schedule.milestones"]]
             yield "schedule.milestones", moved, f"scaled by {source}.epochs"
-        if values["schedule.phases"]:
+        if values["schedule.phases"] and budget.epochs:
             factor = budget.epochs / length
             phases = [{**p, "until": round(p["until"] * factor, 3)} for p in values["schedule.phases"]]
             yield "schedule.phases", phases, f"scaled by {source}.epochs"

@@ -156,11 +156,13 @@ class RecipeBase:
     train_difficult: bool = False
     """Train on objects that VOC marks difficult."""
 
+    coco_weights: str | None = None
+    """torchvision's weights of the whole detector, trained on COCO, for `start.from: published`; null: none exist."""
     batch_size: Count
     """Images per optimizer step over all devices."""
-    epochs: Count | None = None
-    """Length of training in epochs; or `iterations`."""
-    iterations: Count | None = None
+    epochs: CountOrZero | None = None
+    """Length of training in epochs; or `iterations`. 0: no training, see `start.from`."""
+    iterations: CountOrZero | None = None
     """Length of training in optimizer steps; or `epochs`."""
     optimizer: Optimizer = field(default_factory=Optimizer)
     """Optimizer and parameter groups."""

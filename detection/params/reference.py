@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from detection.params.datasets import FORMATS, Budget
 from detection.params.recipe import ARCHITECTURES
 from detection.params.recipe_base import RecipeBase
-from detection.params.schema import UNIONS
-from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Train
+from detection.params.schema import UNIONS, key_of
+from detection.params.stages import Evaluate, Plots, Prepare, Pretrain, Start, Train
 
 HEAD = """# Parameters
 
@@ -38,7 +38,7 @@ SECTIONS: dict[str, type[Any]] = {
     },
     **{f"`datasets.NAME` with `format: {name}`": cls for name, cls in FORMATS.items()},
     "`budgets.NAME`": Budget,
-    **{f"`{cls.__name__.lower()}`": cls for cls in (Prepare, Pretrain, Train, Evaluate, Plots)},
+    **{f"`{cls.__name__.lower()}`": cls for cls in (Prepare, Pretrain, Start, Train, Evaluate, Plots)},
 }
 
 
@@ -62,7 +62,7 @@ def _rows(cls: Any, prefix: str = "", group: Any = None) -> Iterator[tuple[str, 
         default = default if group is None else getattr(group, field.name)
         types = [one for one in (field.type, *get_args(field.type)) if isinstance(one, type)]
         nested = next(filter(is_dataclass, types), None)
-        key = f"{prefix}{field.name}"
+        key = f"{prefix}{key_of(field.name)}"
         text = "required" if default is MISSING else "" if is_dataclass(default) else f"`{_text(default)}`"
         kind = "group" if nested else _type(field.type)
         yield key, f"| `{key}` | {kind} | {text} | {' '.join(docs[field.name].split())} |"

@@ -63,7 +63,7 @@ def build(cls: Any, values: object, key: str, problems: list[str]) -> Any:
     built = _fields(cls, values, key, problems)
     if isinstance(values, Mapping):
         required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
-        problems += [f"{key}.{name}: missing; this key is required" for name in required if name not in built]
+        problems += [f"{key}.{key_of(name)}: missing; this key is required" for name in required if name not in built]
     if len(problems) > before:
         return None
     try:
@@ -77,11 +77,18 @@ def _fields(cls: Any, values: object, key: str, problems: list[str]) -> dict[str
     if not isinstance(values, Mapping):
         problems.append(f"{key}: must be a mapping of keys to values, not {values!r}")
         return {}
-    known = {field.name: field.type for field in fields(cls)}
+    known = {key_of(field.name): field for field in fields(cls)}
     problems += [f"{key}.{name}: unknown key; {did_you_mean(name, known)}" for name in values if name not in known]
     return {
-        name: _convert(kind, values[name], f"{key}.{name}", problems) for name, kind in known.items() if name in values
+        field.name: _convert(field.type, values[name], f"{key}.{name}", problems)
+        for name, field in known.items()
+        if name in values
     }
+
+
+def key_of(field: str) -> str:
+    """Key in the file of a field: the field `from_`, a keyword of Python without the underscore, has the key `from`."""
+    return field.rstrip("_")
 
 
 def _convert(annotation: Any, value: object, key: str, problems: list[str]) -> Any:

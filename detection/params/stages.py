@@ -130,6 +130,19 @@ class Pretrain:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Trained detector that training starts from."""
+
+    from_: str | None = None
+    """Null: from the pretrained backbone. `published`: torchvision's COCO weights of the recipe. A file: a
+    `detector.pt` of this project or a state dict with torchvision's names (`.pth`, `.safetensors`), relative to
+    the repository. Or an experiment, an MLflow run id or name, or a registry URI `models:/<name>@<alias>`."""
+    classes: tuple[str, ...] | None = None
+    """Class names of a state dict's outputs in order, background not counted; null: COCO's if it has 91 outputs.
+    A file of this project holds its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EarlyStop:
     """Early stopping on the monitored metric."""
 
