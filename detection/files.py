@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PARAMS_YAML, DVC_YAML, DVC_LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
 PREPARED = Path("data/prepared")
 WEIGHTS_JSON = Path("data/weights.json")
-BACKBONE, DETECTOR = Path("models/backbone.pt"), Path("models/detector.pt")
+BACKBONE, START, DETECTOR = Path("models/backbone.pt"), Path("models/start.pt"), Path("models/detector.pt")
 REPORTS = Path("reports")
 REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
 REPORTS_TRAIN, REPORTS_EVALUATION = REPORTS / "train", REPORTS / "evaluation"

@@ -156,25 +156,10 @@ def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str 
     if Path(source).is_file() or str(source).endswith(".pt"):
         return Predictor(load_detector(source, chosen), precision)
     with tempfile.TemporaryDirectory(prefix="detection-load-") as folder:
-        path = _download(str(source), Path(folder))
+        from detection.experiments.registry import extract_detector
+
+        path = extract_detector(str(source), Path(folder))
         return Predictor(load_detector(path, chosen), precision)
-
-
-def _download(source: str, folder: Path) -> Path:
-    """Detector file of a registry URI, an experiment or an MLflow run."""
-    if source.startswith(("models:/", "runs:/")):
-        from detection.experiments.registry import download_detector
-
-        return download_detector(source, folder)
-    from detection.experiments.find import find
-    from detection.experiments.repository import Repository
-
-    content = find(source, Repository()).files.read(str(DETECTOR))
-    if content is None:
-        raise DataError(f"{source} has no {DETECTOR}; `dvc exp run` trains one")
-    path = folder / "detector.pt"
-    path.write_bytes(content)
-    return path
 
 
 def _images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Tensor]]:

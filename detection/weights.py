@@ -6,6 +6,7 @@ Nothing in a file is executed: `weights_only=True` refuses everything but tensor
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from detection.errors import CheckpointError, reason
-from detection.files import sha256
+from detection.files import save_weights, sha256
 
 EXPECTED = "expected a state dict saved with torch.save (.pth, .pt) or a .safetensors file"
 NESTED_KEYS = ("state_dict", "model")
@@ -41,12 +42,18 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing, a folder, damaged, holds other objects than tensors, or no tensors.
     """
-    path = Path(path)
+    return _state_dict(_read(Path(path)), path)
+
+
+def _read(path: Path) -> Any:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; {EXPECTED}: give the path of the file in it")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; {EXPECTED}: correct the path, or put the file there")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _state_dict(content: Any, path: str | Path) -> dict[str, Tensor]:
     candidates = [content, *(content.get(key) for key in NESTED_KEYS)] if isinstance(content, Mapping) else []
     state = next(filter(_is_state_dict, candidates), None)
     if state is None:
@@ -55,6 +62,47 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = {key.removeprefix(PARALLEL_PREFIX): value for key, value in state.items()}
     half = (torch.float16, torch.bfloat16)
     return {key: value.float() if value.dtype in half else value for key, value in state.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class StartWeights:
+    """Weights that a training starts from, and what is known of their detector."""
+
+    source: dict[str, Any]
+    """Resolved `start.from`; its key `from` is the name that the user gave."""
+    state_dict: dict[str, Tensor]
+    """State dict of the whole detector, with torchvision's names."""
+    classes: tuple[str, ...] | None = None
+    """Class names of the output rows in order, with or without the background's; None: unknown."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Recipe of the detector as plain values; empty: unknown."""
+
+    def save(self, path: Path) -> None:
+        """Write the file that `train` reads."""
+        save_weights(path, asdict(self))
+
+
+def read_start(path: str | Path, source: dict[str, Any]) -> StartWeights:
+    """Read a detector that a training starts from: a file of this project, or a state dict of any origin.
+
+    Args:
+        path: See `read_state_dict`.
+        source: Resolved `start.from`; its `classes` go before those of the file.
+
+    Raises:
+        CheckpointError: See `read_state_dict`.
+    """
+    content = _read(Path(path))
+    state, known = _state_dict(content, path), "recipe" in content and "classes" in content
+    classes = source.get("classes") or (content["classes"] if known else None)
+    recipe = content["recipe"] if known else {}
+    return StartWeights(source, state, tuple(classes) if classes else None, recipe)
+
+
+def load_start(path: Path) -> StartWeights | None:
+    """Read the file that `pretrain` wrote; None if training starts from the backbone alone."""
+    saved = _read(path)
+    return StartWeights(**saved) if saved["state_dict"] else None
 
 
 def published_state_dict(weights: WeightsEnum) -> dict[str, Tensor]:

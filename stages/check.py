@@ -1,6 +1,6 @@
 """Check params.yaml, the dataset's and the weights' files, before any other stage removes its outputs.
 
-DVC runs this stage always, so that a changed weights file is noticed.
+DVC runs this stage always, so that a changed weights file or a moved model alias is noticed.
 """
 
 import subprocess
@@ -10,6 +10,7 @@ from typing import Any
 from detection import params
 from detection.data.sources.layout import check_present
 from detection.errors import DataError, DetectionError
+from detection.experiments.start_source import resolve
 from detection.files import WEIGHTS_JSON, dvc_root, sha256, write_json
 from stages.entry import run
 
@@ -21,12 +22,12 @@ def main() -> None:
     try:
         loaded = params.load()
         check_present(loaded.dataset, loaded.data)
-        backbone = _backbone_weights(loaded.pretrain)
+        sources = {"backbone": _backbone_weights(loaded.pretrain), "start": resolve(loaded)}
     except DetectionError as error:
         raise type(error)(f"{error}{_undo_hint()}") from None
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text("ok\n", encoding="utf-8")
-    write_json(WEIGHTS_JSON, {"backbone": backbone})
+    write_json(WEIGHTS_JSON, sources)
 
 
 def _backbone_weights(pretrain: params.Pretrain) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Make the backbone's weights: pretrained on crops or on an ImageFolder, published, from a file, or none."""
+"""Make the initial weights: of the backbone (crops, an ImageFolder, published, a file, none), or of a detector."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from detection.files import BACKBONE, REPORTS_PRETRAIN, write_json
+from detection.files import BACKBONE, REPORTS_PRETRAIN, START, WEIGHTS_JSON, read_json, write_json
 from detection.params import Params, load
 from stages.entry import run
 
@@ -17,8 +18,10 @@ RESULT_FILE = "backbone.pt"
 
 
 def main() -> None:
-    """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt and reports/pretrain."""
+    """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt, models/start.pt and reports/pretrain."""
     params = load()
+    if read_json(WEIGHTS_JSON)["start"]["from"] is not None:  # the start weights hold a backbone
+        params = replace(params, pretrain=replace(params.pretrain, method="none"))
     from detection.distributed import pick_device, pick_devices
     from detection.training.common import launch
 
@@ -39,11 +42,13 @@ def pretrain(params: Params, device: "torch.device") -> None:
     from detection.training.common.history import CsvTable
     from detection.training.pretrain.classifier import COLUMNS
     from detection.training.pretrain.methods import describe_start, select_method
+    from detection.training.pretrain.start import fetch_start
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)
-    start = describe_start(params)
-    log.info("backbone %s from %s", backbone, start)
+    source = read_json(WEIGHTS_JSON)["start"]
+    origin = describe_start(params) if source["from"] is None else f"the detector {source['from']}"
+    log.info("backbone %s from %s", backbone, origin)
     values = {"method": method, "backbone": backbone, "seed": params.seed, **inputs}
     key = content_key("pretrain", values, without=None if method == "crops" else "data")
     with (
@@ -60,9 +65,10 @@ def pretrain(params: Params, device: "torch.device") -> None:
             checkpoints.mark_complete()
         if distributed.is_main():
             BACKBONE.parent.mkdir(exist_ok=True)
+            fetch_start(source).save(START)
             save_weights(BACKBONE, {"backbone": backbone, "state_dict": result["state_dict"]})
             CsvTable(reports / "curves.csv", COLUMNS, result["curve"])
-            write_json(reports / "metrics.json", {**result["metrics"], "start": start})
+            write_json(reports / "metrics.json", {**result["metrics"], "start": origin})
 
 
 if __name__ == "__main__":

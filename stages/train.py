@@ -1,10 +1,10 @@
-"""Train a detector on the prepared data, from the pretrained backbone, in one MLflow run."""
+"""Train a detector on the prepared data, from a pretrained backbone or a detector, in one MLflow run."""
 
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from detection.files import BACKBONE, DETECTOR, PREPARED, REPORTS_TRAIN, write_json
+from detection.files import DETECTOR, PREPARED, REPORTS_TRAIN, write_json
 from detection.params import Params, load
 from stages.entry import run
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Read data/prepared and models/backbone.pt, write models/detector.pt and reports/train."""
+    """Read data/prepared, models/backbone.pt and models/start.pt, write models/detector.pt and reports/train."""
     params = load()
     from detection.distributed import pick_device, pick_devices
     from detection.training.common import launch
@@ -38,9 +38,10 @@ def train(params: Params, device: "torch.device") -> None:
     prepared.check_unchanged("train")
     prepared.check_unchanged("val")
     with launch.reports_folder(REPORTS_TRAIN) as reports, determinism(params.train.determinism):
-        job = build_job(params, prepared, BACKBONE, device, reports)
+        job = build_job(params, prepared, device, reports)
         values = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
         values |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
+        values |= {"start": asdict(job.transfer)} if job.transfer else {}
         write_json(reports / "recipe.json", values)
         with job.checkpoints.locked(), StopSignals() as stop:
             train_in_run(params, job, stop)

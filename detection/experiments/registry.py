@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import detection
 from detection.errors import DataError, TrackingError
-from detection.experiments.find import Experiment, open_store
-from detection.experiments.repository import read_json
+from detection.experiments.find import Experiment, find, open_store
+from detection.experiments.repository import Repository, read_json
 from detection.files import DETECTOR, MODEL_CARD, PREPARED, REPORTS_DATASET, REPORTS_EVALUATION, REPORTS_TRAIN
 from detection.pipeline import locked_outs
 from detection.tracking.client import find_run
@@ -225,3 +225,24 @@ def download_detector(uri: str, folder: Path) -> Path:
     if not files:
         raise DataError(f"{uri} holds no {DETECTOR.name}; `detection promote` registers one")
     return files[0]
+
+
+def extract_detector(source: str, folder: Path) -> Path:
+    """Write the detector file of a registry URI, an experiment or an MLflow run into an existing folder.
+
+    Args:
+        source: `models:/...`, `runs:/...`, or a name as `find` takes it.
+        folder: Folder for the file.
+
+    Raises:
+        DataError: No experiment or run has this name, or it has no detector.
+        TrackingError: The MLflow store cannot be read.
+    """
+    if source.startswith(("models:/", "runs:/")):
+        return download_detector(source, folder)
+    content = find(source, Repository()).files.read(str(DETECTOR))
+    if content is None:
+        raise DataError(f"{source} has no {DETECTOR}; `dvc exp run` trains one")
+    path = folder / DETECTOR.name
+    path.write_bytes(content)
+    return path

@@ -69,7 +69,7 @@ def _resolve_file(name: str, path: Path) -> dict[str, Any]:
 
 def _resolve_experiment(name: str, path: Path) -> dict[str, Any]:
     if name == WORKSPACE:
-        raise ParamsError(f"params.yaml: start.from: {name} changes during the experiment; name an experiment or a file")
+        raise ParamsError(f"params.yaml: start.from: {name} changes while it runs; name an experiment or a file")
     try:
         experiment = find(name, Repository())
     except DataError as error:

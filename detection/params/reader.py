@@ -26,7 +26,7 @@ PUBLISHED = "published"
 """Budget preset of a recipe's own settings."""
 SMALL, FINETUNE = "small", "finetune"
 """Presets of a dataset that has none of its own, without and with `start.from`."""
-STAGES = {"prepare": Prepare, "pretrain": Pretrain, "start": Start, "train": Train, "evaluate": Evaluate, "plots": Plots}
+STAGES = {cls.__name__.lower(): cls for cls in (Prepare, Pretrain, Start, Train, Evaluate, Plots)}
 SECTIONS = ("model", "dataset", "seed", "presets", "models", "datasets", "budgets", *STAGES)
 
 

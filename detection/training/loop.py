@@ -18,6 +18,7 @@ from detection.data.loading.loader import Loader
 from detection.distributed import autocast
 from detection.models.detector import Detector
 from detection.models.heads import meters, rates
+from detection.models.transfer import Transfer
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run
@@ -57,6 +58,8 @@ class TrainingJob:
     """Folder of the curves."""
     checkpoints: Checkpoints
     """Checkpoints, locked by the caller."""
+    transfer: Transfer | None = None
+    """What the detector got from start weights; None: it starts from its backbone."""
 
     def steps(self) -> int:
         """Length of the whole training in optimizer steps."""

@@ -11,30 +11,32 @@ from detection.data.loading.loader import DetectionDataset, Loader, loader_worke
 from detection.data.loading.prepared import Prepared
 from detection.distributed import pick_precision
 from detection.errors import ParamsError
+from detection.files import BACKBONE, START
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
+from detection.models.transfer import transfer
 from detection.params import Params, Recipe
 from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator
+from detection.weights import load_start
 
 log = logging.getLogger(__name__)
 SINGLE_CELL_SIZE = 512
 """Largest image size in pixels at which SSDlite's last feature map is a single cell."""
 
 
-def build_job(params: Params, prepared: Prepared, backbone: Path, device: torch.device, reports: Path) -> TrainingJob:
-    """Build the detector on its pretrained backbone, the loader, the validator and the checkpoints.
+def build_job(params: Params, prepared: Prepared, device: torch.device, reports: Path) -> TrainingJob:
+    """Build the detector on the weights that `pretrain` wrote, the loader, the validator and the checkpoints.
 
     Args:
         params: The experiment.
         prepared: Prepared dataset.
-        backbone: File written by `pretrain`.
         device: Device of this rank.
         reports: Folder of the curves.
 
     Raises:
-        CheckpointError: The backbone's weights do not fit.
+        CheckpointError: The backbone's or the start weights do not fit.
         ParamsError: The batch cannot be split equally over the devices, or the parts are too small.
     """
     settings = params.train
@@ -42,9 +44,11 @@ def build_job(params: Params, prepared: Prepared, backbone: Path, device: torch.
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
     torch.manual_seed(params.seed)
-    weights = read_weights(backbone, params.recipe.backbone)
-    recipe = params.recipe if weights else without_weights(params.recipe)
-    detector = build_detector(recipe, len(prepared.classes), weights).to(device).train()
+    start, weights = load_start(START), read_weights(BACKBONE, params.recipe.backbone)
+    recipe = params.recipe if weights or start else without_weights(params.recipe)
+    detector = build_detector(recipe, len(prepared.classes), weights)
+    moved = transfer(detector, start, prepared.classes, asdict(recipe)) if start else None
+    detector = detector.to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
     ranks = distributed.world_size()
@@ -59,8 +63,11 @@ def build_job(params: Params, prepared: Prepared, backbone: Path, device: torch.
     log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
     for override in params.overrides:
         log.info("  %s = %s  (%s)", override.key, override.value, override.source)
+    for line in moved.lines() if moved else ():
+        log.info("%s", line)
     return TrainingJob(
         detector=detector,
+        transfer=moved,
         recipe=recipe,
         settings=settings,
         loader=loader,

@@ -1,0 +1,226 @@
+"""Start a detector from the weights of another one: same architecture, classes carried over by name.
+
+Rows of the output layers belong to classes; a row is copied where source and target have a class of the same name,
+and keeps its initial value otherwise. All other tensors must fit exactly.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection.errors import CheckpointError
+from detection.models.backbones import first_difference
+from detection.models.detector import Detector
+from detection.models.faster_rcnn import FasterRCNN
+from detection.models.heads import ClassificationHead
+from detection.weights import StartWeights
+
+BACKGROUND_NAME = "__background__"
+BATCH_COUNTER = "num_batches_tracked"
+"""BatchNorm's batch counter, which frozen BatchNorm lacks; not compared."""
+COCO_NAMES = {
+    "aeroplane": "airplane",
+    "motorbike": "motorcycle",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+"""VOC's names of COCO's classes; `diningtable` and `pottedplant` differ by a space only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Tensors and classes that a detector got from its start weights."""
+
+    source: dict[str, Any]
+    """Resolved `start.from`."""
+    loaded: int
+    """Number of tensors loaded whole."""
+    carried: dict[str, str]
+    """Class of the data: class of the source whose rows it got."""
+    initialized: tuple[str, ...]
+    """Classes of the data that the source does not have: initial weights of the recipe."""
+    unused: tuple[str, ...]
+    """Classes of the source that the data does not have."""
+    tensors: tuple[dict[str, str], ...]
+    """Output tensors: `tensor`, `shape`, `rows` (copied of all) and `reason` for the rows that were initialized."""
+    notes: tuple[str, ...]
+    """Settings of the recipe that differ from the source's and change the meaning of its weights."""
+
+    def lines(self) -> Iterator[str]:
+        """Lines for the log."""
+        yield f"start from {self.source['from']}: loaded {self.loaded} tensors"
+        names = [name if name == own else f"{name} (from {own})" for name, own in self.carried.items()]
+        yield f"  classes carried over: {', '.join(names) or 'none'}"
+        if self.initialized:
+            yield f"  classes initialized: {', '.join(self.initialized)}"
+        for row in self.tensors:
+            yield f"  {row['tensor']} {row['shape']}: {row['rows']} rows copied{row['reason'] and '; '}{row['reason']}"
+        yield from (f"  {note}" for note in self.notes)
+
+
+def transfer(detector: Detector, start: StartWeights, classes: Sequence[str], recipe: Mapping[str, Any]) -> Transfer:
+    """Load start weights into a detector.
+
+    Args:
+        detector: Detector with its initial weights.
+        start: The weights.
+        classes: Class names of the data, indexed by label.
+        recipe: Recipe of the detector as plain values.
+
+    Raises:
+        CheckpointError: The weights are of another architecture or shape; names the first difference in each
+            direction. Nothing is loaded.
+    """
+    own = {k: v for k, v in detector.state_dict().items() if not k.endswith(BATCH_COUNTER)}
+    theirs = {k: v for k, v in start.state_dict.items() if not k.endswith(BATCH_COUNTER)}
+    layers = {f"{name}.{part}": rows for name, rows in _class_layers(detector).items() for part in ("weight", "bias")}
+    outputs = {name: own[name] for name in layers}
+    fixed = {k: v for k, v in own.items() if k not in layers}
+    missing_outputs = {k: v for k, v in outputs.items() if k not in theirs}
+    if difference := first_difference(fixed | missing_outputs, {k: v for k, v in theirs.items() if k not in outputs}):
+        raise CheckpointError(f"start.from: {start.source['from']} does not fit: {difference}{_hint(start, recipe)}")
+    count = _source_classes(start, {name: theirs[name] for name in outputs}, outputs, layers)
+    names = _row_names(start, count)
+    target = [BACKGROUND_NAME, *classes] if _has_background(detector) else list(classes)
+    pairs = _matches(target, names)
+    tensors = []
+    with torch.no_grad():
+        for name, value in fixed.items():
+            value.copy_(theirs[name])
+        for name, (anchors, columns) in layers.items():
+            rows = own[name].unflatten(0, (anchors, len(target), columns))
+            source = theirs[name].unflatten(0, (anchors, count, columns))
+            rows[:, list(pairs)] = source[:, list(pairs.values())].to(rows.dtype)
+            tensors.append(_row(name, own[name], anchors * columns * len(pairs), names is None))
+    carried = {target[t]: names[s] for t, s in pairs.items() if names and target[t] != BACKGROUND_NAME}
+    return Transfer(
+        source=start.source,
+        loaded=len(fixed),
+        carried=carried,
+        initialized=tuple(name for name in classes if name not in carried),
+        unused=tuple(n for n in names or () if n not in {*carried.values(), BACKGROUND_NAME, "N/A"}),
+        tensors=tuple(tensors),
+        notes=tuple(_notes(start.recipe, recipe)),
+    )
+
+
+def _class_layers(detector: Detector) -> dict[str, tuple[int, int]]:
+    """Output layers with rows per class: their names, and the sizes around the class dimension.
+
+    The first dimension of their tensors is [anchors per cell, classes, columns per class].
+    """
+    module: Any = detector
+    if isinstance(detector, FasterRCNN):
+        predictor = "roi_heads.box_predictor"
+        return {f"{predictor}.cls_score": (1, 1), f"{predictor}.bbox_pred": (1, 4)}
+    head, name = module.head.classification_head, "head.classification_head"
+    if isinstance(head, ClassificationHead):
+        return {f"{name}.cls_logits": (module.anchors.anchors_per_cell[0], 1)}
+    layers = zip(head.module_list, module.anchors.anchors_per_cell, strict=True)
+    last = [".1" if isinstance(layer, nn.Sequential) else "" for layer in head.module_list]  # SSDlite's 1x1
+    return {f"{name}.module_list.{i}{last[i]}": (per_cell, 1) for i, (_, per_cell) in enumerate(layers)}
+
+
+def _has_background(detector: Detector) -> bool:
+    module: Any = detector
+    return isinstance(detector, FasterRCNN) or not isinstance(module.head.classification_head, ClassificationHead)
+
+
+def _source_classes(
+    start: StartWeights, theirs: Mapping[str, Tensor], own: Mapping[str, Tensor], layers: Mapping[str, tuple[int, int]]
+) -> int:
+    """Number of classes in the rows of the source's output tensors, the background's included.
+
+    Raises:
+        CheckpointError: The tensors differ in more than the number of classes.
+    """
+    counts = set()
+    for name, (anchors, columns) in layers.items():
+        rows, rest = divmod(len(theirs[name]), anchors * columns)
+        counts.add(rows)
+        if rest or theirs[name].shape[1:] != own[name].shape[1:] or len(counts) > 1:
+            raise CheckpointError(
+                f"start.from: {start.source['from']} does not fit: {name!r} has shape {tuple(theirs[name].shape)} in "
+                f"the file, {tuple(own[name].shape)} in the network, which differs in more than the number of classes"
+            )
+    return counts.pop()
+
+
+def _row_names(start: StartWeights, count: int) -> list[str] | None:
+    """Class name of each row of the source; None if they are unknown.
+
+    Raises:
+        CheckpointError: The source has another number of names than rows.
+    """
+    if start.classes is None:
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        categories: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+        return categories if count == len(categories) else None
+    names = list(start.classes)
+    if count == len(names) + 1:
+        return [BACKGROUND_NAME, *names]
+    if count != len(names):
+        raise CheckpointError(
+            f"start.from: {start.source['from']} has outputs of {count} classes (with the background {count - 1}), "
+            f"but {len(names)} class names; correct start.classes"
+        )
+    return names
+
+
+def _matches(target: Sequence[str], source: Sequence[str] | None) -> dict[int, int]:
+    """Row of the source for each row of the target whose class the source has.
+
+    An exact name comes first; else names match without case, spaces, `_` and `-`, and by VOC's and COCO's spelling.
+    """
+    if source is None:
+        return {}
+    exact = {name: row for row, name in enumerate(source)}
+    similar = {_canonical(name): row for row, name in enumerate(source)}
+    pairs = {i: exact.get(name, similar.get(_canonical(name))) for i, name in enumerate(target)}
+    taken = [row for row in pairs.values() if row is not None]
+    return {
+        i: row
+        for i, row in pairs.items()
+        if row is not None and (taken.count(row) == 1 or source[row] == target[i])
+    }
+
+
+def _canonical(name: str) -> str:
+    plain = re.sub(r"[\s_-]", "", name.casefold()) or name
+    return COCO_NAMES.get(plain, plain)
+
+
+def _row(name: str, value: Tensor, copied: int, unknown: bool) -> dict[str, str]:
+    reason = ""
+    if copied < len(value):
+        reason = "class names of the source unknown, see start.classes" if unknown else "the source lacks the classes"
+    return {"tensor": name, "shape": str(tuple(value.shape)), "rows": f"{copied} of {len(value)}", "reason": reason}
+
+
+GEOMETRY = ("anchors", "default_boxes", "image_mean", "image_std")
+
+
+def _notes(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
+    """Differences in settings on which the meaning of weights depends."""
+    for key in GEOMETRY:
+        if key in theirs and key in own and _plain(theirs[key]) != _plain(own[key]):
+            yield f"{key} differs from the source: {_plain(own[key])} here, {_plain(theirs[key])} there"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _hint(start: StartWeights, recipe: Mapping[str, Any]) -> str:
+    """Architecture and backbone of the source, if they are known and others than the recipe's."""
+    keys = ("architecture", "backbone")
+    theirs = " on ".join(str(start.recipe[key]) for key in keys if key in start.recipe)
+    own = " on ".join(str(recipe[key]) for key in keys)
+    return f"; the source is {theirs}, the recipe {own}" if theirs and theirs != own else "; choose its model"
