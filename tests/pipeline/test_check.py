@@ -1,5 +1,6 @@
 """The check stage: a typo in params.yaml is one line on stderr, early, and changes no file."""
 
+import json
 import os
 import resource
 import shutil
@@ -153,3 +154,63 @@ def test_it_imports_nothing_heavy_and_takes_less_than_half_a_second(project: Pat
         "except SystemExit: print(*{'torch', 'mlflow', 'numpy', 'pandas', 'matplotlib'} & sys.modules.keys())"
     )
     assert run_check(project, "-c", code).stdout == "\n"
+
+
+def sources(project: Path) -> dict[str, object]:
+    values: dict[str, object] = json.loads((project / "data" / "weights.json").read_text())["start"]
+    return values
+
+
+def start_from(project: Path, source: str) -> None:
+    change(project, "start:\n  from:\n", f"start:\n  from: {source}\n")
+
+
+def test_without_a_start_the_sources_say_so(project: Path) -> None:
+    assert run_check(project).returncode == 0
+    assert sources(project) == {"from": None}
+
+
+def test_published_weights_are_the_recipes(project: Path) -> None:
+    change(project, "\nmodel: ", "\nmodel: retinanet  # ")
+    start_from(project, "published")
+    assert run_check(project).returncode == 0
+    assert sources(project)["weights"] == "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
+
+
+def test_a_changed_weights_file_changes_the_sources(project: Path) -> None:
+    (project / ".dvc").mkdir()
+    start_from(project, "first.pth")
+    (project / "first.pth").write_bytes(b"one")
+    assert run_check(project).returncode == 0
+    first = sources(project)
+    (project / "first.pth").write_bytes(b"two")
+    assert run_check(project).returncode == 0
+    assert sources(project)["sha256"] != first["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.pth", "missing.pth does not exist"),
+        ("published", "no detector weights are published for fasterrcnn_resnet18"),
+        ("folder", "folder is a folder; name the weights file in it"),
+        ("publishd", "did you mean 'published'?"),
+        ("workspace", "name an experiment or a file"),
+        ("models/detector.pt", "cp models/detector.pt first.pt"),
+        ("models:/name", "is not models:/<name>@<alias>"),
+        ("models:/name@best", "`detection promote` registers one"),
+        ("3", "Expected str"),
+    ],
+)
+def test_a_source_that_cannot_be_resolved_is_one_line(project: Path, source: str, message: str) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    (project / ".dvc").mkdir()
+    (project / "folder").mkdir()
+    (project / "models").mkdir()
+    (project / "models" / "detector.pt").touch()
+    start_from(project, source)
+    done = run_check(project)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (project / "data").exists()
