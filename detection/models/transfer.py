@@ -22,12 +22,7 @@ from detection.weights import StartWeights
 BACKGROUND_NAME = "__background__"
 BATCH_COUNTER = "num_batches_tracked"
 """BatchNorm's batch counter, which frozen BatchNorm lacks; not compared."""
-COCO_NAMES = {
-    "aeroplane": "airplane",
-    "motorbike": "motorcycle",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
+COCO_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 """VOC's names of COCO's classes; `diningtable` and `pottedplant` differ by a space only."""
 
 
@@ -184,9 +179,7 @@ def _matches(target: Sequence[str], source: Sequence[str] | None) -> dict[int, i
     pairs = {i: exact.get(name, similar.get(_canonical(name))) for i, name in enumerate(target)}
     taken = [row for row in pairs.values() if row is not None]
     return {
-        i: row
-        for i, row in pairs.items()
-        if row is not None and (taken.count(row) == 1 or source[row] == target[i])
+        i: row for i, row in pairs.items() if row is not None and (taken.count(row) == 1 or source[row] == target[i])
     }
 
 

@@ -140,10 +140,10 @@ def started(
     return ours, transfer(ours, start, classes, asdict(recipe))
 
 
-VOC = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor"
-).split()
+VOC = [
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+]
 
 
 def test_the_classes_of_voc_are_found_in_coco() -> None:
@@ -231,7 +231,9 @@ def test_another_number_of_names_than_outputs_is_an_error() -> None:
 
 def test_another_architecture_is_refused_with_a_difference_in_each_direction() -> None:
     theirs, recipe = small(2)
-    with pytest.raises(CheckpointError, match=r"x does not fit: the file lacks '.*' and has '.*'.*retinanet on resnet18"):
+    with pytest.raises(
+        CheckpointError, match=r"x does not fit: the file lacks '.*' and has '.*'.*retinanet on resnet18"
+    ):
         started(theirs, ("a", "b"), ["a"], load(model="retinanet_resnet18").recipe, asdict(recipe))
 
 
