@@ -14,7 +14,7 @@ import pytest
 from detection.errors import DetectionError
 from detection.training.common import launch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import time
 import torch
