@@ -14,8 +14,7 @@ from PIL import Image
 from detection.files import read_json, read_table
 from detection.pipeline import commit, experiment_name
 from detection.report.charts.experiment_charts import monitored
-from detection.report.images.gallery import Album
-from detection.report.images.svg_boxes import PLATE_HEIGHT, data_url
+from detection.report.images.gallery import PLATE_HEIGHT, Album, data_url
 from detection.report.page import score_tables
 
 if TYPE_CHECKING:
