@@ -79,7 +79,16 @@ def check(theirs: Matcher, ours: Tensor, boxes: Tensor, mask: Tensor, anchors: T
             assert torch.equal(ours[b], padded_index(mask, b, expected))
 
 
-@given(scenes, st.sampled_from(["none", "all_ties", "unique"]))
+def test_a_claim_gives_way_to_an_object_above_the_threshold() -> None:
+    """Two objects whose best anchor is the same one: it overlaps the first most, and the second claims it last."""
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 10, 16]]])
+    mask, anchors = torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0.0, 0, 10, 9], [30, 30, 40, 40]])
+    assert match(boxes, mask, anchors, 0.5, 0.3, "unique").tolist() == [[1, BACKGROUND]]
+    assert match(boxes, mask, anchors, 0.5, 0.3, "unique_below_fg").tolist() == [[0, BACKGROUND]]
+    assert match(boxes, mask, anchors, 0.95, 0.3, "unique_below_fg").tolist() == [[1, BACKGROUND]]
+
+
+@given(scenes, st.sampled_from(["none", "all_ties", "unique", "unique_below_fg"]))
 @settings(deadline=None)
 def test_chunks_do_not_change_the_matches(batch: tuple[Tensor, Tensor, Tensor], low_quality: str) -> None:
     boxes, mask, anchors = batch
@@ -104,7 +113,7 @@ def test_anchors_per_image(batch: tuple[Tensor, Tensor, Tensor]) -> None:
         assert torch.equal(together[b], alone[0])
 
 
-@given(scenes, st.sampled_from(["none", "all_ties", "unique"]))
+@given(scenes, st.sampled_from(["none", "all_ties", "unique", "unique_below_fg"]))
 @settings(deadline=None)
 def test_ignored_anchors(batch: tuple[Tensor, Tensor, Tensor], low_quality: str) -> None:
     boxes, mask, anchors = batch
