@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from detection import pipeline
-from detection.files import TRAIN_RUN_JSON, read_json, write_json
+from detection.files import TRAIN_RUN_JSON, WEIGHTS_JSON, read_json, write_json
 from detection.params import Params
 from detection.tracking.store import Store, process_tags
 
@@ -188,7 +188,13 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "mlflow.source.git.commit": pipeline.commit(),
         "mlflow.user": _user(),
     }
-    return {key: value for key, value in tags.items() if value} | _md5_tags(stage)
+    return {key: value for key, value in tags.items() if value} | _start_tags() | _md5_tags(stage)
+
+
+def _start_tags() -> dict[str, str]:
+    """Tags that lead to the detector that the training started from: `start.from`, `start.run_id`, ..."""
+    source = read_json(WEIGHTS_JSON).get("start", {})
+    return {f"start.{key}": str(value) for key, value in source.items() if value and key != "classes"}
 
 
 def environment_tags(environment: Mapping[str, str]) -> dict[str, str]:

@@ -168,7 +168,14 @@ def returned(command: Command, execute: Callable[..., Step], plots_page: str) ->
 
 
 @pytest.fixture(scope="module")
-def synced(copy: Path, command: Command, returned: Step) -> Synced:
+def started(execute: Callable[..., Step], returned: Step) -> Step:
+    """The detector of an earlier experiment, evaluated as it is in a temporary workspace."""
+    override = ("-S", "model=sibling", "-S", "start.from=other-model", "-S", "budgets.shapes.epochs=0")
+    return execute("dvc", "exp", "run", "--temp", "-n", "started", *override)
+
+
+@pytest.fixture(scope="module")
+def synced(copy: Path, command: Command, returned: Step, started: Step) -> Synced:
     """`detection sync` after the MLflow store and the checkpoints are lost."""
     from mlflow import MlflowClient
 
@@ -295,6 +302,17 @@ def test_the_first_params_again_restore_the_outputs_and_add_no_run(temporary: St
     assert returned.stages == ["check"]
     assert returned.run_ids["evaluation"] == returned.runs[0].info.run_id
     assert len(returned.runs) == len(temporary.runs)
+
+
+def test_a_detector_of_an_earlier_experiment_is_evaluated_as_it_is(other_model: Step, started: Step) -> None:
+    source, run = other_model.runs[-1], started.runs[-1]
+    scores = {k: v for k, v in source.data.metrics.items() if k.startswith("test/")}
+    assert {k: v for k, v in run.data.metrics.items() if k.startswith("test/")} == scores
+    assert run.info.run_name == "started"
+    assert run.data.tags["start.run_id"] == source.info.run_id
+    assert run.data.params["start.from"] == "other-model"
+    assert "classes carried over" in started.stdout
+    assert "trained 0 steps" in started.stdout
 
 
 def test_sync_restores_runs_in_an_empty_store_from_dvc_alone(returned: Step, synced: Synced) -> None:

@@ -92,6 +92,7 @@ def experiment_context(reports: Path) -> dict[str, Any]:
         "training": summary,
         "monitor": monitored(summary),
         "pretraining": read_json(reports / "pretrain/metrics.json"),
+        "start": made_of.get("start"),
         "card": read_json(reports / "dataset/card.json"),
         "scores": score_tables.scores(reports),
         "classes": score_tables.classes(reports),
