@@ -109,7 +109,7 @@ def load(path: str | Path = "params.yaml", model: str | None = None, dataset: st
     if not started and not (recipe.epochs or recipe.iterations):
         raise ParamsError(f"{file}: budgets.{dataset}.epochs: 0 trains nothing; name the detector in start.from")
     if stages["pretrain"].method == "auto":
-        method = recipe.pretrained if preset == PUBLISHED else "crops"
+        method = recipe.pretrained if budget == Budget(preset=PUBLISHED) else "crops"  # at its published scale
         stages["pretrain"] = replace(stages["pretrain"], method=method)
     return Params(
         model=model, dataset=dataset, seed=raw["seed"], recipe=recipe, overrides=overrides, data=data, **stages

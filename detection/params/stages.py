@@ -112,7 +112,7 @@ class Pretrain:
     """Initial weights of the backbone."""
 
     method: Literal["auto", "crops", "imagefolder", "published", "file", "none"] = "auto"
-    """`auto`: the recipe's `pretrained` where the budget's preset is `published`, else `crops`. `crops`:
+    """`auto`: the recipe's `pretrained` where the budget is `{preset: published}`, else `crops`. `crops`:
     classify the training objects; `imagefolder`: classify an image folder, such as ImageNet; `published`:
     torchvision's ImageNet weights; `file`: the weights in `file`; `none`: random weights."""
     file: str | None = None

@@ -49,7 +49,7 @@ def test_the_file_is_the_same_for_the_same_weights(root: Path) -> None:
 
 
 def cached(root: Path) -> Path:
-    path = root / "torch" / "hub" / "checkpoints" / get_weight(PUBLISHED).url.rsplit("/", 1)[1]
+    path: Path = root / "torch" / "hub" / "checkpoints" / get_weight(PUBLISHED).url.rsplit("/", 1)[1]
     path.parent.mkdir(parents=True)
     return path
 
