@@ -186,12 +186,18 @@ class Train:
     """Epochs between validations."""
     monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP"
     """Metric on `val` that selects the checkpoint."""
+    validation_loss: bool = False
+    """Record the loss on `val` (`val_loss`) at each validation, without augmentation."""
+    keep_every: Count | None = None
+    """Epochs, or iterations if the recipe counts these, between weights that are kept in `reports/train/kept`,
+    such as `epoch_0010.pt`, beside the selected ones; null: none."""
     early_stop: EarlyStop | None = None
     """Null: train to the end."""
     log_every: Count = 20
     """Steps between log lines; the losses of every step are recorded."""
     sample_every_epochs: CountOrZero = 5
-    """Epochs between sample predictions in the MLflow run; 0: none."""
+    """Epochs between sample predictions in the MLflow run; 0: none. Without a val split they show training
+    images, whose AP is recorded as `train/AP`."""
     sample_images: Count = 6
     """Number of images with sample predictions."""
 

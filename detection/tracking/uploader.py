@@ -14,7 +14,7 @@ from typing import Any
 from detection.files import REPORTS
 from detection.tracking.client import metric_names
 
-CURVES = (("train/losses.csv", "loss/", ("loss", "lr")), ("train/metrics.csv", "val/", ("epoch",)))
+CURVES = (("train/losses.csv", "loss/", ("loss", "lr")), ("train/metrics.csv", "val/", ("epoch", "val_loss")))
 """File under `reports/`, prefix of its metrics' names, and columns that are metrics without the prefix.
 
 A file has the columns `step`, `time` (Unix time in ms), `epoch`, and one column per metric.

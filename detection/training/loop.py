@@ -16,6 +16,8 @@ from detection import distributed
 from detection.data.loading.batch import Batch
 from detection.data.loading.loader import Loader
 from detection.distributed import autocast
+from detection.evaluation.protocol.results import SplitDetections
+from detection.models.build import save_detector
 from detection.models.detector import Detector
 from detection.models.heads import meters, rates
 from detection.models.transfer import Transfer
@@ -23,7 +25,15 @@ from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run
 from detection.training.common import launch
-from detection.training.common.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
+from detection.training.common.checkpoint import (
+    PARTIAL_SUFFIX,
+    STATE_FILE,
+    Checkpoints,
+    State,
+    restore,
+    resumed_batches,
+    snapshot,
+)
 from detection.training.common.history import History, LossBuffer, Progress, now_ms
 from detection.training.common.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
 from detection.training.common.signals import CheckpointTimer, StopSignals, stopped
@@ -32,6 +42,8 @@ from detection.training.validation import Validator
 log = logging.getLogger(__name__)
 SAMPLES = "samples"
 """Folder of sample images in the checkpoint, the reports and the run's artifacts."""
+KEPT = "kept"
+"""Folder of the weights of `train.keep_every` in the checkpoint and the reports."""
 BEST_FILE = "best_{}.pt"
 """Weights of the best validation, by epoch; the state's `best_epoch` names the current file."""
 
@@ -61,9 +73,22 @@ class TrainingJob:
     transfer: Transfer | None = None
     """What the detector got from start weights; None: it starts from its backbone."""
 
+    train_sample: Validator | None = None
+    """Handful of training images that are scored if `val` is empty."""
+    model: str = ""
+    """Name of the recipe, for the kept weights."""
+
     def steps(self) -> int:
         """Length of the whole training in optimizer steps."""
         return self.recipe.iterations or (self.recipe.epochs or 0) * len(self.loader)
+
+    def has_val(self) -> bool:
+        """Return True if there is a val split."""
+        return len(self.validator.index) > 0
+
+    def samples_due(self, epoch: int) -> bool:
+        """Return True if sample images are drawn after an epoch."""
+        return self.settings.sample_every_epochs > 0 and epoch % self.settings.sample_every_epochs == 0
 
 
 def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
@@ -116,6 +141,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
                 state.validated = state.step
                 _validate(job, ema, state, history, run, epoch)
                 last = last or _stop_early(state, settings)
+            _keep_weights(job, _detector_to_keep(job, ema), state.step)
 
             # once in a while, at the end, and before stopping: save a checkpoint (only rank 0 writes)
             if last or stop_requested or save_due:
@@ -159,12 +185,11 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
                 progress.show(state.step, epochs, buffer.flush())
 
     _load_best(job, state, otherwise=_detector_to_keep(job, ema))
-    _copy_samples(job)
+    _copy_to_reports(job)
     checkpoints.mark_complete()
     log.info("trained %d steps in %.0f s", state.step, state.seconds)
     summary = {"steps": state.step, "epochs": state.step / steps_per_epoch, "seconds": round(state.seconds, 1)}
-    has_val = len(job.validator.index) > 0
-    return summary | ({"best_epoch": state.best_epoch, settings.monitor: state.best} if has_val else {})
+    return summary | ({"best_epoch": state.best_epoch, settings.monitor: state.best} if job.has_val() else {})
 
 
 def _stop_early(state: State, settings: Train) -> bool:
@@ -222,14 +247,15 @@ def _validate(
     job: TrainingJob, ema: AveragedModel | None, state: State, history: History, run: Run, epoch: int
 ) -> None:
     """Validate, record the metrics, and save the weights if they are the best so far."""
-    train_rates = _read_meters(job.detector)
-    if len(job.validator.index) == 0:
-        if train_rates:
-            history.add_metrics(epoch, state.step, train_rates)
+    train_rates, detector = _read_meters(job.detector), _detector_to_keep(job, ema)
+    if not job.has_val():
+        if values := train_rates | _score_train_sample(job, detector, run, epoch):
+            history.add_metrics(epoch, state.step, values)
         return
-    detector = _detector_to_keep(job, ema)
     launch.broadcast_buffers(detector)
     metrics, detections = job.validator.validate(detector)
+    if job.settings.validation_loss:
+        metrics["val_loss"] = job.validator.loss(detector)
     history.add_metrics(epoch, state.step, metrics | train_rates)
     monitor, settings = job.settings.monitor, job.settings
     value = metrics[monitor]
@@ -239,9 +265,25 @@ def _validate(
         state.best, state.best_epoch, state.stale = value, epoch, 0
         job.checkpoints.save(BEST_FILE.format(epoch), {"model": detector.state_dict()})
     log.info("epoch %d  val %s %.4f  (best %.4f, epoch %d)", epoch, monitor, value, state.best, state.best_epoch)
-    if settings.sample_every_epochs and epoch % settings.sample_every_epochs == 0 and distributed.is_main():
+    if job.samples_due(epoch):
+        _draw_samples(job, job.validator, detections, run, epoch)
+
+
+def _score_train_sample(job: TrainingJob, detector: Detector, run: Run, epoch: int) -> dict[str, float]:
+    """Score and draw the handful of training images, when samples are due."""
+    if job.train_sample is None or not job.samples_due(epoch):
+        return {}
+    launch.broadcast_buffers(detector)
+    metrics, detections = job.train_sample.validate(detector)
+    _draw_samples(job, job.train_sample, detections, run, epoch)
+    log.info("epoch %d  AP %.4f on %d training images", epoch, metrics["AP"], len(job.train_sample.index))
+    return {"train/AP": metrics["AP"], "train/AP50": metrics["AP50"]}
+
+
+def _draw_samples(job: TrainingJob, validator: Validator, detections: SplitDetections, run: Run, epoch: int) -> None:
+    if distributed.is_main():
         path = job.checkpoints.folder / SAMPLES / f"epoch_{epoch:03d}.png"
-        run.artifact(job.validator.draw(detections, settings.sample_images, path), SAMPLES)
+        run.artifact(validator.draw(detections, job.settings.sample_images, path), SAMPLES)
 
 
 def _read_meters(detector: Detector) -> dict[str, float]:
@@ -253,18 +295,32 @@ def _read_meters(detector: Detector) -> dict[str, float]:
     return values
 
 
-def _copy_samples(job: TrainingJob) -> None:
-    """Copy sample images from the checkpoint to the reports, which DVC deletes at each start of the stage."""
-    source, target = job.checkpoints.folder / SAMPLES, job.reports / SAMPLES
-    target.mkdir(exist_ok=True)
+def _keep_weights(job: TrainingJob, detector: Detector, step: int) -> None:
+    """Keep the weights of an epoch or an iteration that `train.keep_every` names, as a detector file."""
+    unit, length = ("epoch", len(job.loader)) if job.recipe.epochs is not None else ("iteration", 1)
+    number, rest = divmod(step, length)
+    if job.settings.keep_every is None or rest or not number or number % job.settings.keep_every:
+        return
+    launch.broadcast_buffers(detector)
+    path = job.checkpoints.folder / KEPT / f"{unit}_{number:0{4 if unit == 'epoch' else 7}d}.pt"
+    if not distributed.is_main() or path.exists():  # resumed: the same weights
+        return
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(PARTIAL_SUFFIX)
+    notes = {unit: number}
+    save_detector(temporary, detector.state_dict(), job.recipe, job.validator.classes, job.model, notes)
+    temporary.replace(path)
+    log.info("%s %d: weights kept", unit, number)
+
+
+def _copy_to_reports(job: TrainingJob) -> None:
+    """Copy samples and kept weights from the checkpoint to the reports, which DVC deletes at each start."""
     if not distributed.is_main():
         return
-    for path in source.glob("*.png"):
-        shutil.copyfile(path, target / path.name)
-    if not source.exists():
-        every, images = job.settings.sample_every_epochs, len(job.validator.index)
-        text = f"no samples: train.sample_every_epochs is {every}, val has {images} images\n"
-        (target / "none.txt").write_text(text, encoding="utf-8")
+    for folder, pattern in ((SAMPLES, "*.png"), (KEPT, "*.pt")):
+        for path in sorted((job.checkpoints.folder / folder).glob(pattern)):
+            (job.reports / folder).mkdir(exist_ok=True)
+            shutil.copyfile(path, job.reports / folder / path.name)
 
 
 def _load_best(job: TrainingJob, state: State, otherwise: Detector | None = None) -> bool:

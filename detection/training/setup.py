@@ -18,7 +18,7 @@ from detection.models.transfer import transfer
 from detection.params import Params, Recipe
 from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
-from detection.training.validation import Validator
+from detection.training.validation import Validator, train_sample
 from detection.weights import load_start
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,10 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
         check_batch_parts(recipe, min(len(index), recipe.batch_size) // ranks, settings.accumulate)
     validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
+    sample = None
+    if not len(validator.index):
+        sample = train_sample(index, prepared.root, prepared.classes, recipe, settings.precision)
+        log.info("no val split: the last weights are kept; holdout_fraction: 0.1 in the dataset splits val off train")
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
     devices = device.type if ranks == 1 else f"{ranks} x {device.type}"
     log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
@@ -72,6 +76,8 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         settings=settings,
         loader=loader,
         validator=validator,
+        train_sample=sample,
+        model=params.model,
         device=device,
         precision=precision,
         reports=reports,

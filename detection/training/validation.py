@@ -4,22 +4,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from detection import distributed
+from detection.data.loading.batch import Sample
 from detection.data.loading.image_io import decode
 from detection.data.loading.index import Index
+from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
+from detection.distributed import autocast, pick_precision
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.inference import run_detector
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detector
+from detection.models.heads import meters
 from detection.params.recipe import Recipe
 from detection.report.images.contact_sheet import draw_boxes
 
+TRAIN_SAMPLE_IMAGES = 16
+"""Training images that are scored and drawn if the dataset has no val split."""
 SAMPLE_SCORE_THRESHOLD = 0.3
 """Minimum score of drawn detections; scores are low early in training."""
+
+
+class LossDataset(DetectionDataset):
+    """Images as in detection, without augmentation; objects as in training, without crowds and difficult ones."""
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        sample, record = super().__getitem__(key), self.index[key[1]]
+        trained = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
+        return replace(sample, boxes=sample.boxes[trained], labels=sample.labels[trained])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +76,28 @@ class Validator:
         coco = coco_metrics.score_matches(overlaps, match(overlaps))
         return {**coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, detections
 
+    def loss(self, detector: Detector) -> float:
+        """Mean loss over the split, in detection mode; training's random numbers and meters are left alone.
+
+        All ranks run all images: some losses are normalized over the ranks, which must take part equally often.
+        """
+        device, was_training = next(detector.parameters()).device, detector.training
+        dtype = pick_precision(self.precision, device)
+        dataset = LossDataset(self.index, self.root, self.recipe, train=False)
+        loader = Loader(dataset, self.batch_size, loader_workers("auto", device), shuffle=False)
+        total = torch.zeros((), device=device)
+        detector.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            for batch in loader.epoch(0):
+                with autocast(device, dtype):
+                    losses = detector.losses(batch.images.to(device, non_blocking=True), batch.targets.to(device))
+                total += torch.stack(list(losses.values())).sum() * len(batch.rows)
+        detector.train(was_training)
+        for meter in meters(detector).values():
+            meter.reset()
+        return float(total) / len(self.index)
+
     def draw(self, detections: SplitDetections, count: int, path: Path) -> Path:
         """Draw the first `count` images of the split: ground truth on the left, detections on the right."""
         rows = []
@@ -76,3 +114,9 @@ class Validator:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(sheet).save(path)
         return path
+
+
+def train_sample(index: Index, root: Path, classes: tuple[str, ...], recipe: Recipe, precision: str) -> Validator:
+    """Validator on a fixed handful of training images, spread over the split, for datasets without val."""
+    rows = np.unique(np.linspace(0, len(index) - 1, TRAIN_SAMPLE_IMAGES).astype(int))
+    return Validator(index.select(rows), root, classes, recipe, precision)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from detection.errors import DivergedError, ParamsError
-from detection.models.build import without_weights
+from detection.models.build import load_detector, without_weights
 from detection.params import load
 from detection.params.recipe_base import Phase
 from detection.params.stages import EarlyStop
@@ -24,7 +24,7 @@ from detection.training.common.checkpoint import STATE_FILE
 from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
 from detection.training.setup import check_batch_parts
-from detection.training.validation import Validator
+from detection.training.validation import Validator, train_sample
 
 EPOCHS, BATCH, IMAGES = 3, 4, 12  # as in conftest.py
 STEPS = EPOCHS * IMAGES // BATCH
@@ -318,6 +318,63 @@ def test_without_val_the_last_weights_are_kept(make_job: Any, tiny: Any) -> None
     summary = train(job)
     assert "best_epoch" not in summary
     assert rows(job.reports / "metrics.csv") == []
+
+
+def test_without_val_a_handful_of_training_images_is_scored_and_drawn(
+    make_job: Any, tiny: Any, recipe: Any, uninterrupted: TrainingJob
+) -> None:
+    job, run = make_job(), ListRun()
+    sample = train_sample(tiny.splits["train"], tiny.root, tiny.classes, recipe, "fp32")
+    assert len(sample.index) == IMAGES
+    empty = replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
+    settings = replace(job.settings, sample_every_epochs=2, sample_images=2)
+    train(replace(job, validator=empty, train_sample=sample, settings=settings), run)
+    (row,) = rows(job.reports / "metrics.csv")
+    assert (row["epoch"], row.keys() >= {"train/AP", "train/AP50"}) == ("2", True)
+    assert run.files == ["samples/epoch_002.png"]
+    assert (job.reports / "samples" / "epoch_002.png").is_file()
+    expected = [one | {"time": ANY} for one in rows(uninterrupted.reports / "losses.csv")]
+    assert rows(job.reports / "losses.csv") == expected, "scoring leaves the training alone"
+
+
+def test_the_loss_on_val_is_recorded_and_changes_no_weights(make_job: Any, uninterrupted: TrainingJob) -> None:
+    job = make_job(validation_loss=True)
+    train(job)
+    values = [float(row["val_loss"]) for row in rows(job.reports / "metrics.csv")]
+    assert len(values) == EPOCHS
+    assert values[-1] < values[0]
+    assert "val_loss" not in rows(uninterrupted.reports / "metrics.csv")[0]
+    state = uninterrupted.detector.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in job.detector.state_dict().items())
+    loss = job.validator.loss(job.detector)
+    assert loss == job.validator.loss(job.detector), "repeatable"
+
+
+def test_weights_are_kept_every_few_epochs_also_when_resumed(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make_job("whole", keep_every=1)
+    train(whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            train(make_job("stopped", keep_every=1))
+    resumed = make_job("stopped", keep_every=1)
+    train(resumed)
+    names = [f"epoch_{number:04d}.pt" for number in range(1, EPOCHS + 1)]
+    assert sorted(path.name for path in (resumed.reports / "kept").iterdir()) == names
+    states = []
+    for name in names:
+        first, second = (load_detector(job.reports / "kept" / name) for job in (whole, resumed))
+        assert second.classes == whole.validator.classes
+        states.append(first.detector.state_dict())
+        assert all(torch.equal(value, states[-1][key]) for key, value in second.detector.state_dict().items())
+    assert any(not torch.equal(value, states[0][key]) for key, value in states[-1].items())
+    assert not list(resumed.checkpoints.folder.rglob("*.writing"))
+
+
+def test_weights_are_kept_every_few_iterations_of_a_recipe_that_counts_these(make_job: Any, recipe: Any) -> None:
+    job = make_job(recipe=replace(recipe, epochs=None, iterations=5), keep_every=2)
+    train(job)
+    assert {path.name for path in (job.reports / "kept").iterdir()} == {"iteration_0000002.pt", "iteration_0000004.pt"}
 
 
 def test_iterations_end_within_an_epoch(make_job: Any, recipe: Any) -> None:
