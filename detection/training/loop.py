@@ -72,7 +72,6 @@ class TrainingJob:
     """Checkpoints, locked by the caller."""
     transfer: Transfer | None = None
     """What the detector got from start weights; None: it starts from its backbone."""
-
     train_sample: Validator | None = None
     """Handful of training images that are scored if `val` is empty."""
     model: str = ""
