@@ -4,29 +4,34 @@ DVC runs this stage always, so that a changed weights file or a moved model alia
 """
 
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from detection import params
 from detection.data.sources.layout import check_present
 from detection.errors import DataError, DetectionError
-from detection.experiments.start_source import resolve
-from detection.files import WEIGHTS_JSON, dvc_root, sha256, write_json
+from detection.files import RECIPE_JSON, WEIGHTS_JSON, dvc_root, sha256, write_json
 from stages.entry import run
 
 RESULT = Path("data/check.ok")
 
 
 def main() -> None:
-    """Write data/check.ok, which is constant, and data/weights.json, whose content decides if `pretrain` runs."""
+    """Write what later stages depend on.
+
+    data/check.ok is constant; data/recipe.json, the merged recipe, decides if `train` runs, and data/weights.json if
+    `pretrain` does.
+    """
     try:
         loaded = params.load()
         check_present(loaded.dataset, loaded.data)
-        sources = {"backbone": _backbone_weights(loaded.pretrain), "start": resolve(loaded)}
+        sources = {"backbone": _backbone_weights(loaded.pretrain), "start": _start(loaded)}
     except DetectionError as error:
         raise type(error)(f"{error}{_undo_hint()}") from None
     RESULT.parent.mkdir(exist_ok=True)
     RESULT.write_text("ok\n", encoding="utf-8")
+    write_json(RECIPE_JSON, asdict(loaded.recipe))
     write_json(WEIGHTS_JSON, sources)
 
 
@@ -42,6 +47,15 @@ def _backbone_weights(pretrain: params.Pretrain) -> dict[str, Any]:
             "absolute or relative to the repository"
         )
     return {"method": "file", "sha256": sha256(path)}
+
+
+def _start(loaded: params.Params) -> dict[str, Any]:
+    """Resolved source of start weights."""
+    if loaded.start.from_ is None:
+        return {"from": None}
+    from detection.experiments.start_source import resolve  # imports what finds experiments and runs
+
+    return resolve(loaded)
 
 
 def _undo_hint() -> str:

@@ -25,7 +25,7 @@ def resolve(params: Params) -> dict[str, Any]:
     """Resolve `start.from`.
 
     Returns:
-        `from` (None: nothing to start from), `type` (`published`, `file`, `experiment`, `model`), what identifies the
+        `from` (the name), `type` (`published`, `file`, `experiment`, `model`), what identifies the
         weights (`weights`, `sha256`, `md5`, `version`), where they come from (`rev`, `run_id`), and `classes`.
 
     Raises:
@@ -34,8 +34,7 @@ def resolve(params: Params) -> dict[str, Any]:
         TrackingError: The registry cannot be read.
     """
     name = params.start.from_
-    if name is None:
-        return {"from": None}
+    assert name is not None
     classes = {"classes": list(params.start.classes)} if params.start.classes else {}
     return {"from": name, **_resolve(name, params), **classes}
 

@@ -88,9 +88,9 @@ def test_which_stages_run_after_an_edit(folder: str, stages: set[str]) -> None:
 @pytest.mark.parametrize(
     ("key", "stages"),
     [
-        ("presets.small.optimizer.lr", {"train"}),
-        ("models.${model}.optimizer.lr", {"train"}),
-        ("budgets.${dataset}.epochs", {"train"}),
+        ("models.${model}.architecture", {"pretrain"}),
+        ("train.ema", {"train"}),
+        ("train.precision", {"pretrain", "train"}),
         ("datasets.${dataset}.path", {"prepare"}),
         ("evaluate.batch_size", {"evaluate"}),
     ],
