@@ -158,7 +158,7 @@ def _read_torch(path: Path) -> Any:
                 "torch.save(model.state_dict(), FILE)"
             ) from None
         # an UnpicklingError's text advises to load the file unsafely
-        cause = "" if isinstance(error, UnpicklingError) else f" ({reason(error)})"
+        cause = "" if isinstance(error, UnpicklingError) else f" ({reason(error).split('. ')[0]})"
         raise CheckpointError(
             f"{path} is damaged, truncated or not a weights file{cause}; {EXPECTED}: copy it again"
         ) from None

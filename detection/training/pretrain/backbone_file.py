@@ -49,7 +49,14 @@ def read_backbone(path: Path, backbone: str) -> dict[str, Tensor]:
             raise CheckpointError(f"pretrain.file: {path}: {key!r} has values that are not finite; use another file")
     counters = {key: state.get(key, torch.tensor(0)) for key in expected if key.endswith(COUNTER)}
     classifier = vgg_classifier(state) if backbone == "vgg16" else {}
-    rest = "fc6 and fc7" if classifier else "no classifier"
+    has_classifier = any(key.startswith(CLASSIFIERS) for key in state)
+    rest = (
+        "with fc6 and fc7"
+        if classifier
+        else "its classifier left out"
+        if has_classifier
+        else "no classifier in the file"
+    )
     log.info("%s: all %d tensors of %s's features, %s", path, len(features | counters), backbone, rest)
     return features | counters | classifier
 

@@ -77,7 +77,7 @@ def test_published_features_of_vgg16(shared_data: Path, caplog: pytest.LogCaptur
         pytest.skip(f"{path} is not there")
     with caplog.at_level(logging.INFO):
         state = read_backbone(path, "vgg16")
-    assert "all 26 tensors of vgg16's features, no classifier" in caplog.text
+    assert "all 26 tensors of vgg16's features, no classifier in the file" in caplog.text
     assert {value.dtype for value in state.values()} == {torch.float32}
     assert load_features(make_backbone("vgg16"), state) == 26
 
