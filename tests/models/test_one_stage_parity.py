@@ -38,7 +38,8 @@ BUILDERS = {
     "fcos_resnet50_fpn": Builder("fcos", {"bn": "live"}, 96, 0),
     "ssd300_vgg16": Builder(
         "ssd300",
-        {"default_boxes.scales": COCO_SCALES, "default_boxes.clip_centers": False, "topk_candidates": 400},
+        {"default_boxes.scales": COCO_SCALES, "default_boxes.clip_centers": False, "topk_candidates": 400}
+        | {"clip_before_nms": True, "detections_per_image": 200},
         300,
         1,
     ),
