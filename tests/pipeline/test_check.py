@@ -219,7 +219,7 @@ def test_a_source_that_cannot_be_resolved_is_one_line(project: Path, source: str
 @pytest.mark.parametrize(
     ("old", "new", "changes"),
     [
-        ("name: adamw, lr: 1.2e-3", "name: adamw, lr: 1.3e-3", True),
+        ("      lr: 1.2e-3", "      lr: 1.3e-3", True),
         ("  shapes: {preset: small, ", "  shapes: {preset: finetune, ", True),
         ("image_size: 128, batch_size: 8, epochs: 5", "image_size: 128, batch_size: 8, epochs: 6", True),
         ("  finetune:\n    augmentation: flip", "  finetune:\n    augmentation: none", False),

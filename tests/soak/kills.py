@@ -244,7 +244,7 @@ def main() -> None:
     ways = ways[: options.kills]
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as scratch:
         folder = options.folder or Path(scratch)
-        start = Clone.create(folder / "uninterrupted", options.epochs, options.num_images)
+        start = Clone.create(folder / "uninterrupted", options.epochs, options.images)
         stage = "pretrain" if options.mode == "pretrain" else "train"
         start.run("dvc", "repro", "prepare" if stage == "pretrain" else "pretrain")
         start.commit("prepared")
