@@ -92,7 +92,13 @@ def test_a_file_of_torchvision_carries_over_strictly_and_detects_the_same(model:
     if model == "ssd300":  # the recipe's boxes are the paper's, torchvision's builder has its own
         scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
         recipe = recipe.update(
-            {"default_boxes.scales": scales, "default_boxes.clip_centers": False, "topk_candidates": 400}
+            {
+                "default_boxes.scales": scales,
+                "default_boxes.clip_centers": False,
+                "topk_candidates": 400,
+                "detections_per_image": 200,
+                "clip_before_nms": True,
+            }
         )
     theirs = torchvision_detector(recipe, MODELS[model])
     classes = [*reversed(NAMES)]
