@@ -151,7 +151,10 @@ class AnchorFit:
         recipe, index = self.recipe, self.index
         max_size = recipe.max_size if recipe.resize == "keep" else None
         resized = np.array(
-            [result_size(h, w, recipe.resize, recipe.image_size, max_size) for h, w in index.sizes.tolist()],
+            [
+                result_size(h, w, recipe.resize, recipe.image_size, max_size, recipe.size_rounding)
+                for h, w in index.sizes.tolist()
+            ],
             dtype=np.int64,
         ).reshape(-1, 2)
         unpadded = (resized[:, :1] == resized[:, 1:]) & (not pads_to_stride(recipe))

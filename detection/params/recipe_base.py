@@ -145,6 +145,11 @@ class RecipeBase:
     """Short side (`keep`) or side (`stretch`) in pixels."""
     max_size: int | None = None
     """Longest side in pixels with `keep`; scaled along when a budget changes `image_size`."""
+    size_rounding: Literal["floor", "nearest"] = "floor"
+    """Rounding of the sides with `keep`; `floor` gives torchvision's sizes."""
+    antialias: bool = False
+    """Smooth images that shrink, as PIL does; torchvision's detectors and OpenCV do not. Better for photos much
+    larger than `image_size`."""
     fixed_size: bool = False
     """The architecture is built for this `image_size`: a budget does not change it."""
     image_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)

@@ -58,8 +58,9 @@ def draw_geometry(recipe: Recipe, rng: np.random.Generator, height: int, width: 
     elif policy == "multiscale":
         side = round(side * int(rng.choice(MULTISCALE_SIDES)) / MULTISCALE_SIDES[-1])
     resize = "stretch" if policy in ("letterbox", "crop") else recipe.resize
-    size = result_size(window[3] - window[1], window[2] - window[0], resize, side, recipe.max_size)
-    return Geometry(window, *size, flip=policy != "none" and rng.random() < 0.5)
+    shown = window[3] - window[1], window[2] - window[0]
+    size = result_size(*shown, resize, side, recipe.max_size, recipe.size_rounding)
+    return Geometry(window, *size, flip=policy != "none" and rng.random() < 0.5, antialias=recipe.antialias)
 
 
 def keep_mask(policy: str, geometry: Geometry, boxes: Floats) -> NDArray[np.bool_]:

@@ -7,6 +7,7 @@ than augmenting the full-size image step by step.
 Letters: M boxes of one image; boxes are float32 `x1, y1, x2, y2`, absolute pixels, half-open.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,8 @@ class Geometry:
     """Width of the result in pixels."""
     flip: bool = False
     """Flip horizontally."""
+    antialias: bool = True
+    """Smooth when the image shrinks."""
 
     def boxes(self, boxes: Floats) -> Floats:
         """Transform boxes [M, 4] of the image and clip them to the result."""
@@ -65,11 +68,11 @@ class Geometry:
         part = image[:, top:bottom, left:right]
         size = rows.stop - rows.start, columns.stop - columns.start
         if color is None:
-            part = _resize(part, *size)
+            part = _resize(part, *size, self.antialias)
         elif part[0].numel() < size[0] * size[1]:
-            part = _resize(color(part), *size)
+            part = _resize(color(part), *size, self.antialias)
         else:
-            part = color(_resize(part, *size))
+            part = color(_resize(part, *size, self.antialias))
         if part.shape[1:] != (self.height, self.width):
             canvas = filled_canvas(fill, part.dtype, self.height, self.width)
             canvas[:, rows, columns] = part
@@ -88,22 +91,26 @@ def _span(start: float, stop: float, limit: int) -> slice:
     return slice(first, max(round(stop), first + 1))
 
 
-def _resize(image: Tensor, height: int, width: int) -> Tensor:
+def _resize(image: Tensor, height: int, width: int, antialias: bool) -> Tensor:
     if image.shape[1:] == (height, width):
         return image
-    resized: Tensor = F.resize(image, [height, width], antialias=True)
+    resized: Tensor = F.resize(image, [height, width], antialias=antialias)
     return resized
 
 
-def result_size(height: int, width: int, resize: str, size: int, max_size: int | None) -> tuple[int, int]:
+def result_size(
+    height: int, width: int, resize: str, size: int, max_size: int | None, rounding: str = "floor"
+) -> tuple[int, int]:
     """Height and width of an image after resizing.
 
     `stretch` gives a square of side `size`. `keep` keeps the aspect ratio: the shorter side gets `size`
-    pixels, or fewer if the longer side would exceed `max_size`.
+    pixels, or fewer if the longer side would exceed `max_size`. With `floor` both sides are those of
+    torchvision's `GeneralizedRCNNTransform`, in its arithmetic: 600 / 281 * 281 is 599.99… and gives 599.
     """
     if resize == "stretch":
         return size, size
     scale = size / min(height, width)
     if max_size is not None:
         scale = min(scale, max_size / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    to_pixels = math.floor if rounding == "floor" else round
+    return max(1, to_pixels(height * scale)), max(1, to_pixels(width * scale))

@@ -96,8 +96,8 @@ def eval_sample(
 ) -> Sample:
     """Resize an image to the recipe's size, whole and without augmentation."""
     height, width = image.shape[1:]
-    size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size)
-    geometry = Geometry((0, 0, width, height), *size)
+    size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size, recipe.size_rounding)
+    geometry = Geometry((0, 0, width, height), *size, antialias=recipe.antialias)
     resized = geometry.image(image, fill_color(recipe))
     return Sample(resized, geometry.boxes(boxes), labels, (height, width), row)
 

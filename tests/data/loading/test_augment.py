@@ -185,7 +185,7 @@ def test_multiscale_draws_the_short_sides_of_the_references() -> None:
     assert all(abs(g.width / g.height - 4 / 3) < 0.01 for g in drawn)
     wide = [draw_geometry(recipe, np.random.default_rng(s), 100, 400, none) for s in range(50)]
     assert max(g.width for g in wide) == 1333
-    small = [draw_geometry(recipe_for("multiscale"), np.random.default_rng(s), 50, 50, none) for s in range(99)]
+    small = [draw_geometry(recipe_for("multiscale"), np.random.default_rng(s), 64, 64, none) for s in range(99)]
     assert {g.height for g in small} == {round(128 * side / 800) for side in MULTISCALE_SIDES}
 
 

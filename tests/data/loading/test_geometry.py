@@ -1,12 +1,20 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detection.data.loading.geometry import Geometry, result_size
+from detection.data.loading.loader import eval_sample
+from detection.params import load
 
 SIZES = st.integers(20, 90)
+MODELS = tuple(YAML(typ="safe").load(Path("params.yaml"))["models"])
 
 
 def image_with(box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:
@@ -65,7 +73,7 @@ def test_no_boxes() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ((480, 640, "keep", 800, 1333), (800, 1067)),  # torchvision's rule: short side, unless
+        ((480, 640, "keep", 800, 1333), (800, 1066)),  # torchvision's rule: short side, unless
         ((400, 1000, "keep", 800, 1333), (533, 1333)),  # the long side exceeds its limit
         ((1000, 500, "keep", 600, 1000), (1000, 500)),
         ((480, 640, "stretch", 300, None), (300, 300)),
@@ -74,6 +82,72 @@ def test_no_boxes() -> None:
 )
 def test_result_sizes(given: tuple[int, int, str, int, int | None], expected: tuple[int, int]) -> None:
     assert result_size(*given) == expected
+
+
+TORCHVISIONS = [(800, 1333), (320, 640), (600, 1000)]
+
+
+def torchvision_resized(image: torch.Tensor, side: int, longest: int) -> torch.Tensor:
+    transform = GeneralizedRCNNTransform(side, longest, [0.0] * 3, [1.0] * 3)
+    transform.eval()
+    resized: torch.Tensor = transform.resize(image, None)[0]
+    return resized
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.integers(50, 1000), st.integers(50, 1000), st.sampled_from(TORCHVISIONS))
+def test_sizes_are_torchvisions(height: int, width: int, limits: tuple[int, int]) -> None:
+    image = torch.empty(3, height, width, device="meta")
+    assert result_size(height, width, "keep", *limits) == tuple(torchvision_resized(image, *limits).shape[1:])
+
+
+@pytest.mark.parametrize("limits", TORCHVISIONS)
+def test_short_sides_are_torchvisions(limits: tuple[int, int]) -> None:
+    """Every short side: some lose a pixel, as 800 / 54 * 54 in floating point."""
+    short = 0
+    for side in range(50, 1001):
+        image = torch.empty(1, side, side, device="meta")
+        expected = tuple(torchvision_resized(image, *limits).shape[1:])
+        assert result_size(side, side, "keep", *limits) == expected
+        short += expected[0] < limits[0]
+    assert short > 0
+
+
+def test_pixels_are_torchvisions() -> None:
+    """Up to the rounding to 8 bits, when an image shrinks too; with `antialias` they are others."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 480, 640), dtype=torch.uint8)
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), 0
+    for model in ("fasterrcnn", "fasterrcnn_mobilenet_320"):
+        recipe = load(model=model, dataset="coco2017").recipe
+        ours = eval_sample(image, *none, recipe).image
+        theirs = torchvision_resized(image.float(), recipe.image_size, recipe.max_size or 0)
+        difference = (ours - theirs).abs()
+        assert difference.max() < 1.02
+        assert difference.mean() < 0.33
+    smooth = eval_sample(image, *none, replace(recipe, antialias=True)).image
+    assert (smooth - theirs).abs().mean() > 5
+
+
+def test_recipes_resize_as_their_originals() -> None:
+    """PIL smooths (`fasterrcnn_*_c4`, `retinanet_257`); torchvision, OpenCV and one call of scikit-image do not."""
+    smoothed = {"fasterrcnn_resnet18", "retinanet_resnet18", "fasterrcnn_resnet50_c4", "fasterrcnn_vgg16_600"}
+    for model in MODELS:
+        published, small = (load(model=model, dataset=name).recipe for name in ("voc2007", "bccd"))
+        assert published.antialias == (model in smoothed | {"retinanet_257"}), model
+        assert published.size_rounding == ("nearest" if model == "fasterrcnn_vgg16" else "floor"), model
+        assert small.antialias, model
+
+
+def test_sizes_of_the_default_experiments_are_those_of_any_rounding() -> None:
+    for model in ("fasterrcnn_resnet18", "retinanet_resnet18"):
+        for dataset, size in (("shapes", (128, 128)), ("bccd", (480, 640))):
+            recipe = load(model=model, dataset=dataset).recipe
+            floor, nearest = (
+                result_size(*size, recipe.resize, recipe.image_size, recipe.max_size, rounding)
+                for rounding in ("floor", "nearest")
+            )
+            assert floor == nearest
 
 
 @settings(deadline=None)
