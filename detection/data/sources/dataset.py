@@ -94,6 +94,8 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     for split, index in splits.items():
         splits[split] = check_boxes(check_images(index, headers, problems), classes, problems)
     splits = check_splits(root, splits, headers, problems)
+    if not isinstance(dataset, ShapesDataset) and dataset.skip_empty:
+        splits["train"] = without_empty(splits["train"])
     lengths = {
         split: {name: headers[name].length for name in map(bytes.decode, index.files.tolist())}
         for split, index in splits.items()
@@ -163,6 +165,13 @@ def hold_out(splits: dict[str, Index], missing: Collection[str], fraction: float
         splits = splits | {split: train.select(np.flatnonzero(held_out[split]))}
         left &= ~held_out[split]
     return splits | {"train": train.select(np.flatnonzero(left))}
+
+
+def without_empty(index: Index) -> Index:
+    """Images with at least one box, crowds included, of more than one pixel per side, as torchvision's references."""
+    sides = index.boxes[:, 2:] - index.boxes[:, :2]
+    usable = np.unique(index.image_rows()[(sides > 1).all(axis=1)])
+    return index.select(usable)
 
 
 def _hash_position(image_id: str) -> float:

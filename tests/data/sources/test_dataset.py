@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.data.loading.index import Record, pack
-from detection.data.sources.dataset import RawDataset, hold_out, read
+from detection.data.sources.dataset import RawDataset, hold_out, read, without_empty
 from detection.data.sources.digest import Digest
 from detection.errors import DataError
 from detection.params import VocDataset
@@ -148,3 +148,25 @@ def test_an_empty_test_split_is_refused(voc_tree: Tree) -> None:
     entry = VocDataset(format="voc", path="voc", train=("./",), holdout_fraction=0.001)
     with pytest.raises(DataError, match=r"none of its 2 images .*datasets\.mine\.holdout_fraction"):
         read("mine", entry)
+
+
+def test_images_without_objects_are_negatives_or_left_out_of_training(voc_tree: Tree) -> None:
+    thin = OBJECT.replace("<xmax>9</xmax>", "<xmax>1</xmax>")  # no width
+    root = voc_tree({"a": OBJECT, "b": "", "c": thin, "d": thin + OBJECT, "e": ""})
+    (root / "ImageSets/Main/train.txt").write_text("a\nb\nc\nd\n")
+    (root / "ImageSets/Main/test.txt").write_text("e\n")
+    assert read_it().splits["train"].ids.tolist() == [b"a", b"b", b"c", b"d"]
+    without = read_it(skip_empty=True)
+    assert without.splits["train"].ids.tolist() == [b"a", b"d"]
+    assert len(without.splits["train"].boxes) == 2  # a box without area is dropped before
+    assert without.splits["test"].ids.tolist() == [b"e"]
+    assert without.digest == read_it().digest
+
+
+def test_a_crowd_keeps_its_image() -> None:
+    """As in torchvision's references, which remove crowds later."""
+    box, yes = np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.bool_)
+    crowd = Record("a.jpg", "a", 20, 20, box, np.zeros(1, np.int64), ~yes, yes, np.full(1, 81, np.float32))
+    empty = Record("b.jpg", "b", 20, 20, box[:0], np.zeros(0, np.int64), yes[:0], yes[:0], np.zeros(0, np.float32))
+    assert without_empty(pack([empty, crowd, empty])).ids.tolist() == [b"a"]
+    assert without_empty(pack([empty])).ids.tolist() == []

@@ -28,6 +28,8 @@ def message_for(name: str, dataset: Dataset | None = None) -> str:
     [
         ("voc2007", "`detection download voc2007`,"),
         ("voc2012", "`detection download voc2012`,"),
+        ("voc2007_trainval_split", "`detection download voc2007`,"),
+        ("voc2012_trainval", "`detection download voc2007` and `detection download voc2012`,"),
         ("voc0712", "`detection download voc2007` and `detection download voc2012`,"),
         ("coco2017", "`detection download coco2017`,"),
     ],

@@ -1,6 +1,8 @@
 """VOC reader: boxes, lists, images of an id, and the problems reported for broken files."""
 
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from detection.data.loading.index import Index
+from detection.data.sources import voc
+from detection.data.sources.checks import Problems
 from detection.data.sources.dataset import RawDataset, read
+from detection.data.sources.digest import Digest
 from detection.errors import DataError
-from detection.params import VocDataset
+from detection.params import VocDataset, load
+from detection.params.stages import Checks
 
 Tree = Callable[..., Path]
 ROUNDTRIP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
@@ -211,3 +217,27 @@ def test_voc2007_with_parts_fractions_and_difficult_objects(shared_data: Path, m
     assert sum(int(index.difficult.sum()) for index in raw.splits.values()) == 3054
     names = set(raw.splits["train"].ids.tolist()) & set(raw.splits["val"].ids.tolist())
     assert not names
+
+
+def official_splits(name: str, root: Path, **changes: object) -> dict[str, Index]:
+    entry = load(Path("params.yaml"), dataset=name).data
+    assert isinstance(entry, VocDataset)
+    return voc.read(replace(entry, **changes), root, Digest(), Problems(Checks()))[1]  # type: ignore[arg-type]
+
+
+def test_the_official_lists_of_2007(shared_data: Path) -> None:
+    """The reduced copy lacks three of the 5,011 images."""
+    root = shared_data / "voc2007_trainval_320/VOCdevkit"
+    parts = official_splits("voc2007_trainval_split", root, test=())
+    assert {split: len(index) for split, index in parts.items()} == {"train": 2500, "val": 2508, "test": 0}
+    whole = official_splits("voc2007", root, test=())["train"]
+    assert sorted([*parts["train"].ids.tolist(), *parts["val"].ids.tolist()]) == sorted(whole.ids.tolist())
+
+
+def test_the_official_list_of_2012(shared_data: Path, tmp_path: Path) -> None:
+    with tarfile.open(shared_data / "voc2012_annotations.tar.xz") as tar:
+        tar.extractall(tmp_path / "VOC2012", filter="data")
+    (tmp_path / "VOC2012/JPEGImages").mkdir(exist_ok=True)
+    train = official_splits("voc2012_trainval", tmp_path, test=())["train"]
+    assert len(train) == 11540
+    assert int((~train.difficult).sum()) == 27450  # as published
