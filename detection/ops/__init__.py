@@ -5,5 +5,4 @@
 * `matcher`: anchors to ground truth, and balanced sampling of positives and negatives
 * `losses`: focal, box and GIoU losses per anchor
 * `nms`, `roi_align`: non-maximum suppression by group, RoIAlign and RoIPool
-* `boxes`: areas, intersections and IoU in numpy
 """

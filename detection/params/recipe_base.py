@@ -136,7 +136,8 @@ class RecipeBase:
     bn: Literal["live", "frozen", "frozen_stats"] = "frozen"
     """BatchNorm of the backbone. `live`: batch statistics and affine weights are trained; `frozen`: both
     fixed at their pretrained values (`FrozenBatchNorm2d`); `frozen_stats`: statistics fixed, affine weights
-    trained."""
+    trained. A RoI head made of `layer4` follows it. `live` without pretrained weights; VGG16 has no BatchNorm, and
+    SSDlite's is always live."""
 
     resize: Literal["keep", "stretch"] = "keep"
     """`keep` the aspect ratio (short side `image_size`, long side at most `max_size`), or `stretch` to a

@@ -1,6 +1,6 @@
-"""The MLflow run of a training, as the training loop sees it. Importing it does not import mlflow.
+"""The MLflow run of a training, as the training loop sees it, and its system metrics (`system/...`).
 
-CPU, memory, disk, network and GPU usage during a training, as curves `system/...` of its run.
+Importing this module does not import mlflow.
 """
 
 import logging
@@ -46,7 +46,7 @@ class Run:
         return None
 
     def update(self, step: int) -> None:
-        """Send the curves under `reports/` up to an optimizer step, in the background.
+        """Send the curves under `reports/` up to an optimizer step, in the background; called after each checkpoint.
 
         Args:
             step: Last step that a checkpoint holds. Later steps may be repeated after a hard kill.

@@ -3,10 +3,9 @@
 `prepare.checks` in `params.yaml` sets an action per problem type: `error` refuses the dataset, `drop` leaves
 out the object or image, `clip` clips the box, `keep` keeps it unchanged.
 
-Checks of a dataset after reading: images against annotations, boxes, and splits against each other.
-
-Each check adds to `Problems` and applies the action of `prepare.checks`. `error` is treated as `drop`, so
-that all problems are collected before the dataset is refused.
+The checks here follow the reading: images against annotations, boxes, and splits against each other. Each adds
+to `Problems` and applies its action; `error` is treated as `drop`, so that all problems are collected before the
+dataset is refused.
 
 Letters: N images, T boxes of a split.
 """

@@ -115,15 +115,18 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
 def _read_splits(
     dataset: Dataset, root: Path, digest: Digest, problems: Problems
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
-    if isinstance(dataset, CocoDataset):
-        return coco.read(dataset, root, digest, problems)
-    if isinstance(dataset, VocDataset):
-        return voc.read(dataset, root, digest, problems)
-    tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, train=("train",), val=("val",), test=("test",))
-    try:
-        return voc.read(tree, root, digest, problems)
-    except DataError as error:
-        raise DataError(f"{error}; or delete {root} to generate it again") from None
+    match dataset:
+        case CocoDataset():
+            return coco.read(dataset, root, digest, problems)
+        case VocDataset():
+            return voc.read(dataset, root, digest, problems)
+        case ShapesDataset():
+            lists = {"train": ("train",), "val": ("val",), "test": ("test",)}
+            tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
+            try:
+                return voc.read(tree, root, digest, problems)
+            except DataError as error:
+                raise DataError(f"{error}; or delete {root} to generate it again") from None
 
 
 def _check_content(raw: RawDataset, dataset: Dataset) -> None:
