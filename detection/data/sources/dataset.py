@@ -121,8 +121,8 @@ def _read_splits(
         case VocDataset():
             return voc.read(dataset, root, digest, problems)
         case ShapesDataset():
-            lists = {"train": ("train",), "val": ("val",), "test": ("test",)}
-            tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, **lists)
+            train, val, test = ("train",), ("val",), ("test",)
+            tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, train=train, val=val, test=test)
             try:
                 return voc.read(tree, root, digest, problems)
             except DataError as error:
