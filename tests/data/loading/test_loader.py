@@ -56,6 +56,23 @@ def equal(a: list[Any], b: list[Any]) -> bool:
     )
 
 
+def test_float_images_keep_their_values_and_are_padded_with_the_mean(
+    split: Index, tmp_path: Path, recipe: Recipe
+) -> None:
+    """Brightness and contrast of `ssd_legacy` leave 0..1; the padding has the scale of the images."""
+    dataset = DetectionDataset(split, tmp_path, replace(recipe, augmentation="ssd_legacy"), train=True)
+    batches = [batch for epoch in range(4) for batch in Loader(dataset, 5, workers=0, shuffle=True).epoch(epoch)]
+    images = torch.cat([batch.images.flatten() for batch in batches])
+    assert images.dtype == torch.float32
+    assert images.min() < -0.02
+    assert images.max() > 1.02
+    fill = torch.tensor([124, 116, 104]) / 255
+    for batch in batches:
+        for image, (height, width) in zip(batch.images, batch.sizes.resized.tolist(), strict=True):
+            for part in (image[:, height:], image[:, :, width:]):
+                torch.testing.assert_close(part, fill.view(3, 1, 1).expand_as(part))
+
+
 def test_a_batch_is_padded_and_has_its_sizes(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     dataset = DetectionDataset(split, tmp_path, recipe, train=False)
     (batch,) = Loader(dataset, 5, workers=0, shuffle=False).epoch(0)
