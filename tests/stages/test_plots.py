@@ -77,7 +77,7 @@ def test_without_val_pretraining_and_images(workspace: Path) -> None:
     (reports / "train/metrics.csv").write_text("epoch,step,time\n")
     (reports / "train/metrics.json").write_text('{"steps": 10, "epochs": 1, "seconds": 5}')
     (reports / "pretrain/curves.csv").write_text("epoch,lr,loss,accuracy,val_accuracy\n")
-    (reports / "pretrain/metrics.json").write_text('{"method": "none"}')
+    (reports / "pretrain/metrics.json").write_text('{"method": "none", "start": "random weights"}')
     meta = json.loads((workspace / "data/prepared/meta.json").read_text())
     meta.pop("shapes")  # a dataset that cannot be generated again
     (workspace / "data/prepared/meta.json").write_text(json.dumps(meta))
@@ -86,7 +86,7 @@ def test_without_val_pretraining_and_images(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "no test images" in done.stdout
     text = text_of(parse(reports / "index.html"))
-    for expected in ("No images", "has no val split", "Random initialization", "precision"):
+    for expected in ("No images", "has no val split", "from random weights", "precision"):
         assert expected in text
     assert not (reports / "plots/samples.png").exists()
 
