@@ -135,7 +135,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
 
             # once in a while: validate, keep the best weights, draw sample detections (all ranks take part)
             validation_due = last or (epoch_ended and epoch % settings.validate_every == 0)
-            if validation_due and state.validated < state.step:
+            if validation_due and (state.validated < state.step or steps == 0):  # 0: start weights as they are
                 buffer.flush()
                 state.validated = state.step
                 _validate(job, ema, state, history, run, epoch)

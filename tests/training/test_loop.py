@@ -89,6 +89,16 @@ def test_a_training_leaves_its_curves_and_a_summary(make_job: Any) -> None:
     assert job.checkpoints.complete
 
 
+def test_without_an_epoch_the_start_weights_are_validated_and_kept(make_job: Any, recipe: Any) -> None:
+    job = make_job(recipe=recipe.update({"epochs": 0}))
+    before = {name: value.clone() for name, value in job.detector.state_dict().items()}
+    with job.checkpoints.locked():
+        summary = fit(job, NoRun(), StopSignals())
+    assert (summary["steps"], summary["best_epoch"]) == (0, 0)
+    assert summary["AP"] >= 0
+    assert all(torch.equal(value, before[name]) for name, value in job.detector.state_dict().items())
+
+
 def test_losses_fall_on_a_few_images(make_job: Any, recipe: Any) -> None:
     job = make_job(recipe=replace(recipe, epochs=12, augmentation="none"), validate_every=100)
     train(job)
