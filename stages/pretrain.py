@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from detection.files import BACKBONE, REPORTS_PRETRAIN, START, WEIGHTS_JSON, read_json, write_json
+from detection.experiments.start_source import resolved
+from detection.files import BACKBONE, REPORTS_PRETRAIN, START, write_json
 from detection.params import Params, load
 from stages.entry import run
 
@@ -20,7 +21,7 @@ RESULT_FILE = "backbone.pt"
 def main() -> None:
     """Read data/prepared or DATA_ROOT/imagenet, write models/backbone.pt, models/start.pt and reports/pretrain."""
     params = load()
-    if read_json(WEIGHTS_JSON)["start"]["from"] is not None:  # the start weights hold a backbone
+    if resolved()["from"] is not None:  # the start weights hold a backbone
         params = replace(params, pretrain=replace(params.pretrain, method="none"))
     from detection.distributed import pick_device, pick_devices
     from detection.training.common import launch
@@ -46,7 +47,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)
-    source = read_json(WEIGHTS_JSON)["start"]
+    source = resolved()
     origin = describe_start(params) if source["from"] is None else f"the detector {source['from']}"
     log.info("backbone %s from %s", backbone, origin)
     values = {"method": method, "backbone": backbone, "seed": params.seed, **inputs}

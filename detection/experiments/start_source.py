@@ -11,7 +11,7 @@ from typing import Any
 from detection.errors import DataError, ParamsError, TrackingError, reason
 from detection.experiments.find import WORKSPACE, find, open_store
 from detection.experiments.repository import Repository
-from detection.files import BACKBONE, DETECTOR, START, dvc_root, sha256
+from detection.files import BACKBONE, DETECTOR, START, WEIGHTS_JSON, dvc_root, read_json, sha256
 from detection.params import Params
 from detection.pipeline import LOCK, locked_outs
 from detection.text import did_you_mean
@@ -37,6 +37,18 @@ def resolve(params: Params) -> dict[str, Any]:
     assert name is not None
     classes = {"classes": list(params.start.classes)} if params.start.classes else {}
     return {"from": name, **_resolve(name, params), **classes}
+
+
+def resolved() -> dict[str, Any]:
+    """Source that `check` resolved; `from` None: nothing to start from.
+
+    Raises:
+        DataError: `check` has not run.
+    """
+    if not WEIGHTS_JSON.is_file():
+        raise DataError(f"{WEIGHTS_JSON} does not exist; run `dvc repro check` first")
+    source: dict[str, Any] = read_json(WEIGHTS_JSON)["start"]
+    return source
 
 
 def _resolve(name: str, params: Params) -> dict[str, Any]:

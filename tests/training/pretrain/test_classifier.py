@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from ruamel.yaml import YAML
 
 from detection.errors import DivergedError
+from detection.files import WEIGHTS_JSON, write_json
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.stages import ImageFolder
 from detection.training.common.checkpoint import Checkpoints
@@ -130,6 +131,7 @@ def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
     YAML(typ="safe").dump(document, tmp_path / "params.yaml")
     for name in ("dvc.yaml", "detection", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
+    write_json(tmp_path / WEIGHTS_JSON, {"start": {"from": None}})
     own = {"PYTHONPATH": str(ROOT), "DATA_ROOT": str(tmp_path / "raw"), "DVC_ROOT": str(tmp_path)}
     command = [sys.executable, "-m", "stages.pretrain"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=600)
