@@ -71,7 +71,7 @@ class TrainingJob:
     checkpoints: Checkpoints
     """Checkpoints, locked by the caller."""
     transfer: Transfer | None = None
-    """What the detector got from start weights; None: it starts from its backbone."""
+    """Record of the start weights that were loaded; None: the detector starts from its backbone."""
     train_sample: Validator | None = None
     """Handful of training images that are scored if `val` is empty."""
     model: str = ""

@@ -1,1 +1,1 @@
-"""What every training needs: checkpoints, environment, history, launch of ranks, optimizers, signals."""
+"""Parts of every training: checkpoints, environment, history, launch of ranks, optimizers, signals."""

@@ -68,7 +68,7 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
 
 
 def describe_start(params: Params) -> str:
-    """Where the backbone's weights come from and, if it differs, where the published recipe starts."""
+    """Origin of the backbone's weights and, if it differs, that of the published recipe."""
     starts = {
         "crops": "crops of the training objects",
         "imagefolder": f"a classification training on {params.pretrain.imagefolder.path}",
