@@ -219,10 +219,10 @@ def test_a_source_that_cannot_be_resolved_is_one_line(project: Path, source: str
 @pytest.mark.parametrize(
     ("old", "new", "changes"),
     [
-        ("      lr: 1.2e-3", "      lr: 1.3e-3", True),
+        ("lr: 1.2e-3, weight_decay", "lr: 1.3e-3, weight_decay", True),
         ("  shapes: {preset: small, ", "  shapes: {preset: finetune, ", True),
         ("image_size: 128, batch_size: 8, epochs: 5", "image_size: 128, batch_size: 8, epochs: 6", True),
-        ("  finetune:\n    augmentation: flip", "  finetune:\n    augmentation: none", False),
+        ("  finetune:\n    antialias: true", "  finetune:\n    antialias: false", False),
         ("  retinanet:\n", "  retinanet:\n    nms_threshold: 0.4\n", False),
     ],
 )
