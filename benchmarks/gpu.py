@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.sides import CASES, Case, Step, build, make_batch, our_step, their_step
 from detection.data.loading.batch import Targets
-from detection.distributed import autocast
+from detection.device import autocast
 from detection.models.detector import Detector
 from detection.ops import nms
 

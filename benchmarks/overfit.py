@@ -22,9 +22,9 @@ import torch
 
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.data.sources.dataset import RawDataset, read
-from detection.distributed import autocast, pick_precision
+from detection.device import autocast, pick_precision
 from detection.evaluation.protocol import coco_metrics
-from detection.evaluation.protocol.inference import run_detector
+from detection.inference import run_detector
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Recipe, ShapesDataset, load
 from detection.params.reader import read_yaml

@@ -35,7 +35,7 @@ from torchvision.ops import feature_pyramid_network
 from detection.data.loading.image_io import read_image
 from detection.data.loading.index import Index
 from detection.data.loading.prepared import Prepared
-from detection.distributed import autocast, pick_device, pick_precision
+from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.params import Optimizer

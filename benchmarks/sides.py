@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detection.data.loading.batch import Targets
-from detection.distributed import autocast
+from detection.device import autocast
 from detection.models.build import build_detector
 from detection.models.detector import Detector
 from detection.params.recipe import (

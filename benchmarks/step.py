@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.sides import CASES, Step, build, make_batch, our_step, their_step, timed
-from detection.distributed import pick_precision
+from detection.device import pick_precision
 
 CLASSES = 90
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from detection.data.loading.batch import collate
 from detection.data.loading.image_io import image_files, read_image, to_rgb
 from detection.data.loading.loader import eval_sample
-from detection.distributed import autocast, pick_device, pick_precision
+from detection.device import autocast, pick_device, pick_precision
 from detection.errors import DataError
-from detection.evaluation.protocol.inference import run_detector
 from detection.files import DETECTOR
+from detection.inference import run_detector
 from detection.models.build import LoadedDetector, check_classes, load_detector
 
 if TYPE_CHECKING:

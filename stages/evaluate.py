@@ -15,11 +15,11 @@ def main() -> None:
     params = load()
     import msgspec
 
+    from detection import profiling
     from detection.data.loading.prepared import Prepared
-    from detection.evaluation import profiling
     from detection.evaluation.analysis.tables import write_tables
     from detection.evaluation.evaluate import evaluate
-    from detection.evaluation.protocol.inference import run_detector
+    from detection.inference import run_detector
     from detection.models.build import check_classes, load_detector
     from detection.tracking.lifecycle import log_evaluation
 

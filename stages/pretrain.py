@@ -23,7 +23,7 @@ def main() -> None:
     params = load()
     if resolved()["from"] is not None:  # the start weights hold a backbone
         params = replace(params, pretrain=replace(params.pretrain, method="none"))
-    from detection.distributed import pick_device, pick_devices
+    from detection.device import pick_device, pick_devices
     from detection.training.common import launch
 
     device = pick_device(params.train.device)
@@ -36,6 +36,7 @@ def main() -> None:
 def pretrain(params: Params, device: "torch.device") -> None:
     """Make the weights in this process, alone or as one of several ranks, or reuse finished ones."""
     from detection import distributed
+    from detection.experiments.start_weights import fetch_start
     from detection.files import save_weights
     from detection.training.common import launch
     from detection.training.common.checkpoint import Checkpoints, content_key
@@ -43,7 +44,6 @@ def pretrain(params: Params, device: "torch.device") -> None:
     from detection.training.common.history import CsvTable
     from detection.training.pretrain.classifier import COLUMNS
     from detection.training.pretrain.methods import describe_start, select_method
-    from detection.training.pretrain.start import fetch_start
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)

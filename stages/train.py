@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read data/prepared, models/backbone.pt and models/start.pt, write models/detector.pt and reports/train."""
     params = load()
-    from detection.distributed import pick_device, pick_devices
+    from detection.device import pick_device, pick_devices
     from detection.training.common import launch
 
     device = pick_device(params.train.device)

@@ -18,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detection.errors import CheckpointError
 
 CLASSIFIERS = ("fc.", "classifier.")  # prefixes of ResNet's and of all other networks' classifiers
+BATCH_COUNTER = "num_batches_tracked"  # of BatchNorm; frozen BatchNorm and old files lack it
 VGG_FC = ("classifier.0.", "classifier.3.")  # fc6 and fc7, which two-stage detectors reuse
 
 
@@ -119,6 +120,11 @@ def feature_state(network: nn.Module) -> dict[str, Tensor]:
     return {k: v for k, v in network.state_dict().items() if not k.startswith(CLASSIFIERS)}
 
 
+def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict without BatchNorm's batch counters."""
+    return {key: value for key, value in state.items() if not key.endswith(BATCH_COUNTER)}
+
+
 def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     """Load features strictly: every parameter and buffer of them, and no others.
 
@@ -133,7 +139,7 @@ def load_features(network: nn.Module, state: Mapping[str, Tensor]) -> int:
     own = feature_state(network)
     if any(key.startswith(VGG_FC) for key in state):
         own |= {k: v for k, v in network.state_dict().items() if k.startswith(VGG_FC)}
-    used = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
+    used = {k: v for k, v in state.items() if k in own or not k.endswith(BATCH_COUNTER)}
     if difference := first_difference(own, used):
         raise CheckpointError(f"the backbone's weights do not fit: {difference}")
     network.load_state_dict({**network.state_dict(), **used}, strict=True)

@@ -217,8 +217,7 @@ class RoIHead(nn.Module):
 
     Fast R-CNN (Girshick 2015, arXiv:1504.08083). The outputs have K + 1 classes, 0 the background.
     In all methods, `features` are the feature maps Tensor[B, C, H, W]; `proposals` Tensor[B, P, 4] with a
-    `mask` Tensor[B, P], false for padding; and `height` and `width` those of the padded batch. Without a width
-    the batch is square.
+    `mask` Tensor[B, P], false for padding; and `height` and `width` those of the padded batch.
 
     Args:
         recipe: Pooling, layers, thresholds, sampling and losses.
@@ -246,9 +245,7 @@ class RoIHead(nn.Module):
             self.pool = RoIPool(roi.pool_size, by_sides=roi.pool_scale == "image")
         self.confusion = ConfusionMeter("roi", classes + 1)
 
-    def forward(
-        self, features: list[Tensor], boxes: Tensor, height: int, width: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: list[Tensor], boxes: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Class logits Tensor[B, P, K + 1] and deltas Tensor[B, P, K + 1, 4] of boxes, float32."""
         batch, count = boxes.shape[:2]
         if len(features) > 1:
@@ -257,13 +254,7 @@ class RoIHead(nn.Module):
         return logits.float().view(batch, count, -1), deltas.float().view(batch, count, -1, 4)
 
     def losses(
-        self,
-        features: list[Tensor],
-        proposals: Tensor,
-        mask: Tensor,
-        targets: Targets,
-        height: int,
-        width: int | None = None,
+        self, features: list[Tensor], proposals: Tensor, mask: Tensor, targets: Targets, height: int, width: int
     ) -> dict[str, Tensor]:
         """Cross-entropy of the classes and smooth L1 of the boxes, over a sample of the proposals.
 
@@ -303,13 +294,7 @@ class RoIHead(nn.Module):
         return batched_gather(boxes, index), batched_gather(matches, index), valid
 
     def detect(
-        self,
-        features: list[Tensor],
-        proposals: Tensor,
-        mask: Tensor,
-        sizes: ImageSizes,
-        height: int,
-        width: int | None = None,
+        self, features: list[Tensor], proposals: Tensor, mask: Tensor, sizes: ImageSizes, height: int, width: int
     ) -> list[Detections]:
         """Score every class of every proposal, and keep the best after NMS by class."""
         recipe, coder = self.recipe, partial(decode, weights=ROI_WEIGHTS)

@@ -4,6 +4,7 @@ Rows of the output layers belong to classes; a row is copied where source and ta
 and keeps its initial value otherwise. All other tensors must fit exactly.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from detection.errors import CheckpointError
-from detection.models.backbones import first_difference
+from detection.models.backbones import first_difference, without_counters
 from detection.models.detector import Detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.heads import ClassificationHead
 from detection.weights import StartWeights
 
 BACKGROUND_NAME = "__background__"
-BATCH_COUNTER = "num_batches_tracked"
-"""BatchNorm's batch counter, which frozen BatchNorm lacks; not compared."""
 COCO_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 """VOC's names of COCO's classes; `diningtable` and `pottedplant` differ by a space only."""
+
+GEOMETRY = ("anchors", "default_boxes", "image_mean", "image_std")
+"""Settings of a recipe that the meaning of weights depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,8 @@ def transfer(detector: Detector, start: StartWeights, classes: Sequence[str], re
         CheckpointError: The weights are of another architecture or shape; names the first difference in each
             direction. Nothing is loaded.
     """
-    own = {k: v for k, v in detector.state_dict().items() if not k.endswith(BATCH_COUNTER)}
-    theirs = {k: v for k, v in start.state_dict.items() if not k.endswith(BATCH_COUNTER)}
+    own = without_counters(detector.state_dict())
+    theirs = without_counters(start.state_dict)
     layers = {f"{name}.{part}": rows for name, rows in _class_layers(detector).items() for part in ("weight", "bias")}
     outputs = {name: own[name] for name in layers}
     fixed = {k: v for k, v in own.items() if k not in layers}
@@ -115,9 +117,10 @@ def _class_layers(detector: Detector) -> dict[str, tuple[int, int]]:
     head, name = module.head.classification_head, "head.classification_head"
     if isinstance(head, ClassificationHead):
         return {f"{name}.cls_logits": (module.anchors.anchors_per_cell[0], 1)}
-    layers = zip(head.module_list, module.anchors.anchors_per_cell, strict=True)
-    last = [".1" if isinstance(layer, nn.Sequential) else "" for layer in head.module_list]  # SSDlite's 1x1
-    return {f"{name}.module_list.{i}{last[i]}": (per_cell, 1) for i, (_, per_cell) in enumerate(layers)}
+    output = ".1" if isinstance(head.module_list[0], nn.Sequential) else ""  # SSDlite's comes after a depthwise layer
+    return {
+        f"{name}.module_list.{i}{output}": (anchors, 1) for i, anchors in enumerate(module.anchors.anchors_per_cell)
+    }
 
 
 def _has_background(detector: Detector) -> bool:
@@ -195,20 +198,12 @@ def _row(name: str, value: Tensor, copied: int, unknown: bool) -> dict[str, str]
     return {"tensor": name, "shape": str(tuple(value.shape)), "rows": f"{copied} of {len(value)}", "reason": reason}
 
 
-GEOMETRY = ("anchors", "default_boxes", "image_mean", "image_std")
-
-
 def _notes(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """Differences in settings on which the meaning of weights depends."""
     for key in GEOMETRY:
-        if key in theirs and key in own and _plain(theirs[key]) != _plain(own[key]):
-            yield f"{key} differs from the source: {_plain(own[key])} here, {_plain(theirs[key])} there"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
-    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+        here, there = (json.dumps(recipe.get(key)) for recipe in (own, theirs))  # tuples and lists are the same
+        if key in theirs and here != there:
+            yield f"{key} differs from the source: {here} here, {there} there"
 
 
 def _hint(start: StartWeights, recipe: Mapping[str, Any]) -> str:

@@ -38,16 +38,14 @@ class PyramidRoIAlign(nn.Module):
         super().__init__()
         self.output_size = output_size
 
-    def forward(
-        self, levels: list[Tensor], proposals: Tensor, image_height: int, image_width: int | None = None
-    ) -> Tensor:
+    def forward(self, levels: list[Tensor], proposals: Tensor, image_height: int, image_width: int) -> Tensor:
         """Pool all proposals; no synchronization except on a CPU.
 
         Args:
             levels: Feature maps Tensor[B, C, H, W], finest first.
             proposals: Tensor[B, R, 4], `x1, y1, x2, y2` in pixels of the batch and inside it.
             image_height: Height of the padded batch, for the strides.
-            image_width: Its width; None: the height.
+            image_width: Its width.
 
         Returns:
             Tensor[B * R, C, P, P], float32, in the order of the proposals.
@@ -113,15 +111,13 @@ class RoIPool(nn.Module):
         super().__init__()
         self.output_size, self.by_sides = output_size, by_sides
 
-    def forward(
-        self, levels: list[Tensor], proposals: Tensor, image_height: int, image_width: int | None = None
-    ) -> Tensor:
+    def forward(self, levels: list[Tensor], proposals: Tensor, image_height: int, image_width: int) -> Tensor:
         """Pool from the single level; see `PyramidRoIAlign.forward`."""
         (level,) = levels
         image = _image_index(proposals)[:, None].to(proposals.dtype)
         boxes, scale = proposals.flatten(0, 1), 1 / _stride(level, image_height)
         if self.by_sides:
-            sides = boxes.new_tensor([image_width or image_height, image_height] * 2)
+            sides = boxes.new_tensor([image_width, image_height] * 2)
             boxes, scale = boxes / sides * boxes.new_tensor([level.shape[3], level.shape[2]] * 2), 1.0
         pooled: Tensor = roi_pool(level.float(), torch.cat([image, boxes], dim=1), self.output_size, scale)
         return pooled

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from detection import distributed
 from detection.data.loading.batch import Batch
 from detection.data.loading.loader import Loader
-from detection.distributed import autocast
+from detection.device import autocast
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.build import save_detector
 from detection.models.detector import Detector

@@ -9,7 +9,7 @@ import torch
 from detection import distributed
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
 from detection.data.loading.prepared import Prepared
-from detection.distributed import pick_precision
+from detection.device import pick_precision
 from detection.errors import ParamsError
 from detection.files import BACKBONE, START
 from detection.models.backbones import read_weights
@@ -47,7 +47,7 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     start, weights = load_start(START), read_weights(BACKBONE, params.recipe.backbone)
     recipe = params.recipe if weights or start else without_weights(params.recipe)
     detector = build_detector(recipe, len(prepared.classes), weights)
-    moved = transfer(detector, start, prepared.classes, asdict(recipe)) if start else None
+    transferred = transfer(detector, start, prepared.classes, asdict(recipe)) if start else None
     detector = detector.to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
@@ -67,11 +67,11 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
     for override in params.overrides:
         log.info("  %s = %s  (%s)", override.key, override.value, override.source)
-    for line in moved.lines() if moved else ():
+    for line in transferred.lines() if transferred else ():
         log.info("%s", line)
     return TrainingJob(
         detector=detector,
-        transfer=moved,
+        transfer=transferred,
         recipe=recipe,
         settings=settings,
         loader=loader,

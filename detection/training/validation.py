@@ -12,12 +12,12 @@ from detection.data.loading.batch import Sample
 from detection.data.loading.image_io import decode
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
-from detection.distributed import autocast, pick_precision
+from detection.device import autocast, pick_precision
 from detection.evaluation.protocol import coco_metrics, voc_metrics
-from detection.evaluation.protocol.inference import run_detector
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import run_detector
 from detection.models.detector import Detector
 from detection.models.heads import meters
 from detection.params.recipe import Recipe

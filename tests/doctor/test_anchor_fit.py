@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detection.data.loading.index import Index, Record, iou, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.doctor.anchor_fit import FIT_IOU, AnchorFit, AnchorRecipe, cluster, k_means
+from detection.ops.boxes import iou
 from detection.params import FasterRCNNRecipe, RetinaNetRecipe, SSDRecipe
 from detection.params.recipe import Anchors, DefaultBoxes, RetinaNetAnchors, RoI
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from detection.data.loading.index import Index, Record, iou, pack
+from detection.data.loading.index import Index, Record, pack
 from detection.doctor.label_stats import SAME_OBJECT_IOU, balance, overlapping_pairs
+from detection.ops.boxes import iou
 
 
 def record(name: str, boxes: ArrayLike, labels: ArrayLike, crowd: ArrayLike = False) -> Record:

@@ -13,9 +13,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from detection.data.loading.batch import ImageSizes
 from detection.errors import CheckpointError
+from detection.models.backbones import without_counters
 from detection.models.build import build_detector, save_detector
 from detection.models.detector import Detector
-from detection.models.transfer import BATCH_COUNTER, Transfer, _class_layers, transfer
+from detection.models.transfer import Transfer, _class_layers, transfer
 from detection.params import Recipe, load
 from detection.weights import StartWeights, load_start, read_start
 
@@ -109,11 +110,14 @@ def test_a_file_of_torchvision_carries_over_strictly_and_detects_the_same(model:
 
     moved = transfer(ours, read_start(file, {"from": str(file)}), classes, asdict(recipe))
 
-    expected = {k: v for k, v in theirs.state_dict().items() if not k.endswith(BATCH_COUNTER)}
+    expected = without_counters(theirs.state_dict())
     assert moved.loaded + len(moved.tensors) == len(expected)
     assert list(moved.carried) == classes
     assert moved.initialized == moved.unused == ()
     assert not any(row["reason"] for row in moved.tensors)
+    loaded = ours.state_dict()
+    copied = {row["tensor"] for row in moved.tensors}
+    assert all(torch.equal(loaded[name], value) for name, value in expected.items() if name not in copied)
     assert {row["tensor"] for row in moved.tensors} == expected.keys() & {
         f"{name}.{part}" for name in _class_layers(ours) for part in ("weight", "bias")
     }

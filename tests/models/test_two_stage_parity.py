@@ -174,7 +174,7 @@ def test_losses_and_gradients_are_torchvisions(pair: Pair, count: int) -> None:
     logits, deltas = ours.rpn(maps)
     anchors, _ = ours.rpn.anchors.for_batch(maps, images)
     losses = ours.rpn.losses(logits, deltas, anchors, targets)
-    losses |= ours.roi_heads.losses(maps, *padded(proposals), targets, SIDE)
+    losses |= ours.roi_heads.losses(maps, *padded(proposals), targets, SIDE, SIDE)
     ours.zero_grad()
     torch.stack(list(losses.values())).sum().backward()
 
@@ -212,7 +212,7 @@ def test_proposals_and_detections_are_torchvisions(pair: Pair, count: int) -> No
         boxes, mask = ours.rpn.propose(
             raw["objectness"], raw["deltas"], *ours.rpn.anchors.for_batch(maps, images), sizes.resized
         )
-        found = ours.roi_heads.detect(maps, *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE)
+        found = ours.roi_heads.detect(maps, *padded(proposals), ImageSizes(sizes.resized, sizes.resized), SIDE, SIDE)
         whole = ours.detect(images, sizes)
     swapped = 0
     for mine, there, theirs_ in zip(boxes, mask, proposals, strict=True):

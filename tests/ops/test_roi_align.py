@@ -50,7 +50,7 @@ def test_a_level_in_bands_keeps_the_order_of_the_proposals() -> None:
     proposals = torch.cat([corner, corner + 20], dim=2)
     theirs = MultiScaleRoIAlign(["0"], 7, 2)
     expected = theirs({"0": level}, list(proposals), [(320, 80)] * 2)
-    torch.testing.assert_close(PyramidRoIAlign(7)([level], proposals, 320), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PyramidRoIAlign(7)([level], proposals, 320, 320), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [128, 1024])  # matrix products, and torchvision's kernel
@@ -62,12 +62,12 @@ def test_pyramid_equals_torchvisions(side: int) -> None:
     proposals = boxes.view(2, 20, 4)
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
     expected = theirs({str(i): level for i, level in enumerate(levels)}, list(proposals), [(side, side)] * 2)
-    torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, side), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, side, side), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_proposals() -> None:
     levels = [torch.randn(2, 4, 16, 16, requires_grad=True)]
-    assert PyramidRoIAlign(7)(levels, torch.zeros(2, 0, 4), 64).shape == (0, 4, 7, 7)
+    assert PyramidRoIAlign(7)(levels, torch.zeros(2, 0, 4), 64, 64).shape == (0, 4, 7, 7)
 
 
 def test_maps_of_one_stride_are_pooled_from_the_first_as_torchvision_does() -> None:
@@ -76,11 +76,11 @@ def test_maps_of_one_stride_are_pooled_from_the_first_as_torchvision_does() -> N
     boxes = torch.tensor([[[0.0, 0, 1000, 1000], [10, 10, 200, 90]]])
     theirs = MultiScaleRoIAlign(["0", "1"], 7, 2)
     expected = theirs({str(i): level for i, level in enumerate(levels)}, list(boxes), [(1024, 1024)])
-    torch.testing.assert_close(PyramidRoIAlign(7)(levels, boxes, 1024), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(PyramidRoIAlign(7)(levels, boxes, 1024, 1024), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_roi_pool_is_torchvisions_for_a_batch() -> None:
     level = torch.randn(2, 4, 16, 16)
     boxes = torch.tensor([[[0.0, 0, 100, 60], [20.8, 20.3, 90, 99]], [[5, 5, 6, 6], [100, 100, 256, 256]]])
     expected = roi_pool(level, list(boxes), 7, 1 / 16)
-    assert torch.equal(RoIPool(7)([level], boxes, 256), expected)
+    assert torch.equal(RoIPool(7)([level], boxes, 256, 256), expected)

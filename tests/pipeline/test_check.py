@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -142,12 +141,8 @@ def test_a_method_without_file_and_a_folder_are_refused(project: Path) -> None:
     assert "is a folder" in run_check(project).stderr
 
 
-def test_it_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu_time(project: Path) -> None:
+def test_it_imports_nothing_heavy(project: Path) -> None:
     change(project, "\nmodel: ", "\nmodel: retinanett  # ")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert run_check(project).returncode == 1
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     code = (
         "import runpy, sys; sys.argv[0] = 'check'\n"
         "try: runpy.run_module('stages.check', run_name='__main__')\n"

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from detection import distributed
 from detection.data.loading.batch import Targets
 from detection.data.loading.loader import BatchSampler
-from detection.distributed import pick_devices
+from detection.device import pick_devices
 from detection.errors import ParamsError
 from detection.models.backbones import FrozenStatsBatchNorm, make_backbone
 from detection.models.build import build_detector

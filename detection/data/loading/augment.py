@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.geometry import Floats, Geometry, Window, result_size
-from detection.data.loading.index import iou
+from detection.ops.boxes import iou
 from detection.params.recipe import Recipe
 
 MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -123,8 +123,8 @@ def _iou_crop(rng: np.random.Generator, window: Window, boxes: Floats, min_ious:
 def _letterbox(rng: np.random.Generator, height: int, width: int, side: int) -> Window:
     """Square canvas around an image that is scaled to 1/4 to 2 times `side` at a jittered aspect ratio.
 
-    The ratio is around 1, that of the canvas, whatever the image's own: a wide image is squeezed. The window is
-    rounded to whole pixels of the image, and the boxes follow the rounded window.
+    The ratio is around 1, that of the canvas, and does not depend on the image's: a wide image is squeezed. The
+    window is rounded to whole pixels of the image, and the boxes follow the rounded window.
     """
     ratio = rng.uniform(0.7, 1.3) / rng.uniform(0.7, 1.3)  # width / height
     longer = rng.uniform(0.25, 2) * side

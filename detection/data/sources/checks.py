@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.loading import index as packed
 from detection.data.loading.index import Index
 from detection.data.sources.image_headers import Header
+from detection.ops import boxes as box_ops
 from detection.params.stages import Checks
 
 PROBLEM_TYPES = {
@@ -205,7 +205,7 @@ def check_boxes(index: Index, classes: tuple[str, ...], problems: Problems) -> I
         boxes, areas = boxes.copy(), areas.copy()
         borders = np.stack([widths, heights, widths, heights], axis=1)[outside]
         boxes[outside] = np.clip(boxes[outside], 0, borders)
-        areas[outside] = np.minimum(areas[outside], packed.areas(boxes[outside]))
+        areas[outside] = np.minimum(areas[outside], box_ops.areas(boxes[outside]))
         keep &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     sides = boxes[:, 2:] - boxes[:, :2]
     short, long = sides.min(axis=1, initial=np.inf), sides.max(axis=1, initial=0)

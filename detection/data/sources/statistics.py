@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.loading import index as packed
 from detection.data.loading.index import Index
 from detection.data.sources.dataset import RawDataset
 from detection.data.sources.shapes_generator import MARKER
 from detection.files import REPORTS_DATASET, read_json, write_json
+from detection.ops import boxes as box_ops
 from detection.params.datasets import Dataset
 
 QUANTILES = {"min": 0.0, "q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
@@ -45,7 +45,7 @@ def describe_split(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:
         "objects_per_image": _quantiles(per_image),
         "image_side_px": _quantiles(index.sizes.max(axis=1)),
         "box_side_fraction": _quantiles(side_fractions(index)),
-        "box_side_px": _quantiles(np.sqrt(packed.areas(index.boxes))),
+        "box_side_px": _quantiles(np.sqrt(box_ops.areas(index.boxes))),
         "overlapping": _fraction(overlapping(index)),
         "at_border": _fraction(at_border(index)),
         "difficult": _fraction(index.difficult),
@@ -66,7 +66,7 @@ def overlapping(index: Index) -> NDArray[np.bool_]:
     for start, stop in zip(index.offsets[:-1], index.offsets[1:], strict=True):
         if stop - start > 1:
             boxes = index.boxes[start:stop]
-            intersections = packed.intersections(boxes, boxes)
+            intersections = box_ops.intersections(boxes, boxes)
             np.fill_diagonal(intersections, 0)
             mask[start:stop] = intersections.any(axis=1)
     return mask

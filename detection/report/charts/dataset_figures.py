@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detection.data.loading.image_io import decode
-from detection.data.loading.index import Index, areas
+from detection.data.loading.index import Index
 from detection.data.sources.dataset import RawDataset
 from detection.files import REPORTS_DATASET
+from detection.ops.boxes import areas
 from detection.report.charts.vega import ChartData, to_png, to_svg
 from detection.report.images.contact_sheet import IGNORED_COLOR, Tile, class_color, contact_sheet
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from detection import distributed
-from detection.distributed import device_name
+from detection.device import device_name
 from detection.errors import ParamsError
 from detection.files import write_json
 from detection.pipeline import commit, run_quiet

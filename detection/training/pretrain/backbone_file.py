@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from detection.errors import CheckpointError
-from detection.models.backbones import CLASSIFIERS, VGG_FC, feature_state, make_backbone
+from detection.models.backbones import (
+    BATCH_COUNTER,
+    CLASSIFIERS,
+    VGG_FC,
+    feature_state,
+    first_difference,
+    make_backbone,
+    without_counters,
+)
 from detection.params.recipe_base import Backbone
 from detection.weights import read_state_dict
 
 log = logging.getLogger(__name__)
-MAX_NAMES = 3
-"""Tensors that a message names."""
-COUNTER = "num_batches_tracked"
-"""BatchNorm's batch counter, which old files and frozen BatchNorm lack."""
 
 
 def read_backbone(path: Path, backbone: str) -> dict[str, Tensor]:
@@ -31,15 +35,13 @@ def read_backbone(path: Path, backbone: str) -> dict[str, Tensor]:
         State dict of the features; VGG16: with fc6 and fc7 if the file has them.
 
     Raises:
-        CheckpointError: Not a weights file, or of another network; names the tensors that differ.
+        CheckpointError: Not a weights file, or of another network; names the first difference in each direction.
     """
     state = read_state_dict(path)
-    features = {k: v for k, v in _without_counters(state).items() if not k.startswith(CLASSIFIERS)}
+    features = {k: v for k, v in without_counters(state).items() if not k.startswith(CLASSIFIERS)}
     expected = _features(backbone)
-    if problem := describe_difference(_without_counters(expected), features):
-        others = (
-            one for one in get_args(Backbone) if not describe_difference(_without_counters(_features(one)), features)
-        )
+    if problem := first_difference(without_counters(expected), features):
+        others = (one for one in get_args(Backbone) if not first_difference(without_counters(_features(one)), features))
         hint = (
             f"it fits a {other}" if (other := next(others, "")) else f"expected torchvision's state dict of {backbone}"
         )
@@ -47,7 +49,7 @@ def read_backbone(path: Path, backbone: str) -> dict[str, Tensor]:
     for key, value in features.items():
         if not value.isfinite().all():
             raise CheckpointError(f"pretrain.file: {path}: {key!r} has values that are not finite; use another file")
-    counters = {key: state.get(key, torch.tensor(0)) for key in expected if key.endswith(COUNTER)}
+    counters = {key: state.get(key, torch.tensor(0)) for key in expected if key.endswith(BATCH_COUNTER)}
     classifier = vgg_classifier(state) if backbone == "vgg16" else {}
     has_classifier = any(key.startswith(CLASSIFIERS) for key in state)
     rest = (
@@ -67,32 +69,10 @@ def vgg_classifier(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = make_backbone("vgg16").state_dict()
     found = {key: value for key, value in state.items() if key.startswith(VGG_FC)}
     expected = {key: value for key, value in own.items() if key.startswith(VGG_FC)}
-    complete = not describe_difference(expected, found) and all(value.isfinite().all() for value in found.values())
+    complete = not first_difference(expected, found) and all(value.isfinite().all() for value in found.values())
     return found if complete else {}
-
-
-def describe_difference(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Missing and unknown names and other shapes, the first few of each; empty if there are none."""
-    missing = [key for key in expected if key not in state]
-    unknown = [key for key in state if key not in expected]
-    shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    parts = {"it lacks": missing, "it has": unknown, "shapes differ:": shapes}
-    return ", ".join(f"{verb} {_enumerate(names)}" for verb, names in parts.items() if names)
-
-
-def _enumerate(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return f"{', '.join(names[:MAX_NAMES])}{more}"
 
 
 def _features(backbone: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         return feature_state(make_backbone(backbone))
-
-
-def _without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value for key, value in state.items() if not key.endswith(COUNTER)}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from detection import distributed
-from detection.distributed import autocast
+from detection.device import autocast
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.recipe_base import Optimizer, Schedule

@@ -14,8 +14,9 @@ from torch import Tensor
 from detection import distributed
 from detection.data.loading.geometry import Geometry, Window
 from detection.data.loading.image_io import read_image
-from detection.data.loading.index import Index, intersections
+from detection.data.loading.index import Index
 from detection.data.loading.loader import BatchSampler
+from detection.ops.boxes import intersections
 from detection.params.stages import Crops
 from detection.training.pretrain.classifier import VAL_BATCH_SIZE, Batches
 

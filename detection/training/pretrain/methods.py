@@ -15,7 +15,7 @@ from torchvision.models import WeightsEnum
 
 from detection.data.loading.loader import loader_workers
 from detection.data.loading.prepared import Prepared
-from detection.distributed import pick_precision
+from detection.device import pick_precision
 from detection.errors import CheckpointError, DataError
 from detection.files import WEIGHTS_JSON, data_root, dvc_root, read_json, sha256
 from detection.models.backbones import is_feature

@@ -47,9 +47,9 @@ def test_the_output_of_pretrain_is_such_a_file(resnet: dict[str, Tensor], tmp_pa
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"conv1.weight": None}, r"it lacks conv1\.weight;"),
-        ({"extra": torch.zeros(1)}, r"it has extra;"),
-        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, r"conv1\.weight \(64, 1, 7, 7\) instead of \(64, 3, 7, 7\)"),
+        ({"conv1.weight": None}, r"the file lacks 'conv1\.weight';"),
+        ({"extra": torch.zeros(1)}, r"the file has 'extra', which the network does not have;"),
+        ({"conv1.weight": torch.zeros(64, 1, 7, 7)}, r"'conv1\.weight' has shape \(64, 1, 7, 7\) in the file, \(64, 3"),
         ({"conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}, "not finite"),
     ],
 )
@@ -65,7 +65,7 @@ def test_another_content_names_the_tensors(
 
 def test_weights_of_another_network_are_recognized(resnet: dict[str, Tensor], tmp_path: Path) -> None:
     save_weights(tmp_path / "w.pth", resnet)
-    with pytest.raises(CheckpointError, match=r"does not fit resnet50: it lacks .* and \d+ more.*; it fits a resnet18"):
+    with pytest.raises(CheckpointError, match=r"does not fit resnet50: the file lacks '.*'; it fits a resnet18"):
         read_backbone(tmp_path / "w.pth", "resnet50")
     with pytest.raises(CheckpointError, match="does not fit vgg16"):
         read_backbone(tmp_path / "w.pth", "vgg16")

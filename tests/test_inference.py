@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from detection.data.loading.index import Index, Record, pack
-from detection.evaluation.protocol.inference import run_detector
 from detection.evaluation.protocol.results import SplitDetections
+from detection.inference import run_detector
 from detection.models.build import LoadedDetector, build_detector
 from detection.params import load
 from detection.predictor import Predictor

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from detection.data.loading.index import areas, clip, intersections, iou
+from detection.ops.boxes import areas, clip, intersections, iou
 
 
 @st.composite

@@ -8,7 +8,7 @@ import torch
 
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
-from detection.distributed import autocast, pick_device, pick_precision
+from detection.device import autocast, pick_device, pick_precision
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe

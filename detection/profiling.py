@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from detection.data.loading.batch import Batch
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader
-from detection.distributed import autocast, device_name, pick_device, pick_precision
+from detection.device import autocast, device_name, pick_device, pick_precision
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.params.stages import Evaluate

@@ -9,9 +9,9 @@ import torch
 from torchvision.models import get_weight
 
 from detection.errors import CheckpointError, DetectionError, ParamsError
+from detection.experiments.start_weights import fetch_start
 from detection.models.build import build_detector, save_detector
 from detection.params import load
-from detection.training.pretrain.start import fetch_start
 from detection.weights import load_start
 
 PUBLISHED = "FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1"

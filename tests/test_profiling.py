@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from detection import profiling
 from detection.data.loading.index import Index, Record, pack
-from detection.evaluation import profiling
 from detection.models.detector import Detections, Detector, ImageSizes, Targets
 from detection.params import Evaluate, RetinaNetRecipe
 
@@ -56,7 +56,7 @@ def split(tmp_path: Path) -> Index:
 def tick(monkeypatch: pytest.MonkeyPatch, *steps: float) -> None:
     """Install a clock on which the timed rounds take these seconds, in a cycle."""
     times = itertools.accumulate(itertools.chain.from_iterable((0, step) for step in itertools.cycle(steps)))
-    monkeypatch.setattr("detection.evaluation.profiling.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("detection.profiling.time.perf_counter", lambda: next(times))
 
 
 def test_counts_and_times(split: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

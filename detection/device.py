@@ -1,0 +1,71 @@
+"""Choice of device, number of devices and precision."""
+
+import platform
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from detection.errors import ParamsError
+
+
+def pick_device(name: str) -> torch.device:
+    """Device by name; `auto` is a GPU if available, else the CPU.
+
+    Raises:
+        ParamsError: `cuda` on a machine without a GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ParamsError("params.yaml: device: cuda, but no GPU is available; set device: auto")
+    return torch.device(name)
+
+
+def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int:
+    """Number of devices to train on; `auto` is one CPU, or the most GPUs that divide the batch evenly.
+
+    Raises:
+        ParamsError: More GPUs than available.
+    """
+    available = torch.cuda.device_count() if device.type == "cuda" else None
+    if isinstance(count, str):
+        return max(n for n in range(1, (available or 1) + 1) if batch_size % n == 0)
+    if count < 1 or count > (available or count):
+        limit = f"1 to {available} for the GPUs available" if available else "at least 1 (processes on the CPU)"
+        raise ParamsError(f"params.yaml: train.devices: {count} is not possible here; set {limit}")
+    return count
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Precision by name; `auto` is bfloat16 where the hardware has it, else float32 (emulation is slow)."""
+    if name == "auto":
+        name = "bf16" if _supports_bf16(device) else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[None]:
+    """Mixed-precision context of a forward pass; a no-op for float32."""
+    context: AbstractContextManager[None] = torch.autocast(
+        device.type, torch.bfloat16, enabled=precision == torch.bfloat16
+    )
+    return context
+
+
+def _supports_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(check() for check in checks if check is not None)
