@@ -20,8 +20,8 @@ def main() -> None:
     settings = params.load()
     from detection.report.charts.experiment_charts import draw_charts
     from detection.report.model_card import write_model_card
+    from detection.report.page.advice import advise
     from detection.report.page.html import write_page
-    from detection.report.page.score_tables import advise
 
     shutil.rmtree(REPORTS_PLOTS, ignore_errors=True)  # figures of an earlier experiment
     REPORTS_PLOTS.mkdir(parents=True)

@@ -7,8 +7,8 @@ from typing import Any
 from detection.files import read_json
 from detection.pipeline import locked_md5
 from detection.report.page import score_tables
+from detection.report.page.advice import MIN_OBJECTS
 from detection.report.page.html import experiment_context, templates
-from detection.report.page.score_tables import MIN_OBJECTS
 
 MAX_ENTRIES = 4
 """Groups of low recall and pairs of confused classes that the card names."""

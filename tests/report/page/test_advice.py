@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from detection.evaluation.analysis.error_types import ERROR_TYPES
-from detection.report.page.score_tables import MIN_OBJECTS, TOTALS, UNTRAINED_AP50, advise
+from detection.report.page.advice import MIN_OBJECTS, UNTRAINED_AP50, advise
+from detection.report.page.score_tables import TOTALS
 
 TYPES = [*ERROR_TYPES, "missed"]
 

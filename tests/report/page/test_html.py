@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from detection.report.page.advice import advise
 from detection.report.page.html import write_page
-from detection.report.page.score_tables import SCORES, advise
+from detection.report.page.score_tables import SCORES
 from tests.report.page_reader import parse, text_of
 
 
