@@ -51,9 +51,10 @@ def batched_gather(rows: Tensor, index: Tensor) -> Tensor:
 def valid_width(mask: Tensor) -> int:
     """Number of columns of a mask [B, N] to compute with, if its true values come first in each row.
 
-    On a CPU, the largest number of true values in a row. On other devices N, as counting would synchronize.
+    On a CPU, the largest number of true values in a row, at least 1: layers get no empty batch. On other devices N,
+    as counting would synchronize.
     """
-    return int(mask.sum(dim=1).max()) if mask.device.type == "cpu" else mask.shape[1]
+    return max(1, int(mask.sum(dim=1).max())) if mask.device.type == "cpu" else mask.shape[1]
 
 
 def clip(boxes: Tensor, inside: Tensor) -> Tensor:

@@ -116,6 +116,20 @@ def test_an_image_of_nan_has_no_proposals_and_does_not_affect_others() -> None:
     torch.testing.assert_close(detections.boxes, alone.boxes, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("model", ["fasterrcnn", "fasterrcnn_resnet50_c4", "fasterrcnn_vgg16"])
+def test_a_batch_without_proposals_has_no_detections(model: str) -> None:
+    """`fasterrcnn_mobilenet_320` proposes nothing on an image whose objectness is below 0.05."""
+    recipe = without_weights(recipe_of(model, "voc2007", **{"rpn.score_threshold": 1.0}))
+    detector = build_detector(recipe, 3, None).eval()
+    sizes = torch.tensor([[SIDE, SIDE]] * 2)
+    with torch.inference_mode():
+        found = detector.detect(torch.rand(2, 3, SIDE, SIDE), ImageSizes(sizes, sizes))
+    assert [one.boxes.shape for one in found] == [(0, 4)] * 2
+    detector.train()
+    losses = detector.losses(torch.rand(2, 3, SIDE, SIDE), targets_of(torch.tensor([[[10.0, 10, 60, 60]]] * 2)))
+    assert torch.stack(list(losses.values())).isfinite().all()
+
+
 def test_core_is_exported_with_a_batch_of_any_size() -> None:
     detector = small().eval()
 
