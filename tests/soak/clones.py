@@ -36,8 +36,11 @@ class Clone:
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path, epochs: int, num_images: int, **train: Any) -> "Clone":
-        """Copy all files that git does not ignore, as they are now, with a toy dataset and recipe."""
+    def create(cls, folder: Path, epochs: int, num_images: int, start: Path | None = None, **train: Any) -> "Clone":
+        """Copy all files that git does not ignore, as they are now, with a toy dataset and recipe.
+
+        `start` is a detector file that training starts from.
+        """
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         )
@@ -47,7 +50,9 @@ class Clone:
                 shutil.copy(ROOT / name, folder / name)
         (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         clone = cls(folder)
-        clone._shrink(epochs, num_images, train)
+        if start:
+            shutil.copy(start, folder / "first.pt")
+        clone._shrink(epochs, num_images, "first.pt" if start else None, train)
         clone.commit("clone")
         return clone
 
@@ -56,7 +61,7 @@ class Clone:
         shutil.copytree(self.folder, folder, symlinks=True)
         return Clone(folder)
 
-    def _shrink(self, epochs: int, num_images: int, train: dict[str, Any]) -> None:
+    def _shrink(self, epochs: int, num_images: int, start: str | None, train: dict[str, Any]) -> None:
         yaml = YAML()
         yaml.preserve_quotes = True
         document = yaml.load(self.folder / "params.yaml")
@@ -65,6 +70,7 @@ class Clone:
         document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
         document["models"][MODEL]["fpn_channels"] = 64
         document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
+        document["start"]["from"] = start
         document["train"] |= {"log_every": 1, "sample_images": 2} | train
         document["plots"] = {"sample_images": 2}
         yaml.dump(document, self.folder / "params.yaml")

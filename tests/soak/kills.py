@@ -4,6 +4,7 @@
     python -m tests.soak.kills --mode temp         # 5 under `dvc exp run --temp`
     python -m tests.soak.kills --mode queue        # 5 in DVC's queue, `dvc queue kill` among them
     python -m tests.soak.kills --mode pretrain     # 10 of the backbone's training
+    python -m tests.soak.kills --started           # from a detector that is trained first (`start.from`)
     python -m tests.soak.kills --kills 4 --epochs 2
 
 Each kill comes after at least one new step, at a random time or while a checkpoint is being written. The
@@ -183,6 +184,13 @@ def finish(clone: Clone, mode: str, number: int) -> None:
         clone.run("dvc", "repro", "-s", "pretrain" if mode == "pretrain" else "train")
 
 
+def trained(folder: Path, images: int) -> Path:
+    """Detector file of a training of one epoch in a clone of its own."""
+    clone = Clone.create(folder, 1, images)
+    clone.run("dvc", "repro", "train")
+    return clone.folder / "models/detector.pt"
+
+
 def take(clone: Clone, name: str) -> None:
     """Bring an experiment's training into the workspace; `dvc exp apply` needs files of later stages too."""
     refs = clone.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
@@ -224,7 +232,8 @@ def compare_trainings(clone: Clone, uninterrupted: Clone) -> list[str]:
     if any(times[step] != time_ms for step, time_ms, _ in run["loss"]):
         problems.append("times in the run and in the CSV differ")
     points = sum(map(len, run.values()))
-    print(f"{len(steps)} steps, {points} points in {len(run)} curves of 1 run ({len(runs)} found)")
+    started = {key: value for key, value in runs[0].data.tags.items() if key.startswith("start.")}
+    print(f"{len(steps)} steps, {points} points in {len(run)} curves of 1 run ({len(runs)} found) {started or ''}")
     return problems
 
 
@@ -235,6 +244,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, help="number of kills, drawn from those of the mode")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--started", action="store_true", help="start from a detector that is trained first")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep all files there")
     options = parser.parse_args()
@@ -244,7 +254,8 @@ def main() -> None:
     ways = ways[: options.kills]
     with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as scratch:
         folder = options.folder or Path(scratch)
-        start = Clone.create(folder / "uninterrupted", options.epochs, options.images)
+        first = trained(folder / "first", options.images) if options.started else None
+        start = Clone.create(folder / "uninterrupted", options.epochs, options.images, first)
         stage = "pretrain" if options.mode == "pretrain" else "train"
         start.run("dvc", "repro", "prepare" if stage == "pretrain" else "pretrain")
         start.commit("prepared")

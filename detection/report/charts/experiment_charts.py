@@ -63,7 +63,7 @@ def draw_charts(reports: Path, folder: Path, smoothing: float) -> dict[str, str]
 
 
 def losses(reports: Path, smoothing: float = 0.9) -> ChartData | None:
-    """`train/losses.csv`: the raw total, and moving averages of the total and of each term."""
+    """`train/losses.csv`: the raw total, and moving averages of the total and of each term; `val_loss` if recorded."""
     import pandas as pd
 
     table = read_table(reports / "train/losses.csv")
@@ -77,6 +77,10 @@ def losses(reports: Path, smoothing: float = 0.9) -> ChartData | None:
         label = f"{'total' if name == 'loss' else name.replace('_', ' ')}  {smooth.iloc[-1]:.3f}"
         curve = pd.DataFrame({"step": table["step"], "term": label, "smooth": smooth.clip(upper=top)})
         parts.append(_thinned(curve))
+    val = read_table(reports / "train/metrics.csv")
+    if val is not None and "val_loss" in val.columns and len(val := val.dropna(subset="val_loss")):
+        label = f"total, val  {val['val_loss'].iloc[-1]:.3f}"
+        parts.append(pd.DataFrame({"step": val["step"], "term": label, "smooth": val["val_loss"].clip(upper=top)}))
     raw = pd.DataFrame({"step": table["step"], "raw": table["loss"].clip(upper=top)})
     rows = pd.concat([*parts, _thinned(raw, 4 * MAX_POINTS)])
     return ChartData(rows, f"moving average ({smoothing:g}), last value in the legend", _epochs(table))

@@ -61,6 +61,17 @@ def test_no_chart_without_rows(name: str, tmp_path: Path) -> None:
     assert getattr(charts, name)(tmp_path) is None
 
 
+def test_recorded_val_loss_is_a_line_of_the_losses(tmp_path: Path) -> None:
+    steps = np.arange(1, 41)
+    write(tmp_path / "train/losses.csv", step=steps, epoch=steps / 10, lr=steps * 0.0, loss=2 / steps**0.3, box=1.0)
+    write(tmp_path / "train/metrics.csv", step=[10, 20, 30, 40], epoch=[1, 2, 3, 4], val_loss=[1.5, None, 1.1, 1.25])
+    data = built("losses", tmp_path)
+    lines = table(data).dropna(subset="term").groupby("term", sort=False)["step"].apply(list)
+    assert lines["total, val  1.250"] == [10, 30, 40]
+    assert "total, val  1.250" in texts("losses", data)
+    assert "total, val: 1.5" in {line for text in tooltips("losses", data) for line in text.split("\n")}
+
+
 def test_legend_of_losses_has_the_last_moving_average(tmp_path: Path) -> None:
     write(
         tmp_path / "train/losses.csv",
