@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import logging
 import math
 import os
 import re
@@ -18,7 +19,10 @@ PARAMS_PER_CALL = 100
 """MLflow's limit."""
 REPLACES = "replaces_run"
 """Tag: run id in `run.json` that this run replaces, since the store does not have a run of that id."""
+START_DIGEST = "start_digest"
+"""Tag of a LoggedModel: digest of a detector that trainings start from, or its published name."""
 RUN_ID = re.compile("[0-9a-f]{32}")
+log = logging.getLogger(__name__)
 
 
 def write_run_id(path: Path, run_id: str | None, *, unsent: bool = False) -> None:
@@ -123,6 +127,33 @@ def describe(store: Store, run: Any, params: Params, recorded: Mapping[str, str]
             inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     if inputs:
         store.client.log_inputs(run.info.run_id, datasets=inputs)
+    _log_start_model(store, run, params)
+
+
+def _log_start_model(store: Store, run: Any, params: Params) -> None:
+    """Log the detector that the training starts from as the run's model input, a LoggedModel by its digest."""
+    from mlflow.entities import LoggedModelInput
+    from mlflow.exceptions import MlflowException
+
+    tags = _start_tags()
+    digest = next((tags[key] for key in ("start.sha256", "start.md5", "start.uri", "start.weights") if key in tags), "")
+    if not digest or (run.inputs and run.inputs.model_inputs):
+        return
+    try:
+        found = store.client.search_logged_models([store.experiment], f"tags.`{START_DIGEST}` = '{digest}'")
+        if not found:
+            source = find_run(store, tags.get("start.run_id"))
+            model = store.client.create_logged_model(
+                store.experiment,
+                name=params.model,
+                source_run_id=source.info.run_id if source else None,
+                tags={START_DIGEST: digest} | tags,
+                model_type="detector",
+            )
+            found = [store.client.finalize_logged_model(model.model_id, "READY")]
+        store.client.log_inputs(run.info.run_id, models=[LoggedModelInput(found[0].model_id)])
+    except MlflowException as error:  # a server of MLflow 2 has no LoggedModels
+        log.warning("the start detector is not logged as the run's model input: %s", error)
 
 
 TRAINING_ID = "training_id"

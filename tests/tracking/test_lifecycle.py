@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from detection.errors import DivergedError
-from detection.files import TRAIN_RUN_JSON
+from detection.files import TRAIN_RUN_JSON, WEIGHTS_JSON, write_json
 from detection.params import Params
 from detection.tracking.lifecycle import log_training_artifacts, open_run
 from detection.tracking.run import NoRun, Run
@@ -51,6 +51,24 @@ def test_a_training_fills_one_run(repo: Path, params: Params, runs: Runs, client
     assert inputs == {("shapes", "train"): "1" * 32, ("shapes", "val"): "2" * 32}
     artifacts = Path(only.info.artifact_uri.removeprefix("file://"))
     assert artifacts.is_relative_to(repo / "mlartifacts")
+
+
+def test_runs_that_start_from_one_detector_share_a_model_input(
+    params: Params, runs: Runs, client: Any, train: Train
+) -> None:
+    with open_run(params, ENVIRONMENT) as source:
+        train(source)
+    start = {"from": "first", "type": "experiment", "md5": "4" * 32, "run_id": source.id}
+    write_json(WEIGHTS_JSON, {"start": start})
+    for training_id in ("two", "three", "three"):  # the last is a resume
+        with open_run(params, ENVIRONMENT | {"training_id": training_id}) as run:
+            train(run)
+    first, *started = [client.get_run(run.info.run_id) for run in runs()]  # searches leave model inputs out
+    assert not first.inputs.model_inputs
+    (model,) = client.search_logged_models([first.info.experiment_id])
+    assert (model.name, model.source_run_id, model.status) == (params.model, source.id, "READY")
+    assert [one.model_id for run in started for one in run.inputs.model_inputs] == [model.model_id] * 2
+    assert {run.data.tags["start.md5"] for run in started} == {"4" * 32}
 
 
 @pytest.mark.parametrize(
