@@ -19,6 +19,7 @@ def main() -> None:
     from detection.data.loading.prepared import Prepared
     from detection.evaluation.analysis.tables import write_tables
     from detection.evaluation.evaluate import evaluate
+    from detection.evaluation.protocol.results import describe_ids
     from detection.inference import run_detector
     from detection.models.build import check_classes, load_detector
     from detection.tracking.lifecycle import log_evaluation
@@ -41,7 +42,9 @@ def main() -> None:
     evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)
     speed = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, params.evaluate)
     encoded = msgspec.json.encode(detections.to_coco(index))
-    write_tables(EVALUATION_TABLES, {**evaluation.tables, "speed.json": speed, "detections.json": encoded})
+    ids = msgspec.json.encode(describe_ids(index, loaded.classes))
+    files = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
+    write_tables(EVALUATION_TABLES, {**evaluation.tables, **files})
     write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 
     for name in LOGGED_METRICS:

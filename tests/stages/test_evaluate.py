@@ -5,18 +5,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.data.loading import prepared
 from detection.data.sources.dataset import read
+from detection.data.loading.index import Index
 from detection.errors import CheckpointError, DataError
 from detection.evaluation.protocol.coco_metrics import STATS
+from detection.evaluation.protocol.results import SplitDetections
 from detection.models.build import build_detector, save_detector
-from detection.params import Recipe, ShapesDataset, load
+from detection.params import CocoDataset, Recipe, ShapesDataset, load
+from detection.params.datasets import CocoSplit
 from stages import evaluate
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +62,9 @@ def test_files_agree_with_pycocotools(workspace: Path, capsys: pytest.CaptureFix
     assert None in expected.values(), "no object in 64 px is large; JSON has no NaN"
     table = pd.read_csv(out / "tables/per_class.csv")
     assert tuple(table["class"]) == CLASSES
+    ids = json.loads((out / "tables/detection_ids.json").read_text())
+    assert ids["categories"] == [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)]
+    assert ids["images"] == [{key: image[key] for key in ("id", "file_name")} for image in truth.dataset["images"]]
     assert table["AP"].mean() == pytest.approx(metrics["AP"])
     assert table["voc_ap50_area"].mean() == pytest.approx(metrics["voc_ap50_area"])
     assert len(pd.read_csv(out / "tables/pr_curves.csv")) == 5 * 101
@@ -76,3 +84,51 @@ def test_changed_images_are_refused(workspace: Path) -> None:
         path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match="prepare"):
         evaluate.main()
+
+
+def official_instances(folder: Path) -> None:
+    """Instances file with gaps in its ids, its categories and images out of order, and its images."""
+    rng = np.random.default_rng(0)
+    names = {90: "triangle", 3: "circle", 13: "square", 44: "star"}
+    images = [{"id": number, "file_name": f"{number}.png", "height": 96, "width": 96} for number in (724, 139, 5001)]
+    annotations = []
+    for image in images:
+        Image.new("RGB", (96, 96)).save(folder / image["file_name"])
+        for category in names:
+            box = [*rng.integers(0, 40, 2).tolist(), *rng.integers(10, 50, 2).tolist()]
+            number, area = len(annotations) + 1, box[2] * box[3]
+            ids = {"id": number, "image_id": image["id"], "category_id": category}
+            annotations.append({**ids, "bbox": box, "area": area, "iscrowd": int(number % 7 == 0)})
+    categories = [{"id": number, "name": name} for number, name in names.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(content))
+
+
+def test_detections_score_the_same_against_the_official_file(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = workspace / "raw/gaps"
+    folder.mkdir(parents=True)
+    official_instances(folder)
+    split = (CocoSplit(images=".", annotations="instances.json"),)
+    dataset = CocoDataset(format="coco", path="gaps", train=split, test=split)
+    prepared.save(read("gaps", dataset, replace(load().prepare.checks, split_leak="keep")), dataset)
+
+    def jittered(_: object, index: Index, *__: object, **___: object) -> SplitDetections:
+        moved = index.boxes + np.random.default_rng(1).integers(-4, 5, index.boxes.shape)
+        return SplitDetections.pack(index.image_rows(), moved, np.linspace(1, 0.1, len(moved)), index.labels)
+
+    monkeypatch.setattr("detection.inference.run_detector", jittered)
+    evaluate.main()
+    metrics = json.loads((workspace / "reports/evaluation/metrics.json").read_text())
+    truth = COCO(folder / "instances.json")
+    detections = workspace / "reports/evaluation/tables/detections.json"
+    assert {one["category_id"] for one in json.loads(detections.read_text())} == {3, 13, 44, 90}
+    official = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
+    official.evaluate()
+    official.accumulate()
+    official.summarize()
+    assert 0.2 < metrics["AP"] < 0.9
+    expected = {name: None if value == -1 else value for name, value in zip(STATS, official.stats, strict=True)}
+    assert {name: metrics[name] for name in STATS} == pytest.approx(expected, abs=1e-12)
+    capsys.readouterr()

@@ -3,11 +3,11 @@
 Lists of Python objects would grow every worker by 100 MB per epoch at COCO's size, because reading an object
 writes its reference count. Arrays stay shared between the forked workers.
 
-Letters: N images, T boxes in total, M boxes of one image.
+Letters: N images, T boxes in total, M boxes of one image, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,8 @@ class Index:
     """[T]."""
     areas: NDArray[np.float32]
     """[T]."""
+    category_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[C] ids of the classes in COCO files, as in the annotation file of the split; empty for 1, 2, …"""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -78,6 +80,21 @@ class Index:
         if len(set(numbers)) == len(self):
             return np.array(numbers, dtype=np.int64)
         return np.arange(1, len(self) + 1, dtype=np.int64)
+
+    def to_category_ids(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids of labels in COCO files: those of the split's annotation file, which may have gaps, else labels + 1."""
+        return self.category_ids[labels] if len(self.category_ids) else labels + 1
+
+    def to_labels(self, category_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Labels of ids in COCO files.
+
+        Raises:
+            KeyError: No class has this id.
+        """
+        if not len(self.category_ids):
+            return category_ids - 1
+        label_of = {number: label for label, number in enumerate(self.category_ids.tolist())}
+        return np.array([label_of[number] for number in category_ids.tolist()], dtype=np.int64)
 
     def image_rows(self) -> NDArray[np.int64]:
         """[T] row of each box's image."""
@@ -100,14 +117,17 @@ class Index:
         return {name: getattr(self, name)[selection] for name in BOX_COLUMNS}
 
     def save(self, path: str | Path) -> None:
-        """Write an uncompressed npz file."""
-        np.savez(path, **{field.name: getattr(self, field.name) for field in fields(self)})
+        """Write an uncompressed npz file; `category_ids` only if they are not 1, 2, …"""
+        arrays: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        if not len(self.category_ids):
+            del arrays["category_ids"]
+        np.savez(path, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Index":
         """Read a file written by `save`."""
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+            return cls(**{one.name: arrays[one.name] for one in fields(cls) if one.name in arrays})
 
 
 IMAGE_COLUMNS = ("files", "ids", "sizes")
@@ -117,13 +137,15 @@ BOX_COLUMNS = ("boxes", "labels", "difficult", "crowd", "areas")
 
 
 def join(parts: Sequence[Index]) -> Index:
-    """Concatenate indexes; none give an empty index."""
+    """Concatenate indexes, with the category ids of the first; none give an empty index."""
+    category_ids = next((part.category_ids for part in parts), np.zeros(0, np.int64))
     parts = [pack([]), *parts]
     counts = np.concatenate([np.diff(part.offsets) for part in parts])
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts]) for name in IMAGE_COLUMNS + BOX_COLUMNS
     }
-    return Index(offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), **columns)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Index(offsets=offsets, category_ids=category_ids, **columns)
 
 
 def pack(records: list[Record]) -> Index:

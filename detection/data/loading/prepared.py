@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from detection.data.loading.index import Index
 from detection.data.sources import shapes_generator as generator
@@ -106,10 +107,11 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED) -> No
 def to_coco(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:
     """Convert a split to COCO's instances format.
 
-    Image ids are `Index.image_ids()`, category ids are labels + 1, boxes are `x, y, width, height`. COCO's
-    metrics ignore `iscrowd`, so a VOC object that is `difficult` gets `iscrowd: 1`, and `difficult: 1` as a
-    mark.
+    Image ids are `Index.image_ids()`, category ids those of the dataset's annotation file, else labels + 1; boxes
+    are `x, y, width, height`. COCO's metrics ignore `iscrowd`, so a VOC object that is `difficult` gets
+    `iscrowd: 1`, and `difficult: 1` as a mark.
     """
+    category_ids = index.to_category_ids(np.arange(len(classes))).tolist()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for i, image_id in enumerate(index.image_ids().tolist()):
@@ -120,13 +122,13 @@ def to_coco(index: Index, classes: tuple[str, ...]) -> dict[str, Any]:
             annotation = {
                 "id": len(annotations) + 1,
                 "image_id": image_id,
-                "category_id": int(one.labels[j]) + 1,
+                "category_id": category_ids[one.labels[j]],
                 "bbox": [x1, y1, x2 - x1, y2 - y1],
                 "area": float(one.areas[j]),
                 "iscrowd": int(one.crowd[j] or difficult),
             }
             annotations.append(annotation | ({"difficult": 1, "ignore": 1} if difficult else {}))
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
+    categories = [{"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

@@ -323,8 +323,20 @@ def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> I
         difficult=instances.ignore[rows] & ~crowd,
         crowd=crowd,
         areas=areas.astype(np.float32),
+        category_ids=_category_ids(instances, classes),
     )
     return index if usable.all() else index.select(np.flatnonzero(usable))
+
+
+def _category_ids(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]:
+    """[C] id of each class in this file; a class that it does not list gets an id above all others."""
+    id_of: dict[str, int] = {}
+    for category in sorted(instances.categories, key=attrgetter("id")):
+        id_of.setdefault(category.name, category.id)
+    unused = max([0, *id_of.values()]) + 1
+    missing = [name for name in classes if name not in id_of]
+    id_of |= {name: number for number, name in enumerate(missing, unused)}
+    return np.array([id_of[name] for name in classes], dtype=np.int64)
 
 
 def _labels(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]:

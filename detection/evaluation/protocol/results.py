@@ -69,14 +69,15 @@ class SplitDetections:
     def to_coco(self, index: Index) -> list[dict[str, Any]]:
         """Return the list of a COCO results file.
 
-        Boxes are `x, y, width, height`, category ids start at 1, image ids are `index.image_ids()`. Sizes are
-        computed in float64, so that `from_coco` restores the same float32 corners.
+        Boxes are `x, y, width, height`; image and category ids are those of the dataset's annotation file (see
+        `Index.image_ids` and `Index.to_category_ids`). Sizes are computed in float64, so that `from_coco`
+        restores the same float32 corners.
         """
         boxes = self.boxes.astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         columns = zip(
             index.image_ids()[self.images].tolist(),
-            (self.labels + 1).tolist(),
+            index.to_category_ids(self.labels).tolist(),
             boxes.tolist(),
             self.scores.tolist(),
             strict=True,
@@ -91,7 +92,7 @@ class SplitDetections:
         """Read the list that `to_coco` returned for the same index.
 
         Raises:
-            KeyError: An image id is not in the index.
+            KeyError: An image or category id is not in the index.
         """
         row_of = {image_id: row for row, image_id in enumerate(index.image_ids().tolist())}
         boxes = np.array([one["bbox"] for one in results], dtype=np.float64).reshape(-1, 4)
@@ -100,5 +101,20 @@ class SplitDetections:
             [row_of[one["image_id"]] for one in results],
             boxes,
             [one["score"] for one in results],
-            [one["category_id"] - 1 for one in results],
+            index.to_labels(np.array([one["category_id"] for one in results], dtype=np.int64)),
         )
+
+
+def describe_ids(index: Index, classes: Sequence[str]) -> dict[str, Any]:
+    """Meaning of the ids in `to_coco`: `{categories: [{id, name}], images: [{id, file_name}]}`.
+
+    Args:
+        index: The split.
+        classes: Class names in label order.
+    """
+    category_ids = index.to_category_ids(np.arange(len(classes))).tolist()
+    files = (name.decode() for name in index.files.tolist())
+    return {
+        "categories": [{"id": number, "name": name} for number, name in zip(category_ids, classes, strict=True)],
+        "images": [{"id": i, "file_name": name} for i, name in zip(index.image_ids().tolist(), files, strict=True)],
+    }

@@ -61,7 +61,7 @@ def read_detections(reports: Path, index: Index) -> SplitDetections | None:
     """Read `evaluation/tables/detections.json`; None before `evaluate`.
 
     Raises:
-        DataError: It has images that the index has not.
+        DataError: It has images or categories that the index has not.
     """
     path = reports / "evaluation/tables/detections.json"
     if not path.is_file():
@@ -69,7 +69,7 @@ def read_detections(reports: Path, index: Index) -> SplitDetections | None:
     try:
         return SplitDetections.from_coco(index, msgspec.json.decode(path.read_bytes()))
     except KeyError as error:
-        raise DataError(f"{path}: image {error} is not in data/prepared; run dvc repro evaluate") from None
+        raise DataError(f"{path}: the id {error} is not in data/prepared; run dvc repro evaluate") from None
 
 
 def match_images(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from detection.data.loading.index import Index, Record, pack
+from detection.data.loading.index import Index, Record, join, pack
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
 
@@ -48,6 +49,16 @@ def test_pack_and_select_keep_every_record(rows: list[Record], data: st.DataObje
         part = index.select(np.array(selected, dtype=np.int64))
         for i, row in enumerate(selected):
             assert_equal(part[i], rows[row])
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_category_ids_survive(tmp_path: Path, count: int) -> None:
+    index = replace(pack([_record(str(i), boxes=i) for i in range(count)]), category_ids=np.array([3, 90, 13]))
+    index.save(tmp_path / "index.npz")
+    for part in (Index.load(tmp_path / "index.npz"), index.select(np.arange(0)), join([index, pack([])])):
+        assert part.to_category_ids(np.array([2, 0])).tolist() == [13, 3]
+        assert part.to_labels(np.array([13, 3])).tolist() == [2, 0]
+    assert pack([]).to_category_ids(np.array([2, 0])).tolist() == [3, 1]
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -75,7 +75,13 @@ def test_id_gaps_crowds_areas_and_images_without_annotations(write: Write) -> No
     assert record.areas.tolist() == [33.5, 16]
     assert (empty.id, len(empty.boxes)) == ("2", 0)
     assert raw.splits["train"].image_ids().tolist() == [7, 2]
+    assert raw.splits["train"].category_ids.tolist() == [3, 17, 90]
     assert len(raw.splits["val"]) == 0
+
+
+def test_a_split_keeps_the_category_ids_of_its_own_file(write: Write) -> None:
+    write(GOOD, TEST | {"categories": [{"id": 5, "name": "cat"}, {"id": 9, "name": "car"}]})
+    assert read_it().splits["test"].category_ids.tolist() == [9, 5, 10], "toothbrush gets a free id"
 
 
 @pytest.mark.parametrize(

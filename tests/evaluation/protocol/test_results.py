@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -37,6 +39,16 @@ def test_coco_results_format(make_index: MakeIndex) -> None:
     index = make_index(([], []), ([], []))
     results = SplitDetections.of_image(1, [[10, 20, 40, 60]], [0.5], [3])
     assert results.to_coco(index) == [{"image_id": 2, "category_id": 4, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}]
+
+
+def test_category_ids_of_the_annotation_file(make_index: MakeIndex) -> None:
+    index = replace(make_index(([], [])), category_ids=np.array([90, 3, 13]))
+    results = SplitDetections.of_image(0, [[0, 0, 1, 1], [0, 0, 2, 2]], [0.5, 0.25], [2, 0])
+    rows = results.to_coco(index)
+    assert [row["category_id"] for row in rows] == [13, 90]
+    assert same(SplitDetections.from_coco(index, rows), results)
+    with pytest.raises(KeyError):
+        SplitDetections.from_coco(index, [rows[0] | {"category_id": 1}])
 
 
 def test_unknown_image_is_a_key_error(make_index: MakeIndex) -> None:
