@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.data.loading import prepared
-from detection.data.sources.dataset import read
 from detection.data.loading.index import Index
+from detection.data.sources.dataset import read
 from detection.errors import CheckpointError, DataError
 from detection.evaluation.protocol.coco_metrics import STATS
 from detection.evaluation.protocol.results import SplitDetections

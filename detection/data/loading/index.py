@@ -117,7 +117,7 @@ class Index:
         return {name: getattr(self, name)[selection] for name in BOX_COLUMNS}
 
     def save(self, path: str | Path) -> None:
-        """Write an uncompressed npz file; `category_ids` only if they are not 1, 2, …"""
+        """Write an uncompressed npz file; `category_ids` only where it is set."""
         arrays: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         if not len(self.category_ids):
             del arrays["category_ids"]
