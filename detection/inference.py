@@ -25,7 +25,9 @@ def run_detector(
     precision: str = "fp32",
     score_threshold: float | None = None,
 ) -> SplitDetections:
-    """Run a detector on every image of a split, in batches.
+    """Run a detector on every image of a split, in batches of images of equal size.
+
+    The detections do not depend on the batch size, and come in the order of the split.
 
     Args:
         detector: Detector; its training mode is restored at the end.
@@ -40,17 +42,18 @@ def run_detector(
     target = pick_device(device)
     dtype = pick_precision(precision, target)
     dataset = DetectionDataset(index, root, recipe, train=False)
-    loader = Loader(dataset, batch_size, loader_workers("auto", target), shuffle=False)
+    loader = Loader(dataset, batch_size, loader_workers("auto", target), shuffle=False, equal_sizes=True)
     was_training = detector.training
     detector.to(target).eval()
     parts: list[SplitDetections] = []
     with torch.inference_mode():
         for batch in loader.epoch(0):
             with autocast(target, dtype):
-                detections = detector.detect(batch.images.to(target, non_blocking=True), batch.sizes)
-            parts.append(_pack(batch.rows, detections, score_threshold))
+                batch_detections = detector.detect(batch.images.to(target, non_blocking=True), batch.sizes)
+            parts.append(_pack(batch.rows, batch_detections, score_threshold))
     detector.train(was_training)
-    return SplitDetections.concat(parts)
+    detections = SplitDetections.concat(parts)
+    return detections.select(np.argsort(detections.images, kind="stable"))
 
 
 def _pack(rows: Sequence[int], detections: Sequence[Detections], score_threshold: float | None) -> SplitDetections:

@@ -17,7 +17,7 @@ def main() -> None:
 
     from detection import profiling
     from detection.data.loading.prepared import Prepared
-    from detection.evaluation.analysis.tables import write_tables
+    from detection.evaluation.analysis.tables import Tables, write_tables
     from detection.evaluation.evaluate import evaluate
     from detection.evaluation.protocol.results import describe_ids
     from detection.inference import run_detector
@@ -43,7 +43,7 @@ def main() -> None:
     speed = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, params.evaluate)
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
-    files = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
+    files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
     write_tables(EVALUATION_TABLES, {**evaluation.tables, **files})
     write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 

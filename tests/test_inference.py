@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from detection.data.loading.index import Index, Record, pack
+from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import run_detector
 from detection.models.build import LoadedDetector, build_detector
@@ -69,3 +70,37 @@ def test_detections_belong_to_their_images_with_any_batch_size(tmp_path: Path) -
     np.testing.assert_array_equal(fewer.images, expected.images)
     np.testing.assert_array_equal(fewer.scores, expected.scores)
     assert len(run(2, score_threshold=1.0)) == 0
+
+
+MIXED_SIZES = [(60, 90), (90, 60), (75, 75), (61, 90), (40, 120), (90, 60), (75, 75), (60, 90), (120, 40), (60, 88)]
+
+
+@pytest.mark.parametrize("model", ["fasterrcnn_resnet18", "retinanet_resnet18"])
+def test_ap_does_not_depend_on_the_batch_size(tmp_path: Path, model: str) -> None:
+    index = noise_images(tmp_path, MIXED_SIZES)
+    recipe = replace(load(model=model).recipe, image_size=60, max_size=120, score_threshold=0.0)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, 3, None).eval()
+
+    def run(batch_size: int) -> SplitDetections:
+        return run_detector(detector, index, tmp_path, recipe, batch_size=batch_size, device="cpu")
+
+    alone = run(1)
+    truth = alone.select(np.arange(0, len(alone), 3))  # every third detection moved by up to 2 px is an object
+    boxes = truth.boxes + np.random.default_rng(0).uniform(-2, 2, truth.boxes.shape).astype(np.float32)
+    with_objects = replace(
+        index,
+        offsets=np.searchsorted(truth.images, np.arange(len(index) + 1)),
+        boxes=boxes,
+        labels=truth.labels,
+        difficult=np.zeros(len(truth), np.bool_),
+        crowd=np.zeros(len(truth), np.bool_),
+        areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+    )
+    expected = coco_metrics.score(with_objects, alone, ("a", "b", "c")).stats["AP"]
+    assert 0.02 < expected < 0.9
+    for batch_size in (4, 16):
+        detections = run(batch_size)
+        assert detections.images.tolist() == alone.images.tolist(), "the order of the split"
+        ap = coco_metrics.score(with_objects, detections, ("a", "b", "c")).stats["AP"]
+        assert ap == pytest.approx(expected, abs=1e-4)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -90,8 +91,10 @@ def official_instances(folder: Path) -> None:
     """Instances file with gaps in its ids, its categories and images out of order, and its images."""
     rng = np.random.default_rng(0)
     names = {90: "triangle", 3: "circle", 13: "square", 44: "star"}
-    images = [{"id": number, "file_name": f"{number}.png", "height": 96, "width": 96} for number in (724, 139, 5001)]
-    annotations = []
+    images: list[dict[str, Any]] = [
+        {"id": number, "file_name": f"{number}.png", "height": 96, "width": 96} for number in (724, 139, 5001)
+    ]
+    annotations: list[dict[str, Any]] = []
     for image in images:
         Image.new("RGB", (96, 96)).save(folder / image["file_name"])
         for category in names:

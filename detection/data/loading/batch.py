@@ -109,13 +109,18 @@ def pads_to_stride(recipe: Recipe) -> bool:
     return not isinstance(recipe, SSDRecipe) and (anchors is None or anchors.strides is None)
 
 
+def padded_size(size: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
+    """Height and width of a batch, from the greatest height and width of its resized images."""
+    (height, width), step = size, STRIDE if pads_to_stride(recipe) else 1
+    return -(-height // step) * step, -(-width // step) * step
+
+
 def collate(samples: list[Sample], recipe: Recipe) -> Batch:
     """Make a batch: pad images with `fill_color` on the right and bottom, and boxes with zeros."""
     resized = torch.tensor([sample.image.shape[1:] for sample in samples])
-    step = STRIDE if pads_to_stride(recipe) else 1
-    height, width = (-(-int(side) // step) * step for side in resized.amax(0))
+    height, width = padded_size((int(resized[:, 0].max()), int(resized[:, 1].max())), recipe)
     unpadded = all(sample.image.shape[1:] == (height, width) for sample in samples)
-    if unpadded and (step == 1 or height == width):
+    if unpadded and (height == width or not pads_to_stride(recipe)):
         images = torch.stack([sample.image for sample in samples])
     else:
         padding = filled_canvas(fill_color(recipe), samples[0].image.dtype, height, width)

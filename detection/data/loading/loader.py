@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection import distributed
 from detection.data.loading.augment import draw_geometry, keep_mask
-from detection.data.loading.batch import Batch, Sample, collate, fill_color
+from detection.data.loading.batch import Batch, Sample, collate, fill_color, padded_size
 from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
@@ -96,10 +96,58 @@ def eval_sample(
 ) -> Sample:
     """Resize an image to the recipe's size, whole and without augmentation."""
     height, width = image.shape[1:]
-    size = result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size, recipe.size_rounding)
-    geometry = Geometry((0, 0, width, height), *size, antialias=recipe.antialias)
+    geometry = Geometry((0, 0, width, height), *eval_size(height, width, recipe), antialias=recipe.antialias)
     resized = geometry.image(image, fill_color(recipe))
     return Sample(resized, geometry.boxes(boxes), labels, (height, width), row)
+
+
+def eval_size(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+    """Height and width of an image after resizing to the recipe's size."""
+    return result_size(height, width, recipe.resize, recipe.image_size, recipe.max_size, recipe.size_rounding)
+
+
+def batches_of_equal_size(sizes: NDArray[np.int32], batch_size: int, recipe: Recipe) -> list[NDArray[np.int64]]:
+    """Rows of all images, in batches of images that are padded to the same size alone and in the batch.
+
+    An image's detections then do not depend on the batch size, and no pixel is computed that a batch of one
+    image would not compute.
+
+    Args:
+        sizes: [N, 2] height and width of the image files.
+        batch_size: Greatest number of images per batch.
+        recipe: Recipe, for the sizes after resizing and padding.
+
+    Returns:
+        The batches in order of their size; the rows of a size ascend.
+    """
+    shapes, shape_of = np.unique(np.asarray(sizes).reshape(-1, 2), axis=0, return_inverse=True)
+    padded = np.array([padded_size(eval_size(h, w, recipe), recipe) for h, w in shapes.tolist()], dtype=np.int64)
+    _, group_of = np.unique(padded.reshape(-1, 2), axis=0, return_inverse=True)
+    groups = group_of.reshape(-1)[shape_of.reshape(-1)]
+    batches = []
+    for group in range(int(groups.max(initial=-1)) + 1):
+        rows = np.flatnonzero(groups == group)
+        batches += np.split(rows, range(batch_size, len(rows), batch_size))
+    return batches
+
+
+class FixedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of keys `(epoch, row)` that are the same in every epoch, from batch `start` on.
+
+    Args:
+        batches: Rows of each batch.
+    """
+
+    def __init__(self, batches: list[NDArray[np.int64]]) -> None:
+        self.batches, self.epoch, self.start = batches, 0, 0
+
+    def __len__(self) -> int:
+        """Number of batches per epoch."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for rows in self.batches[self.start :]:
+            yield [(self.epoch, row) for row in rows.tolist()]
 
 
 class BatchSampler(Sampler[list[tuple[int, int]]]):
@@ -177,12 +225,19 @@ class Loader:
         batch_size: Images per batch.
         workers: Number of worker processes; 0 loads in this process. See `loader_workers`.
         shuffle: Shuffle with the dataset's seed, grouping images of similar aspect ratio.
+        equal_sizes: Make batches by `batches_of_equal_size` instead of in the order of the split.
     """
 
-    def __init__(self, dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool) -> None:
+    def __init__(
+        self, dataset: DetectionDataset, batch_size: int, workers: int, shuffle: bool, equal_sizes: bool = False
+    ) -> None:
         self.dataset = dataset
         seed, groups = (dataset.seed, aspect_ratio_groups(dataset)) if shuffle else (None, None)
-        self.sampler = BatchSampler(len(dataset), batch_size, seed, groups)
+        self.sampler: BatchSampler | FixedBatches = (
+            FixedBatches(batches_of_equal_size(dataset.index.sizes, batch_size, dataset.recipe))
+            if equal_sizes
+            else BatchSampler(len(dataset), batch_size, seed, groups)
+        )
         self.batches: DataLoader[Sample] = DataLoader(
             dataset,
             batch_sampler=self.sampler,

@@ -42,6 +42,28 @@ def split(tmp_path: Path) -> Index:
     return pack(records)
 
 
+@pytest.mark.parametrize("model", ["retinanet_resnet18", "ssd300"])
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_batches_of_equal_size_compute_no_more_pixels_than_single_images(
+    split: Index, tmp_path: Path, model: str, batch_size: int
+) -> None:
+    recipe = load(model=model).recipe
+    if recipe.resize == "keep":
+        recipe = replace(recipe, image_size=40, max_size=80)
+    dataset = DetectionDataset(split, tmp_path, recipe, train=False)
+    loader = Loader(dataset, batch_size, workers=0, shuffle=False, equal_sizes=True)
+    batches = list(loader.epoch(0))
+    assert len(loader) == len(batches)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(5))
+    assert all(len(batch.rows) <= batch_size for batch in batches)
+    alone = {batch.rows[0]: batch.images[0] for batch in Loader(dataset, 1, workers=0, shuffle=False).epoch(0)}
+    for batch in batches:
+        for row, image in zip(batch.rows, batch.images, strict=True):
+            assert torch.equal(image, alone[row])
+    if batch_size == 16:
+        assert len(batches) == (1 if recipe.resize == "stretch" else 2)
+
+
 def batches_of(loader: Loader, epoch: int, start: int = 0) -> list[Any]:
     return [
         (batch.rows, batch.images, batch.targets.boxes, batch.targets.labels, batch.targets.mask)
@@ -209,6 +231,7 @@ def test_an_image_of_another_size_than_in_the_index_is_not_cached(tmp_path: Path
 
 def test_batches_group_similar_aspect_ratios(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     loader = Loader(DetectionDataset(split, tmp_path, recipe, train=True), 2, workers=0, shuffle=True)
+    assert isinstance(loader.sampler, BatchSampler)
     groups = loader.sampler.groups
     assert groups is not None
     assert groups[0] == groups[3]  # both 60 x 40
