@@ -6,6 +6,7 @@ The only reader of dvc.yaml and dvc.lock. All YAML is read by the rules of YAML 
 import hashlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import yaml
 
-from detection.errors import DataError
+from detection.errors import DataError, ParamsError
 from detection.files import DETECTOR, DVC_LOCK, DVC_YAML, PARAMS_YAML
 from detection.params import Params, schema
 
 PIPELINE, LOCK, PARAMS = str(DVC_YAML), str(DVC_LOCK), str(PARAMS_YAML)
 CODE_FOLDERS = ("detection/", "stages/")
+VARIABLE = re.compile(r"\$\{([^}]+)\}")
+"""DVC's templating, such as `models.${model}.backbone`."""
 NOT_CODE = (":!params.yaml", ":!dvc.lock", ":!reports")
 """Git pathspecs of the files that differ between experiments by nature."""
 
@@ -72,6 +75,65 @@ def update_hash(digest: Any, files: Iterable[tuple[str, Path]]) -> None:
     for name, file in files:
         with file.open("rb") as content:
             digest.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+
+
+class StageInputs:
+    """Code and params of a stage as they were at its start.
+
+    DVC hashes both when a stage has ended. An edit in between would record its outputs under code or params that did
+    not make them, and the run-cache would hand them to later experiments.
+
+    Args:
+        stage: Name in dvc.yaml.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+        params = parse(PARAMS, Path(PARAMS).read_bytes())
+        keys = paths(stages().get(stage, {}), "params")
+        self._keys = [VARIABLE.sub(lambda match: str(_value(params, match[1])), key) for key in keys]
+        self._before = self._read()
+
+    def check(self) -> None:
+        """Compare with the files as they are now.
+
+        Raises:
+            ParamsError: They have changed; names the first change and the way back.
+        """
+        now = self._read()
+        for name in sorted(self._before.keys() | now.keys()):
+            before, after = self._before.get(name), now.get(name)
+            if before == after:
+                continue
+            what = f"{name} changed" if is_code(name) else f"{PARAMS}: {name} changed from {before} to {after}"
+            raise ParamsError(
+                f"{what} while {self._stage} ran, and DVC would record the outputs under the change; "
+                f"undo it and run the same command again, which continues where this stage ended"
+            )
+
+    def _read(self) -> dict[str, str]:
+        """Hash by module, value by params key."""
+        params = parse(PARAMS, Path(PARAMS).read_bytes())
+        files = [(name, file) for name, file in dependency_files(self._stage) if is_code(name) and file.is_file()]
+        hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files}
+        return hashes | {leaf: text for key in self._keys for leaf, text in _leaves(key, _value(params, key))}
+
+
+def _value(params: Mapping[str, Any], key: str) -> Any:
+    """Value of a dotted key; None if the key is missing."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Dotted key and JSON text of every value below a key."""
+    if isinstance(value, Mapping) and value:
+        for name, below in value.items():
+            yield from _leaves(f"{key}.{name}", below)
+    else:
+        yield key, json.dumps(value, default=str)
 
 
 def locked_stages(lock: bytes | None) -> dict[str, dict[str, Any]]:

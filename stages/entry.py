@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from detection.errors import user_message
+from detection.pipeline import StageInputs
 
 PR_SET_PDEATHSIG = 1
 
@@ -26,14 +27,19 @@ def die_with_parent() -> None:
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's `main` and exit with its code: 1 and one line on stderr for an error the user can fix.
 
-    SIGTERM raises SystemExit, so that open files and runs are closed. Training handles it with `StopSignals`.
+    Under DVC, a change of the stage's code or params while it ran is such an error. SIGTERM raises SystemExit, so that
+    open files and runs are closed. Training handles it with `StopSignals`.
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _exit)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of DVC's queue start with it ignored
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     try:
+        inputs = StageInputs(name) if name else None
         stage()
+        if inputs:
+            inputs.check()
     except Exception as error:
         if (message := user_message(error)) is None:
             raise

@@ -9,6 +9,8 @@ import os
 import re
 import socket
 import sqlite3
+import time
+import uuid
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
 }
+SILENCE_S = 3600
+"""A training sends points at least every half minute, but none while it validates."""
 LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
 
 
@@ -138,18 +142,33 @@ def process_tags() -> dict[str, str]:
     """Tags of the process that writes a run; its start time, since process ids are reused."""
     return {
         "host": socket.gethostname(),
+        "machine": machine(),
         "pid": str(os.getpid()),
         "pid_started": str(int(psutil.Process().create_time())),
     }
 
 
+def machine() -> str:
+    """Identity of the boot and of the process-id namespace: containers and clones of a machine share a host name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{uuid.getnode():x} {int(psutil.boot_time())}"
+
+
 def close_orphans(store: Store) -> None:
-    """Mark as KILLED the runs whose process on this host has died."""
+    """Mark as KILLED the runs of this host whose process has died.
+
+    A process of another boot or container cannot be looked up: its run is closed when it has sent nothing for
+    `SILENCE_S`.
+    """
     running = store.client.search_runs(
         [store.experiment], f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
     )
     for run in running:
-        if not _is_alive(run.data.tags):
+        here = run.data.tags.get("machine", machine()) == machine()
+        if (not _is_alive(run.data.tags)) if here else _is_silent(run):
             log.info("MLflow run %s: its process has died, marked as KILLED", run.info.run_name)
             store.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -160,3 +179,9 @@ def _is_alive(tags: dict[str, str]) -> bool:
         return abs(started - int(tags["pid_started"])) < 2
     except (KeyError, ValueError, psutil.Error):
         return False
+
+
+def _is_silent(run: Any) -> bool:
+    # No public attribute has the times of the last points.
+    times = [run.info.start_time, *(metric.timestamp for metric in run.data._metric_objs)]
+    return time.time() - max(times) / 1000 > SILENCE_S

@@ -1,5 +1,6 @@
 """End of a stage: exit code, one line for an error that the user can fix, no traceback after a signal."""
 
+import json
 import os
 import signal
 import subprocess
@@ -47,3 +48,35 @@ def test_a_full_disk_is_one_line_with_the_fix() -> None:
     assert process.returncode == 1
     assert err.startswith("error: No space left on device; ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("touch params.yaml", None),
+        ("sed -i s/other:.0/other:\\ 1/ params.yaml", None),
+        ("sed -i s/seed:.0/seed:\\ 7/ params.yaml", "params.yaml: seed changed from 0 to 7 while train ran"),
+        ("sed -i s/lr:.1/lr:\\ 2/ params.yaml", "params.yaml: models.a.lr changed from 1 to 2 while train ran"),
+        ("sed -i s/model:.a/model:\\ b/ params.yaml", None),
+        ("echo '# edited' >> detection/fpn.py", "detection/fpn.py changed while train ran"),
+        ("touch detection/new.py", "detection/new.py changed while train ran"),
+    ],
+)
+def test_dvc_does_not_record_what_changed_meanwhile(tmp_path: Path, edit: str, message: str | None) -> None:
+    """DVC hashes code and params when a stage has ended."""
+    (tmp_path / "detection").mkdir()
+    (tmp_path / "detection/fpn.py").write_text("")
+    (tmp_path / "params.yaml").write_text("model: a\nseed: 0\nother: 0\nmodels: {a: {lr: 1}, b: {lr: 3}}\n")
+    code = "import subprocess; from stages.entry import run; from pathlib import Path\n"
+    code += f"def stage(): Path('out').write_text(''); subprocess.run({edit!r}, shell=True, check=True)\nrun(stage)\n"
+    (tmp_path / "stage.py").write_text(code)
+    stage = {"cmd": f"{sys.executable} stage.py", "deps": ["detection"], "outs": ["out"]}
+    stage["params"] = ["seed", "models.${model}"]
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"train": stage}}))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], cwd=tmp_path, env=environment, check=True)
+    done = subprocess.run([*dvc, "repro"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (tmp_path / "dvc.lock").exists() == (message is None), done.stderr
+    if message:
+        assert f"error: {message}, and DVC would record" in done.stderr

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import pytest
 from detection.errors import TrackingError
 from detection.params import Params
 from detection.tracking.lifecycle import open_run
-from detection.tracking.store import artifact_root, close_orphans, connect, display_uri, lock_path, tracking_uri
+from detection.tracking.store import (
+    SILENCE_S,
+    artifact_root,
+    close_orphans,
+    connect,
+    display_uri,
+    lock_path,
+    tracking_uri,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = "from detection import params; from detection.tracking.lifecycle import open_run\n"
@@ -81,6 +90,27 @@ def test_runs_of_dead_processes_are_killed(params: Params, client: Any, repo: Pa
     assert client.get_run(killed).info.status == "KILLED"
     close_orphans(connect())
     assert client.get_run(run.id).info.status == "RUNNING"
+    run.close("FINISHED")
+
+
+def test_a_run_of_another_container_is_killed_only_when_it_has_been_silent(
+    params: Params, client: Any, repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its host name may be the same, and its process id means nothing here."""
+    run = open_run(params, {})
+    client.set_tag(run.id, "machine", "another boot")
+    client.set_tag(run.id, "pid", "1")
+    store = connect()
+    close_orphans(store)
+    assert client.get_run(run.id).info.status == "RUNNING"
+    later = time.time() + 2 * SILENCE_S
+    monkeypatch.setattr("detection.tracking.store.time.time", lambda: later)
+    client.log_metric(run.id, "loss", 1.0, timestamp=int(later * 1000) - 60_000, step=1)
+    close_orphans(store)
+    assert client.get_run(run.id).info.status == "RUNNING"
+    later += SILENCE_S
+    close_orphans(store)
+    assert client.get_run(run.id).info.status == "KILLED"
     run.close("FINISHED")
 
 
