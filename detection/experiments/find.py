@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detection.errors import DataError, TrackingError, reason
+from detection.errors import DataError, TrackingError
 from detection.experiments.repository import (
     RUN_JSONS,
     DvcExperiment,
@@ -21,7 +21,7 @@ from detection.experiments.repository import (
 from detection.pipeline import LOCK
 from detection.text import did_you_mean
 from detection.tracking.client import REPLACES, find_run
-from detection.tracking.store import SQLITE, Store, connect, tracking_uri
+from detection.tracking.store import SQLITE, Store, connect, failure, tracking_uri
 
 WORKSPACE = "workspace"
 SHORT_HASH_LENGTH = 8
@@ -130,7 +130,7 @@ def open_store() -> Store | None:
     except TrackingError:
         raise
     except Exception as error:  # MLflow's stores raise any type of error
-        raise TrackingError(f"MLflow at {uri} does not answer: {reason(error)}") from None
+        raise TrackingError(failure(error)) from None
 
 
 def run_of(store: Store, name: str) -> Any:

@@ -58,7 +58,8 @@ def find_run(store: Store, run_id: str | None) -> Any:
         if run.info.lifecycle_stage == "active":
             return run
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        # With basic auth, an id that the server does not know is denied to everybody but the administrator.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
             raise
     return find_by_tag(store, REPLACES, run_id)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from detection import files, pipeline
-from detection.errors import DataError, TrackingError, reason
+from detection.errors import DataError, TrackingError
 from detection.files import (
     EVALUATION_RUN_JSON,
     EVALUATION_TABLES,
@@ -27,7 +27,7 @@ from detection.text import flatten
 from detection.tracking import client
 from detection.tracking.client import REPLACES, TRAINING_ID, find_run, find_training, read_run_id, write_run_id
 from detection.tracking.run import MlflowRun, NoRun, OpenRun, Run
-from detection.tracking.store import Store, close_orphans, connect, display_uri, lock_path, switched_off
+from detection.tracking.store import Store, close_orphans, connect, display_uri, failure, lock_path, switched_off
 from detection.tracking.uploader import Uploader, log_points
 
 log = logging.getLogger(__name__)
@@ -155,9 +155,7 @@ def sync_workspace(params: Params) -> SyncResult:
     except TrackingError:
         raise
     except Exception as error:  # MLflow raises errors of any type
-        raise TrackingError(
-            f"MLflow at {display_uri()} does not answer ({reason(error)}); run `detection sync` again when it is back"
-        ) from None
+        raise TrackingError(f"{failure(error)}; run `detection sync` again when it is back") from None
 
 
 def _sync(store: Store, params: Params, *, fill_gaps: bool = False) -> SyncResult:
@@ -276,4 +274,4 @@ def _continue_on_failure(consequence: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:  # MLflow raises errors of any type
-        log.warning("MLflow at %s does not answer (%s); %s", display_uri(), reason(error), consequence)
+        log.warning("%s; %s", failure(error), consequence)

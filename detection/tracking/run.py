@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from detection.errors import reason
 from detection.files import REPORTS, LockedTemporaryDirectory
 from detection.tracking.client import finite
-from detection.tracking.store import display_uri
+from detection.tracking.store import display_uri, failure
 from detection.tracking.uploader import Point, Uploader, log_points
 
 log = logging.getLogger(__name__)
@@ -185,10 +184,8 @@ class MlflowRun(Run):
         except Exception as error:  # MLflow raises errors of any type
             if not self._failures:
                 log.warning(
-                    "MLflow at %s does not answer (%s); training continues, the curves are in reports/train "
-                    "and are sent when it is back",
-                    display_uri(),
-                    reason(error),
+                    "%s; training continues, the curves are in reports/train and are sent when it is back",
+                    failure(error),
                 )
             self._retry_at = time.monotonic() + RETRY_INTERVALS_S[min(self._failures, len(RETRY_INTERVALS_S) - 1)]
             self._failures += 1

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from detection.errors import TrackingError
+from detection.errors import TrackingError, reason
 from detection.files import dvc_root, locked
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,11 @@ CLIENT_DEFAULTS = {
 }
 SILENCE_S = 3600
 """A training sends points at least every half minute, but none while it validates."""
+REFUSALS = {
+    "UNAUTHENTICATED": "refuses the credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+    "PERMISSION_DENIED": "denies this user the access",
+}
+"""What MLflow's error codes of HTTP 401 and 403 mean."""
 LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
 
 
@@ -71,7 +76,18 @@ def tracking_uri() -> str:
 
 def display_uri() -> str:
     """URI of the store for messages, without user and password."""
-    return re.sub(r"//[^/@]+@", "//***@", tracking_uri())
+    return masked(tracking_uri())
+
+
+def masked(text: str) -> str:
+    """Text in which `***` stands for the credentials of URIs."""
+    return re.sub(r"(?<=password=)[^&\s]+", "***", re.sub(r"(?<=//)[^/\s]+@", "***@", text))
+
+
+def failure(error: BaseException) -> str:
+    """First half of a message about an error of MLflow: the store refuses this user, or does not answer."""
+    what = REFUSALS.get(str(getattr(error, "error_code", "")), "does not answer")
+    return f"MLflow at {display_uri()} {what} ({masked(reason(error))})"
 
 
 def lock_path() -> Path:

@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detection.errors import TrackingError
+from detection.experiments.find import open_store
 from detection.params import Params
 from detection.tracking.lifecycle import open_run
 from detection.tracking.store import (
@@ -18,6 +21,7 @@ from detection.tracking.store import (
     close_orphans,
     connect,
     display_uri,
+    failure,
     lock_path,
     tracking_uri,
 )
@@ -61,9 +65,56 @@ def test_a_relative_database_is_resolved_against_dvc_root(monkeypatch: pytest.Mo
     assert tracking_uri() == "http://server:5000"
 
 
-def test_messages_do_not_show_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@server:5000/path")
-    assert display_uri() == "https://***@server:5000/path"
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://user:secret@server:5000/path", "https://***@server:5000/path"),
+        ("postgresql+psycopg2://user:sec@ret@host/db", "postgresql+psycopg2://***@host/db"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=me&password=***&sslmode=require",
+        ),
+        ("http://server:5000", "http://server:5000"),
+    ],
+)
+def test_messages_do_not_show_passwords(monkeypatch: pytest.MonkeyPatch, uri: str, shown: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert display_uri() == shown
+    assert "secret" not in failure(OSError(f"cannot connect to {uri}"))
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "refuses the credentials"), (403, "denies this user the access"), (500, "not answer")]
+)
+def test_a_refusal_of_the_server_is_named(
+    repo: Path,
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with pytest.raises(TrackingError, match=message) as raised:
+            open_store()
+        open_run(params, {}).close("FINISHED")
+        server.shutdown()
+    assert message in caplog.text
+    assert "secret" not in caplog.text + str(raised.value)
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:///tmp/mlruns", "sqlite://"])
