@@ -200,4 +200,4 @@ def _is_alive(tags: dict[str, str]) -> bool:
 def _is_silent(run: Any) -> bool:
     # No public attribute has the times of the last points.
     times = [run.info.start_time, *(metric.timestamp for metric in run.data._metric_objs)]
-    return time.time() - max(times) / 1000 > SILENCE_S
+    return bool(time.time() - max(times) / 1000 > SILENCE_S)
