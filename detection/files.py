@@ -35,6 +35,9 @@ JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Lower-case suffixes of the image files that datasets, `pretrain.imagefolder` and `predict` read."""
 
+CLASS_COLUMNS = ("class", "actual", "predicted")
+"""Columns of the tables that hold class names."""
+
 UNLOCKED_GRACE_S = 3600
 """Age from which an unlocked temporary folder counts as abandoned; a younger one may not be locked yet."""
 
@@ -131,8 +134,8 @@ def read_table(path: str | Path) -> "pd.DataFrame | None":
     import pandas as pd
 
     try:
-        # A class may be called "nan" or "none": only an empty cell is a missing number.
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        # A class may be called "01", "nan" or "none": names are text, and only an empty cell is a missing number.
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(CLASS_COLUMNS, str))
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return None
     return table if len(table) else None

@@ -5,7 +5,7 @@ import logging
 from detection import params
 from detection.data.loading import prepared
 from detection.data.sources import statistics
-from detection.data.sources.dataset import read
+from detection.data.sources.dataset import check_learnable, read
 from detection.doctor.label_stats import reliability_warnings
 from detection.report.charts import dataset_figures as figures
 from stages.entry import run
@@ -17,6 +17,7 @@ def main() -> None:
     """Run the stage."""
     loaded = params.load()
     raw = read(loaded.dataset, loaded.data, loaded.prepare.checks)
+    check_learnable(raw.name, raw.splits["train"], loaded.recipe.train_difficult)
     prepared.save(raw, loaded.data)
     statistics.save(statistics.describe(raw, loaded.data))
     figures.save_figures(raw)

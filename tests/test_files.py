@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from detection.files import LockedTemporaryDirectory, data_root, dvc_root, read_json, save_weights, write_json
+from detection.files import (
+    LockedTemporaryDirectory,
+    data_root,
+    dvc_root,
+    read_json,
+    read_table,
+    save_weights,
+    write_json,
+)
 
 HOLD_A_FOLDER = """
 import time
@@ -90,3 +98,12 @@ def test_a_full_disk_is_an_oserror_with_the_file_name(tmp_path: Path) -> None:
     assert (full.value.errno, full.value.filename) == (errno.EFBIG, str(path))
     save_weights(path, {"x": torch.ones(3)})
     assert torch.equal(torch.load(path, weights_only=True)["x"], torch.ones(3))
+
+
+def test_class_names_that_look_like_numbers_are_text(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("actual,predicted,count\n01,1,3\n1.0,nan,\n")
+    table = read_table(tmp_path / "table.csv")
+    assert table is not None
+    assert table["actual"].tolist() == ["01", "1.0"]
+    assert table["predicted"].tolist() == ["1", "nan"]
+    assert table["count"].isna().tolist() == [False, True]

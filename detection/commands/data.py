@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from detection import params
 from detection.commands import Command
-from detection.data.sources.dataset import examine, read
+from detection.data.sources.dataset import check_content, check_learnable, examine, read
 from detection.doctor import findings
 from detection.errors import DataError, ParamsError
 from detection.files import PARAMS_YAML
@@ -47,8 +47,8 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
 
     Raises:
         ParamsError: Unknown dataset or model.
-        DataError: The data is missing, or has problems that `prepare.checks` sets to `error`; the report is
-            logged first.
+        DataError: The data is missing, has problems that `prepare.checks` sets to `error`, or has nothing to
+            learn or differs from the pinned; the report is logged first.
     """
     loaded = params.load(dataset=name, model=model)
     raw = examine(name, loaded.data, loaded.prepare.checks, decode=True)
@@ -77,6 +77,12 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
             f"{name} has {sum(refused.values())} problems that `prepare` refuses ({', '.join(refused)}); fix "
             "them, or set an action for them at prepare.checks in params.yaml"
         )
+    try:
+        check_content(raw, loaded.data)
+        check_learnable(name, train, loaded.recipe.train_difficult)
+    except DataError:
+        log.info("%s", report)
+        raise
     return report
 
 

@@ -109,6 +109,8 @@ def _convert(annotation: Any, value: object, key: str, problems: list[str]) -> A
             problems.append(f"{key}: {value!r} is not possible; {advice}{others}")
         else:
             reason = str(error).replace("`", "")
+            if reason.startswith("Expected str, got"):
+                reason += " (put text that looks like a number or a flag in quotes)"
             problems.append(f"{key}: {reason}: {value!r}")
         return None
     problems += [f"{key}: {problem}" for problem in dict.fromkeys(_out_of_bounds(annotation, converted))]

@@ -4,11 +4,14 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from detection import distributed
+from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
 from detection.data.loading.prepared import Prepared
+from detection.data.sources.dataset import check_learnable
 from detection.device import pick_precision
 from detection.errors import ParamsError
 from detection.files import BACKBONE, START
@@ -36,6 +39,7 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         reports: Folder of the curves.
 
     Raises:
+        DataError: No training object can be learnt.
         CheckpointError: The backbone's or the start weights do not fit.
         ParamsError: The batch cannot be split equally over the devices, or the parts are too small.
     """
@@ -53,15 +57,18 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         detector = detector.to(memory_format=torch.channels_last)
     ranks = distributed.world_size()
     index, cache_mb = prepared.index("train"), settings.cache_mb // ranks
+    check_learnable(params.dataset, index, recipe.train_difficult)
     dataset = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache_mb)
     loader = Loader(dataset, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
     if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
         check_batch_parts(recipe, min(len(index), recipe.batch_size) // ranks, settings.accumulate)
-    validator = Validator(prepared.index("val"), prepared.root, prepared.classes, recipe, settings.precision)
+    validator = Validator(_scorable(prepared.index("val")), prepared.root, prepared.classes, recipe, settings.precision)
     sample = None
     if not len(validator.index):
         sample = train_sample(index, prepared.root, prepared.classes, recipe, settings.precision)
-        log.info("no val split: the last weights are kept; holdout_fraction: 0.1 in the dataset splits val off train")
+        log.info(
+            "no val split with objects: the last weights are kept; holdout_fraction: 0.1 in the dataset splits val off train"
+        )
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
     devices = device.type if ranks == 1 else f"{ranks} x {device.type}"
     log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
@@ -83,6 +90,11 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         reports=reports,
         checkpoints=Checkpoints("train", key),
     )
+
+
+def _scorable(index: Index) -> Index:
+    """The split, or an empty one if it has no object to score: its metrics are NaN and select no checkpoint."""
+    return index if index.learnable().any() else index.select(np.zeros(0, dtype=np.int64))
 
 
 def check_batch_parts(recipe: Recipe, images: int, accumulate: int) -> None:

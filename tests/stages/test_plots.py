@@ -10,8 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 from PIL import Image
 
+from detection.data.loading import prepared
+from detection.data.sources.dataset import read
+from tests.report.conftest import SMALL, plausible, write_evaluation
 from tests.report.page_reader import parse, text_of
 
 ROOT = Path(__file__).parents[2]
@@ -104,3 +109,18 @@ def test_without_detections(workspace: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = text_of(parse(workspace / "reports/index.html"))
     assert "0 TP, 0 FP" in text
+
+
+def test_a_test_split_without_objects(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = read("shapes", SMALL)
+    full = raw.splits["test"]
+    raw.splits["test"] = full.keep_boxes(np.zeros(len(full.boxes), np.bool_))
+    false_positives = plausible(full, len(raw.classes))
+    monkeypatch.setattr("tests.report.conftest.plausible", lambda index, classes: false_positives)
+    shutil.rmtree(workspace / "reports/evaluation")
+    (workspace / "reports/evaluation").mkdir()
+    prepared.save(raw, SMALL)
+    write_evaluation(workspace / "reports/evaluation", raw)
+    done = plots()
+    assert done.returncode == 0, done.stderr
+    assert "No object of the test split can be scored" in text_of(parse(workspace / "reports/index.html"))

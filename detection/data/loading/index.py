@@ -100,6 +100,10 @@ class Index:
         """[T] row of each box's image."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def learnable(self, train_difficult: bool = False) -> NDArray[np.bool_]:
+        """[T] mask of the objects that training learns, and without difficult ones of those that metrics count."""
+        return ~self.crowd & (train_difficult | ~self.difficult)
+
     def select(self, rows: NDArray[np.int64]) -> "Index":
         """Index of some images, in the order of `rows`."""
         counts = np.diff(self.offsets)[rows]

@@ -63,7 +63,7 @@ class Category(msgspec.Struct):
     """Class entry."""
 
     id: Id
-    name: str
+    name: str | int
 
 
 class Document(msgspec.Struct):

@@ -59,7 +59,7 @@ def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDatase
     if raw.problems.refused():
         regenerate = f"; or delete {raw.root} to generate it again" if isinstance(dataset, ShapesDataset) else ""
         raise DataError(raw.problems.message(name) + regenerate)
-    _check_content(raw, dataset)
+    check_content(raw, dataset)
     return raw
 
 
@@ -129,8 +129,27 @@ def _read_splits(
                 raise DataError(f"{error}; or delete {root} to generate it again") from None
 
 
-def _check_content(raw: RawDataset, dataset: Dataset) -> None:
-    """Refuse an empty training or test split, and data other than the pinned."""
+def check_learnable(name: str, train: Index, train_difficult: bool) -> None:
+    """Refuse a training split whose objects are all ignored in training.
+
+    Raises:
+        DataError: All objects are crowds or, unless the recipe trains on them, difficult.
+    """
+    if train.learnable(train_difficult).any():
+        return
+    crowds = int(train.crowd.sum())
+    kinds = [f"{crowds} crowds (iscrowd: 1)"] if crowds else []
+    kinds += [f"{len(train.crowd) - crowds} difficult ones"] if crowds < len(train.crowd) else []
+    fix = "correct the flags" if crowds else "correct the flags, or set the recipe's `train_difficult: true`"
+    raise DataError(f"dataset {name}: no training object can be learnt: all are {' or '.join(kinds)}; {fix}")
+
+
+def check_content(raw: RawDataset, dataset: Dataset) -> None:
+    """Refuse an empty training or test split, and data other than the pinned.
+
+    Raises:
+        DataError: See above.
+    """
     if len(raw.splits["train"]) == 0:
         raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no images")
     if len(raw.splits["train"].boxes) == 0:

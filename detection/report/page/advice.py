@@ -32,7 +32,10 @@ SEE_ALSO = {
 
 def advise(reports: Path) -> dict[str, str]:
     """Findings by section; sections without numbers have none."""
-    ap50 = read_json(reports / "evaluation/metrics.json").get("AP50")
+    metrics = read_json(reports / "evaluation/metrics.json")
+    ap50 = metrics.get("AP50")
+    if "AP50" in metrics and pd.isna(ap50):
+        return {"classes": "No object of the test split can be scored: add annotated images to test."}
     if ap50 is not None and ap50 < UNTRAINED_AP50:
         return {"training": f"AP50 is {ap50:.3f}, below {UNTRAINED_AP50}: the detector is undertrained."}
     sections = {"errors": _errors, "classes": _classes, "recall": _recall, "training": _training}

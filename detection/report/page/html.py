@@ -97,7 +97,7 @@ def experiment_context(reports: Path) -> dict[str, Any]:
         "scores": score_tables.scores(reports),
         "classes": score_tables.classes(reports),
         "speed": score_tables.speed(reports),
-        "point": point if point.get("score") is not None else None,
+        "point": point if all(point.get(key) is not None for key in ("score", "precision", "recall")) else None,
         "run_id": read_json(reports / "evaluation/run.json").get("run_id"),
         "commit": commit(),
     }

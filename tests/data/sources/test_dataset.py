@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.data.loading.index import Record, pack
-from detection.data.sources.dataset import RawDataset, hold_out, read, without_empty
+from detection.data.sources.dataset import RawDataset, check_learnable, hold_out, read, without_empty
 from detection.data.sources.digest import Digest
 from detection.errors import DataError
 from detection.params import VocDataset
@@ -170,3 +170,15 @@ def test_a_crowd_keeps_its_image() -> None:
     empty = Record("b.jpg", "b", 20, 20, box[:0], np.zeros(0, np.int64), yes[:0], yes[:0], np.zeros(0, np.float32))
     assert without_empty(pack([empty, crowd, empty])).ids.tolist() == [b"a"]
     assert without_empty(pack([empty])).ids.tolist() == []
+
+
+@pytest.mark.parametrize(("flag", "word"), [("crowd", "crowds"), ("difficult", "difficult")])
+def test_a_training_split_without_learnable_objects_is_refused(flag: str, word: str) -> None:
+    box, yes = np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.bool_)
+    flags = {"crowd": ~yes, "difficult": ~yes, flag: yes}
+    areas = np.full(1, 81, np.float32)
+    train = pack([Record("a.jpg", "a", 20, 20, box, np.zeros(1, np.int64), flags["difficult"], flags["crowd"], areas)])
+    with pytest.raises(DataError, match=f"no training object can be learnt: all are 1 {word}"):
+        check_learnable("mine", train, train_difficult=False)
+    if flag == "difficult":
+        check_learnable("mine", train, train_difficult=True)

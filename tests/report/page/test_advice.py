@@ -34,9 +34,9 @@ def test_no_error_analysis_of_an_untrained_detector(tmp_path: Path) -> None:
     metrics.write_text('{"AP50": 0.012}')
     assert list(advise(tmp_path)) == ["training"]
     assert "0.012" in advise(tmp_path)["training"]
-    for ap50 in (str(UNTRAINED_AP50), "null"):
+    for ap50, section in ((str(UNTRAINED_AP50), "errors"), ("null", "classes")):
         metrics.write_text(f'{{"AP50": {ap50}}}')
-        assert list(advise(tmp_path)) == ["errors"]
+        assert list(advise(tmp_path)) == [section]
 
 
 @pytest.mark.parametrize(
