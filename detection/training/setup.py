@@ -66,7 +66,7 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     sample = None
     if not len(validator.index):
         sample = train_sample(index, prepared.root, prepared.classes, recipe, settings.precision)
-        log.info("no objects in val: the last weights are kept; holdout_fraction: 0.1 in the dataset splits val off train")
+        log.info("no objects in val: the last weights are kept; a holdout_fraction of the dataset splits it off train")
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
     devices = device.type if ranks == 1 else f"{ranks} x {device.type}"
     log.info("%s on %s, %s, %s", params.model, params.dataset, devices, str(precision).removeprefix("torch."))
