@@ -63,7 +63,7 @@ class Category(msgspec.Struct):
     """Class entry."""
 
     id: Id
-    name: str | int
+    name: str
 
 
 class Document(msgspec.Struct):
