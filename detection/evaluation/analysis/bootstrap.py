@@ -1,8 +1,9 @@
 """Bootstrap over images: confidence intervals of AP, for one experiment or for the difference of two.
 
 Each round draws as many images as the split has, with replacement, and computes AP on the drawn images. The
-interval holds the middle 95 % of the rounds (percentile bootstrap, Efron 1979). Two experiments are compared
-on the same draws, so that images that are hard for both do not hide a difference.
+interval of one experiment is corrected for the bias of AP (`confidence`); that of a difference holds the middle 95 %
+of the rounds, as the biases cancel. Two experiments are compared on the same draws, so that images that are hard for
+both do not hide a difference.
 
     sample = BootstrapSample.of(overlaps, match(overlaps), num_images=len(index))
     intervals(sample).stats["AP50"]           # Interval(value=0.57, low=0.54, high=0.60)
@@ -11,11 +12,11 @@ on the same draws, so that images that are hard for both do not hide a differenc
 The interval covers the choice of test images only. Another training seed varies more: see `detection noise`.
 
 Detections are matched once: an image's true and false positives do not depend on other images. An image of
-weight 2 counts as two copies of it, and with all weights 1 the result is COCO's AP. (Equal scores within an
+weight 2 counts as two copies of it, and with all weights 1 the result is COCO's AP to 1e-15. (Equal scores within an
 image: the copies of one detection stay adjacent.)
 
 Letters: B rounds of a block, C classes, F detections that are false positives at every threshold, K all other
-detections that count, N true positives of one threshold, P images, R = 101 recalls, S rounds.
+detections that count, N true positives of one threshold, P images, S rounds.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DetectionError
+from detection.evaluation.analysis import confidence
+from detection.evaluation.analysis.confidence import CONFIDENCE_LEVEL
 from detection.evaluation.protocol.accumulate import RECALLS
 from detection.evaluation.protocol.coco_metrics import AT_50, AT_75
 from detection.evaluation.protocol.matching import MAX_DETECTIONS, THRESHOLDS, Matches
 from detection.evaluation.protocol.overlaps import Overlaps
 
 DEFAULT_ROUNDS, DEFAULT_SEED = 1000, 0
-CONFIDENCE_LEVEL = 0.95
+METHOD = "normal"
+"""Method of `confidence` for the interval of a single experiment."""
 ALL_THRESHOLDS = tuple(range(len(THRESHOLDS)))
 BLOCK_SIZE = 1 << 21
-"""Weights of detections processed at once; bounds the memory."""
+"""Weights of detections, objects and classes processed at once; bounds the memory."""
 
 
 class Interval(NamedTuple):
@@ -214,6 +218,16 @@ def paired(
     return _summarize(first, rounds, {name: after[name] - before[name] for name in before}, _difference)
 
 
+def mean_scores(sample: BootstrapSample, weights: NDArray[np.uint16]) -> dict[str, NDArray[np.float64]]:
+    """[S] `AP`, `AP50` and `AP75` over the classes with objects in each round.
+
+    Args:
+        sample: The experiment.
+        weights: [S, P] weight of each image.
+    """
+    return {name: values[:, 0] for name, values in _scores(sample, weights).items()}
+
+
 def average_precision(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
     """COCO's AP of every round, threshold and class.
 
@@ -224,7 +238,8 @@ def average_precision(sample: BootstrapSample, weights: NDArray[np.uint16]) -> N
     Returns:
         [S, thresholds of the sample, C]; NaN where a round drew no object of a class.
     """
-    step = max(1, BLOCK_SIZE // max(1, len(sample.images) + len(sample.always_false_images)))
+    width = len(sample.images) + len(sample.always_false_images) + len(sample.object_images) + sample.num_classes
+    step = max(1, BLOCK_SIZE // max(1, width))
     result = np.full((len(weights), len(sample.thresholds), sample.num_classes), np.nan)
     for low in range(0, len(weights), step):
         result[low : low + step] = _block_ap(sample, weights[low : low + step])
@@ -234,12 +249,11 @@ def average_precision(sample: BootstrapSample, weights: NDArray[np.uint16]) -> N
 def _block_ap(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDArray[np.float64]:
     """[B, thresholds, C] AP of some rounds."""
     objects = _drawn_objects(sample, weights)
-    needed = _needed(objects)
     false = _running_sum(weights[:, sample.always_false_images])
     before, before_class = false[:, sample.always_false_before], false[:, sample.always_false_starts]
     drawn = weights[:, sample.images]
     values = np.stack(
-        [_ap_at_threshold(one, sample, drawn, before, before_class, needed) for one in sample.true_positives], axis=1
+        [_ap_at_threshold(one, sample, drawn, before, before_class, objects) for one in sample.true_positives], axis=1
     )
     values[np.broadcast_to((objects == 0)[:, None], values.shape)] = np.nan
     return values
@@ -251,9 +265,12 @@ def _ap_at_threshold(
     weights: NDArray[np.uint16],
     false_before: NDArray[np.int64],
     false_before_class: NDArray[np.int64],
-    needed: NDArray[np.int64],
+    objects: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """[B, C] AP at one threshold.
+
+    A true positive counts as often as recalls are first reached by it, so that the work does not grow with the
+    number of classes.
 
     Args:
         true_positives: True positives of the threshold.
@@ -261,11 +278,12 @@ def _ap_at_threshold(
         weights: [B, K] weight of each detection.
         false_before: [B, K] weight of the false positives of all thresholds up to each detection.
         false_before_class: [B, C] the same up to each class.
-        needed: [B, C, R] weight of true positives at which each recall is reached.
+        objects: [B, C] weight of the objects.
     """
     positions, starts = true_positives.positions, true_positives.starts
+    average = np.zeros(objects.shape)
     if len(positions) == 0:
-        return np.zeros(needed.shape[:2])
+        return average
     labels = sample.labels[positions]
     true_sum = _running_sum(weights[:, positions])  # [B, N + 1]
     true = true_sum[:, 1:] - true_sum[:, starts[labels]]
@@ -274,17 +292,16 @@ def _ap_at_threshold(
     base = false_before_class + false_sum[:, class_starts]
     false = false_before[:, positions] + false_sum[:, positions] - base[:, labels]
     precision = true / (false.astype(np.float64) + true + np.spacing(1))
-    for low, high in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+
+    reached = np.searchsorted(RECALLS, true / np.maximum(objects, 1)[:, labels], side="right")  # [B, N]
+    reached[true == 0] = 0  # recall 0 is read at the first true positive
+    some = np.flatnonzero(np.diff(starts))
+    for low, high in zip(starts[some].tolist(), starts[some + 1].tolist(), strict=True):
         backwards = precision[:, low:high][:, ::-1]
         np.maximum.accumulate(backwards, axis=1, out=backwards)
-
-    before = true_sum[:, starts]  # [B, C + 1]
-    is_reached = needed <= np.diff(before)[:, :, None]
-    offset = np.arange(len(true_sum))[:, None] * (true_sum.max() + 1)  # one ascending array of all rounds
-    wanted = needed + (before[:, :-1] + offset)[:, :, None]
-    index = np.searchsorted((true_sum[:, 1:] + offset).ravel(), wanted.ravel()).reshape(wanted.shape)
-    at_recall = precision.ravel()[np.minimum(index, precision.size - 1)]
-    average: NDArray[np.float64] = np.where(is_reached, at_recall, 0.0).mean(axis=2)
+    read = np.diff(reached, axis=1, prepend=0)
+    read[:, starts[some]] = reached[:, starts[some]]  # counts begin anew with each class
+    average[:, some] = np.add.reduceat(precision * read, starts[some], axis=1) / len(RECALLS)
     return average
 
 
@@ -294,15 +311,6 @@ def _drawn_objects(sample: BootstrapSample, weights: NDArray[np.uint16]) -> NDAr
     shape = (len(weights), sample.num_classes)
     drawn = np.bincount(cell.ravel(), weights[:, sample.object_images].ravel(), shape[0] * shape[1])
     return drawn.astype(np.int64).reshape(shape)
-
-
-def _needed(objects: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[B, C, R] smallest number of true positives, at least 1, that reaches each recall."""
-    some = np.maximum(objects, 1)[:, :, None]
-    guess = np.ceil(RECALLS * some)  # one too many where the product was rounded up
-    guess -= (guess - 1) / some >= RECALLS
-    guess += guess / some < RECALLS
-    return np.maximum(guess, 1).astype(np.int64)
 
 
 def _running_sum(weights: NDArray[np.uint16]) -> NDArray[np.int64]:
@@ -359,16 +367,15 @@ def _summarize(
 
 
 def _interval(column: NDArray[np.float64]) -> Interval:
-    known = column[1:][~np.isnan(column[1:])]
-    edges = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
-    low, high = np.quantile(known, edges).tolist() if len(known) else (np.nan, np.nan)
-    return Interval(float(column[0]), low, high)
+    return Interval(float(column[0]), *confidence.interval(METHOD, float(column[0]), column[1:]))
 
 
 def _difference(column: NDArray[np.float64]) -> Difference:
     known = column[1:][~np.isnan(column[1:])]
-    better = float(np.mean((np.sign(known) + 1) / 2)) if len(known) else np.nan
-    return Difference(*_interval(column), better)
+    if not len(known):
+        return Difference(float(column[0]), np.nan, np.nan, np.nan)
+    better = float(np.mean((np.sign(known) + 1) / 2))
+    return Difference(float(column[0]), *confidence.percentile(float(column[0]), known), better)
 
 
 def _ground_truth(sample: BootstrapSample) -> tuple[int, int, bytes]:
