@@ -13,6 +13,7 @@ replacement instead of all with replacement and is corrected as `normal` and `ba
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +34,12 @@ def subset(
     """Sample of some images, numbered from 0."""
     number = np.full(total, -1)
     number[images] = np.arange(len(images))
-    sides = []
-    for side in (truth, predictions):
-        part = side.take(np.flatnonzero(number[side.images] >= 0))
-        part.images[:] = number[part.images]
-        sides.append(part)
-    overlaps = Overlaps.of(sides[0], sides[1], classes)
+    truth = truth.take(np.flatnonzero(number[truth.images] >= 0))
+    predictions = predictions.take(np.flatnonzero(number[predictions.images] >= 0))
+    truth = replace(truth, images=number[truth.images])
+    predictions = replace(predictions, images=number[predictions.images])
+    overlaps = Overlaps.of(truth, predictions, classes)
     return BootstrapSample.of(overlaps, match(overlaps), num_images=len(images))
-
-
-def halves(count: int, rounds: int, seed: int) -> NDArray[np.uint16]:
-    """[S, P] weight 1 for half of the images."""
-    ranks = np.random.default_rng(seed).random((rounds, count)).argsort(axis=1)
-    return (ranks < count // 2).astype(np.uint16)
 
 
 def intervals_of(sample: BootstrapSample, rounds: int, seed: int) -> dict[str, dict[str, tuple[float, float, float]]]:
@@ -54,7 +48,7 @@ def intervals_of(sample: BootstrapSample, rounds: int, seed: int) -> dict[str, d
     weights = [
         np.ones((1, count), np.uint16),
         bootstrap.draw(count, rounds, seed),
-        halves(count, rounds, seed),
+        bootstrap.draw_halves(count, rounds, seed),
         *([1 - np.eye(count, dtype=np.uint16)] if count <= 200 else []),  # BCa takes a round per image
     ]
     scores = bootstrap.mean_scores(sample, np.concatenate(weights))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.text import number
+
+log = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="VOC: order of equal scores, that of the file as in the devkit or that of numpy's unstable sort "
         "as in its Python ports (the sixth digit then depends on the processor)",
     )
-    add("--skip-unknown", action="store_true", help="ignore images and classes missing in the ground truth")
+    add("--skip-unknown", action="store_true", help="ignore objects and detections of unlisted images and classes")
+    add("--strict", action="store_true", help="refuse what official tools accept although the format does not allow it")
     add("--verify", action="store_true", help="COCO: compare with pycocotools, fail on any difference")
     add("--table", action="store_true", help="print a table instead of JSON")
     add("--report", type=Path, metavar="FOLDER", help="write the error analysis to this folder")
@@ -53,15 +57,17 @@ def score(args: argparse.Namespace) -> str:
     missing = [f"--{name.replace('_', '-')}" for name in needed if getattr(args, name) is None]
     if missing:
         raise DetectionError(f"--format {args.format} needs {' and '.join(missing)}")
-    skip = args.skip_unknown
+    options = {"skip_unknown": args.skip_unknown, "strict": args.strict}
     if args.format == "coco":
-        data = read_coco(args.ground_truth, args.detections, skip_unknown=skip)
+        data = read_coco(args.ground_truth, args.detections, **options)
         overlaps = data.overlaps()
         content = coco_scores(data, overlaps, verify=args.verify)
+        if args.verify and data.miscounted_ids:
+            _explain_difference(args.ground_truth, args.detections, content["stats"])
     elif args.verify:
         raise DetectionError("--verify compares with pycocotools; use it with --format coco")
     else:
-        data = read_voc(args.devkit, args.year, args.image_set, args.detections, skip_unknown=skip)
+        data = read_voc(args.devkit, args.year, args.image_set, args.detections, **options)
         overlaps = data.overlaps()
         name = f"VOC{args.year} {args.image_set}"
         content = voc_scores(data, overlaps, name, overlap=args.overlap, ties=args.ties)
@@ -76,6 +82,21 @@ def coco_scores(data: ExternalData, overlaps: Overlaps, *, verify: bool) -> dict
     if verify:
         oracle.verify(overlaps, score)
     return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": score.stats}
+
+
+def _explain_difference(ground_truth: Path, detections: Path, stats: dict[str, float]) -> None:
+    """Score the files as they are with pycocotools, and say which numbers differ because of the annotation ids."""
+    theirs = oracle.score_files(ground_truth, detections)
+    same = (theirs[name] == value or (math.isnan(theirs[name]) and math.isnan(value)) for name, value in stats.items())
+    if all(same):
+        return
+    log.warning(
+        "%s: pycocotools computes AP %s from this file, not %s: it takes a match with the annotation id 0 for none "
+        "and keeps one annotation per id; with ids renumbered from 1 it computes the same as here",
+        ground_truth,
+        number(theirs["AP"], ".4f"),
+        number(stats["AP"], ".4f"),
+    )
 
 
 def voc_scores(data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Ground truth and detections of any detector, read from COCO or VOC files.
 
-The readers of `data.sources` deliver the ground truth in float64; nothing is rounded.
+The readers of `data.sources` deliver the ground truth in float64; nothing is rounded. What official tools score
+although the format does not allow it is scored alike, with a warning (`Deviations`).
 """
 
+import codecs
 import logging
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +21,8 @@ from detection.data.sources.checks import Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import split_spec
 from detection.errors import DataError
+from detection.evaluation import coco_results
+from detection.evaluation.deviations import Deviations
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 from detection.params.stages import Checks
 from detection.text import did_you_mean
@@ -41,22 +46,25 @@ class ExternalData:
     """Image ids as written in the files."""
     sizes: NDArray[np.float64] | None
     """[N, 2] heights and widths of the images; None if a file lacks one."""
+    miscounted_ids: bool = False
+    """Annotation ids are 0 or repeat, so that pycocotools takes matches for misses or mixes up objects."""
 
     def overlaps(self) -> Overlaps:
         """Match ground truth and predictions by image and class, and compute their IoU."""
         return Overlaps.of(self.ground_truth, self.predictions, len(self.classes))
 
 
-class Result(msgspec.Struct, gc=False):
-    """Entry of a COCO results file."""
-
-    image_id: coco.Reference
-    category_id: coco.Reference
-    bbox: coco.Box
-    score: float
+class _AnnotationId(msgspec.Struct):
+    id: Any = None
 
 
-def read_coco(ground_truth: Path, detections: Path, *, skip_unknown: bool = False) -> ExternalData:
+class _AnnotationIds(msgspec.Struct):
+    annotations: list[_AnnotationId]
+
+
+def read_coco(
+    ground_truth: Path, detections: Path, *, skip_unknown: bool = False, strict: bool = False
+) -> ExternalData:
     """Read an instances file and a results file.
 
     Images and classes are numbered in the order of their ids, as in pycocotools. `ignore` is not used:
@@ -65,19 +73,28 @@ def read_coco(ground_truth: Path, detections: Path, *, skip_unknown: bool = Fals
     Args:
         ground_truth: Instances JSON; polygons and file names are not used.
         detections: List of `{image_id, category_id, bbox, score}`; boxes are `x, y, width, height`.
-        skip_unknown: Ignore detections of images and categories that the ground truth does not list.
+        skip_unknown: Ignore annotations and detections of images and categories that the ground truth does not list.
+        strict: Refuse what official tools accept although the format does not allow it.
 
     Raises:
         DataError: A file is missing or invalid; names file and entry.
     """
-    problems = Problems(COCO_CHECKS)
+    problems, deviations = Problems(COCO_CHECKS), Deviations(strict)
     instances = coco.load(ground_truth, str(ground_truth), problems)
     for key, entries in (("images", instances.images), ("categories", instances.categories)):
         if not entries and not problems.entries:
             raise DataError(f"{ground_truth}: it lists no {key}; use the instances file of the split")
-    negative = coco.shortest_sides(instances.bbox) < 0
-    instances.reject(negative, "zero_area", lambda row: f"negative width or height: {instances.bbox[row]}")
+    miscounted = _check_ids(ground_truth, deviations)
+    listed = (instances.image_rows >= 0) & (instances.category_rows >= 0)
+    if skip_unknown:
+        problems.entries = [problem for problem in problems.entries if not problem.detail.endswith("is unlisted")]
+        deviations.add(ground_truth, int(np.sum(~listed)), "annotations of unlisted images or categories, ignored")
     _refuse_problems(problems, None)
+    instances_rows = np.flatnonzero(listed)
+    negative = coco.shortest_sides(instances.bbox) < 0
+    deviations.add(ground_truth, int(negative.sum()), "objects with negative width or height, never detected")
+    is_float = instances.image_id.dtype.kind == "f" or instances.category_id.dtype.kind == "f"
+    deviations.add(ground_truth, len(listed) * is_float, "annotations, some with ids written as 1.0")
     image_ids = np.sort(instances.ids)
     categories = sorted(instances.categories, key=lambda category: category.id)
     category_ids = np.array([category.id for category in categories], dtype=np.int64)
@@ -88,37 +105,75 @@ def read_coco(ground_truth: Path, detections: Path, *, skip_unknown: bool = Fals
         boxes=instances.bbox,
         areas=np.where(np.isnan(instances.area), instances.bbox[:, 2] * instances.bbox[:, 3], instances.area),
         ignored=instances.iscrowd,
-    )
+    ).take(instances_rows)
+    predictions = _coco_predictions(detections, image_ids, category_ids, skip_unknown, deviations)
+    deviations.warn()
     return ExternalData(
         ground_truth=truth,
-        predictions=_coco_predictions(detections, image_ids, category_ids, skip_unknown),
+        predictions=predictions,
         classes=tuple(category.name for category in categories),
         images=tuple(map(str, image_ids.tolist())),
         sizes=_known_sizes([sides[image_id] for image_id in image_ids.tolist()]),
+        miscounted_ids=miscounted,
     )
+
+
+def _check_ids(path: Path, deviations: Deviations) -> bool:
+    """Count annotation ids that pycocotools miscounts; return whether there are some.
+
+    Raises:
+        DataError: It is a file of LVIS, whose protocol is another one.
+    """
+    content = path.read_bytes()
+    if b'"neg_category_ids"' in content:
+        raise DataError(
+            f"{path}: it has neg_category_ids, as LVIS: classes are annotated on some images only, which COCO's "
+            "protocol would count as false positives; score it with lvis-api"
+        )
+    try:
+        annotations = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8), type=_AnnotationIds).annotations
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    ids = [str(annotation.id) for annotation in annotations if annotation.id is not None]
+    zeros, repeated = sum(name in ("0", "0.0") for name in ids), len(ids) - len(set(ids))
+    pitfall = "which pycocotools itself miscounts: renumber from 1"
+    deviations.add(path, zeros, f"annotation with the id 0, {pitfall}")
+    deviations.add(path, repeated, f"repeated annotation ids, {pitfall}")
+    return zeros + repeated > 0
 
 
 def _coco_predictions(
-    path: Path, image_ids: NDArray[np.int64], category_ids: NDArray[np.int64], skip_unknown: bool
+    path: Path,
+    image_ids: NDArray[np.int64],
+    category_ids: NDArray[np.int64],
+    skip_unknown: bool,
+    deviations: Deviations,
 ) -> Predictions:
-    content_type = "a list of COCO results"
-    results = coco.decode(path, coco.read_bytes(path, content_type), content_type, list[Result])
+    results, mask_areas = coco_results.read(path, deviations)
+    given_images = np.array([result.image_id for result in results])
+    given_categories = np.array([result.category_id for result in results])
     predictions = Predictions(
-        images=coco.find_rows(np.array([result.image_id for result in results]), image_ids),
-        labels=coco.find_rows(np.array([result.category_id for result in results]), category_ids),
+        images=coco.find_rows(given_images, image_ids),
+        labels=coco.find_rows(given_categories, category_ids),
         boxes=np.array([result.bbox for result in results], dtype=np.float64).reshape(-1, 4),
         scores=np.array([result.score for result in results], dtype=np.float64),
+        mask_areas=mask_areas,
     )
+    is_float = len(results) and (given_images.dtype.kind == "f" or given_categories.dtype.kind == "f")
+    deviations.add(path, len(results) * is_float, "results, some with ids written as 1.0")
 
     def unknown(row: int) -> str:
         key = "image_id" if predictions.images[row] < 0 else "category_id"
         return f"{key} {getattr(results[row], key)} is not in the ground truth"
 
     inverted = coco.shortest_sides(predictions.boxes) < 0
-    return _checked(predictions, inverted, skip_unknown, path, "$[{}]".format, unknown)
+    deviations.add(path, int(inverted.sum()), "boxes with negative width or height, which match no object")
+    return _checked(predictions, skip_unknown, path, "$[{}]".format, unknown)
 
 
-def read_voc(devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False) -> ExternalData:
+def read_voc(
+    devkit: Path, year: str, image_set: str, detections: Path, *, skip_unknown: bool = False, strict: bool = False
+) -> ExternalData:
     """Read the annotations of an image set, and `comp4_det_<image_set>_<class>.txt` of every class.
 
     The classes are those of the annotated objects. A class without detections has an empty file.
@@ -130,6 +185,7 @@ def read_voc(devkit: Path, year: str, image_set: str, detections: Path, *, skip_
         detections: Folder of the detection files; a line is `image score xmin ymin xmax ymax`.
         skip_unknown: Ignore detections of images outside the image set, files of classes without objects,
             and classes without a file.
+        strict: Refuse what the devkit accepts although the format does not allow it.
 
     Raises:
         DataError: A file is missing or invalid; names file and line.
@@ -144,11 +200,12 @@ def read_voc(devkit: Path, year: str, image_set: str, detections: Path, *, skip_
         raise DataError(f"{folder.path}: no image of the image set {image_set!r} has an object; use another one")
     prefix = f"comp4_det_{image_set}_"
     classes = _classes(detections, prefix, sorted(set(annotations.names)), skip_unknown)
-    row_of = {image_id: row for row, image_id in enumerate(annotations.ids)}
+    row_of, deviations = {image_id: row for row, image_id in enumerate(annotations.ids)}, Deviations(strict)
     parts = [
-        _voc_predictions(detections / f"{prefix}{name}.txt", label, row_of, skip_unknown)
+        _voc_predictions(detections / f"{prefix}{name}.txt", label, row_of, skip_unknown, deviations)
         for label, name in enumerate(classes)
     ]
+    deviations.warn()
     labels = annotations.labels(classes)
     boxes = _xywh(np.array(annotations.boxes, dtype=np.float64).reshape(-1, 4))
     truth = GroundTruth(
@@ -164,6 +221,7 @@ def read_voc(devkit: Path, year: str, image_set: str, detections: Path, *, skip_
             **{
                 field.name: np.concatenate([getattr(part, field.name) for part in parts])
                 for field in fields(Predictions)
+                if field.name != "mask_areas"
             }
         ),
         classes=tuple(classes),
@@ -196,14 +254,16 @@ def _classes(folder: Path, prefix: str, annotated: list[str], skip_unknown: bool
     return annotated
 
 
-def _voc_predictions(path: Path, label: int, row_of: dict[str, int], skip_unknown: bool) -> Predictions:
+def _voc_predictions(
+    path: Path, label: int, row_of: dict[str, int], skip_unknown: bool, deviations: Deviations
+) -> Predictions:
     try:
         lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     except OSError as error:
         raise DataError(f"{path}: cannot read the detections: {error.strerror}") from None
     numbers, names, values = [], [], array("d")
     for number, line in enumerate(lines, 1):
-        if words := line.split():
+        if words := line.strip().rsplit(None, 5):  # the name of an image may have spaces
             try:
                 name, *texts = words
                 score, xmin, ymin, xmax, ymax = map(float, texts)
@@ -221,9 +281,10 @@ def _voc_predictions(path: Path, label: int, row_of: dict[str, int], skip_unknow
         scores=table[:, 0],
     )
     inverted = coco.shortest_sides(predictions.boxes) <= 0
+    first = f"line {numbers[int(np.argmax(inverted))]}" if inverted.any() else ""
+    deviations.add(path, int(inverted.sum()), "boxes without area, false positives", first)
     return _checked(
         predictions,
-        inverted,
         skip_unknown,
         path,
         lambda row: f"line {numbers[row]}",
@@ -244,7 +305,6 @@ def _known_sizes(sizes: Sequence[tuple[float | None, float | None]]) -> NDArray[
 
 def _checked(
     predictions: Predictions,
-    inverted: NDArray[np.bool_],
     skip_unknown: bool,
     path: Path,
     where: Callable[[int], str],
@@ -256,7 +316,6 @@ def _checked(
     checks: list[tuple[NDArray[np.bool_], Callable[[int], str]]] = [
         (~np.isfinite(predictions.scores), lambda row: "the score is not a finite number"),
         (coco.out_of_range(boxes), lambda row: f"{boxes[row].tolist()} is not a box in pixels"),
-        (inverted, lambda row: f"negative width or height: {boxes[row].tolist()}"),
     ]
     if not skip_unknown:
         checks.append((unknown, lambda row: unknown_detail(row) + "; ignore it with --skip-unknown"))

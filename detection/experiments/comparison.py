@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 import math
 from typing import TYPE_CHECKING
 
-from detection.evaluation.analysis.bootstrap import CONFIDENCE_LEVEL
+from detection.evaluation.analysis.confidence import CONFIDENCE_LEVEL
 
 REQUIRED = (
     "data/prepared/test.npz",

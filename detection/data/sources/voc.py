@@ -129,7 +129,7 @@ class VocAnnotations:
         else:
             self.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
             self.names.append(name)
-            self.difficult.append(flag == "1")
+            self.difficult.append(flag.lower() in ("1", "true"))
 
 
 def read(

@@ -1,9 +1,10 @@
 """Bootstrap over images: confidence intervals of AP, for one experiment or for the difference of two.
 
-Each round draws as many images as the split has, with replacement, and computes AP on the drawn images. The
-interval of one experiment is corrected for the bias of AP (`confidence`); that of a difference holds the middle 95 %
-of the rounds, as the biases cancel. Two experiments are compared on the same draws, so that images that are hard for
-both do not hide a difference.
+Two experiments are compared on the same draws, so that images that are hard for both do not hide a difference: each
+round draws as many images as the split has, with replacement, and the interval holds the middle 95 % of the rounds. The
+interval of one experiment comes from random halves of the images, drawn without replacement, and is corrected for the
+bias of AP on few images: `confidence.normal`, which of all methods of `benchmarks.intervals` contains the score on many
+images most reliably. A score on half of the images varies as much as it is uncertain on all of them.
 
     sample = BootstrapSample.of(overlaps, match(overlaps), num_images=len(index))
     intervals(sample).stats["AP50"]           # Interval(value=0.57, low=0.54, high=0.60)
@@ -35,8 +36,6 @@ from detection.evaluation.protocol.matching import MAX_DETECTIONS, THRESHOLDS, M
 from detection.evaluation.protocol.overlaps import Overlaps
 
 DEFAULT_ROUNDS, DEFAULT_SEED = 1000, 0
-METHOD = "normal"
-"""Method of `confidence` for the interval of a single experiment."""
 ALL_THRESHOLDS = tuple(range(len(THRESHOLDS)))
 BLOCK_SIZE = 1 << 21
 """Weights of detections, objects and classes processed at once; bounds the memory."""
@@ -185,11 +184,17 @@ def draw(num_images: int, rounds: int = DEFAULT_ROUNDS, seed: int = DEFAULT_SEED
     return weights
 
 
+def draw_halves(num_images: int, rounds: int = DEFAULT_ROUNDS, seed: int = DEFAULT_SEED) -> NDArray[np.uint16]:
+    """[S, P] weight 1 for the random half of the images of each round; a function of the arguments alone."""
+    ranks = np.random.default_rng(seed).random((rounds, num_images)).argsort(axis=1)
+    return (ranks < num_images // 2).astype(np.uint16)
+
+
 def intervals(
     sample: BootstrapSample, rounds: int = DEFAULT_ROUNDS, seed: int = DEFAULT_SEED
 ) -> BootstrapResult[Interval]:
-    """Scores of one experiment with confidence intervals."""
-    scores = _scores(sample, _original_and_draws(sample.num_images, rounds, seed))
+    """Scores of one experiment with confidence intervals from halves of the images."""
+    scores = _scores(sample, _with_original(draw_halves(sample.num_images, rounds, seed)))
     return _summarize(sample, rounds, scores, _interval)
 
 
@@ -213,7 +218,7 @@ def paired(
             "the same images for both; compare experiments on the same test split"
         )
     assert first.thresholds == second.thresholds
-    weights = _original_and_draws(first.num_images, rounds, seed)
+    weights = _with_original(draw(first.num_images, rounds, seed))
     before, after = _scores(first, weights), _scores(second, weights)
     return _summarize(first, rounds, {name: after[name] - before[name] for name in before}, _difference)
 
@@ -328,9 +333,9 @@ def _up_to_last(true_positive: NDArray[np.bool_], labels: NDArray[np.int64]) -> 
     return np.flatnonzero(np.arange(len(labels)) <= last[labels])
 
 
-def _original_and_draws(num_images: int, rounds: int, seed: int) -> NDArray[np.uint16]:
+def _with_original(draws: NDArray[np.uint16]) -> NDArray[np.uint16]:
     """[1 + S, P] weight 1 for every image, then the draws."""
-    return np.concatenate([np.ones((1, num_images), dtype=np.uint16), draw(num_images, rounds, seed)])
+    return np.concatenate([np.ones_like(draws[:1], shape=(1, draws.shape[1])), draws])
 
 
 def _scores(sample: BootstrapSample, weights: NDArray[np.uint16]) -> dict[str, NDArray[np.float64]]:
@@ -367,7 +372,7 @@ def _summarize(
 
 
 def _interval(column: NDArray[np.float64]) -> Interval:
-    return Interval(float(column[0]), *confidence.interval(METHOD, float(column[0]), column[1:]))
+    return Interval(float(column[0]), *confidence.interval("normal", float(column[0]), column[1:]))
 
 
 def _difference(column: NDArray[np.float64]) -> Difference:

@@ -93,7 +93,7 @@ def _match_part(overlaps: Overlaps) -> Matches:
     rest = np.flatnonzero(~alone)
     contested = (detection[rest], object_[rest], iou[rest], reached[rest])
     _match_contested(contested, counted, truth.ignored, matched, ignored, taken)
-    outside = ~area_range_bits(predictions.boxes[:, 2] * predictions.boxes[:, 3])
+    outside = ~area_range_bits(predictions.areas)
     return Matches(matched=matched, ignored=ignored | (outside & ~matched), object=taken)
 
 

@@ -5,6 +5,7 @@ It reads its structures from memory and prints nothing. It is imported late beca
 
 import contextlib
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,28 @@ def verify(overlaps: Overlaps, ours: CocoScore) -> None:
             )
 
 
+def score_files(ground_truth: Path, detections: Path) -> dict[str, float]:
+    """The twelve metrics that pycocotools computes from the files as they are.
+
+    Raises:
+        VerificationError: pycocotools cannot read a file.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            truth = COCO(str(ground_truth))
+            evaluator = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
+        except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
+            raise VerificationError(f"pycocotools cannot read {ground_truth} and {detections}: {error!r}") from None
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    values = (float(value) if value > -1 else float("nan") for value in evaluator.stats)
+    return dict(zip(STATS, values, strict=True))
+
+
 def _empty_arrays(num_classes: int) -> Arrays:
     """`COCOeval.eval` of a split without images, which pycocotools itself cannot score."""
     counts = (num_classes, len(AREA_RANGES), len(DETECTION_LIMITS))
@@ -78,7 +101,7 @@ def _annotations(side: GroundTruth | Predictions) -> list[dict[str, Any]]:
         columns |= {"area": side.areas, "iscrowd": side.ignored.astype(np.int64)}
     else:
         crowd = np.zeros(len(side.scores), dtype=np.int64)
-        columns |= {"area": side.boxes[:, 2] * side.boxes[:, 3], "iscrowd": crowd, "score": side.scores}
+        columns |= {"area": side.areas, "iscrowd": crowd, "score": side.scores}
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
     return [{"id": i, **dict(zip(columns, row, strict=True))} for i, row in enumerate(rows, start=1)]
 

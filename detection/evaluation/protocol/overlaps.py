@@ -57,10 +57,18 @@ class Predictions:
     """[D, 4] `x, y, width, height`."""
     scores: NDArray[np.float64]
     """[D] finite scores."""
+    mask_areas: NDArray[np.float64] | None = None
+    """[D] areas of the masks that the boxes enclose; None: width times height."""
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """[D] areas that COCO compares with its area ranges; negative if one side of the box is."""
+        return self.boxes[:, 2] * self.boxes[:, 3] if self.mask_areas is None else self.mask_areas
 
     def take(self, indices: NDArray[np.int64] | slice) -> "Predictions":
         """Return the detections at `indices`, in that order."""
-        return Predictions(**{field.name: _take(getattr(self, field.name), indices) for field in fields(self)})
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Predictions(**{name: _take(one, indices) for name, one in columns.items() if one is not None})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
