@@ -1,12 +1,17 @@
 """Choice of device, number of devices and precision."""
 
+import os
 import platform
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 
 from detection.errors import ParamsError
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Quota and period of the control group, in microseconds; `max` for no limit."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -49,6 +54,17 @@ def device_name(device: torch.device) -> str:
     return models[0] if models else platform.machine()
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use: fewer than the machine has under SLURM, `taskset` or `docker --cpus`."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text(encoding="utf-8").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group, or "max": no limit
+        return cores
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """Precision by name; `auto` is bfloat16 where the hardware has it, else float32 (emulation is slow)."""
     if name == "auto":
@@ -62,6 +78,25 @@ def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextMan
         device.type, torch.bfloat16, enabled=precision == torch.bfloat16
     )
     return context
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Compute float32 convolutions and matrix products of a GPU in float32.
+
+    By default torch computes convolutions in TF32, with relative errors around 1e-3.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    previous = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = previous[0]
+        torch.set_float32_matmul_precision(previous[1])
 
 
 def _supports_bf16(device: torch.device) -> bool:

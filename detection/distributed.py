@@ -7,6 +7,9 @@ over images needs nothing else. A loss divided by a count over the batch (positi
 by the mean of that count over the ranks, and then equals the loss of the whole batch:
 
     loss = sums.sum() / distributed.normalizer(positives.sum())
+
+A launched process knows its rank before it joins the group (`expect`), so that it can fork the loaders' workers
+while it has no communication threads. Collectives work only after it has joined.
 """
 
 from typing import TypeVar
@@ -16,16 +19,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+_expected = (0, 1)
+"""Rank and number of ranks of this process until it joins the group."""
+
+
+def expect(rank: int, ranks: int) -> None:
+    """Set the rank and the number of ranks of this process, which joins the group later."""
+    global _expected
+    _expected = (rank, ranks)
 
 
 def rank() -> int:
     """Rank of this process, from 0."""
-    return dist.get_rank() if _initialized() else 0
+    return dist.get_rank() if _initialized() else _expected[0]
 
 
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if _initialized() else 1
+    return dist.get_world_size() if _initialized() else _expected[1]
 
 
 def is_main() -> bool:
@@ -42,7 +53,7 @@ def mean(value: Tensor) -> Tensor:
     value = value.detach()
     if not value.is_floating_point():
         value = value.float()
-    if not _initialized():
+    if world_size() == 1:
         return value
     total = value.clone()
     dist.all_reduce(total)
@@ -60,7 +71,7 @@ def normalizer(count: Tensor) -> Tensor:
 
 def maximum(*numbers: int) -> list[int]:
     """Maximum of each number over the ranks; waits for all of them."""
-    if not _initialized():
+    if world_size() == 1:
         return list(numbers)
     values = torch.tensor(numbers)
     dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -69,16 +80,20 @@ def maximum(*numbers: int) -> list[int]:
 
 def gather(value: T) -> list[T]:
     """Values of all ranks in order of rank, on every rank; any small object that can be pickled."""
-    if not _initialized():
+    if world_size() == 1:
         return [value]
     values: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values  # type: ignore[return-value]
 
 
-def barrier() -> None:
-    """Wait until every rank arrives."""
-    maximum(0)
+def broadcast(value: T) -> T:
+    """Value of rank 0 on every rank; any object that can be pickled, tensors on the CPU included."""
+    if world_size() == 1:
+        return value
+    values = [value if is_main() else None]
+    dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+    return values[0]  # type: ignore[return-value]
 
 
 def _initialized() -> bool:

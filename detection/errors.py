@@ -51,7 +51,8 @@ def user_message(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError":  # torch's; compared by name to avoid importing torch
         return (
             "out of GPU memory: raise train.accumulate, which splits each batch, or lower the recipe's "
-            "batch_size or image_size (evaluate.batch_size if it happened in evaluate)"
+            "batch_size or image_size (train.validate_batch_size if it happened in a validation, "
+            "evaluate.batch_size in evaluate)"
         )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         file = f" ({error.filename})" if error.filename else ""

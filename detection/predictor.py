@@ -16,7 +16,7 @@ from torch import Tensor
 from detection.data.loading.batch import collate
 from detection.data.loading.image_io import image_files, read_image, to_rgb
 from detection.data.loading.loader import eval_sample
-from detection.device import autocast, pick_device, pick_precision
+from detection.device import autocast, exact_float32, pick_device, pick_precision
 from detection.errors import DataError
 from detection.files import DETECTOR
 from detection.inference import run_detector
@@ -126,7 +126,7 @@ class Predictor:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         samples = [eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)]
         batch = collate(samples, self.recipe)
-        with torch.inference_mode(), autocast(self.device, self._dtype):
+        with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
             found = self.detector.detect(batch.images.to(self.device), batch.sizes)
         for (path, image), detections in zip(images, found, strict=True):
             keep = detections.scores >= threshold

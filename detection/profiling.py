@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from detection.data.loading.batch import Batch
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader
-from detection.device import autocast, device_name, pick_device, pick_precision
+from detection.device import autocast, device_name, exact_float32, pick_device, pick_precision
 from detection.models.detector import Detector
 from detection.params.recipe import Recipe
 from detection.params.stages import Evaluate
@@ -57,7 +57,7 @@ def measure(detector: Detector, index: Index, root: Path, recipe: Recipe, settin
         return report
 
     def detect(batch: Batch) -> None:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), exact_float32(device), autocast(device, precision):
             for one in detector.detect(batch.images.to(device, non_blocking=True), batch.sizes):
                 one.boxes.cpu(), one.scores.cpu(), one.labels.cpu()
 

@@ -35,6 +35,7 @@ def main() -> None:
         prepared.root,
         loaded.recipe,
         batch_size=params.evaluate.batch_size,
+        workers=params.train.workers,
         device=params.evaluate.device,
         precision=params.evaluate.precision,
         score_threshold=params.evaluate.score_threshold,

@@ -47,6 +47,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)
+    launch.join(device)
     source = resolved()
     origin = describe_start(params) if source["from"] is None else f"the detector {source['from']}"
     log.info("backbone %s from %s", backbone, origin)

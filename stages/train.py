@@ -39,6 +39,7 @@ def train(params: Params, device: "torch.device") -> None:
     prepared.check_unchanged("val")
     with launch.reports_folder(REPORTS_TRAIN) as reports, determinism(params.train.determinism):
         job = build_job(params, prepared, device, reports)
+        launch.join(device)
         values = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
         values |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
         values |= {"start": asdict(job.transfer)} if job.transfer else {}

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from detection import inference, predictor, profiling
+from detection.data.loading.batch import ImageSizes
 from detection.data.loading.index import Index, Record, pack
+from detection.device import exact_float32
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import run_detector
 from detection.models.build import LoadedDetector, build_detector
+from detection.models.detector import Detections
 from detection.params import load
+from detection.params.stages import Evaluate
 from detection.predictor import Predictor
 
 
@@ -37,11 +45,76 @@ def test_a_single_image_gets_the_same_detections_as_in_a_split(
     torch.manual_seed(0)
     detector = build_detector(recipe, 3, None).eval()
     in_split = run_detector(detector, index, tmp_path, recipe, batch_size=4, device="cpu")
-    predictor = Predictor(LoadedDetector(detector, recipe, ("a", "b", "c"), model))
-    (single,) = predictor.predict(tmp_path / "0.png", score_threshold=0.0)
+    loaded = LoadedDetector(detector, recipe, ("a", "b", "c"), model)
+    (single,) = Predictor(loaded).predict(tmp_path / "0.png", score_threshold=0.0)
     assert len(in_split.boxes) > 20
     np.testing.assert_allclose(single.boxes, in_split.boxes, atol=1e-3)
     np.testing.assert_allclose(single.scores, in_split.scores, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = noise_images(tmp_path, [(64, 96)] * 7)
+    recipe = replace(load(model="retinanet_resnet18").recipe, image_size=64, max_size=96, score_threshold=0.0)
+    torch.manual_seed(0)
+    detector = build_detector(recipe, 3, None).eval()
+    detect, sizes = detector.detect, list[int]()
+
+    def run(batch_size: int) -> SplitDetections:
+        sizes.clear()
+        return run_detector(detector, index, tmp_path, recipe, batch_size=batch_size, device="cpu")
+
+    def with_little_memory(images: Tensor, of: ImageSizes) -> list[Detections]:
+        sizes.append(len(images))
+        if len(images) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return detect(images, of)
+
+    expected, limit = run(4), 2
+    monkeypatch.setattr(detector, "detect", with_little_memory)
+    halved = run(4)
+    assert sizes == [4, 2, 2, 2, 1]
+    np.testing.assert_array_equal(halved.images, expected.images)
+    np.testing.assert_allclose(halved.scores, expected.scores, atol=1e-6)
+    (message,) = caplog.messages
+    assert "evaluate.batch_size" in message
+    limit = 1
+    with pytest.raises(torch.OutOfMemoryError):
+        run(4)
+
+
+def test_float32_is_not_tf32_on_a_gpu() -> None:
+    cudnn, cuda = torch.backends.cudnn, torch.device("cuda")
+    before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    assert cudnn.allow_tf32, "torch's default"
+    with exact_float32(cuda):
+        assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (False, "highest")
+    assert (cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+
+
+@pytest.mark.parametrize("way", ["split", "image", "speed"])
+def test_all_ways_to_detect_use_exact_float32(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate`, `predict` and the registry's flavor, and the measured speed."""
+    index = noise_images(tmp_path, [(64, 64)])
+    recipe = replace(load(model="retinanet_resnet18").recipe, image_size=64, max_size=64)
+    detector, entered = build_detector(recipe, 3, None).eval(), list[torch.device]()
+
+    @contextmanager
+    def recorded(device: torch.device) -> Iterator[None]:
+        entered.append(device)
+        yield
+
+    for module in (inference, predictor, profiling):
+        monkeypatch.setattr(module, "exact_float32", recorded)
+    monkeypatch.setattr(profiling, "MEASURED_S", 0.0)
+    if way == "split":
+        run_detector(detector, index, tmp_path, recipe, batch_size=1, device="cpu")
+    elif way == "image":
+        list(Predictor(LoadedDetector(detector, recipe, ("a", "b", "c"), "")).predict(tmp_path / "0.png"))
+    else:
+        profiling.measure(detector, index, tmp_path, recipe, Evaluate(device="cpu", batch_size=1))
+    assert entered
 
 
 def test_detections_belong_to_their_images_with_any_batch_size(tmp_path: Path) -> None:

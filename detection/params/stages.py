@@ -166,7 +166,8 @@ class Train:
     channels_last: bool = True
     """Memory format of images and weights."""
     workers: CountOrZero | Literal["auto"] = "auto"
-    """Data loading processes; 0 loads in the training process."""
+    """Data loading processes of each device, for validation and `evaluate` too; 0 loads in the process itself. `auto`:
+    one per CPU core that this process may use, at most 16, for a GPU; none for a CPU."""
     cache_mb: CountOrZero = 0
     """Memory in MiB for decoded images, shared by a device's loader processes. Does not change results."""
     threads: Count | Literal["auto"] = "auto"
@@ -184,6 +185,9 @@ class Train:
     """Decay of an exponential moving average of the weights, which is validated and saved; null: none."""
     validate_every: Count = 1
     """Epochs between validations."""
+    validate_batch_size: Count | Literal["auto"] = "auto"
+    """Images per forward pass of validation, of each device. `auto`: 16, but on a GPU at most as many as training takes
+    at once, which need less memory without gradients."""
     monitor: Literal["AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area"] = "AP"
     """Metric on `val` that selects the checkpoint."""
     validation_loss: bool = False

@@ -114,6 +114,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
     ema = _make_ema(job.detector, settings.ema)
     saved = checkpoints.load(STATE_FILE)
     state = restore(saved, job.detector, optimizer, ema) if saved else State()
+    launch.check_same_start(state.step, job.detector)
     history = History(job.reports, saved["history"] if saved else None)
     run.update(state.step)
     buffer = LossBuffer(history, job.loader.dataset.index)
@@ -333,7 +334,6 @@ def _load_best(job: TrainingJob, state: State, otherwise: Detector | None = None
     Returns:
         True if the weights of a validation were loaded.
     """
-    distributed.barrier()  # rank 0 has written the file
     best = job.checkpoints.load(BEST_FILE.format(state.best_epoch)) if state.validated else None
     if best:
         job.detector.load_state_dict(best["model"])

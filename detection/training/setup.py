@@ -18,13 +18,15 @@ from detection.files import BACKBONE, START
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
 from detection.models.transfer import transfer
-from detection.params import Params, Recipe
+from detection.params import Params, Recipe, Train
 from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator, train_sample
 from detection.weights import load_start
 
 log = logging.getLogger(__name__)
+MAX_VALIDATE_BATCH_SIZE = 16
+"""Largest batch of `train.validate_batch_size: auto`, and its batch on a CPU."""
 SINGLE_CELL_SIZE = 512
 """Largest image size in pixels at which SSDlite's last feature map is a single cell."""
 
@@ -50,22 +52,24 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     torch.manual_seed(params.seed)
     start, weights = load_start(START), read_weights(BACKBONE, params.recipe.backbone)
     recipe = params.recipe if weights or start else without_weights(params.recipe)
+    ranks, workers = distributed.world_size(), loader_workers(settings.workers, device)
+    index, cache_mb = prepared.index("train"), settings.cache_mb // ranks
+    check_learnable(params.dataset, index, recipe.train_difficult)
+    dataset = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache_mb)
+    loader = Loader(dataset, recipe.batch_size, workers, shuffle=True)
+    val, batch_size = _scorable(prepared.index("val")), validate_batch_size(settings, recipe, device)
+    validator = Validator(val, prepared.root, prepared.classes, recipe, settings.precision, batch_size, workers)
+    sample = None if len(val) else train_sample(validator, index)
+    loader.start()
+    (sample or validator).start()
     detector = build_detector(recipe, len(prepared.classes), weights)
     transferred = transfer(detector, start, prepared.classes, asdict(recipe)) if start else None
     detector = detector.to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
-    ranks = distributed.world_size()
-    index, cache_mb = prepared.index("train"), settings.cache_mb // ranks
-    check_learnable(params.dataset, index, recipe.train_difficult)
-    dataset = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache_mb)
-    loader = Loader(dataset, recipe.batch_size, loader_workers(settings.workers, device), shuffle=True)
     if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
         check_batch_parts(recipe, min(len(index), recipe.batch_size) // ranks, settings.accumulate)
-    validator = Validator(_scorable(prepared.index("val")), prepared.root, prepared.classes, recipe, settings.precision)
-    sample = None
-    if not len(validator.index):
-        sample = train_sample(index, prepared.root, prepared.classes, recipe, settings.precision)
+    if sample:
         log.info("no objects in val: the last weights are kept; a holdout_fraction of the dataset splits it off train")
     key = content_key("train", {"recipe": asdict(recipe), "train": asdict(settings), "seed": params.seed})
     devices = device.type if ranks == 1 else f"{ranks} x {device.type}"
@@ -93,6 +97,16 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
 def _scorable(index: Index) -> Index:
     """The split, or an empty one if it has no object to score: its metrics are NaN and select no checkpoint."""
     return index if index.learnable().any() else index.select(np.zeros(0, dtype=np.int64))
+
+
+def validate_batch_size(settings: Train, recipe: Recipe, device: torch.device) -> int:
+    """Images per forward pass of validation; `auto` needs no more of a GPU's memory than training does."""
+    if settings.validate_batch_size != "auto":
+        return settings.validate_batch_size
+    if device.type == "cpu":
+        return MAX_VALIDATE_BATCH_SIZE
+    part = recipe.batch_size // (distributed.world_size() * settings.accumulate)
+    return min(max(part, 1), MAX_VALIDATE_BATCH_SIZE)
 
 
 def check_batch_parts(recipe: Recipe, images: int, accumulate: int) -> None:

@@ -1,6 +1,6 @@
 """Validation on `val` during training, and sample images with ground truth and detections."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,13 @@ from detection import distributed
 from detection.data.loading.batch import Sample
 from detection.data.loading.image_io import decode
 from detection.data.loading.index import Index
-from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
-from detection.device import autocast, pick_precision
+from detection.data.loading.loader import DetectionDataset, Loader, batches_of_equal_size, in_order
+from detection.device import autocast, exact_float32, pick_precision
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import run_detector
+from detection.inference import run_on_batches
 from detection.models.detector import Detector
 from detection.models.heads import meters
 from detection.params.recipe import Recipe
@@ -54,6 +54,20 @@ class Validator:
     """Precision of the forward pass: `auto`, `bf16` or `fp32`."""
     batch_size: int = 16
     """Images per forward pass."""
+    workers: int = 0
+    """Data loading processes, which serve all validations; 0 loads in this process."""
+    loader: Loader = field(init=False)
+    """Batches of the split."""
+
+    def __post_init__(self) -> None:
+        """Make the loader."""
+        dataset = LossDataset(self.index, self.root, self.recipe, train=False)
+        object.__setattr__(self, "loader", Loader(dataset, self.batch_size, self.workers, False, equal_sizes=True))
+
+    def start(self) -> None:
+        """Fork the workers now; a no-op for an empty split."""
+        if len(self.index):
+            self.loader.start()
 
     def validate(self, detector: Detector) -> tuple[dict[str, float], SplitDetections]:
         """Return COCO's 12 metrics and VOC's two APs, and the detections.
@@ -61,17 +75,10 @@ class Validator:
         Each rank runs the detector on its share of the images; all ranks compute the metrics of the split.
         """
         share = np.arange(distributed.rank(), len(self.index), distributed.world_size())
-        part = run_detector(
-            detector,
-            self.index.select(share),
-            self.root,
-            self.recipe,
-            batch_size=self.batch_size,
-            device=next(detector.parameters()).device.type,
-            precision=self.precision,
-        )
-        parts = distributed.gather(replace(part, images=share[part.images]))
-        detections = SplitDetections.concat(parts)
+        batches = batches_of_equal_size(self.index.sizes[share], self.batch_size, self.recipe)
+        loaded = self.loader.of_rows([share[rows] for rows in batches])
+        part = run_on_batches(detector, loaded, self.precision, None, "train.validate_batch_size")
+        detections = SplitDetections.concat(distributed.gather(part))
         overlaps = Overlaps.of_index(self.index, detections, len(self.classes))
         coco = coco_metrics.score_matches(overlaps, match(overlaps))
         return {**coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, detections
@@ -83,13 +90,12 @@ class Validator:
         """
         device, was_training = next(detector.parameters()).device, detector.training
         dtype = pick_precision(self.precision, device)
-        dataset = LossDataset(self.index, self.root, self.recipe, train=False)
-        loader = Loader(dataset, self.batch_size, loader_workers("auto", device), shuffle=False)
         total = torch.zeros((), device=device)
         detector.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        devices = [device] if device.type == "cuda" else []
+        with torch.no_grad(), exact_float32(device), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
-            for batch in loader.epoch(0):
+            for batch in self.loader.of_rows(in_order(np.arange(len(self.index)), self.batch_size)):
                 with autocast(device, dtype):
                     losses = detector.losses(batch.images.to(device, non_blocking=True), batch.targets.to(device))
                 total += torch.stack(list(losses.values())).sum() * len(batch.rows)
@@ -116,7 +122,12 @@ class Validator:
         return path
 
 
-def train_sample(index: Index, root: Path, classes: tuple[str, ...], recipe: Recipe, precision: str) -> Validator:
-    """Validator on a fixed handful of training images, spread over the split, for datasets without val."""
+def train_sample(validator: Validator, index: Index) -> Validator:
+    """Validator on a fixed handful of training images, spread over the split, for datasets without val.
+
+    Args:
+        validator: Validator on the empty val split, for its settings.
+        index: The training split.
+    """
     rows = np.unique(np.linspace(0, len(index) - 1, TRAIN_SAMPLE_IMAGES).astype(int))
-    return Validator(index.select(rows), root, classes, recipe, precision)
+    return replace(validator, index=index.select(rows))

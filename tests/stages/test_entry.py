@@ -39,6 +39,7 @@ def test_out_of_gpu_memory_is_one_line_with_the_fix() -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.startswith("error: out of GPU memory: raise train.accumulate")
+    assert "train.validate_batch_size" in err
     assert err.count("\n") == 1
 
 

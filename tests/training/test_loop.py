@@ -331,10 +331,10 @@ def test_without_val_the_last_weights_are_kept(make_job: Any, tiny: Any) -> None
 
 
 def test_without_val_a_handful_of_training_images_is_scored_and_drawn(
-    make_job: Any, tiny: Any, recipe: Any, uninterrupted: TrainingJob
+    make_job: Any, tiny: Any, uninterrupted: TrainingJob
 ) -> None:
     job, run = make_job(), ListRun()
-    sample = train_sample(tiny.splits["train"], tiny.root, tiny.classes, recipe, "fp32")
+    sample = train_sample(job.validator, tiny.splits["train"])
     assert len(sample.index) == IMAGES
     empty = replace(job.validator, index=tiny.splits["val"].select(np.zeros(0, np.int64)))
     settings = replace(job.settings, sample_every_epochs=2, sample_images=2)

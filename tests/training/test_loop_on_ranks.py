@@ -27,6 +27,7 @@ from detection.params import load
 from detection.tracking.run import NoRun
 from detection.training import loop
 from detection.training.common import launch
+from detection.training.common.checkpoint import Checkpoints
 from detection.training.common.signals import StopSignals
 from detection.training.loop import fit
 from tests.training.conftest import job_maker, small_recipe
@@ -183,6 +184,57 @@ def test_ranks_stop_after_the_same_step_and_resume_bit_equal(
     assert losses(folder / "stopped") == losses(folder / "uninterrupted")
 
 
+def test_machines_without_a_shared_disk_resume_from_rank_0(
+    train: Any, uninterrupted: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank whose disk has no checkpoint would otherwise begin at step 0 with fresh weights."""
+
+    def stop() -> None:
+        own_disk()
+        taken, step = [0], loop._step
+
+        def counted(*args: Any) -> Any:
+            taken[0] += 1
+            if taken[0] == 4:
+                os.kill(os.getpid(), 15)
+            return step(*args)
+
+        patch.object(loop, "_step", counted).start()
+
+    def own_disk() -> None:
+        os.environ["DVC_ROOT"] = str(folder / f"machine_{distributed.rank()}")
+
+    assert all("SystemExit: 143" in text for text in train(2, "machines", before=stop))
+    assert not (folder / "machine_1").exists()
+    assert train(2, "machines", before=own_disk) == uninterrupted
+    for name, value in weights(folder / "uninterrupted.pt").items():
+        assert torch.equal(value, weights(folder / "machines.pt")[name]), name
+
+
+def test_ranks_that_start_differently_are_refused(tmp_path: Path) -> None:
+    def work() -> None:
+        model = torch.nn.Linear(2, 2)
+        torch.nn.init.constant_(model.weight, 1.0)
+        torch.nn.init.constant_(model.bias, float(distributed.rank()) if differs == "weights" else 0.0)
+        launch.check_same_start(distributed.rank() if differs == "step" else 0, model)
+
+    for differs in ("weights", "step", "nothing"):
+        outcomes = run_ranks(2, tmp_path, work)
+        if differs == "nothing":
+            assert outcomes == ["None", "None"]
+        else:
+            assert all("CheckpointError" in text and "rank 1 at step" in text for text in outcomes), outcomes
+
+
+def test_a_damaged_checkpoint_is_an_error_on_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    path = tmp_path / ".checkpoints/train/damaged/state.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"not a checkpoint")
+    outcomes = run_ranks(2, tmp_path, lambda: Checkpoints("train", "damaged").load("state.pt"))
+    assert all("CheckpointError" in text and "cannot be read" in text for text in outcomes), outcomes
+
+
 def test_a_loss_that_is_not_finite_names_the_images_of_all_ranks(train: Any, tiny: Any, folder: Path) -> None:
     def break_rank_1() -> None:
         step = loop._step
@@ -206,11 +258,13 @@ def test_collective_operations(tmp_path: Path) -> None:
     def work() -> Any:
         mine = distributed.rank() + 1
         total = distributed.mean(torch.tensor([mine, 10 * mine]))
-        return (total.tolist(), distributed.maximum(mine, -mine), distributed.gather(mine), distributed.is_main())
+        sent = distributed.broadcast({"tensor": torch.tensor([mine])})["tensor"].tolist()
+        most = distributed.maximum(mine, -mine)
+        return (total.tolist(), most, distributed.gather(mine), sent, distributed.is_main())
 
     first, second = map(result, run_ranks(2, tmp_path, work))
-    assert first == ([1.5, 15.0], [2, -1], [1, 2], True)
-    assert second == ([1.5, 15.0], [2, -1], [1, 2], False)
+    assert first == ([1.5, 15.0], [2, -1], [1, 2], [1], True)
+    assert second == ([1.5, 15.0], [2, -1], [1, 2], [1], False)
     assert distributed.mean(torch.tensor([3])).tolist() == [3.0]
     assert (distributed.rank(), distributed.world_size(), distributed.gather("x"), distributed.maximum(7)) == (
         0,

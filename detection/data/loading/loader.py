@@ -3,16 +3,18 @@
 A sample is a function of (seed, epoch, row), never of worker state, and the batches of an epoch are a
 function of (seed, epoch), so that an interrupted training resumes with the very next batch.
 
-Workers are forked and share the index and the image cache with the training process without a copy. Python
-3.12 and later warn about forking beside other threads (OpenMP's, the MLflow uploader's). That is safe here:
-a worker decodes and resizes in one thread and uses no device, no connection and none of those threads' locks.
+Workers are forked and share the index and the image cache with the training process without a copy. A training
+forks all of them once, at its start (`Loader.start`), before it has threads of communication or of MLflow's
+uploader: a lock that another thread holds at the fork stays locked in the child forever. Python 3.12 and later
+warn about forking beside other threads (OpenMP's); a worker decodes and resizes in one thread and uses none of them.
 
 Letters: N images of the split, M objects of one image.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,14 +25,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from detection import distributed
 from detection.data.loading.augment import draw_geometry, keep_mask
 from detection.data.loading.batch import Batch, Sample, collate, fill_color, padded_size
+from detection.data.loading.batch_transfer import to_send
 from detection.data.loading.color_jitter import jitter_colors
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
 from detection.data.loading.index import Index, Record
-from detection.errors import ParamsError
+from detection.device import available_cores
+from detection.errors import DataError, ParamsError
 from detection.params.recipe import Recipe
 
+T = TypeVar("T")
+MAX_WORKERS = 16
+"""Limit on `train.workers: auto` for each device."""
+WORKER_TIMEOUT_S = 600
+"""Longest time to wait for a batch; a worker that dies is noticed within seconds."""
 LETTERBOX_FILL = (128, 128, 128)
 ASPECT_RATIO_EDGES = 2 ** np.linspace(-1, 1, 7)
 """Bins of torchvision's references with `--aspect-ratio-group-factor 3`."""
@@ -242,11 +251,12 @@ class Loader:
             dataset,
             batch_sampler=self.sampler,
             num_workers=workers,
-            collate_fn=lambda samples: collate(samples, dataset.recipe),
+            collate_fn=lambda samples: to_send(collate(samples, dataset.recipe)),
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=init_worker,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            timeout=WORKER_TIMEOUT_S if workers else 0,
             # DataLoader draws a seed each epoch. Its own generator keeps it from advancing the global RNG
             # that the samplers of anchors and proposals use; otherwise a run resumed mid-epoch would diverge.
             generator=torch.Generator(),
@@ -256,10 +266,53 @@ class Loader:
         """Number of batches per epoch."""
         return len(self.sampler)
 
+    def start(self) -> None:
+        """Fork the workers now rather than at the first batch; without workers a no-op."""
+        start_workers(self.batches, self.sampler)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from number `start` on."""
+        """Batches of an epoch from number `start` on.
+
+        Raises:
+            DataError: The workers have not delivered a batch for 10 minutes.
+        """
         self.sampler.epoch, self.sampler.start = epoch, start
-        yield from self.batches
+        yield from in_time(self.batches)
+
+    def of_rows(self, batches: list[NDArray[np.int64]]) -> Iterator[Batch]:
+        """Batches of given rows, by a loader with `equal_sizes`."""
+        assert isinstance(self.sampler, FixedBatches)
+        self.sampler.batches = batches
+        yield from self.epoch(0)
+
+
+def in_order(rows: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    """Split rows into batches, of which the last may be smaller."""
+    return np.split(rows, range(batch_size, len(rows), batch_size)) if len(rows) else []
+
+
+def start_workers(batches: "DataLoader[Any]", sampler: BatchSampler | FixedBatches) -> None:
+    """Fork the workers of a DataLoader that keeps them, without loading a batch."""
+    if batches.num_workers:
+        sampler.start = len(sampler)  # no batches: nothing is loaded yet
+        iter(batches)
+
+
+def in_time(batches: Iterable[T]) -> Iterator[T]:
+    """Batches of a DataLoader with a timeout.
+
+    Raises:
+        DataError: The workers have not delivered a batch in time.
+    """
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader timed out"):
+            raise
+        raise DataError(
+            f"the loader's workers have not delivered a batch for {WORKER_TIMEOUT_S // 60} minutes; check that the "
+            "images' disk answers, and rerun the command to resume (train.workers: 0 loads without processes)"
+        ) from None
 
 
 def init_worker(_: int) -> None:
@@ -268,7 +321,7 @@ def init_worker(_: int) -> None:
 
 
 def loader_workers(workers: int | str, device: torch.device) -> int:
-    """Number of worker processes; `auto` is one per core, at most 8, for a GPU and none for a CPU."""
+    """Number of worker processes; `auto` is one per core, at most `MAX_WORKERS`, for a GPU and none for a CPU."""
     if isinstance(workers, int):
         return workers
-    return min(8, max((os.cpu_count() or 1) // distributed.world_size(), 1)) if device.type == "cuda" else 0
+    return min(MAX_WORKERS, max(available_cores() // distributed.world_size(), 1)) if device.type == "cuda" else 0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import torch
 from torch import nn
@@ -38,6 +38,8 @@ UNFINISHED_KEPT_S = 7 * 86400
 PARTIAL_SUFFIX = ".writing"
 FRESH_VARIABLE = "DETECTION_FRESH"
 """Environment variable; 1 deletes existing checkpoints of the key at the start."""
+LOCK_POLL_S = 0.5
+"""Interval between two tries to lock a folder that another process uses."""
 STATE_FILE, COMPLETE_FILE, LOCK_FILE, TRAINING_ID_FILE = "state.pt", "complete", "lock", "training"
 T = TypeVar("T")
 
@@ -75,7 +77,8 @@ class Checkpoints:
     def locked(self) -> Iterator["Checkpoints"]:
         """Lock the folder; wait while another process runs with the same key."""
         if not distributed.is_main():
-            distributed.barrier()  # rank 0 has locked the folder
+            while distributed.maximum(0) == [0]:
+                pass  # rank 0 waits for the lock, and answers more often than collectives time out
             yield self
             return
         with self._stage_locked():
@@ -83,15 +86,15 @@ class Checkpoints:
             os.utime(self.folder)  # the newest folder is never pruned
             lock = (self.folder / LOCK_FILE).open("w")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _try_lock(lock):
                 log.info("the same %s runs in another process; waiting for it", self.folder.parent.name)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                while not _try_lock(lock):
+                    distributed.maximum(0)
+                    time.sleep(LOCK_POLL_S)
             self._clean()
             with self._stage_locked():
                 self._prune()
-            distributed.barrier()
+            distributed.maximum(1)
             yield self
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
@@ -115,12 +118,25 @@ class Checkpoints:
             ) from None
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Read a file; None if it does not exist.
+        """Content of a file; None if it does not exist. All ranks take part.
+
+        Rank 0 reads the file and sends it to the others, whose machines may have no such file, or an old one.
 
         Raises:
             CheckpointError: The file is damaged or of another format.
         """
-        path = self.folder / name
+        content: dict[str, Any] | CheckpointError | None = None
+        if distributed.is_main():
+            try:
+                content = self._read(self.folder / name)
+            except CheckpointError as error:
+                content = error
+        content = distributed.broadcast(content)
+        if isinstance(content, CheckpointError):
+            raise content
+        return content
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.exists():
             return None
         fix = f"delete {self.folder} to start over"
@@ -188,11 +204,18 @@ class Checkpoints:
                 if not complete and now - modified[folder] < UNFINISHED_KEPT_S:
                     continue
                 with (folder / LOCK_FILE).open("a") as lock:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    except BlockingIOError:
+                    if not _try_lock(lock):
                         continue
                     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    """Lock an open file for this process; False if another process has locked it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

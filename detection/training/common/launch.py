@@ -5,19 +5,26 @@
 The process that DVC starts becomes the launcher: it starts `python -m stages.train` once per device, waits,
 and forwards SIGINT and SIGTERM. Each of these processes, a rank, takes an equal share of every batch;
 DistributedDataParallel averages the gradients during the backward pass. Only rank 0 logs, saves and reports.
+
+Processes that torchrun, SLURM's `srun` or another launcher has started (see `Rank.from_environment`) become
+ranks as they are. `work` calls `join` before its first collective, after it has forked the loaders' workers: a
+child of a process with communication threads may inherit a lock that one of them holds, and wait for it forever.
 """
 
+import hashlib
 import inspect
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -28,15 +35,19 @@ import torch.distributed as dist
 from torch import nn
 
 from detection import distributed
-from detection.errors import DetectionError, user_message
+from detection.errors import CheckpointError, DetectionError, user_message
 from detection.files import LockedTemporaryDirectory
 
 log = logging.getLogger(__name__)
 DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
 SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"
 """Name of DDP's option: `broadcast_buffers` before torch 2.15."""
-COLLECTIVE_TIMEOUT = timedelta(days=1)
-"""Timeout of a collective operation. The launcher notices dead ranks; a slow rank is not an error."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=15)
+"""Timeout of a collective operation. The launcher notices dead ranks of its own machine within seconds; this is for
+other machines, and long enough for rank 0 to write a large checkpoint while the others wait."""
+TIMED_OUT = re.compile(r"tim(ed|e) ?out", re.IGNORECASE)
+"""Messages of gloo, NCCL and the store about an operation that took longer than its timeout."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 SHUTDOWN_TIMEOUT_S = "120"
 """Time for the ranks to stop: a step and the writing of a large checkpoint."""
 KILL_REPORT_DELAY_S = 5
@@ -56,13 +67,99 @@ def run(devices: int, module: str, device: torch.device, work: Callable[[], None
         DetectionError: A rank died; gives the rank and the cause.
         SystemExit: SIGTERM or SIGINT was received; the checkpoint is saved.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        with _process_group(device):
+    if rank := Rank.from_environment(os.environ):
+        with _as_rank(rank, device):
             work()
     elif devices == 1:
         work()
     else:
         _launch(devices, module)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Place of this process among those that train together."""
+
+    rank: int
+    """Number among all processes, from 0."""
+    ranks: int
+    """Number of processes."""
+    local_rank: int
+    """Number among those of this machine, which is the number of its GPU."""
+    local_ranks: int
+    """Number of processes on this machine."""
+    rendezvous: Mapping[str, str]
+    """`MASTER_ADDR` and `MASTER_PORT`: where rank 0 listens."""
+
+    @staticmethod
+    def from_environment(variables: Mapping[str, str]) -> "Rank | None":
+        """Place that a launcher gives in environment variables; None for a process that was started by hand.
+
+        torchrun and launchers like it set `RANK`, `WORLD_SIZE`, `MASTER_ADDR` and `MASTER_PORT`; a task of `srun`
+        has `SLURM_PROCID` and the number of tasks of its step, which a batch script itself does not have.
+
+        Raises:
+            DetectionError: Some of torchrun's variables are set, but not all.
+        """
+        if int(variables.get("WORLD_SIZE") or 1) > 1 or "TORCHELASTIC_RUN_ID" in variables:
+            required = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            if missing := [name for name in required if not variables.get(name)]:
+                raise DetectionError(
+                    f"WORLD_SIZE={variables.get('WORLD_SIZE', '')} asks for a group of processes, but "
+                    f"{missing[0]} is not set; start them with torchrun, or unset WORLD_SIZE"
+                )
+            rank, ranks = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+            local_rank = int(variables.get("LOCAL_RANK") or variables.get("SLURM_LOCALID") or rank)
+            rendezvous = {name: variables[name] for name in required[2:]}
+            return Rank(rank, ranks, local_rank, int(variables.get("LOCAL_WORLD_SIZE") or 1), rendezvous)
+        ranks = int(variables.get("SLURM_STEP_NUM_TASKS") or 1)
+        if ranks == 1 or "SLURM_PROCID" not in variables:
+            return None
+        port = 20000 + int(variables.get("SLURM_JOB_ID") or 0) % 10000  # jobs on one machine differ
+        own = {
+            "MASTER_ADDR": variables.get("MASTER_ADDR") or _first_host(variables["SLURM_STEP_NODELIST"]),
+            "MASTER_PORT": variables.get("MASTER_PORT") or str(port),
+        }
+        local_ranks = int(variables.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].partition(",")[0])
+        return Rank(int(variables["SLURM_PROCID"]), ranks, int(variables["SLURM_LOCALID"]), local_ranks, own)
+
+
+def _first_host(nodes: str) -> str:
+    """First host of SLURM's list: `gpu07` of `gpu[07-09,12],cpu1`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
+    assert match, nodes
+    return match[1] + (match[2] or "")
+
+
+def join(device: torch.device) -> None:
+    """Join the process group as the rank that this process is; a no-op in a process of its own."""
+    if distributed.world_size() == 1 or dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, timeout=COLLECTIVE_TIMEOUT, rank=distributed.rank(), world_size=distributed.world_size()
+    )
+
+
+def check_same_start(step: int, model: nn.Module) -> None:
+    """Check that all ranks start from the same step and the same weights.
+
+    Raises:
+        CheckpointError: They differ; names the first rank that does.
+    """
+    if distributed.world_size() == 1:
+        return
+    sha = hashlib.sha256()
+    for value in model.state_dict().values():
+        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    starts = distributed.gather((step, sha.hexdigest()[:12]))
+    for rank, start in enumerate(starts):
+        if start != starts[0]:
+            raise CheckpointError(
+                "the processes start differently: "
+                + ", ".join(f"rank {r} at step {s} with weights {w}" for r, (s, w) in ((0, starts[0]), (rank, start)))
+                + "; use the same code, params.yaml and data on all machines"
+            )
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
@@ -105,35 +202,50 @@ def reports_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group as a rank; an error is written for the launcher, which reports the first one."""
+def _as_rank(rank: Rank, device: torch.device) -> Iterator[None]:
+    """Run as a rank, which joins the group later; an error is written for the launcher, which reports the first."""
     try:
+        os.environ.update(rank.rendezvous)
         if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(rank.local_rank % torch.cuda.device_count())
         elif "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+            torch.set_num_threads(max(1, torch.get_num_threads() // rank.local_ranks))
+        distributed.expect(rank.rank, rank.ranks)
         if not distributed.is_main():
             logging.disable(logging.WARNING)
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         yield
     except Exception as error:
-        _write_error_file(error)
+        _report(_timeout_error(error) or error)
         sys.stdout.flush()
         os._exit(1)  # a group with a dead member cannot be destroyed cleanly
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        distributed.expect(0, 1)
 
 
-def _write_error_file(error: Exception) -> None:
-    """Write the error of this rank in torchrun's format, for the launcher."""
+def _timeout_error(error: Exception) -> DetectionError | None:
+    """Error for a collective that timed out; None for any other error."""
+    if not isinstance(error, RuntimeError) or not TIMED_OUT.search(str(error)):
+        return None
+    minutes = round(COLLECTIVE_TIMEOUT.total_seconds() / 60)
+    return DetectionError(
+        f"rank {distributed.rank()} of {distributed.world_size()} waited {minutes} minutes for the others: one has "
+        "stopped, or the network between the machines is down; rerun the command on all of them to resume"
+    )
+
+
+def _report(error: Exception) -> None:
+    """Write the error of this rank in torchrun's format for the launcher, or without one to stderr."""
     message = user_message(error)
-    extra = {"user_error": message is not None, "timestamp": str(int(time.time()))}
     text = message or "".join(traceback.format_exception(error))
+    if ERROR_FILE not in os.environ:
+        print(f"error: rank {distributed.rank()}: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        return
+    extra = {"user_error": message is not None, "timestamp": str(int(time.time()))}
     content = {"message": {"message": text, "extraInfo": extra}}
-    Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps(content), encoding="utf-8")
+    Path(os.environ[ERROR_FILE]).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _launch(devices: int, module: str) -> None:

@@ -127,6 +127,7 @@ def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor]
     optimizer = make_optimizer(model, job.optimizer)
     saved, steps_per_epoch = checkpoints.load(STATE_FILE), len(job.data)
     state = restore(saved, model, optimizer, None) if saved else State()
+    launch.check_same_start(state.step, model)
     curve = CsvTable(job.curves, COLUMNS, saved["curve"] if saved else ())
     # loss, accuracy and number of steps since the curve's last row; on the device until they are read
     sums = (saved["sums"] if saved else torch.zeros(3)).to(job.device)

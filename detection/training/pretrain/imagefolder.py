@@ -8,7 +8,6 @@ Letters: N images, B images of a batch, S side of the square result in pixels.
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +20,18 @@ from torchvision.transforms.v2 import functional as F
 
 from detection import distributed
 from detection.data.loading.augment import RATIOS, area_crop
+from detection.data.loading.batch_transfer import to_send
 from detection.data.loading.geometry import Geometry, Window
 from detection.data.loading.image_io import read_image
-from detection.data.loading.loader import BatchSampler, init_worker
+from detection.data.loading.loader import (
+    WORKER_TIMEOUT_S,
+    BatchSampler,
+    FixedBatches,
+    in_order,
+    in_time,
+    init_worker,
+    start_workers,
+)
 from detection.data.sources.digest import listing_hash
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES
@@ -125,38 +133,47 @@ class FolderData:
     """
 
     def __init__(self, train: Folder, val: Folder, settings: ImageFolder, workers: int, seed: int) -> None:
-        self.val, self.workers = FolderDataset(val, settings, train=False), workers
+        self.train, self.val = train, val
         self.sampler = BatchSampler(len(train), settings.batch_size, seed)
-        self.loader = self._loader(FolderDataset(train, settings, train=True, seed=seed), self.sampler)
+        self.loader = _loader(FolderDataset(train, settings, train=True, seed=seed), self.sampler, workers)
+        rows = np.arange(distributed.rank(), len(val), distributed.world_size())
+        self.val_sampler = FixedBatches(in_order(rows, VAL_BATCH_SIZE))
+        self.val_loader = _loader(FolderDataset(val, settings, train=False), self.val_sampler, workers)
 
     def __len__(self) -> int:
         """Training batches per epoch."""
         return len(self.sampler)
 
+    def start(self) -> None:
+        """Fork the workers now; without workers a no-op."""
+        start_workers(self.loader, self.sampler)
+        start_workers(self.val_loader, self.val_sampler)
+
     def train_batches(self, epoch: int, skip: int) -> Batches:
         """See `ClassificationData`."""
         self.sampler.epoch, self.sampler.start = epoch, skip
-        yield from self.loader
+        yield from in_time(self.loader)
 
     def val_batches(self) -> Batches:
         """See `ClassificationData`."""
-        keys = [(0, row) for row in range(distributed.rank(), len(self.val), distributed.world_size())]
-        batches = [keys[first : first + VAL_BATCH_SIZE] for first in range(0, len(keys), VAL_BATCH_SIZE)]
-        yield from self._loader(self.val, batches)
+        self.val_sampler.start = 0
+        yield from in_time(self.val_loader)
 
-    def _loader(
-        self, dataset: FolderDataset, batches: Iterable[list[tuple[int, int]]]
-    ) -> DataLoader[tuple[Tensor, int]]:
-        return DataLoader(
-            dataset,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=collate,
-            multiprocessing_context="fork" if self.workers else None,
-            worker_init_fn=init_worker,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+
+def _loader(
+    dataset: FolderDataset, batches: BatchSampler | FixedBatches, workers: int
+) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=lambda samples: to_send(collate(samples)),
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=init_worker,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        timeout=WORKER_TIMEOUT_S if workers else 0,
+    )
 
 
 def center_window(height: int, width: int, fraction: float) -> Window:

@@ -26,7 +26,7 @@ from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain.backbone_file import read_backbone
 from detection.training.pretrain.classifier import ClassifierJob, fit
 from detection.training.pretrain.crops import CropData, CropSet, cut_crops
-from detection.training.pretrain.imagefolder import Folder, FolderData, list_folder
+from detection.training.pretrain.imagefolder import FolderData, list_folder
 from detection.weights import published_state_dict
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,10 @@ def select_method(params: Params, device: torch.device) -> tuple[dict[str, Any],
         train = list_folder(root / "train")
         val = list_folder(root / "val", train.classes)
         inputs = {"imagefolder": asdict(pretrain.imagefolder), "train": train.digest, "val": val.digest}
-        return inputs | training, partial(_from_folder, params, device, train, val)
+        workers = loader_workers(params.train.workers, device)
+        data = FolderData(train, val, pretrain.imagefolder, workers, params.seed)
+        data.start()
+        return inputs | training, partial(_from_folder, params, device, data)
     if pretrain.method == "file":
         path = dvc_root() / str(pretrain.file)
         digest = sha256(path)
@@ -97,14 +100,13 @@ def _from_crops(params: Params, device: torch.device, checkpoints: Checkpoints, 
 
 
 def _from_folder(
-    params: Params, device: torch.device, train: Folder, val: Folder, checkpoints: Checkpoints, curves: Path
+    params: Params, device: torch.device, data: FolderData, checkpoints: Checkpoints, curves: Path
 ) -> dict[str, Any]:
-    backbone, counts = params.recipe.backbone, (len(train), len(val), len(train.classes))
+    backbone, counts = params.recipe.backbone, (len(data.train), len(data.val), len(data.train.classes))
     log.info("pretraining %s on %d train / %d val images of %d classes", backbone, *counts)
-    workers = loader_workers(params.train.workers, device)
-    job = folder_job(train, val, params.pretrain.imagefolder, workers, **_common(params, device, curves))
+    job = folder_job(data, params.pretrain.imagefolder, **_common(params, device, curves))
     state, curve = fit(job, checkpoints)
-    metrics = {"method": "imagefolder", "images": len(train)}
+    metrics = {"method": "imagefolder", "images": len(data.train)}
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
 
 
@@ -152,19 +154,17 @@ def crops_job(train: CropSet, val: CropSet, classes: int, settings: Crops, **com
     )
 
 
-def folder_job(train: Folder, val: Folder, settings: ImageFolder, workers: int, **common: Any) -> ClassifierJob:
+def folder_job(data: FolderData, settings: ImageFolder, **common: Any) -> ClassifierJob:
     """Set up the classification of an ImageFolder, such as ImageNet.
 
     Args:
-        train: Training split.
-        val: Split for the top-1 accuracy after each epoch; it selects nothing.
+        data: Batches of the training split, and of val for the top-1 accuracy after each epoch; it selects nothing.
         settings: Size, augmentation, length and learning rate.
-        workers: Loader processes of this rank; 0 loads in this process.
         **common: `backbone`, `device`, `precision`, `seed` and `curves` of the job.
     """
     return ClassifierJob(
-        classes=len(train.classes),
-        data=FolderData(train, val, settings, workers, common["seed"]),
+        classes=len(data.train.classes),
+        data=data,
         optimizer=Optimizer(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay),
         schedule=Schedule(name="multistep", milestones=settings.milestones, gamma=settings.gamma, warmup_iterations=0),
         steps=settings.iterations,

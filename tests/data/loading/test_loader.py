@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from detection import device
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
 from detection.data.loading.index import Index, Record, pack
-from detection.data.loading.loader import BatchSampler, DetectionDataset, Loader, aspect_ratio_groups, loader_workers
+from detection.data.loading.loader import (
+    BatchSampler,
+    DetectionDataset,
+    Loader,
+    aspect_ratio_groups,
+    in_order,
+    in_time,
+    loader_workers,
+)
 from detection.errors import DataError
 from detection.params import Recipe, load
 
@@ -189,6 +198,60 @@ def test_workers_start_beside_busy_threads(split: Index, tmp_path: Path, recipe:
             handler.close()
 
 
+def test_workers_send_batches_without_dev_shm(
+    split: Index, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's default of 64 MB is less than a batch of 800-pixel images for each of eight workers."""
+    expected = batches_of(Loader(DetectionDataset(split, tmp_path, recipe, train=True), 2, 0, shuffle=True), 0)
+
+    def refuse(*_: Any) -> Any:
+        raise OSError("/dev/shm is full")
+
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_"):  # in the forked workers, too
+        monkeypatch.setattr(torch.UntypedStorage, name, refuse)
+    loader = Loader(DetectionDataset(split, tmp_path, recipe, train=True), 2, 2, shuffle=True)
+    received = batches_of(loader, 0)
+    assert equal(expected, received)
+    open_files = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert equal(expected, batches_of(loader, 0))
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_files
+
+
+def test_workers_start_on_demand_and_serve_all_epochs(split: Index, tmp_path: Path, recipe: Recipe) -> None:
+    dataset = DetectionDataset(split, tmp_path, recipe, train=False)
+    loader = Loader(dataset, 2, 2, shuffle=False, equal_sizes=True)
+    loader.start()
+
+    def workers() -> list[int]:
+        return [worker.pid for worker in loader.batches._iterator._workers]  # type: ignore[union-attr]
+
+    started = workers()
+    assert len(started) == 2
+    alone = Loader(dataset, 2, 0, shuffle=False, equal_sizes=True)
+    assert equal(batches_of(alone, 0), batches_of(loader, 0))
+    for rows in (np.array([4, 0, 2]), np.zeros(0, np.int64), np.arange(5)):
+        received = [batch.rows for batch in loader.of_rows(in_order(rows, 2))]
+        assert [len(batch) for batch in received] == [2] * (len(rows) // 2) + [1] * (len(rows) % 2)
+        assert [row for batch in received for row in batch] == rows.tolist()
+    alone.sampler.batches = in_order(np.arange(5), 2)  # type: ignore[union-attr]
+    assert equal(batches_of(alone, 0), batches_of(loader, 0))
+    assert workers() == started
+
+
+def test_workers_that_deliver_nothing_are_an_error_with_the_fix() -> None:
+    def stuck(message: str) -> Any:
+        yield 1
+        raise RuntimeError(message)
+
+    batches = in_time(stuck("DataLoader timed out after 600 seconds"))
+    assert next(batches) == 1
+    with pytest.raises(DataError, match=r"10 minutes.*train\.workers"):
+        next(batches)
+    with pytest.raises(RuntimeError, match="another"):
+        list(in_time(stuck("another")))
+
+
 @pytest.mark.parametrize("megabytes", [1, 0.008])
 def test_a_cache_does_not_change_the_batches(
     split: Index, tmp_path: Path, recipe: Recipe, megabytes: float, monkeypatch: pytest.MonkeyPatch
@@ -277,6 +340,18 @@ def test_workers() -> None:
     assert loader_workers(3, torch.device("cpu")) == 3
     assert loader_workers("auto", torch.device("cpu")) == 0
     assert loader_workers("auto", torch.device("cuda")) >= 1
+
+
+def test_workers_fit_the_cores_of_the_job_rather_than_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda, quota = torch.device("cuda"), tmp_path / "cpu.max"
+    monkeypatch.setattr(device, "CPU_QUOTA", quota)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    for cores, limit, expected in ((12, "max 100000\n", 12), (12, "400000 100000\n", 4), (64, "", 16)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        quota.write_text(limit)
+        assert loader_workers("auto", cuda) == expected
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from detection.training.common.signals import StopSignals
 from stages.entry import run
 
 def work():
+    launch.join(torch.device("cpu"))
     checkpoints = Checkpoints("train", "key")
     with checkpoints.locked(), StopSignals() as stop:
         start = (checkpoints.load("state.pt") or {"step": 0})["step"]
@@ -114,6 +116,56 @@ def test_ranks_end_with_a_launcher_that_is_killed(start: Start) -> None:
     launcher.kill()
     assert launcher.stdout.readline() == "saved\n", "each rank gets a SIGTERM when its parent dies"
     assert gone(ranks)
+
+
+def test_tasks_of_srun_train_together(tmp_path: Path) -> None:
+    """Without torchrun: two processes that know their place from SLURM's variables, each with a disk of its own."""
+    (tmp_path / "work.py").write_text(SCRIPT.replace("range(3000)", "range(3)"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": str(port)}
+    slurm |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
+    for step in (1, 2):
+        tasks = []
+        for rank in (0, 1):
+            own = {"SLURM_PROCID": str(rank), "DVC_ROOT": str(tmp_path / f"machine_{rank}")}
+            command = [sys.executable, "-m", "work"]
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            tasks.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ | slurm | own, **pipes))
+        outputs = [task.communicate(timeout=300) for task in tasks]
+        assert [task.returncode for task in tasks] == [0, 0], outputs
+        assert outputs[0][0] == f"step {step} of 2\n"
+        assert not (tmp_path / "machine_1").exists(), "rank 0 alone reads and writes"
+
+
+def test_the_place_among_the_processes() -> None:
+    def place(**variables: str) -> Any:
+        rank = launch.Rank.from_environment(variables)
+        return rank and (rank.rank, rank.ranks, rank.local_rank, rank.local_ranks, *rank.rendezvous.values())
+
+    master = {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    assert place() is None
+    assert place(RANK="0", WORLD_SIZE="1", **master) is None
+    assert place(RANK="3", WORLD_SIZE="4", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", **master) == (3, 4, 1, 2, "a", "1")
+    assert place(TORCHELASTIC_RUN_ID="x", RANK="0", WORLD_SIZE="1", **master) == (0, 1, 0, 1, "a", "1")
+    with pytest.raises(DetectionError, match="MASTER_ADDR is not set"):
+        place(RANK="3", WORLD_SIZE="4", MASTER_PORT="1")
+    task = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "123456"}
+    task |= {"SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    assert place(**task) == (2, 4, 0, 2, "gpu07", "23456")
+    assert place(**task, MASTER_ADDR="b") == (2, 4, 0, 2, "b", "23456")
+    assert place(SLURM_NTASKS="4", SLURM_PROCID="0") is None, "a batch script, which starts other processes"
+    assert launch._first_host("login1") == "login1"
+
+
+def test_a_timeout_is_one_line() -> None:
+    error = launch._timeout_error(RuntimeError("[gloo] Timed out waiting 900000ms for recv operation to complete"))
+    assert error is not None
+    assert "waited 15 minutes" in str(error)
+    assert "\n" not in str(error)
+    assert launch._timeout_error(RuntimeError("Connection closed by peer")) is None
+    assert launch._timeout_error(ValueError("timed out")) is None
 
 
 class Failure:

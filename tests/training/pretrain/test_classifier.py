@@ -21,7 +21,7 @@ from detection.models.backbones import feature_state, make_backbone
 from detection.params.stages import ImageFolder
 from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain import classifier
-from detection.training.pretrain.imagefolder import Folder, list_folder
+from detection.training.pretrain.imagefolder import Folder, FolderData, list_folder
 from detection.training.pretrain.methods import folder_job
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -68,9 +68,8 @@ def learn(folders: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.Mo
 
     def run(name: str, settings: ImageFolder = SETTINGS) -> Any:
         job = folder_job(
-            *folders,
+            FolderData(*folders, settings, workers=0, seed=0),
             settings,
-            workers=0,
             backbone="resnet18",
             device=torch.device("cpu"),
             precision=torch.float32,
