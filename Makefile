@@ -5,6 +5,9 @@ VENV ?= .venv
 PORT ?= 5000
 BEST_FIRST := ?workflowType=machine_learning&orderByKey=metrics.%60test%2FAP%60&orderByAsc=false
 SYNCED := $(VENV)/.synced
+# Another build of torch than uv.lock's, for an older driver: `make install TORCH_INDEX=...`; later installs keep it.
+CHOSEN_INDEX := $(VENV)/.torch-index
+TORCH_INDEX ?= $(shell cat $(CHOSEN_INDEX) 2>/dev/null)
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export UV_PROJECT_ENVIRONMENT := $(abspath $(VENV))
@@ -16,12 +19,19 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install identity repro fresh ui compare test soak
+.PHONY: help install torch identity repro fresh ui compare test soak
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
 
-install: $(SYNCED) identity  ## Install the packages of uv.lock into .venv
+install: $(SYNCED) torch identity  ## Install the packages of uv.lock into .venv
+
+torch: $(SYNCED)
+	@test -z "$(TORCH_INDEX)" || \
+		{ test "$(TORCH_INDEX)" = "$$(cat $(CHOSEN_INDEX) 2>/dev/null)" && test $(SYNCED) -ot $(CHOSEN_INDEX); } || \
+		{ $(VENV)/bin/uv pip install --python $(VENV)/bin/python --index-url "$(TORCH_INDEX)" \
+			--reinstall-package torch --reinstall-package torchvision "torch>=2.11" "torchvision>=0.26" && \
+		echo "$(TORCH_INDEX)" > $(CHOSEN_INDEX); }
 
 # uv comes from the package index in the version that uv.lock pins; the sync keeps it, as it is a dev dependency.
 $(SYNCED): uv.lock pyproject.toml

@@ -1,7 +1,9 @@
 """Choice of device, number of devices and precision."""
 
+import logging
 import os
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ import torch
 
 from detection.errors import ParamsError
 
+log = logging.getLogger(__name__)
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Quota and period of the control group, in microseconds; `max` for no limit."""
 
@@ -18,13 +22,36 @@ def pick_device(name: str) -> torch.device:
     """Device by name; `auto` is a GPU if available, else the CPU.
 
     Raises:
-        ParamsError: `cuda` on a machine without a GPU.
+        ParamsError: `cuda` on a machine without a GPU, or with a driver that torch cannot use.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("params.yaml: device: cuda, but no GPU is available; set device: auto")
-    return torch.device(name)
+    if name == "cpu" or torch.cuda.is_available():
+        return torch.device("cuda" if name == "auto" else name)
+    problem = unusable_gpu()
+    if name == "cuda":
+        raise ParamsError(f"params.yaml: device: cuda, but {problem or 'no GPU is available; set device: auto'}")
+    if problem:
+        log.warning("warning: using the CPU: %s", problem)
+    return torch.device("cpu")
+
+
+def unusable_gpu() -> str:
+    """Reason and fix if this machine has an NVIDIA driver and torch cannot use it; empty if it has none."""
+    if not NVIDIA_DRIVER.is_file() or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return ""
+    version = re.search(r"Kernel Module.*?(\d+\.[\d.]+)", NVIDIA_DRIVER.read_text(encoding="utf-8"))
+    driver = f"driver {version[1]}" if version else "the driver"
+    fix = "make install TORCH_INDEX=https://download.pytorch.org/whl/cu126"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA, and there is an NVIDIA GPU with {driver}: {fix}"
+    try:
+        torch.cuda.init()
+        reason = "torch finds no GPU"
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(".")[0].partition("\n")[0]
+    return (
+        f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use the GPU with {driver} ({reason}); update "
+        f"the driver, or install torch for an older CUDA: {fix}"
+    )
 
 
 def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int:

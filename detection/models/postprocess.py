@@ -137,12 +137,15 @@ def topk_per_class(
 
     def select(count: int) -> Candidates:
         values, rows, labels = topk_scores(scores, min(count, total))
-        boxes = decode(batched_gather(outputs, rows), anchors[rows])
-        boxes = clip(boxes, sizes.resized) if sizes else boxes
         more = (values[:, -1] > threshold) & (count < total)
         valid = values > threshold
         if count > per_class:
             valid &= rank_in_class(labels, classes) < per_class
+        if count > per_class * classes:  # NMS compares all pairs, on a GPU those of dropped candidates too
+            order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)[:, : per_class * classes]
+            values, rows, labels, valid = (column.gather(1, order) for column in (values, rows, labels, valid))
+        boxes = decode(batched_gather(outputs, rows), anchors[rows])
+        boxes = clip(boxes, sizes.resized) if sizes else boxes
         return Candidates(boxes, torch.where(valid, values, -1.0), labels, more)
 
     return select

@@ -39,7 +39,7 @@ class PyramidRoIAlign(nn.Module):
         self.output_size = output_size
 
     def forward(self, levels: list[Tensor], proposals: Tensor, image_height: int, image_width: int) -> Tensor:
-        """Pool all proposals; no synchronization except on a CPU.
+        """Pool all proposals; no synchronization except on a CPU and in deterministic mode.
 
         Args:
             levels: Feature maps Tensor[B, C, H, W], finest first.
@@ -53,8 +53,8 @@ class PyramidRoIAlign(nn.Module):
         strides = [_stride(level, image_height) for level in levels]
         boxes, image = proposals.flatten(0, 1), _image_index(proposals)
         level_index = self._level_index(boxes, strides)
-        if boxes.device.type == "cpu":
-            return self._pool_on_cpu(levels, strides, boxes, image, level_index)
+        if boxes.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
+            return self._pool_by_level(levels, strides, boxes, image, level_index)
         pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], self.output_size, self.output_size)
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             # Boxes of other levels are moved off the map, where they are zeros and almost free: selecting the
@@ -63,12 +63,18 @@ class PyramidRoIAlign(nn.Module):
             pooled = pooled + self._kernel(level, moved, image, stride)
         return pooled
 
-    def _pool_on_cpu(
+    def _pool_by_level(
         self, levels: list[Tensor], strides: list[int], boxes: Tensor, image: Tensor, level_index: Tensor
     ) -> Tensor:
-        """Pool level by level, by matrix products where the map is small, and restore the order."""
+        """Pool level by level, by matrix products where the map is small, and restore the order.
+
+        On a GPU, in deterministic mode, always by matrix products: the kernel's backward pass adds in any order, and
+        torchvision's replacement for it takes gigabytes.
+        """
         rows, parts = [], []
-        limit = MAX_MATMUL_CELLS[torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32]
+        limit: float = MAX_MATMUL_CELLS[torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32]
+        if boxes.device.type != "cpu":
+            limit = math.inf
         for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
             own = torch.where(level_index == i)[0]
             if len(own) == 0 and i:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from detection import distributed
 from detection.data.loading.batch import Batch
@@ -34,8 +33,15 @@ from detection.training.common.checkpoint import (
     resumed_batches,
     snapshot,
 )
+from detection.training.common.ema import MovingAverage
 from detection.training.common.history import History, LossBuffer, Progress, now_ms
-from detection.training.common.optim import learning_rate_factor, make_optimizer, phase_at, set_learning_rate
+from detection.training.common.optim import (
+    freeze_backbone,
+    learning_rate_factor,
+    make_optimizer,
+    phase_at,
+    set_learning_rate,
+)
 from detection.training.common.signals import CheckpointTimer, StopSignals, stopped
 from detection.training.validation import Validator
 
@@ -111,7 +117,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
     steps, steps_per_epoch = job.steps(), len(job.loader)
     model = launch.wrap(job.detector, job.device)
     optimizer = make_optimizer(job.detector, job.recipe.optimizer)
-    ema = _make_ema(job.detector, settings.ema)
+    ema = None if settings.ema is None else MovingAverage(job.detector, settings.ema)
     saved = checkpoints.load(STATE_FILE)
     state = restore(saved, job.detector, optimizer, ema) if saved else State()
     launch.check_same_start(state.step, job.detector)
@@ -168,12 +174,15 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
                 optimizer.state.clear()  # as a new optimizer: its buffers are made at its first step
             factor = learning_rate_factor(schedule, *position)
             set_learning_rate(optimizer, factor, phase.freeze_backbone)
+            if freeze_backbone(optimizer, phase.freeze_backbone):
+                del model  # DDP is made for the parameters that have gradients
+                model = launch.wrap(job.detector, job.device)
 
             # a single training step
             batch = next(batches)
             total, losses = _step(job, model, optimizer, batch)
             if ema is not None:
-                ema.update_parameters(job.detector)
+                ema.update(job.detector)
             state.step += 1
 
             # logging: losses stay on the device until the next log line, since reading them waits for it
@@ -229,14 +238,7 @@ def split(images: int, parts: int) -> list[slice]:
     return [slice(first, min(first + size, images)) for first in range(0, images, size)]
 
 
-def _make_ema(detector: Detector, decay: float | None) -> AveragedModel | None:
-    if decay is None:
-        return None
-    average = get_ema_multi_avg_fn(decay)
-    return AveragedModel(detector, multi_avg_fn=average, use_buffers=True)
-
-
-def _detector_to_keep(job: TrainingJob, ema: AveragedModel | None) -> Detector:
+def _detector_to_keep(job: TrainingJob, ema: MovingAverage | None) -> Detector:
     """Return the detector that is validated and saved: the moving average if there is one."""
     detector: Any = job.detector if ema is None else ema.module
     assert isinstance(detector, Detector)
@@ -244,7 +246,7 @@ def _detector_to_keep(job: TrainingJob, ema: AveragedModel | None) -> Detector:
 
 
 def _validate(
-    job: TrainingJob, ema: AveragedModel | None, state: State, history: History, run: Run, epoch: int
+    job: TrainingJob, ema: MovingAverage | None, state: State, history: History, run: Run, epoch: int
 ) -> None:
     """Validate, record the metrics, and save the weights if they are the best so far."""
     train_rates, detector = _read_meters(job.detector), _detector_to_keep(job, ema)

@@ -19,6 +19,7 @@ from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
 from detection.models.transfer import transfer
 from detection.params import Params, Recipe, Train
+from detection.params.recipe import FasterRCNNRecipe
 from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator, train_sample
@@ -46,6 +47,7 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         ParamsError: The batch cannot be split equally over the devices, or the parts are too small.
     """
     settings = params.train
+    check_determinism(params.recipe, settings.determinism, device)
     precision = pick_precision(settings.precision, device)
     if settings.threads != "auto":
         torch.set_num_threads(settings.threads)
@@ -97,6 +99,20 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
 def _scorable(index: Index) -> Index:
     """The split, or an empty one if it has no object to score: its metrics are NaN and select no checkpoint."""
     return index if index.learnable().any() else index.select(np.zeros(0, dtype=np.int64))
+
+
+def check_determinism(recipe: Recipe, determinism: str, device: torch.device) -> None:
+    """Check that a bitwise training on a GPU has no layer that cannot be deterministic.
+
+    Raises:
+        ParamsError: The recipe has RoIPool, whose backward pass adds in any order.
+    """
+    pooling = recipe.roi.pooling if isinstance(recipe, FasterRCNNRecipe) else None
+    if determinism == "bitwise" and device.type == "cuda" and pooling == "roi_pool":
+        raise ParamsError(
+            "params.yaml: train.determinism: bitwise is not possible on a GPU with roi.pooling: roi_pool, which has no "
+            "deterministic implementation; set seeded, train.device: cpu, or choose a model with roi_align"
+        )
 
 
 def validate_batch_size(settings: Train, recipe: Recipe, device: torch.device) -> int:

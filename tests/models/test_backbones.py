@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from detection.models.backbones import Float32DepthwiseConv, make_backbone
+from detection.models.backbones import Float32DepthwiseConv, FrozenBatchNorm, make_backbone
 
 
 def test_depthwise_convolutions_that_are_slow_in_bf16_run_in_float32() -> None:
@@ -37,3 +38,29 @@ def test_other_backbones_have_no_float32_depthwise_convolutions(name: str) -> No
     with torch.device("meta"):
         network = make_backbone(name)
     assert not any(isinstance(layer, Float32DepthwiseConv) for layer in network.modules())
+
+
+def test_frozen_batch_norm_is_torchvisions_and_keeps_bfloat16() -> None:
+    torch.manual_seed(0)
+    theirs, ours = FrozenBatchNorm2d(16), FrozenBatchNorm(16)
+    for name, buffer in theirs.named_buffers():
+        buffer.copy_(torch.rand(16) + 0.5 if name.endswith(("var", "weight")) else torch.randn(16))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 16, 9, 7, requires_grad=True)
+    expected, actual = theirs(x), ours(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-6)
+    (a,), (b,) = (torch.autograd.grad(y.square().sum(), x) for y in (actual, expected))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    low = x.detach().bfloat16()
+    assert (ours(low).dtype, theirs(low).dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(ours(low).float(), theirs(low), rtol=1e-2, atol=1e-2)
+
+
+def test_no_layer_of_a_frozen_backbone_leaves_autocasts_dtype() -> None:
+    network, dtypes = make_backbone("resnet18", bn="frozen"), set[torch.dtype]()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ReLU | FrozenBatchNorm2d):
+            module.register_forward_hook(lambda _, __, output: dtypes.add(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32))
+    assert dtypes == {torch.bfloat16}

@@ -15,6 +15,7 @@ from detection.models.postprocess import (
     clip,
     nms_and_rescale,
     rank_in_class,
+    topk_per_class,
     topk_per_level,
     topk_scores,
 )
@@ -105,3 +106,23 @@ def test_each_level_has_its_own_candidates() -> None:
 def test_rank_in_class(labels: list[int]) -> None:
     expected = [labels[:i].count(label) for i, label in enumerate(labels)]
     assert rank_in_class(torch.tensor([labels, labels]), 4).tolist() == [expected, expected]
+
+
+def test_nms_of_ssd_gets_no_more_candidates_than_can_be_valid() -> None:
+    """One class ahead everywhere, as after the first epoch: most of the best candidates are beyond its limit."""
+    torch.manual_seed(0)
+    per_class, classes = 5, 3
+    scores = torch.rand(2, 400, classes) * 0.5
+    scores[..., 1] += 0.5
+    anchors = torch.arange(400.0)[:, None] + torch.tensor([0.0, 0, 8, 8])
+    select = topk_per_class(scores, anchors.expand(2, -1, -1), anchors, lambda box, _: box, None, per_class, 0.01)
+    candidates = select(900)
+    assert candidates.scores.shape == (2, per_class * classes)
+    for image in range(2):
+        for label in range(classes):
+            best, rows = scores[image, :, label].topk(per_class)
+            mine = (candidates.labels[image] == label) & (candidates.scores[image] >= 0)
+            kept = min(per_class, int(mine.sum()))
+            torch.testing.assert_close(candidates.scores[image][mine], best[:kept])
+            torch.testing.assert_close(candidates.boxes[image][mine], anchors[rows[:kept]])
+        assert int(((candidates.labels[image] == 1) & (candidates.scores[image] >= 0)).sum()) == per_class

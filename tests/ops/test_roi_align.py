@@ -65,6 +65,27 @@ def test_pyramid_equals_torchvisions(side: int) -> None:
     torch.testing.assert_close(PyramidRoIAlign(7)(levels, proposals, side, side), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_in_deterministic_mode_no_level_is_pooled_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any device but a CPU, where its backward pass is deterministic; `meta` has no kernel of it either."""
+    level, boxes = torch.zeros(2, 4, 96, 96, device="meta"), torch.zeros(2, 5, 4, device="meta")
+    used: list[str] = []
+
+    def kernel(*_: object) -> torch.Tensor:
+        used.append("kernel")
+        return torch.zeros(10, 4, 7, 7, device="meta")
+
+    monkeypatch.setattr(PyramidRoIAlign, "_pool_by_level", lambda *_: used.append("by level"))
+    monkeypatch.setattr(PyramidRoIAlign, "_kernel", kernel)
+    PyramidRoIAlign(7)([level], boxes, 384, 384)
+    assert used == ["kernel"]
+    torch.use_deterministic_algorithms(True)
+    try:
+        PyramidRoIAlign(7)([level], boxes, 384, 384)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert used == ["kernel", "by level"]
+
+
 def test_no_proposals() -> None:
     levels = [torch.randn(2, 4, 16, 16, requires_grad=True)]
     assert PyramidRoIAlign(7)(levels, torch.zeros(2, 0, 4), 64, 64).shape == (0, 4, 7, 7)

@@ -60,13 +60,22 @@ def make_optimizer(model: nn.Module, settings: Optimizer) -> TorchOptimizer:
 
 
 def set_learning_rate(optimizer: TorchOptimizer, factor: float, freeze_backbone: bool = False) -> None:
-    """Set each group's learning rate to its full one times `factor`, and a frozen backbone's to 0.
-
-    With a learning rate of 0 weights do not change, even under weight decay, and the gradients stay as they
-    are: neither DDP nor a resumed training depends on when the backbone is unfrozen.
-    """
+    """Set each group's learning rate to its full one times `factor`, and a frozen backbone's to 0."""
     for group in optimizer.param_groups:
         group["lr"] = 0.0 if freeze_backbone and group.get("backbone") else group["base_lr"] * factor
+
+
+def freeze_backbone(optimizer: TorchOptimizer, frozen: bool) -> bool:
+    """Freeze the backbone, whose backward pass is then left out, or unfreeze it.
+
+    Returns:
+        True if that changed anything.
+    """
+    parameters = [p for group in optimizer.param_groups if group.get("backbone") for p in group["params"]]
+    changed = [parameter for parameter in parameters if parameter.requires_grad == frozen]
+    for parameter in changed:
+        parameter.requires_grad_(not frozen)
+    return bool(changed)
 
 
 def phase_at(

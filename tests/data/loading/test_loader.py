@@ -224,7 +224,8 @@ def test_workers_start_on_demand_and_serve_all_epochs(split: Index, tmp_path: Pa
     loader.start()
 
     def workers() -> list[int]:
-        return [worker.pid for worker in loader.batches._iterator._workers]  # type: ignore[union-attr]
+        iterator: Any = loader.batches._iterator
+        return [worker.pid for worker in iterator._workers]
 
     started = workers()
     assert len(started) == 2

@@ -8,6 +8,7 @@ from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Schedule, load
 from detection.params.recipe_base import Phase
 from detection.training.common.optim import (
+    freeze_backbone,
     learning_rate_factor,
     make_optimizer,
     parameter_groups,
@@ -154,3 +155,20 @@ def test_rates_are_finite_at_the_smallest_sizes() -> None:
     for name in ("multistep", "cosine", "exponential", "constant"):
         schedule = Schedule(name=name, milestones=(1,), warmup_iterations=10)
         assert all(map(math.isfinite, curve(schedule, 1, 1)))
+
+
+def test_a_frozen_backbone_has_no_backward_pass() -> None:
+    net = Net()
+    optimizer = make_optimizer(net, Optimizer(name="adamw", lr=0.1))
+    groups = [p for group in optimizer.param_groups for p in group["params"]]
+    assert not freeze_backbone(optimizer, False)
+    assert freeze_backbone(optimizer, True)
+    assert not freeze_backbone(optimizer, True)
+    output = net.head(net.backbone.body(torch.randn(2, 3, 4, 4)).mean((2, 3))).sum()
+    assert net.head.weight.requires_grad
+    output.backward()
+    assert all(p.grad is None for p in net.backbone.body.parameters())
+    assert net.head.weight.grad is not None
+    assert freeze_backbone(optimizer, False)
+    assert all(p.requires_grad for p in groups)
+    assert not net.fixed.weight.requires_grad, "not of the optimizer"

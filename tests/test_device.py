@@ -1,0 +1,61 @@
+"""Choice of the device, with a driver that torch cannot use, as a file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detection import device
+from detection.device import pick_device
+from detection.errors import ParamsError
+
+DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\n"
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "version"
+    monkeypatch.setattr(device, "NVIDIA_DRIVER", path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return path
+
+
+def too_old() -> Any:
+    raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update your driver")
+
+
+def test_without_a_gpu_the_cpu_is_used_silently(driver: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert pick_device("auto").type == pick_device("cpu").type == "cpu"
+    assert caplog.messages == []
+    with pytest.raises(ParamsError, match="no GPU is available"):
+        pick_device("cuda")
+
+
+def test_a_driver_that_is_too_old_is_reported_with_the_fix(
+    driver: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.write_text(DRIVER)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    assert pick_device("cpu").type == "cpu"
+    assert caplog.messages == []
+    assert pick_device("auto").type == "cpu"
+    (message,) = caplog.messages
+    for part in ("driver 550.54.14", "CUDA 13.2", "too old (found version 12040)", "make install TORCH_INDEX="):
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(ParamsError, match=r"device: cuda, but torch .* driver 550\.54\.14 .*TORCH_INDEX"):
+        pick_device("cuda")
+
+
+def test_a_build_without_cuda_beside_a_gpu_is_reported(
+    driver: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.write_text(DRIVER)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    pick_device("auto")
+    assert "built without CUDA" in caplog.messages[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
+    assert device.unusable_gpu() == ""
