@@ -22,7 +22,7 @@ BATCH_COUNTER = "num_batches_tracked"  # of BatchNorm; frozen BatchNorm and old 
 VGG_FC = ("classifier.0.", "classifier.3.")  # fc6 and fc7, which two-stage detectors reuse
 
 
-class FrozenBatchNorm(FrozenBatchNorm2d):
+class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
     """BatchNorm with frozen weights and frozen running statistics.
 
     torchvision's multiplies by float32 buffers, which turns an autocast input into float32, and with it the ReLU and
