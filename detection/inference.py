@@ -86,8 +86,8 @@ def run_on_batches(
                 detections = [one for part in slices for one in _detect(detector, batch, part, device, dtype)]
             parts.append(_pack(batch.rows, detections, score_threshold))
     detector.train(was_training)
-    detections = SplitDetections.concat(parts)
-    return detections.select(np.argsort(detections.images, kind="stable"))
+    whole = SplitDetections.concat(parts)
+    return whole.select(np.argsort(whole.images, kind="stable"))
 
 
 def _detect_in_memory(

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -158,7 +159,7 @@ def test_rates_are_finite_at_the_smallest_sizes() -> None:
 
 
 def test_a_frozen_backbone_has_no_backward_pass() -> None:
-    net = Net()
+    net: Any = Net()
     optimizer = make_optimizer(net, Optimizer(name="adamw", lr=0.1))
     groups = [p for group in optimizer.param_groups for p in group["params"]]
     assert not freeze_backbone(optimizer, False)
