@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detection.data.loading.batch import collate
+from detection.data.loading.batch import Sample, collate
 from detection.data.loading.image_io import image_files, read_image, to_rgb
-from detection.data.loading.loader import eval_sample
+from detection.data.loading.loader import batches_of_equal_size, eval_sample
 from detection.device import autocast, exact_float32, pick_device, pick_precision
 from detection.errors import DataError
 from detection.files import DETECTOR
@@ -25,6 +25,8 @@ from detection.models.build import LoadedDetector, check_classes, load_detector
 if TYPE_CHECKING:
     from detection.evaluation.evaluate import Evaluation
 
+WINDOW = 4
+"""Batches whose images are read together, to make batches of images of equal size."""
 ImageLike = str | Path | NDArray[np.uint8] | Tensor | Image.Image
 """A file, an array [H, W, 3], a tensor [3, H, W] (both uint8 RGB), or a PIL image."""
 
@@ -34,7 +36,7 @@ class ImageDetections:
     """Detections on one image, best score first."""
 
     boxes: NDArray[np.float32]
-    """[N, 4] `x1, y1, x2, y2`, pixels of the image as stored, 0-based, half-open."""
+    """[N, 4] `x1, y1, x2, y2`, pixels of the image (a file's after its EXIF rotation), 0-based, half-open."""
     scores: NDArray[np.float32]
     """[N] in 0..1."""
     labels: NDArray[np.int64]
@@ -80,13 +82,13 @@ class Predictor:
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float = 0.5, batch_size: int = 8
     ) -> Iterator[ImageDetections]:
-        """Detect objects, lazily and in batches.
+        """Detect objects, lazily and in batches of images of equal size.
 
         Args:
             images: One image, a folder of image files (in order of name), or any iterable of images.
             score_threshold: Detections with a lower score are left out.
-            batch_size: Images per forward pass. Images of a batch are padded to a common size, which moves
-                scores slightly; 1 avoids it.
+            batch_size: Greatest number of images per forward pass. `WINDOW` times as many images are read before
+                the first result, unless it is 1.
 
         Yields:
             One `ImageDetections` per image, in order.
@@ -94,9 +96,14 @@ class Predictor:
         Raises:
             DataError: A file or folder is missing or not an image, or an array has another shape or dtype.
         """
-        waiting = iter(_images(images))
-        while batch := list(islice(waiting, batch_size)):
-            yield from self._detect(batch, score_threshold)
+        waiting = (self._sample(path, image) for path, image in _images(images))
+        while window := list(islice(waiting, batch_size * WINDOW if batch_size > 1 else 1)):
+            sizes = np.array([sample.original for _, sample in window], dtype=np.int32)
+            results: dict[int, ImageDetections] = {}
+            for rows in batches_of_equal_size(sizes, batch_size, self.recipe):
+                batch = [window[row] for row in rows]
+                results |= zip(rows.tolist(), self._detect(batch, score_threshold), strict=True)
+            yield from (results[row] for row in range(len(window)))
 
     def evaluate(self, split: str = "test", *, batch_size: int = 16, verify: bool = False) -> "Evaluation":
         """Evaluate on a split of `data/prepared` by the COCO and VOC protocols, with error analysis.
@@ -122,20 +129,21 @@ class Predictor:
         results = run_detector(self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device)
         return evaluate(index, results, self.classes, verify=verify)
 
-    def _detect(self, images: list[tuple[Path | None, Tensor]], threshold: float) -> Iterator[ImageDetections]:
+    def _sample(self, path: Path | None, image: Tensor) -> tuple[Path | None, Sample]:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-        samples = [eval_sample(image, no_boxes, no_labels, row, self.recipe) for row, (_, image) in enumerate(images)]
-        batch = collate(samples, self.recipe)
+        return path, eval_sample(image, no_boxes, no_labels, 0, self.recipe)
+
+    def _detect(self, images: list[tuple[Path | None, Sample]], threshold: float) -> Iterator[ImageDetections]:
+        batch = collate([sample for _, sample in images], self.recipe)
         with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
             found = self.detector.detect(batch.images.to(self.device), batch.sizes)
-        for (path, image), detections in zip(images, found, strict=True):
+        for (path, sample), detections in zip(images, found, strict=True):
             keep = detections.scores >= threshold
             boxes, scores, labels = (
                 part[keep].cpu().numpy() for part in (detections.boxes, detections.scores, detections.labels)
             )
             names = tuple(self.classes[label] for label in labels)
-            height, width = image.shape[1:]
-            yield ImageDetections(boxes, scores, labels, names, (height, width), path)
+            yield ImageDetections(boxes, scores, labels, names, sample.original, path)
 
 
 def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str = "fp32") -> Predictor:
@@ -165,13 +173,13 @@ def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str 
 def _images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Tensor]]:
     """File (if any) and tensor [3, H, W] of every image."""
     if isinstance(images, str | Path):
-        yield from ((path, read_image(path)) for path in image_files(Path(images)))
+        yield from ((path, read_image(path, upright=True)) for path in image_files(Path(images)))
     elif isinstance(images, np.ndarray | Tensor | Image.Image):
         yield None, _tensor(images)
     else:
         for image in images:
             if isinstance(image, str | Path):
-                yield Path(image), read_image(image)
+                yield Path(image), read_image(image, upright=True)
             else:
                 yield None, _tensor(image)
 

@@ -81,9 +81,11 @@ def test_predict_reports_broken_images_and_processes_the_others(project: Path, w
     save_image(images / "fine.png")
     (images / "broken.jpg").write_bytes(b"\xff\xd8\xff but no more")
     (images / "empty.png").write_bytes(b"")
-    message = error_line(detection(project, "predict", "images", "--weights", str(weights)))
-    assert "images/broken.jpg cannot be" in message
-    assert "1 more" in message
+    (images / "._fine.png").write_bytes(b"resource fork of macOS")
+    done = detection(project, "predict", "images", "--weights", str(weights))
+    assert done.returncode == 1
+    assert "2 of 3 images cannot be read: images/broken.jpg, images/empty.png" in done.stderr
+    assert "detections on 1 image:" in done.stdout + done.stderr
     assert [one["file"] for one in json.loads((project / "predictions/detections.json").read_text())] == [
         "images/fine.png"
     ]
@@ -117,3 +119,56 @@ def test_predict_reads_every_image_type_that_training_reads(project: Path, weigh
     done = detection(project, "predict", "images", "--weights", str(weights))
     assert done.returncode == 0, done.stderr
     assert (project / f"predictions/one{suffix}").is_file()
+
+
+def test_predict_sub_folders_patterns_and_lists(project: Path, weights: Path) -> None:
+    from detection.commands.predict import find_images, predict
+
+    for name in ("images/a.png", "images/deep/a.png", "images/deep/er/b.png"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        save_image(project / name, 40, 60 if "b" in name else 30)
+    images, out = project / "images", project / "images/out"
+    for _ in range(2):  # the second time, the drawn images of the first are left out
+        predict(images, weights, out, 0.5, "cpu", recursive=True)
+        found = json.loads((out / "detections.json").read_text())
+        assert [one["file"] for one in found] == [str(images / p) for p in ("a.png", "deep/a.png", "deep/er/b.png")]
+        assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
+            *("a.png", "deep/a.png", "deep/er/b.png")
+        ]
+    assert find_images([images / "deep/*.png", images / "a.png"], out, False) == [
+        images / "deep/a.png",
+        images / "a.png",
+    ]
+    (images / "list.txt").write_text("deep/a.png\n\na.png\n")
+    assert find_images([images / "list.txt"], out, False) == [images / "deep/a.png", images / "a.png"]
+
+
+def test_exif_rotated_photos_are_upright(project: Path, weights: Path) -> None:
+    from detection.commands.predict import predict
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 80, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(project / "turned.png", exif=exif)
+    image.transpose(Image.Transpose.ROTATE_270).save(project / "upright.png")
+    predict([project / "turned.png", project / "upright.png"], weights, project / "out", 0.0, "cpu")
+    turned, upright = json.loads((project / "out/detections.json").read_text())
+    assert (turned["width"], turned["height"]) == (40, 80)
+    assert turned["detections"] == upright["detections"]
+
+
+def test_an_interruption_keeps_the_results(project: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detection.commands import predict as command
+
+    files = [save_image(project / f"{i}.png") for i in range(3)]
+    done: list[int] = []
+
+    def interrupt(*_: object) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+
+    monkeypatch.setattr(command, "_draw", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        command.predict(files, weights, project / "out", 0.5, "cpu")
+    assert len(json.loads((project / "out/detections.json").read_text())) == 2

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def image_files(source: Path) -> list[Path]:
-    """The image file itself, or the image files of a folder in order of name.
+def image_files(source: Path, recursive: bool = False) -> list[Path]:
+    """The image file itself, or the image files of a folder in order of name, without hidden ones.
+
+    Args:
+        source: An image file or a folder.
+        recursive: Search the folder's sub-folders too.
 
     Raises:
         DataError: The path does not exist, or the folder holds no image files.
@@ -29,18 +33,24 @@ def image_files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise DataError(f"{source} does not exist; give an image file or a folder of images")
-    files = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(
+        path
+        for path in (source.rglob("*") if recursive else source.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
     if not files:
-        raise DataError(f"there are no image files in {source} ({', '.join(IMAGE_SUFFIXES)})")
+        hint = "" if recursive else "; --recursive searches its sub-folders"
+        raise DataError(f"there are no image files in {source} ({', '.join(IMAGE_SUFFIXES)}){hint}")
     return files
 
 
-def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+def decode(path: str | Path, size: tuple[int, int] | None = None, *, upright: bool = False) -> Image.Image:
     """Decode an image file to an RGB PIL image.
 
     Args:
         path: The file.
         size: Expected height and width; None accepts any and does not rotate.
+        upright: Rotate as the EXIF orientation says; for images without an index entry.
 
     Raises:
         DataError: The file is missing, cannot be decoded or has another size.
@@ -48,7 +58,7 @@ def decode(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore")  # odd EXIF data, large images: checked by `prepare`
-            if size and opened.size != size[::-1]:
+            if upright or (size and opened.size != size[::-1]):
                 ImageOps.exif_transpose(opened, in_place=True)
             image = to_rgb(opened)
     except FileNotFoundError:
@@ -68,7 +78,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> "Tensor":
+def read_image(path: str | Path, size: tuple[int, int] | None = None, *, upright: bool = False) -> "Tensor":
     """Decode an image file to Tensor[3, H, W], uint8, RGB; arguments and errors as for `decode`."""
     import torch
     from torchvision.io import ImageReadMode, decode_image, read_file
@@ -76,9 +86,9 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> "Tensor
     try:
         with warnings.catch_warnings():  # deprecated since torchvision 0.29, still its fastest decoder
             warnings.simplefilter("ignore", DeprecationWarning)
-            image: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB)
+            image: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB, apply_exif_orientation=upright)
     except RuntimeError:
-        image = _from_pil(decode(path, size))
+        image = _from_pil(decode(path, size, upright=upright))
     if image.dim() == 4:
         image = image[0]
     if image.dtype == torch.uint16:
