@@ -31,8 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overlap",
         choices=("at-least", "more-than"),
         default="at-least",
-        help="VOC: comparison of the IoU with 0.5, >= as in the devkit or > as in its Python ports",
+        help="VOC: comparison of the IoU with --iou, >= as in the devkit or > as in its Python ports",
     )
+    add("--iou", type=_iou, default=voc_metrics.MIN_IOU, help="VOC: IoU of a true positive; default: %(default)s")
     add(
         "--ties",
         choices=("file", "numpy"),
@@ -45,6 +46,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--verify", action="store_true", help="COCO: compare with pycocotools, fail on any difference")
     add("--table", action="store_true", help="print a table instead of JSON")
     add("--report", type=Path, metavar="FOLDER", help="write the error analysis to this folder")
+
+
+def _iou(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"an IoU is above 0 and at most 1, not {text}")
+    return value
 
 
 def score(args: argparse.Namespace) -> str:
@@ -70,7 +81,7 @@ def score(args: argparse.Namespace) -> str:
         data = read_voc(args.devkit, args.year, args.image_set, args.detections, **options)
         overlaps = data.overlaps()
         name = f"VOC{args.year} {args.image_set}"
-        content = voc_scores(data, overlaps, name, overlap=args.overlap, ties=args.ties)
+        content = voc_scores(data, overlaps, name, overlap=args.overlap, ties=args.ties, iou=args.iou)
     if args.report:
         _write_report(args.report, data, overlaps, content)
     return _table(content) if args.table else json.dumps(tables.nan_to_null(content), indent=1)
@@ -99,7 +110,9 @@ def _explain_difference(ground_truth: Path, detections: Path, stats: dict[str, f
     )
 
 
-def voc_scores(data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str) -> dict[str, Any]:
+def voc_scores(
+    data: ExternalData, overlaps: Overlaps, name: str, *, overlap: str, ties: str, iou: float = voc_metrics.MIN_IOU
+) -> dict[str, Any]:
     """Return VOC's AP per class, by 11 points and by area.
 
     Args:
@@ -107,14 +120,15 @@ def voc_scores(data: ExternalData, overlaps: Overlaps, name: str, *, overlap: st
         overlaps: Their overlaps.
         name: Name of the image set, for the description of the protocol.
         overlap: `at-least` (IoU >= 0.5, the devkit) or `more-than` (IoU > 0.5).
+        iou: Threshold instead of 0.5.
         ties: Order of equal scores, `file` (the devkit) or `numpy` (unstable sort).
     """
-    score = voc_metrics.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy")
+    score = voc_metrics.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy", min_iou=iou)
     sign = ">=" if overlap == "at-least" else ">"
     order = "file order" if ties == "file" else "order of numpy's unstable sort"
     scored = sum(not math.isnan(value) for value in score.ap_area)
     return {
-        "protocol": f"{name}, IoU {sign} 0.5, inclusive-pixel (+1) areas, difficult objects ignored, equal "
+        "protocol": f"{name}, IoU {sign} {iou:g}, inclusive-pixel (+1) areas, difficult objects ignored, equal "
         f"scores in {order}",
         "ap_11pt": dict(zip(data.classes, score.ap_11pt.tolist(), strict=True)),
         "ap_area": dict(zip(data.classes, score.ap_area.tolist(), strict=True)),

@@ -128,6 +128,10 @@ def test_table(coco_files: list[str | Path], capsys: pytest.CaptureFixture[str])
 def test_voc_iou_of_one_half(voc_files: list[str | Path], run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*voc_files)["ap_area"] == {"cat": 1.0, "dog": None}
     assert run(*voc_files, "--overlap", "more-than")["ap_area"]["cat"] == 0.0
+    assert run(*voc_files, "--overlap", "more-than", "--iou", "0.3")["ap_area"]["cat"] == 1.0
+    scored = run(*voc_files, "--iou", "0.6")
+    assert scored["ap_area"]["cat"] == 0.0
+    assert "IoU >= 0.6" in scored["protocol"]
     main(["score", *map(str, voc_files), "--table"])
     assert "\nmean  1.0000  1.0000\n" in capsys.readouterr().out + "\n"
 

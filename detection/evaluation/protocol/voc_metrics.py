@@ -52,21 +52,24 @@ def score(index: Index, detections: SplitDetections, classes: Sequence[str]) -> 
     return score_overlaps(Overlaps.of_index(index, detections, len(classes)))
 
 
-def score_overlaps(overlaps: Overlaps, *, strict: bool = False, unstable: bool = False) -> VocScore:
+def score_overlaps(
+    overlaps: Overlaps, *, strict: bool = False, unstable: bool = False, min_iou: float = MIN_IOU
+) -> VocScore:
     """Score detections that are compared with the ground truth already.
 
     Args:
         overlaps: Objects and detections.
-        strict: Count IoU 0.5 exactly as a false positive, as Python translations of the devkit do. The devkit
-            itself requires "at least" 0.5.
+        strict: Count an IoU of exactly `min_iou` as a false positive, as Python translations of the devkit do. The
+            devkit itself requires "at least" 0.5.
         unstable: Order equal scores of a class as `np.argsort(-scores)` does, as those translations do: the
             sixth digit then depends on numpy's version and the processor. The devkit's sort keeps the order
             of the file.
+        min_iou: IoU of a true positive; 0.5 in VOC.
     """
     labels, truth = overlaps.predictions.labels, overlaps.ground_truth
     objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.num_classes)
     order = _by_score(overlaps, unstable=unstable)
-    true_positive, false_positive = (flags[order] for flags in _match(overlaps, order, strict=strict))
+    true_positive, false_positive = (flags[order] for flags in _match(overlaps, order, min_iou, strict=strict))
     starts = np.searchsorted(labels[order], np.arange(overlaps.num_classes + 1))
     ap_11pt, ap_area = np.full((2, overlaps.num_classes), np.nan)
     for label in np.flatnonzero(objects):
@@ -114,12 +117,12 @@ def _by_score(overlaps: Overlaps, *, unstable: bool) -> NDArray[np.int64]:
 
 
 def _match(
-    overlaps: Overlaps, order: NDArray[np.int64], *, strict: bool
+    overlaps: Overlaps, order: NDArray[np.int64], min_iou: float, *, strict: bool
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """[D] true positives and [D] false positives; neither: on a difficult or crowd object."""
     count, ignored = len(overlaps.rank), overlaps.ground_truth.ignored
     best, nearest = best_of_each(overlaps.detection, overlaps.object, overlaps.iou, count)
-    hit = best > MIN_IOU if strict else best >= MIN_IOU
+    hit = best > min_iou if strict else (best >= min_iou) & (best > 0)
     on_counted = hit & ~ignored[nearest] if len(ignored) else hit
     candidates = order[on_counted[order]]
     _, first = np.unique(nearest[candidates], return_index=True)
