@@ -59,3 +59,9 @@ def test_a_build_without_cuda_beside_a_gpu_is_reported(
     assert "built without CUDA" in caplog.messages[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
     assert device.unusable_gpu() == ""
+
+
+def test_the_package_that_mlflow_reads_gpu_metrics_with_is_installed() -> None:
+    root = Path(__file__).resolve().parents[1]
+    assert '"nvidia-ml-py' in (root / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'name = "nvidia-ml-py"' in (root / "uv.lock").read_text(encoding="utf-8")
