@@ -7,6 +7,7 @@ from ruamel.yaml import YAML
 
 from detection.commands.experiments import compare
 from detection.errors import DataError
+from detection.experiments.comparison import _params
 from tests.experiment_projects import Project
 
 
@@ -35,6 +36,13 @@ def test_an_experiment_is_identical_to_itself(project: Project) -> None:
     assert text.startswith("plain (2) and plain (1) are identical")
     assert "above 0" not in text
     assert "params: no difference" in text
+
+
+def test_the_detector_that_a_training_started_from_is_a_param() -> None:
+    recorded = {"model": "fcos", "start": {"source": {"from": "first.pt", "type": "file", "sha256": "1" * 64}}}
+    started, plain = (_params(one, {}) for one in (recorded, {"model": "fcos"}))
+    assert (started["start.from"], started["start.digest"]) == ("first.pt", "1" * 64)
+    assert plain["start.from"] == "null"
 
 
 def test_other_test_data_is_refused(project: Project) -> None:

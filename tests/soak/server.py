@@ -128,7 +128,7 @@ def main() -> None:
     cases: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="server-", ignore_cleanup_errors=True) as scratch:
         folder = options.folder or Path(scratch)
-        start = Clone.create(folder / "start", options.epochs, options.num_images)
+        start = Clone.create(folder / "start", options.epochs, options.images)
         start.run("dvc", "repro", "pretrain")
 
         def case(name: str) -> Case:
