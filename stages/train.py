@@ -32,8 +32,9 @@ def train(params: Params, device: "torch.device") -> None:
     from detection.training.common import launch
     from detection.training.common.environment import determinism
     from detection.training.common.signals import StopSignals
-    from detection.training.setup import build_job
+    from detection.training.setup import build_job, like_start
 
+    params = like_start(params)
     prepared = Prepared.load(PREPARED)
     prepared.check_unchanged("train")
     prepared.check_unchanged("val")

@@ -7,7 +7,7 @@ and keeps its initial value otherwise. All other tensors must fit exactly.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,14 +18,24 @@ from detection.models.backbones import first_difference, without_counters
 from detection.models.detector import Detector
 from detection.models.faster_rcnn import FasterRCNN
 from detection.models.heads import ClassificationHead
+from detection.params import Params
+from detection.params.reader import Override
+from detection.text import flatten
 from detection.weights import StartWeights
 
 BACKGROUND_NAME = "__background__"
 COCO_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 """VOC's names of COCO's classes; `diningtable` and `pottedplant` differ by a space only."""
 
-GEOMETRY = ("anchors", "default_boxes", "image_mean", "image_std")
-"""Settings of a recipe that the meaning of weights depends on."""
+MAX_NAMES = 10
+"""Unused classes of the source that the log names."""
+STRUCTURE = (
+    *("features", "fpn_levels", "fpn_channels", "fpn_norm", "pyramid", "p6_from", "head_convs", "head_norm"),
+    *("anchors", "default_boxes", "reduced_tail", "image_mean", "image_std"),
+    *("rpn.num_convs", "rpn.channels"),
+    *("roi.pooling", "roi.pool_scale", "roi.pool_size", "roi.head", "roi.hidden_channels"),
+)
+"""Settings of a recipe that the shapes or the meaning of weights depend on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +59,48 @@ class Transfer:
 
     def lines(self) -> Iterator[str]:
         """Lines for the log."""
-        yield f"start from {self.source['from']}: loaded {self.loaded} tensors"
+        yield f"start from {self.source['from']}: {self.loaded} tensors loaded whole, {len(self.tensors)} by class"
         names = [name if name == own else f"{name} (from {own})" for name, own in self.carried.items()]
         yield f"  classes carried over: {', '.join(names) or 'none'}"
         if self.initialized:
             yield f"  classes initialized: {', '.join(self.initialized)}"
+        if self.unused:
+            more = f" and {len(self.unused) - MAX_NAMES} more" if len(self.unused) > MAX_NAMES else ""
+            yield f"  classes of the source that the data lacks: {', '.join(self.unused[:MAX_NAMES])}{more}"
         for row in self.tensors:
             yield f"  {row['tensor']} {row['shape']}: {row['rows']} rows copied{row['reason'] and '; '}{row['reason']}"
         yield from (f"  {note}" for note in self.notes)
+
+
+def with_structure(params: Params, source: Mapping[str, Any]) -> Params:
+    """Params whose recipe has the structure of the source's: sizes of layers, anchors, normalization.
+
+    What an override, a preset or a budget sets stays, as does everything of another architecture or backbone.
+
+    Args:
+        params: The experiment.
+        source: Recipe of the start weights as plain values; empty if unknown.
+    """
+    own, theirs = flatten(asdict(params.recipe)), flatten(source)
+    if any(own[key] != theirs.get(key) for key in ("architecture", "backbone")):
+        return params
+    given = {override.key for override in params.overrides}
+    adopted = {
+        key: _tuples(value)
+        for key, value in theirs.items()
+        if key in own and key not in given and _is_structure(key) and _tuples(value) != _tuples(own[key])
+    }
+    overrides = tuple(Override(key, value, "start.from") for key, value in adopted.items())
+    return replace(params, recipe=params.recipe.update(adopted), overrides=params.overrides + overrides)
+
+
+def _is_structure(key: str) -> bool:
+    return any(f"{key}.".startswith(f"{one}.") for one in STRUCTURE)
+
+
+def _tuples(value: Any) -> Any:
+    """Value with tuples in the place of lists, as in a recipe."""
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def transfer(detector: Detector, start: StartWeights, classes: Sequence[str], recipe: Mapping[str, Any]) -> Transfer:
@@ -194,16 +238,17 @@ def _canonical(name: str) -> str:
 def _row(name: str, value: Tensor, copied: int, unknown: bool) -> dict[str, str]:
     reason = ""
     if copied < len(value):
-        reason = "class names of the source unknown, see start.classes" if unknown else "the source lacks the classes"
+        reason = "class names of the source unknown, see start.classes" if unknown else "classes initialized"
     return {"tensor": name, "shape": str(tuple(value.shape)), "rows": f"{copied} of {len(value)}", "reason": reason}
 
 
 def _notes(theirs: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[str]:
     """Differences in settings on which the meaning of weights depends."""
-    for key in GEOMETRY:
-        here, there = (json.dumps(recipe.get(key)) for recipe in (own, theirs))  # tuples and lists are the same
-        if key in theirs and here != there:
-            yield f"{key} differs from the source: {here} here, {there} there"
+    there, here = (flatten(recipe) for recipe in (theirs, own))
+    for key in filter(_is_structure, there):
+        if key in here and _tuples(here[key]) != _tuples(there[key]):
+            values = (json.dumps(values[key]) for values in (here, there))
+            yield f"{key} = {next(values)}, but {next(values)} in the source: an override in params.yaml sets it"
 
 
 def _hint(start: StartWeights, recipe: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from detection.errors import ParamsError
 from detection.files import BACKBONE, START
 from detection.models.backbones import read_weights
 from detection.models.build import build_detector, without_weights
-from detection.models.transfer import transfer
+from detection.models.transfer import transfer, with_structure
 from detection.params import Params, Recipe, Train
 from detection.params.recipe import FasterRCNNRecipe
 from detection.training.common.checkpoint import Checkpoints, content_key
@@ -30,6 +30,12 @@ MAX_VALIDATE_BATCH_SIZE = 16
 """Largest batch of `train.validate_batch_size: auto`, and its batch on a CPU."""
 SINGLE_CELL_SIZE = 512
 """Largest image size in pixels at which SSDlite's last feature map is a single cell."""
+
+
+def like_start(params: Params) -> Params:
+    """Params with the structure of the detector that training starts from, if there is one."""
+    start = load_start(START)
+    return with_structure(params, start.recipe) if start else params
 
 
 def build_job(params: Params, prepared: Prepared, device: torch.device, reports: Path) -> TrainingJob:

@@ -1,5 +1,6 @@
 """Start weights: tensors and classes that carry over, and what is refused. No weights are downloaded."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from torchvision.models.detection.image_list import ImageList
 from detection.data.loading.batch import ImageSizes
 from detection.errors import CheckpointError
 from detection.models.backbones import without_counters
-from detection.models.build import build_detector, save_detector
+from detection.models.build import build_detector, save_detector, without_weights
 from detection.models.detector import Detector
-from detection.models.transfer import Transfer, _class_layers, transfer
-from detection.params import Recipe, load
+from detection.models.transfer import Transfer, _class_layers, _is_structure, _tuples, transfer, with_structure
+from detection.params import Params, Recipe, load
+from detection.params.reader import read_yaml
 from detection.weights import StartWeights, load_start, read_start
 
 MODELS = {
@@ -260,7 +262,50 @@ def test_other_anchors_are_named() -> None:
     theirs, recipe = small(1)
     other = asdict(recipe.update({"anchors.sizes": ((8,), (16,), (32,), (64,), (128,))}))
     _, moved = started(theirs, ("a",), ["a"], recipe, other)
-    assert any("anchors differs" in line and "128" in line for line in moved.lines())
+    assert any("anchors.sizes = " in line and "128" in line for line in moved.lines())
+
+
+@pytest.mark.parametrize("model", ["fasterrcnn_resnet18", "retinanet", "fcos", "retinanet_257", "fasterrcnn_vgg16"])
+def test_a_finetune_has_the_structure_of_its_source(model: str, tmp_path: Path) -> None:
+    """The preset `small`, which trained the source, changes sizes of layers and anchors; `finetune` does not."""
+    small, tuned = (load(params_file(tmp_path, start), model=model, dataset="mine") for start in (None, "first.pt"))
+    assert tuned.recipe.update(structure(small)) != tuned.recipe
+    adopted = with_structure(tuned, json.loads(json.dumps(asdict(small.recipe))))
+    assert adopted.recipe == tuned.recipe.update(structure(small))
+    assert {one.source for one in adopted.overrides[len(tuned.overrides) :]} == {"start.from"}
+    assert adopted.recipe.optimizer == tuned.recipe.optimizer
+    own = without_counters(build_detector(without_weights(adopted.recipe), 3, None).state_dict())
+    theirs = without_counters(build_detector(without_weights(small.recipe), 3, None).state_dict())
+    assert {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_an_override_is_stronger_than_the_structure_of_the_source(tmp_path: Path) -> None:
+    file = params_file(tmp_path, "first.pt", **{"models.fcos.overrides.finetune": {"fpn_channels": 64}})
+    source = asdict(load(file, model="fcos", dataset="shapes").recipe.update({"fpn_channels": 128}))
+    params = load(file, model="fcos", dataset="mine")
+    assert with_structure(params, source).recipe.update({}).fpn_channels == 64  # type: ignore[union-attr]
+    assert with_structure(params, {}) == params
+    assert with_structure(params, source | {"backbone": "resnet18"}) == params
+
+
+def params_file(folder: Path, start: str | None, **changes: Any) -> Path:
+    """params.yaml with a dataset `mine` without a preset of its own."""
+    document = read_yaml("params.yaml")
+    document["datasets"]["mine"] = {"format": "voc", "path": "mine", "train": ["./"], "holdout_fraction": 0.1}
+    document["budgets"]["mine"], document["start"] = {}, {"from": start}
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        node = document
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    file = folder / "params.yaml"
+    file.write_text(json.dumps(document))
+    return file
+
+
+def structure(params: Params) -> dict[str, Any]:
+    return {one.key: _tuples(one.value) for one in params.overrides if _is_structure(one.key)}
 
 
 def test_a_detector_of_this_project_brings_its_class_names(tmp_path: Path) -> None:
