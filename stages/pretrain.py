@@ -59,9 +59,9 @@ def pretrain(params: Params, device: "torch.device") -> None:
         Checkpoints("pretrain", key).locked() as checkpoints,
     ):
         result = checkpoints.load(RESULT_FILE)
-        if result:
+        if result and method != "none":
             log.info("pretraining of %s: reusing the finished result of the same content", backbone)
-        else:
+        if not result:
             result = make_weights(checkpoints, reports / "curves.csv")
             checkpoints.save(RESULT_FILE, result)
             checkpoints.mark_complete()

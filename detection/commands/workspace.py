@@ -14,6 +14,7 @@ from detection.data.sources.layout import check_present
 from detection.errors import DataError
 from detection.experiments.find import WORKSPACE
 from detection.experiments.repository import Repository
+from detection.experiments.start_source import resolve
 from detection.files import REPORT_PAGE, REPORTS_EVALUATION, REPORTS_TRAIN, read_json
 from detection.params.reader import read_yaml
 from detection.text import did_you_mean
@@ -34,16 +35,20 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check() -> str:
-    """Check params.yaml and the chosen dataset, and list the overridden values with their source.
+    """Check params.yaml, the chosen dataset and `start.from`, and list the overridden values with their source.
 
     Raises:
         ParamsError: An invalid key, name or value in params.yaml.
-        DataError: The dataset is missing.
+        DataError: The dataset, or the detector to start from, is missing.
+        TrackingError: The registry cannot be read.
     """
     chosen = params.load()
     check_present(chosen.dataset, chosen.data)
     lines = [f"params.yaml is valid: {chosen.model} on {chosen.dataset}"]
     lines += [f"  {one.key} = {one.value}  ({one.source})" for one in chosen.overrides]
+    if chosen.start.from_ is not None:
+        source = resolve(chosen)
+        lines.append(f"  starts from {source['from']} ({source['type']}), and has its anchors and sizes of layers")
     return "\n".join(lines)
 
 

@@ -225,7 +225,8 @@ class _Recipe:
                 values[key], sources[key] = value, source
         for key, value, source in _budget_changes(values, budget, f"budgets.{dataset}"):
             if values[key] != value:
-                values[key], sources[key] = value, source
+                before = f"{sources[key]}, " if source.startswith("scaled") and key in sources else ""
+                values[key], sources[key] = value, before + source
         problems: list[str] = []
         recipe: Recipe = build(type(self.recipe), _nested(values), "", problems)
         refuse([self._located(one.removeprefix("."), sources) for one in problems], self.file)

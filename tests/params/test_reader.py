@@ -180,7 +180,7 @@ def test_precedence_and_sources(edited: Any) -> None:
     assert sources["nms_threshold"] == "models.retinanet.overrides.small"
     assert sources["trainable_layers"] == "models.retinanet.overrides.shapes"
     assert sources["image_size"] == "budgets.shapes"
-    assert sources["optimizer.lr"] == "scaled by budgets.shapes.batch_size"
+    assert sources["optimizer.lr"].endswith(", scaled by budgets.shapes.batch_size")
     assert sources["schedule.milestones"] == "scaled by budgets.shapes.epochs"
     values = {one.key: one.value for one in params.overrides}
     assert "detections_per_image" not in values, "it is the recipe's own"
