@@ -6,6 +6,7 @@ Reliability of metrics: size of val and test, missing classes, class names that 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -151,10 +152,10 @@ def reliability_warnings(
     """
     trained = np.bincount(splits["train"].labels, minlength=len(classes)) > 0
     holds_out = not isinstance(dataset, ShapesDataset) and dataset.holdout_fraction > 0
-    lines = []
+    lines = _alike(classes)
     if isinstance(dataset, VocDataset) and dataset.classes is None:  # other datasets list their classes
         labels = np.concatenate([index.labels for index in splits.values()])
-        lines = _misspelled(name, classes, np.bincount(labels, minlength=len(classes)).tolist())
+        lines += _misspelled(name, classes, np.bincount(labels, minlength=len(classes)).tolist())
     for split, consequence in CONSEQUENCES.items():
         index, is_listed = splits[split], bool(getattr(dataset, split))
         if not is_listed and not holds_out:
@@ -174,6 +175,18 @@ def reliability_warnings(
                 f"({listed([classes[label] for label in missing])}): they are not evaluated"
             )
     return lines
+
+
+def _alike(classes: tuple[str, ...]) -> list[str]:
+    """Warnings about class names that differ only in letter case, blanks, hyphens or underscores."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(re.sub(r"[\s_-]", "", name).casefold(), []).append(name)
+    return [
+        f"classes {' and '.join(group)} differ only in letter case, blanks, - or _: merge them in the annotations"
+        for group in groups.values()
+        if len(group) > 1
+    ]
 
 
 def _misspelled(name: str, classes: tuple[str, ...], counts: list[int]) -> list[str]:

@@ -20,6 +20,7 @@ from detection.data.sources import coco, voc
 from detection.data.sources.checks import Problems
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import split_spec
+from detection.data.sources.voc_files import VocFiles
 from detection.errors import DataError
 from detection.evaluation import coco_results
 from detection.evaluation.deviations import Deviations
@@ -29,7 +30,7 @@ from detection.text import did_you_mean
 
 log = logging.getLogger(__name__)
 
-COCO_CHECKS = Checks(zero_area="error")
+COCO_CHECKS = Checks(zero_area="error", unlisted_image="error")
 VOC_CHECKS = Checks(zero_area="error", duplicate_id="drop")
 """A list that names an image twice counts it once, as the devkit does."""
 
@@ -191,10 +192,10 @@ def read_voc(
         DataError: A file is missing or invalid; names file and line.
     """
     folder, name = split_spec(devkit, f"VOC{year}/{image_set}")
-    problems, digest, where = Problems(VOC_CHECKS), Digest(), folder.annotations
+    problems, digest, files = Problems(VOC_CHECKS), Digest(), VocFiles(folder)
     annotations = voc.VocAnnotations(digest=digest, problems=problems, one_pixel_boxes=True)
-    for image_id in voc.listed_ids(folder, str(name), digest, problems):
-        annotations.read(devkit, f"{where}{image_id}.xml", image_id)
+    for image_id in voc.listed_ids(folder, str(name), digest, problems, files.parse_line):
+        annotations.read(devkit, files.annotation(image_id), image_id)
     _refuse_problems(problems, devkit)
     if not annotations.names:
         raise DataError(f"{folder.path}: no image of the image set {image_set!r} has an object; use another one")

@@ -56,12 +56,20 @@ class VocDataset(DatasetBase):
     test: tuple[str, ...] = ()
     """Split lists that `evaluate` scores; empty: see `holdout_fraction`."""
     holdout_fraction: HoldoutFraction = 0.0
-    """Fraction of train, chosen by a hash of the image id, that becomes `val` if the dataset has none; the
+    """Fraction of train, chosen by a hash of the file name, that becomes `val` if the dataset has none; the
     same fraction again becomes `test` if it has none."""
     skip_empty: bool = False
     """Leave out training images without a box of more than one pixel per side; else they are negatives."""
     classes: tuple[str, ...] | None = None
     """Class names in order; null: those of the training annotations, sorted."""
+    images: str | None = None
+    """Folder of the images in each folder of the splits; null: `JPEGImages` or `images`, else the folder itself."""
+    annotations: str | None = None
+    """Folder of the XML files in each folder of the splits; null: `Annotations`, `annotations` or `annots`, else the
+    folder itself. Both are read with their sub-folders."""
+    corners: Literal["1-based", "0-based", "swapped", "relative", "width-height"] = "1-based"
+    """Meaning of xmin, ymin, xmax, ymax: pixels from `1-based` (VOC) or `0-based`; `swapped`: opposite corners in any
+    order; `relative`: fractions of the image size; `width-height`: xmax and ymax are width and height."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +98,11 @@ class CocoDataset(DatasetBase):
     """Same as for VOC."""
     skip_empty: bool = False
     """Same as for VOC; torchvision's references do, 1,021 of the images of `train2017`."""
+    classes: tuple[str, ...] | None = None
+    """Class names in order; null: the categories of the training files, those of the first file by id first."""
+    corners: Literal["width-height", "0-based", "swapped", "relative"] = "width-height"
+    """Meaning of `bbox`: `x, y, width, height` (COCO); `0-based`: `x1, y1, x2, y2`; `swapped`: width or height may be
+    negative; `relative`: `x, y, width, height` as fractions of the image size."""
 
 
 Dataset = ShapesDataset | VocDataset | CocoDataset

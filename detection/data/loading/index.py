@@ -112,6 +112,11 @@ class Index:
         images: dict[str, Any] = {name: getattr(self, name)[rows] for name in IMAGE_COLUMNS}
         return replace(self, offsets=offsets, **images, **self._boxes(box_rows))
 
+    def scaled(self) -> "Index":
+        """Index whose boxes, fractions of the image size, are in pixels."""
+        boxes = self.boxes * self.sizes[self.image_rows()][:, [1, 0, 1, 0]].astype(np.float32)
+        return replace(self, boxes=boxes, areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
+
     def keep_boxes(self, mask: NDArray[np.bool_]) -> "Index":
         """Index of all images with only the boxes where `mask` [T] is true."""
         before = np.concatenate([[0], np.cumsum(mask)]).astype(np.int64)

@@ -29,7 +29,8 @@ PROBLEM_TYPES = {
     "missing_annotation": "images or list entries without an annotation file",
     "broken_annotation": "annotations that cannot be read",
     "unsafe_name": "names that point outside the dataset folder",
-    "duplicate_id": "ids used twice",
+    "duplicate_id": "ids used twice, or images listed under two ids",
+    "unlisted_image": "annotations of images that are not listed",
     "unknown_class": "objects whose class is not in the dataset's classes",
     "zero_area": "boxes with zero or negative width or height",
     "duplicate_object": "objects annotated twice",
@@ -44,7 +45,15 @@ PROBLEM_TYPES = {
 """Description of each problem type, in report order; each is a key of `prepare.checks`."""
 MAX_COORDINATE = 1e9
 """Limit of the sum of a box's absolute coordinates in pixels, from which it is a `broken_annotation`."""
-ACTION_SUFFIX = {"drop": " dropped", "clip": " clipped", "keep": " kept"}
+ACTION_SUFFIX = {"drop": " dropped", "clip": " clipped", "keep": " kept", "background": " read as background"}
+FIXES = {
+    "missing_annotation": "such as prepare.checks.missing_annotation: background, if these images show no object",
+    "image_size_mismatch": "such as prepare.checks.image_size_mismatch: keep, if the boxes fit the images",
+    "exif_rotation": "such as prepare.checks.exif_rotation: keep",
+    "duplicate_object": "such as prepare.checks.duplicate_object: keep",
+    "unknown_class": "such as prepare.checks.unknown_class: drop, or complete the dataset's `classes`",
+}
+"""Actions that suit a problem type; `drop` suits the others."""
 MAX_EXAMPLES = 3
 
 
@@ -72,6 +81,8 @@ class Problems:
 
     def __init__(self, checks: Checks) -> None:
         self.entries: list[Problem] = []
+        self.hints: dict[str, str] = {}
+        """Fix of a type that differs from dropping or keeping."""
         self._checks = checks
 
     def add(self, problem_type: str, where: str, detail: str) -> None:
@@ -118,8 +129,8 @@ class Problems:
         """Return the error message for a refused dataset: one line for a single type with few problems."""
         names = list(self.refused())
         lines = self.lines(names)
-        action = "keep" if names[0] == "split_leak" else "drop"
-        fix = f"fix the data, or set an action in params.yaml, such as prepare.checks.{names[0]}: {action}"
+        action = FIXES.get(names[0], f"such as prepare.checks.{names[0]}: drop")
+        fix = self.hints.get(names[0]) or f"fix the data, or set an action in params.yaml, {action}"
         if len(lines) == 1 and self.refused()[names[0]] <= MAX_EXAMPLES:
             return f"dataset {dataset}: {lines[0]}; {fix}"
         head = f"dataset {dataset}: {len(lines)} problem type{'s' * (len(lines) > 1)}"
@@ -147,10 +158,19 @@ def check_images(index: Index, headers: Headers, problems: Problems) -> Index:
     """
     sizes = index.sizes.copy()
     keep = np.ones(len(index), dtype=np.bool_)
+    missing = sum(headers[name].missing for name in map(bytes.decode, index.files.tolist()))
+    if missing > MAX_EXAMPLES and 2 * missing > len(index):
+        folder = index.files[0].decode().rpartition("/")[0] or "."
+        problems.hints["missing_image"] = f"{missing} of {len(index)} images are missing: is {folder} their folder?"
+    seen: dict[str, int] = {}
     for row, name in enumerate(map(bytes.decode, index.files.tolist())):
         header = headers[name]
         annotated, stored = (int(sizes[row, 0]), int(sizes[row, 1])), (header.height, header.width)
-        if header.missing:
+        if (first := seen.setdefault(name, row)) != row:
+            ids = " and ".join(index.ids[one].decode() for one in (first, row))
+            problems.add("duplicate_id", name, f"is listed twice, with the ids {ids}")
+            keep[row] = False
+        elif header.missing:
             problems.add("missing_image", name, "does not exist")
             keep[row] = False
         elif header.problem:

@@ -8,7 +8,6 @@ Letters: N images, T annotations.
 """
 
 import codecs
-import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,9 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.index import Index, join
+from detection.data.sources import coco_lenient
 from detection.data.sources.checks import MAX_COORDINATE, Problems
+from detection.data.sources.corners import RawCorners, coco_boxes
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import is_inside
+from detection.data.sources.voc_files import spelled_files
 from detection.errors import DataError
 from detection.params.datasets import CocoDataset, CocoSplit
 from detection.text import did_you_mean
@@ -43,6 +45,8 @@ class Image(msgspec.Struct, gc=False):
     """Image entry; `detection score` needs only the id."""
 
     id: Id
+    text_id: str = ""
+    """Id as written, if it is not a number."""
     file_name: str = ""
     height: Side | None = None
     width: Side | None = None
@@ -137,7 +141,7 @@ class Instances:
         return content.hexdigest()
 
 
-def load(path: Path, where: str, problems: Problems) -> Instances:
+def load(path: Path, where: str, problems: Problems, lenient: bool = False) -> Instances:
     """Decode and check an instances file.
 
     Args:
@@ -145,11 +149,12 @@ def load(path: Path, where: str, problems: Problems) -> Instances:
         where: Name of the file in problems.
         problems: Receives invalid entries, which are left out, duplicate ids, and annotations with an
             unlisted image or category or an impossible box.
+        lenient: Accept what pycocotools and other readers accept, see `coco_lenient`.
 
     Raises:
         DataError: The file is missing, is not JSON, or lacks images, annotations or categories.
     """
-    document = _decode_document(path, where, problems)
+    document = _decode_document(path, where, problems, lenient)
     objects = document.annotations
     ids = np.array([image.id for image in document.images], dtype=np.int64)
     category_ids = np.array([category.id for category in document.categories], dtype=np.int64)
@@ -179,7 +184,7 @@ def load(path: Path, where: str, problems: Problems) -> Instances:
             problems.add("duplicate_id", where, f"{count} categories have the id {number}")
     unlisted_image, unlisted_category = instances.image_rows < 0, instances.category_rows < 0
     reject, bbox = instances.reject, instances.bbox
-    reject(unlisted_image, "broken_annotation", lambda i: f"image {image_id[i]:.0f} is unlisted")
+    reject(unlisted_image, "unlisted_image", lambda i: f"image {image_id[i]:.0f} is unlisted")
     reject(out_of_range(bbox), "broken_annotation", lambda i: f"{bbox[i].tolist()} is not a box in pixels")
     reject(unlisted_category, "unknown_class", lambda i: f"category {category_id[i]:.0f} is unlisted")
     return instances
@@ -242,20 +247,21 @@ def _explain(content: bytes, error: Exception) -> str:
     return f"{error}, line {line} column {column}, near {near!r}"
 
 
-def _decode_document(path: Path, where: str, problems: Problems) -> Document:
+def _decode_document(path: Path, where: str, problems: Problems, lenient: bool) -> Document:
     """Decode a file; if an entry is invalid, decode entry by entry and report the invalid ones."""
     content_type = "a COCO instances file"
     content = read_bytes(path, content_type)
     try:
         return msgspec.json.decode(content, type=Document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raw = decode(path, content, content_type, RawDocument)
+        lists = _entries(path, content, content_type, lenient)
 
     def entries(key: str, struct: type[T]) -> list[T]:
         decoded = []
-        for i, entry in enumerate(getattr(raw, key)):
+        for i, entry in enumerate(lists[key]):
             try:
-                decoded.append(msgspec.json.decode(entry, type=struct))
+                raw = isinstance(entry, msgspec.Raw)
+                decoded.append(msgspec.json.decode(entry, type=struct) if raw else msgspec.convert(entry, struct))
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 problems.add("broken_annotation", f"{where}: {key}[{i}]", str(error).replace("`", ""))
         return decoded
@@ -267,8 +273,23 @@ def _decode_document(path: Path, where: str, problems: Problems) -> Document:
     )
 
 
+def _entries(path: Path, content: bytes, content_type: str, lenient: bool) -> dict[str, Any]:
+    """Undecoded entries of a file by key."""
+    if not lenient:
+        raw = decode(path, content, content_type, RawDocument)
+        return {key: getattr(raw, key) for key in coco_lenient.KEYS}
+    try:
+        values = coco_lenient.parse(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not {content_type}: {error}; fix the file") from None
+    for key in coco_lenient.KEYS:
+        if not isinstance(values, dict) or not isinstance(values.get(key), list):
+            raise DataError(f"{path}: not {content_type}: it has no list of {key}; fix the file")
+    return dict(coco_lenient.normalize(values))
+
+
 def read(
-    dataset: CocoDataset, root: Path, digest: Digest, problems: Problems
+    dataset: CocoDataset, root: Path, digest: Digest, problems: Problems, raw: RawCorners | None = None
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits of a dataset.
 
@@ -277,32 +298,40 @@ def read(
         root: Dataset folder.
         digest: Receives the content of every annotation file.
         problems: Receives the problems; objects and images with problems are left out.
+        raw: Receives every box as written.
 
     Returns:
-        Class names in the order of their ids, and the index of each split (empty for a split that the dataset
-        lacks). Sizes that a file does not give are 0.
+        Class names, and the index of each split (empty for a split that the dataset lacks). Sizes that a file
+        does not give are 0, and boxes are fractions if `corners` is `relative`.
 
     Raises:
         DataError: A file is missing or is not JSON.
     """
-    classes: tuple[str, ...] = ()
-    splits = {}
+    loaded: dict[str, list[tuple[CocoSplit, Instances]]] = {}
     for name in ("train", "val", "test"):
-        parts = []
+        loaded[name] = []
         for split in getattr(dataset, name):
-            instances = load(root / split.annotations, split.annotations, problems)
-            ordered = sorted(instances.categories, key=attrgetter("id"))
-            classes = classes or tuple(dict.fromkeys(category.name for category in ordered))
+            instances = load(root / split.annotations, split.annotations, problems, lenient=True)
             digest.entry(split.annotations, instances.content_hash())
-            parts.append(_pack(instances, classes, split))
-        splits[name] = join(parts)
+            loaded[name].append((split, instances))
+    categories = [one for _, part in loaded["train"] for one in sorted(part.categories, key=attrgetter("id"))]
+    classes = dataset.classes or tuple(dict.fromkeys(category.name for category in categories))
+    splits = {}
+    for name, parts in loaded.items():
+        packed = [_pack(instances, classes, split, root, dataset.corners, raw) for split, instances in parts]
+        splits[name] = join(packed)
     return classes, splits
 
 
-def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> Index:
-    """Pack all images of a file, in its order."""
+def _pack(
+    instances: Instances, classes: tuple[str, ...], split: CocoSplit, root: Path, corners: str, raw: RawCorners | None
+) -> Index:
+    """Pack the valid annotations and usable images of a file, in its order."""
     labels = _labels(instances, classes)
-    bbox = instances.bbox
+    bbox = coco_boxes(corners, instances.bbox)
+    files = spelled_files(root, split.images, [image.file_name for image in instances.images])
+    if raw is not None:
+        raw.add_all(files, instances.image_rows[instances.valid], instances.bbox[instances.valid])
     instances.reject(shortest_sides(bbox) <= 0, "zero_area", lambda i: f"width {bbox[i, 2]:g}, height {bbox[i, 3]:g}")
     rows = np.flatnonzero(instances.valid)
     rows = rows[np.argsort(instances.image_rows[rows], kind="stable")]
@@ -312,11 +341,10 @@ def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> I
     images = instances.images
     counts = np.bincount(instances.image_rows[rows], minlength=len(images))
     usable = _usable_images(instances, split)
-    files = [posixpath.normpath(f"{split.images}/{image.file_name}") for image in images]
     index = Index(
         files=np.array([file.encode() for file in files], dtype=np.bytes_),
-        ids=np.array([str(image.id).encode() for image in images], dtype=np.bytes_),
-        sizes=np.array([(i.height or 0, i.width or 0) for i in images], dtype=np.int32).reshape(-1, 2),
+        ids=np.array([(image.text_id or str(image.id)).encode() for image in images], dtype=np.bytes_),
+        sizes=np.array([_size(image) for image in images], dtype=np.int32).reshape(-1, 2),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=boxes.astype(np.float32),
         labels=labels[rows],
@@ -326,6 +354,11 @@ def _pack(instances: Instances, classes: tuple[str, ...], split: CocoSplit) -> I
         category_ids=_category_ids(instances, classes),
     )
     return index if usable.all() else index.select(np.flatnonzero(usable))
+
+
+def _size(image: Image) -> tuple[int, int]:
+    """Height and width; 0 if one of them is missing."""
+    return (int(image.height), int(image.width)) if image.height and image.width else (0, 0)
 
 
 def _category_ids(instances: Instances, classes: tuple[str, ...]) -> NDArray[np.int64]:

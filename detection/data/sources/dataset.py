@@ -1,7 +1,5 @@
 """Read and check a raw dataset of any format."""
 
-import hashlib
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +9,9 @@ from detection.data.loading.index import Index
 from detection.data.sources import coco, voc
 from detection.data.sources import shapes_generator as generator
 from detection.data.sources.checks import Problems, check_boxes, check_images, check_splits
+from detection.data.sources.corners import RawCorners
 from detection.data.sources.digest import Digest, listing_hash
+from detection.data.sources.holdout import hold_out, split_keys
 from detection.data.sources.image_headers import read_headers
 from detection.data.sources.layout import check_present
 from detection.data.sources.shapes_render import CLASSES
@@ -82,17 +82,27 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     else:
         path, fraction = dataset.path, dataset.holdout_fraction
     root = data_root() / path
-    digest, problems = Digest(), Problems(checks)
-    classes, splits = _read_splits(dataset, root, digest, problems)
-    if fraction:
-        splits = hold_out(splits, [split for split in ("val", "test") if not getattr(dataset, split)], fraction)
+    digest, problems, raw = Digest(), Problems(checks), RawCorners()
+    classes, splits = _read_splits(dataset, root, digest, problems, raw)
     files = list(dict.fromkeys(file.decode() for index in splits.values() for file in index.files.tolist()))
     headers = dict(zip(files, read_headers(root, files, decode), strict=True))
     for file, header in headers.items():
         if not header.missing:
             digest.entry(file, str(header.length))
-    for split, index in splits.items():
-        splits[split] = check_boxes(check_images(index, headers, problems), classes, problems)
+    if fraction:
+        missing = [split for split in ("val", "test") if not getattr(dataset, split)]
+        splits = hold_out(splits, missing, fraction, split_keys(root, splits["train"], headers))
+    splits = {split: check_images(index, headers, problems) for split, index in splits.items()}
+    if not isinstance(dataset, ShapesDataset):
+        sizes = {
+            file.decode(): (height, width)
+            for index in splits.values()
+            for file, (height, width) in zip(index.files.tolist(), index.sizes.tolist(), strict=True)
+        }
+        raw.check(name, dataset.format, dataset.corners, sizes)
+        if dataset.corners == "relative":
+            splits = {split: index.scaled() for split, index in splits.items()}
+    splits = {split: check_boxes(index, classes, problems) for split, index in splits.items()}
     splits = check_splits(root, splits, headers, problems)
     if not isinstance(dataset, ShapesDataset) and dataset.skip_empty:
         splits["train"] = without_empty(splits["train"])
@@ -113,13 +123,13 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
 
 
 def _read_splits(
-    dataset: Dataset, root: Path, digest: Digest, problems: Problems
+    dataset: Dataset, root: Path, digest: Digest, problems: Problems, raw: RawCorners
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     match dataset:
         case CocoDataset():
-            return coco.read(dataset, root, digest, problems)
+            return coco.read(dataset, root, digest, problems, raw)
         case VocDataset():
-            return voc.read(dataset, root, digest, problems)
+            return voc.read(dataset, root, digest, problems, raw)
         case ShapesDataset():
             train, val, test = ("train",), ("val",), ("test",)
             tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, train=train, val=val, test=test)
@@ -168,34 +178,8 @@ def check_content(raw: RawDataset, dataset: Dataset) -> None:
         )
 
 
-def hold_out(splits: dict[str, Index], missing: Collection[str], fraction: float) -> dict[str, Index]:
-    """Move a fraction of `train` to `val` and the same fraction to `test`, where these are missing.
-
-    Args:
-        splits: `train`, `val` and `test`.
-        missing: Which of `val` and `test` the dataset does not define.
-        fraction: Fraction of the training images, below 1, or below 0.5 if both are missing.
-
-    Returns:
-        The splits, each in the order of `train`.
-    """
-    train = splits["train"]
-    position = np.array([_hash_position(name.decode()) for name in train.ids.tolist()], dtype=np.float64)
-    held_out = {"val": position < fraction, "test": position >= 1 - fraction}
-    left = np.ones(len(train), dtype=np.bool_)
-    for split in missing:
-        splits = splits | {split: train.select(np.flatnonzero(held_out[split]))}
-        left &= ~held_out[split]
-    return splits | {"train": train.select(np.flatnonzero(left))}
-
-
 def without_empty(index: Index) -> Index:
     """Images with at least one box, crowds included, of more than one pixel per side, as torchvision's references."""
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
     usable = np.unique(index.image_rows()[(sides > 1).all(axis=1)])
     return index.select(usable)
-
-
-def _hash_position(image_id: str) -> float:
-    """Map an image id to [0, 1), so that adding or removing an image never moves another one."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") / 2**64

@@ -22,17 +22,26 @@ MAX_SUGGESTIONS = 50
 """Largest number of files in a folder for which a missing name gets a spelling suggestion."""
 
 
+ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "xmls", "xml")
+IMAGE_FOLDERS = ("jpegimages", "images", "imgs", "image", "img")
+"""Usual names of the two folders, in any letter case; the first that exists counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class VocFolder:
     """Folder in VOC layout: `Annotations`, `JPEGImages` and `ImageSets/Main`.
 
-    Without `Annotations` or `JPEGImages`, the files lie in the folder itself, as labeling tools write them.
+    Without a folder of annotations or images, the files lie in the folder itself, as labeling tools write them.
     """
 
     root: Path
     """Dataset folder."""
     name: str
     """Folder relative to `root`; empty for `root` itself."""
+    images_name: str | None = None
+    """Folder of the images in it; None: found by its name."""
+    annotations_name: str | None = None
+    """Folder of the XML files in it; None: found by its name."""
 
     @property
     def path(self) -> Path:
@@ -42,49 +51,79 @@ class VocFolder:
     @property
     def annotations(self) -> str:
         """Folder of the XML files relative to `root`, with a trailing slash; empty for `root` itself."""
-        return self._subfolder("Annotations")
+        return self._subfolder(self.annotations_name, ANNOTATION_FOLDERS)
 
     @property
     def images(self) -> str:
         """Folder of the images relative to `root`, with a trailing slash; empty for `root` itself."""
-        return self._subfolder("JPEGImages")
+        return self._subfolder(self.images_name, IMAGE_FOLDERS)
 
     def list_file(self, name: str) -> Path:
-        """Return the path of a split list."""
-        return self.path / "ImageSets" / "Main" / f"{name}.txt"
+        """Return the path of a split list, named with or without `.txt`."""
+        return self.path / "ImageSets" / "Main" / f"{name.removesuffix('.txt')}.txt"
 
-    def find_annotations(self) -> list[str]:
-        """Return the sorted stems of all XML files."""
-        names = _file_names(self.root / self.annotations)
-        return [stem for stem, suffix in map(os.path.splitext, names) if suffix.lower() == ".xml"]
+    def find_annotations(self) -> list[tuple[str, str]]:
+        """Return stem and name of all XML files in the folder of the annotations, sorted by name."""
+        names = map(os.path.splitext, walk(self.root / self.annotations))
+        return [(stem, stem + suffix) for stem, suffix in names if suffix.lower() == ".xml"]
 
-    def find_images(self) -> Iterator[tuple[str, str]]:
-        """Yield stem and file name of every image, sorted by name."""
-        for name in _file_names(self.root / self.images):
+    def find_images(self, folder: str | None = None) -> Iterator[tuple[str, str]]:
+        """Yield stem and name of every image in the folder of the images, or another one, sorted by name."""
+        for name in walk(self.root / (self.images if folder is None else folder)):
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in IMAGE_SUFFIXES:
                 yield stem, name
 
-    def _subfolder(self, name: str) -> str:
+    def _subfolder(self, configured: str | None, usual: Iterable[str]) -> str:
         parent = f"{self.name}/" if self.name else ""
-        return f"{parent}{name}/" if (self.path / name).is_dir() else parent
+        if configured is not None:
+            folder = posixpath.normpath(configured)
+            return parent if folder == "." else f"{parent}{folder}/"
+        try:
+            with os.scandir(self.path) as entries:  # `Annotations` before `annotations`
+                found = {one.name.lower(): one.name for one in sorted(entries, key=_name, reverse=True) if one.is_dir()}
+        except OSError:
+            return parent
+        return next((f"{parent}{found[name]}/" for name in usual if name in found), parent)
 
 
-def _file_names(folder: Path) -> list[str]:
-    names = sorted(os.listdir(folder))
+def _name(entry: "os.DirEntry[str]") -> str:
+    return entry.name
+
+
+def walk(folder: Path) -> list[str]:
+    """Return the sorted names of all files in a folder and its sub-folders, relative to it, with forward slashes.
+
+    Hidden folders and the files `._*` that macOS adds to archives are left out.
+
+    Raises:
+        DataError: A name is not UTF-8.
+    """
+    names: list[str] = []
+    seen: set[str] = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        folders[:] = () if real in seen else [one for one in folders if not one.startswith((".", "__MACOSX"))]
+        prefix = "" if real in seen or path == str(folder) else f"{os.path.relpath(path, folder)}/"
+        names += [] if real in seen else [prefix + name for name in files if not name.startswith("._")]
+        seen.add(real)
     for name in names:
         if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
             raise DataError(f"{folder}: the file name {name!r} is not UTF-8; rename it")
-    return names
+    return sorted(names)
 
 
-def split_spec(root: Path, spec: str) -> tuple[VocFolder, str | None]:
+def split_spec(
+    root: Path, spec: str, images: str | None = None, annotations: str | None = None
+) -> tuple[VocFolder, str | None]:
     """Parse a split of a VOC dataset in `params.yaml`.
 
     Args:
         root: Dataset folder.
         spec: `VOC2007/trainval` for the list `VOC2007/ImageSets/Main/trainval.txt`; a name with a trailing
             slash for all annotations of a folder without lists (`./` for `root`).
+        images: Folder of the images in it; None: found by its name.
+        annotations: Folder of the XML files in it; None: found by its name.
 
     Returns:
         The folder, and the name of the list; None for a folder without lists.
@@ -93,10 +132,10 @@ def split_spec(root: Path, spec: str) -> tuple[VocFolder, str | None]:
         DataError: The folder is outside the dataset folder.
     """
     parent, _, name = spec.rpartition("/")
-    if not is_inside(spec):
+    if not all(is_inside(one) for one in (spec, images or "", annotations or "")):
         raise DataError(f"split list {spec!r} is outside the dataset folder {root}; use a path inside it")
     folder = os.path.normpath(parent)
-    return VocFolder(root, "" if folder == "." else folder), name or None
+    return VocFolder(root, "" if folder == "." else folder, images, annotations), name or None
 
 
 def is_inside(name: str) -> bool:
@@ -141,7 +180,7 @@ def check_present(name: str, dataset: Dataset) -> None:
             if not folder.find_annotations():
                 raise DataError(
                     f"dataset {name}, {split}: no XML file in {(root / folder.annotations).resolve()}; "
-                    f"{_layout_hint(dataset)}"
+                    f"{_layout_hint(dataset)}, or name the folders with `images` and `annotations`"
                 )
 
 
@@ -165,6 +204,8 @@ def _download_hint(missing: Iterable[Path]) -> str:
 def _spelling_hint(path: Path) -> str:
     """Return the most similar name beside a missing file; empty for an empty or a large folder."""
     names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    if path.suffix == ".txt":  # a split list is named without it
+        return did_you_mean(path.stem, [name.removesuffix(".txt") for name in names]) if names else ""
     return did_you_mean(path.name, names) if 0 < len(names) <= MAX_SUGGESTIONS else ""
 
 
@@ -188,10 +229,12 @@ def _layout_hint(dataset: VocDataset | CocoDataset) -> str:
 def _needed_paths(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[Path]:
     if isinstance(dataset, CocoDataset):
         return [root / path for part in getattr(dataset, split) for path in (part.annotations, part.images)]
-    folders = [split_spec(root, spec) for spec in getattr(dataset, split)]
+    folders = [split_spec(root, spec, dataset.images, dataset.annotations) for spec in getattr(dataset, split)]
     return [path for folder, name in folders for path in (folder.path, name and folder.list_file(name)) if path]
 
 
 def _folders_without_lists(dataset: VocDataset | CocoDataset, root: Path, split: str) -> list[VocFolder]:
-    specs = () if isinstance(dataset, CocoDataset) else getattr(dataset, split)
-    return [folder for folder, name in (split_spec(root, spec) for spec in specs) if name is None]
+    if isinstance(dataset, CocoDataset):
+        return []
+    folders = [split_spec(root, spec, dataset.images, dataset.annotations) for spec in getattr(dataset, split)]
+    return [folder for folder, name in folders if name is None]

@@ -4,26 +4,24 @@ VOC's 1-based inclusive corners become 0-based half-open boxes here and nowhere 
 `xmin - 1, ymin - 1, xmax, ymax`.
 """
 
-import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.index import Index
+from detection.data.sources.annotation_xml import XmlAnnotation, XmlObject, parse
 from detection.data.sources.checks import MAX_COORDINATE, Problems
+from detection.data.sources.corners import RawCorners, voc_box
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import VocFolder, is_inside, split_spec
+from detection.data.sources.voc_files import LIST_FLAGS, VocFiles
 from detection.errors import DataError
 from detection.params.datasets import VocDataset
 from detection.text import did_you_mean
-
-LIST_FLAGS = re.compile(r"(\s+-?\d+)+$")
-"""Flags after the ids in the split lists of one class."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,6 +32,10 @@ class VocAnnotations:
     problems: Problems
     one_pixel_boxes: bool = False
     """Accept `xmax == xmin`, one pixel wide by the devkit; in training data it is an annotation error."""
+    corners: str = "1-based"
+    """Convention of the corners, see `VocDataset.corners`."""
+    raw: RawCorners | None = None
+    """Receives every box as written."""
     paths: list[str] = field(default_factory=list)
     """XML file of each image, relative to the dataset folder."""
     ids: list[str] = field(default_factory=list)
@@ -56,32 +58,33 @@ class VocAnnotations:
         label_of = {name: label for label, name in enumerate(classes)}
         return np.array([label_of.get(name, -1) for name in self.names], dtype=np.int64)
 
-    def read(self, root: Path, path: str, image_id: str, images: "_Images | None" = None) -> None:
-        """Append one XML file, `path` relative to `root`; its image is not searched if `images` is None."""
-        tree = self._parse(root, path)
-        if tree is None:
+    def read(self, root: Path, path: str, image_id: str, files: VocFiles | None = None) -> None:
+        """Append one XML file, `path` relative to `root`; its image is not searched if `files` is None."""
+        annotation = self._parse(root, path)
+        if annotation is None:
             return
-        file = images.find(image_id, tree, path) if images else ""
+        file = self._image(image_id, annotation.filename, path, files) if files else ""
         if file is None:
             return
-        size: dict[str, str] = {}
         before = len(self.names)
-        for child in tree:  # `find` would cost as much as parsing
-            if child.tag == "object":
-                self._append_object(child, path)
-            elif child.tag == "size":
-                size = {entry.tag: (entry.text or "").strip() for entry in child}
-        texts = size.get("height", ""), size.get("width", "")
-        height, width = (int(text) if text.isdecimal() else 0 for text in texts)
+        for entry in annotation.objects:
+            self._append_object(entry, path, file)
+        height, width = annotation.height, annotation.width
         known = 0 < height < MAX_COORDINATE and 0 < width < MAX_COORDINATE
-        self.sizes.append((height, width) if known else (0, 0))
-        self.counts.append(len(self.names) - before)
+        self._append_image(path, image_id, file, (height, width) if known else (0, 0), len(self.names) - before)
+
+    def read_background(self, path: str, image_id: str, file: str) -> None:
+        """Append an image without annotation as one without objects."""
+        self._append_image(path, image_id, file, (0, 0), 0)
+
+    def _append_image(self, path: str, image_id: str, file: str, size: tuple[int, int], count: int) -> None:
+        self.sizes.append(size)
+        self.counts.append(count)
         self.paths.append(path)
         self.files.append(file)
         self.ids.append(image_id)
 
-    def _parse(self, root: Path, path: str) -> ElementTree.Element | None:
-        """Parse an XML file. Refuse entities, which can make a small file expand without limit."""
+    def _parse(self, root: Path, path: str) -> XmlAnnotation | None:
         try:
             with open(f"{root}/{path}", "rb", buffering=0) as file:
                 content = file.read()
@@ -90,50 +93,55 @@ class VocAnnotations:
             self.problems.add("missing_annotation", path, detail)
             return None
         self.digest.file(path, content)
-        if b"\0" in content or b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            self.problems.add("broken_annotation", path, "must be UTF-8 XML without DOCTYPE or ENTITY")
-            return None
         try:
-            return ElementTree.fromstring(content)
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
-            self.problems.add("broken_annotation", path, f"is not valid XML: {error}")
+            return parse(content)
+        except ValueError as error:
+            self.problems.add("broken_annotation", path, str(error))
             return None
 
-    def _append_object(self, entry: ElementTree.Element, path: str) -> None:
-        """Append an `<object>`. Only direct children count: `<part>` has boxes and names too."""
-        name, flag = "", "0"
-        corners: dict[str, str | None] = {}
-        for child in entry:
-            tag = child.tag
-            if tag == "name":
-                name = name or (child.text or "").strip()
-            elif tag == "bndbox":
-                corners = {corner.tag: corner.text for corner in child}
-            elif tag == "difficult":
-                flag = (child.text or "").strip()
-        if not name:
+    def _image(self, image_id: str, filename: str, path: str, files: VocFiles) -> str | None:
+        """Return the image of an id, relative to the dataset folder; None if there is none."""
+        names, unsafe = files.image(image_id, filename)
+        if len(names) > 1:
+            listed = " and ".join(name.rpartition("/")[2] for name in names)
+            self.problems.add("duplicate_id", path, f"{listed} have the same id {image_id}")
+        if names:
+            return names[0]
+        if unsafe:
+            self.problems.add("unsafe_name", path, f"filename {unsafe!r} is outside the dataset folder")
+        else:
+            self.problems.add("missing_image", path, f"no image {image_id}.* in {files.images or './'}")
+        return None
+
+    def _append_object(self, entry: XmlObject, path: str, file: str) -> None:
+        if not entry.name:
             self.problems.add("broken_annotation", path, "an <object> has no <name>")
             return
+        name = entry.name
         try:
-            xmin, ymin = float(corners["xmin"] or ""), float(corners["ymin"] or "")
-            xmax, ymax = float(corners["xmax"] or ""), float(corners["ymax"] or "")
-        except (KeyError, ValueError):
+            xmin, ymin, xmax, ymax = map(float, entry.corners or ())
+        except ValueError:
             xmin = ymin = xmax = ymax = float("nan")
         slack = 1 if self.one_pixel_boxes else 0
         if not abs(xmin) + abs(ymin) + abs(xmax) + abs(ymax) < MAX_COORDINATE:
             detail = f"the <bndbox> of a {name} needs xmin, ymin, xmax, ymax as numbers"
             self.problems.add("broken_annotation", path, detail)
-        elif xmax <= xmin - slack or ymax <= ymin - slack:
+            return
+        if self.raw is not None:
+            self.raw.add(file, (xmin, ymin, xmax, ymax))
+        box = voc_box(self.corners, xmin, ymin, xmax, ymax)
+        one = 1 if self.corners in ("1-based", "swapped") else 0
+        if box[2] - one <= box[0] - slack or box[3] - one <= box[1] - slack:
             detail = f"{name} with xmin {xmin:g}, ymin {ymin:g}, xmax {xmax:g}, ymax {ymax:g}"
             self.problems.add("zero_area", path, detail)
         else:
-            self.boxes.extend((xmin - 1, ymin - 1, xmax, ymax))
+            self.boxes.extend(box)
             self.names.append(name)
-            self.difficult.append(flag.lower() in ("1", "true"))
+            self.difficult.append(entry.difficult)
 
 
 def read(
-    dataset: VocDataset, root: Path, digest: Digest, problems: Problems
+    dataset: VocDataset, root: Path, digest: Digest, problems: Problems, raw: RawCorners | None = None
 ) -> tuple[tuple[str, ...], dict[str, Index]]:
     """Read all splits of a dataset.
 
@@ -142,38 +150,61 @@ def read(
         root: Dataset folder.
         digest: Receives every annotation file and split list.
         problems: Receives the problems; objects and images with problems are left out.
+        raw: Receives every box as written.
 
     Returns:
         Class names, and the index of each split (empty for a split that the dataset lacks). Sizes that an
-        annotation does not give are 0.
+        annotation does not give are 0, and boxes are fractions if `corners` is `relative`.
 
     Raises:
         DataError: A split list is missing.
     """
-    splits = {
-        split: _read_split(getattr(dataset, split), root, VocAnnotations(digest=digest, problems=problems))
-        for split in ("train", "val", "test")
-    }
+    splits = {}
+    for split in ("train", "val", "test"):
+        annotations = VocAnnotations(digest=digest, problems=problems, corners=dataset.corners, raw=raw)
+        splits[split] = _read_split(dataset, getattr(dataset, split), root, annotations)
     classes = dataset.classes or tuple(sorted(set(splits["train"].names)))
     return classes, {split: _pack(annotations, classes) for split, annotations in splits.items()}
 
 
-def _read_split(specs: Sequence[str], root: Path, annotations: VocAnnotations) -> VocAnnotations:
+def _read_split(dataset: VocDataset, specs: Sequence[str], root: Path, annotations: VocAnnotations) -> VocAnnotations:
     """Read and join several lists or folders; an image named by two of them is read once."""
     digest, problems = annotations.digest, annotations.problems
+    background = problems.action("missing_annotation") == "background"
     seen: set[tuple[str, str]] = set()
     for spec in specs:
-        folder, name = split_spec(root, spec)
-        images, where = _Images(folder, problems), folder.annotations
-        for image_id in images.ids() if name is None else listed_ids(folder, name, digest, problems):
-            if (folder.name, image_id) not in seen:
-                seen.add((folder.name, image_id))
-                annotations.read(root, f"{where}{image_id}.xml", image_id, images)
+        folder, name = split_spec(root, spec, dataset.images, dataset.annotations)
+        files = VocFiles(folder)
+        ids = files.ids() if name is None else listed_ids(folder, name, digest, problems, files.parse_line)
+        for image_id in ids:
+            if (folder.name, image_id) in seen:
+                continue
+            seen.add((folder.name, image_id))
+            path = files.annotation(image_id)
+            images, _ = ([], "") if files.has_annotation(image_id) else files.image(image_id)
+            if images and background:
+                problems.add("missing_annotation", images[0], "has no XML file")
+                annotations.read_background(path, image_id, images[0])
+            else:
+                annotations.read(root, path, image_id, files)
+        for stem, file in files.unused() if name is None else ():
+            problems.add("missing_annotation", file, "has no XML file")
+            if background:
+                annotations.read_background(f"{files.annotations}{stem}.xml", stem, file)
     return annotations
 
 
-def listed_ids(folder: VocFolder, name: str, digest: Digest, problems: Problems) -> Iterator[str]:
+def listed_ids(
+    folder: VocFolder, name: str, digest: Digest, problems: Problems, parse_line: Callable[[str], str] | None = None
+) -> Iterator[str]:
     """Yield the image ids of a split list.
+
+    Args:
+        folder: Folder of the list.
+        name: Name of the list.
+        digest: Receives the list.
+        problems: Receives names outside the folder and duplicates.
+        parse_line: Function from a line to an id; None removes flags after the id.
 
     Raises:
         DataError: The list is missing.
@@ -191,7 +222,7 @@ def listed_ids(folder: VocFolder, name: str, digest: Digest, problems: Problems)
     for line in content.decode("utf-8-sig", errors="replace").splitlines():
         if not line.strip():
             continue
-        image_id = _parse_id(line.strip(), folder)
+        image_id = parse_line(line.strip()) if parse_line else LIST_FLAGS.sub("", line.strip())
         if not is_inside(image_id):
             problems.add("unsafe_name", where, f"{image_id!r} is outside the dataset folder")
         elif image_id in seen:
@@ -199,44 +230,6 @@ def listed_ids(folder: VocFolder, name: str, digest: Digest, problems: Problems)
         else:
             seen.add(image_id)
             yield image_id
-
-
-def _parse_id(line: str, folder: VocFolder) -> str:
-    """Return the id in a line of a list, which may contain spaces, without the flags after it."""
-    image_id = LIST_FLAGS.sub("", line)
-    if image_id != line and (folder.root / folder.annotations / f"{line}.xml").is_file():
-        return line
-    return image_id
-
-
-class _Images:
-    """Images of a folder by their stems, which are the ids."""
-
-    def __init__(self, folder: VocFolder, problems: Problems) -> None:
-        self._folder, self._path, self._problems = folder, folder.images, problems
-        self._files: dict[str, list[str]] = {}
-        for stem, name in folder.find_images():
-            self._files.setdefault(stem, []).append(name)
-
-    def ids(self) -> list[str]:
-        """Return the ids of a folder without lists: its annotations. Report images without annotation."""
-        ids = self._folder.find_annotations()
-        for stem in sorted(self._files.keys() - set(ids)):
-            self._problems.add("missing_annotation", self._path + self._files[stem][0], "has no XML file")
-        return ids
-
-    def find(self, image_id: str, tree: ElementTree.Element, path: str) -> str | None:
-        """Return the image of an id, relative to the dataset folder: by its stem, else by `<filename>`."""
-        names = self._files.get(image_id) or [(tree.findtext("filename") or "").strip()]
-        if len(names) > 1:
-            self._problems.add("duplicate_id", path, f"{' and '.join(names)} have the same id {image_id}")
-        if not names[0]:
-            self._problems.add("missing_image", path, f"no image {image_id}.* in {self._path or './'}")
-        elif not is_inside(names[0]):
-            self._problems.add("unsafe_name", path, f"filename {names[0]!r} is outside the dataset folder")
-        else:
-            return self._path + names[0]
-        return None
 
 
 def _pack(annotations: VocAnnotations, classes: Sequence[str]) -> Index:

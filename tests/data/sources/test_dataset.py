@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.data.loading.index import Record, pack
-from detection.data.sources.dataset import RawDataset, check_learnable, hold_out, read, without_empty
+from detection.data.sources.dataset import RawDataset, check_learnable, read, without_empty
 from detection.data.sources.digest import Digest
+from detection.data.sources.holdout import hold_out
 from detection.errors import DataError
 from detection.params import VocDataset
 

@@ -51,7 +51,7 @@ def test_only_the_missing_year_is_downloaded(data_root: Path) -> None:
     assert "voc2007" not in message
     check_present("voc2007", load(PARAMS, dataset="voc2007").data)
     typo = VocDataset(format="voc", path="VOCdevkit", train=("VOC2007/trainvall",), holdout_fraction=0.1)
-    assert "did you mean 'trainval.txt'?" in message_for("mine", typo)
+    assert "did you mean 'trainval'?" in message_for("mine", typo)
 
 
 def test_missing_own_data_names_the_expected_files(data_root: Path) -> None:
