@@ -305,7 +305,7 @@ def _ap_at_threshold(
         backwards = precision[:, low:high][:, ::-1]
         np.maximum.accumulate(backwards, axis=1, out=backwards)
     read = np.diff(reached, axis=1, prepend=0)
-    read[:, starts[some]] = reached[:, starts[some]]  # counts begin anew with each class
+    read[:, starts[some]] = reached[:, starts[some]]  # each class counts from 0
     average[:, some] = np.add.reduceat(precision * read, starts[some], axis=1) / len(RECALLS)
     return average
 
