@@ -86,5 +86,5 @@ def test_real_datasets_are_prepared(shared_data: Path, tmp_path: Path, name: str
     prepared = Prepared.load(tmp_path / "data/prepared")
     assert f"digest: {prepared.digest}" in result.stdout
     assert len(prepared.index("val")) > 0
-    warning = "val (6 images, 55 objects) is too small: AP50 ± 0.18"
+    warning = "val (3 images, 45 objects) is too small: AP50 ± 0.23"
     assert (warning in result.stdout) == ("too small" in result.stdout) == (name == "tiny_coco")
