@@ -17,6 +17,7 @@ import yaml
 from detection.errors import DataError, ParamsError
 from detection.files import DETECTOR, DVC_LOCK, DVC_YAML, PARAMS_YAML
 from detection.params import Params, schema
+from detection.text import flatten
 
 PIPELINE, LOCK, PARAMS = str(DVC_YAML), str(DVC_LOCK), str(PARAMS_YAML)
 CODE_FOLDERS = ("detection/", "stages/")
@@ -89,9 +90,8 @@ class StageInputs:
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
-        params = parse(PARAMS, Path(PARAMS).read_bytes())
-        keys = paths(stages().get(stage, {}), "params")
-        self._keys = [VARIABLE.sub(lambda match: str(_value(params, match[1])), key) for key in keys]
+        values, keys = self._values(), paths(stages().get(stage, {}), "params")
+        self._keys = [VARIABLE.sub(lambda match: str(values.get(match[1])), key) for key in keys]
         self._before = self._read()
 
     def check(self) -> None:
@@ -113,27 +113,19 @@ class StageInputs:
 
     def _read(self) -> dict[str, str]:
         """Hash by module, value by params key."""
-        params = parse(PARAMS, Path(PARAMS).read_bytes())
         files = [(name, file) for name, file in dependency_files(self._stage) if is_code(name) and file.is_file()]
         hashes = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files}
-        return hashes | {leaf: text for key in self._keys for leaf, text in _leaves(key, _value(params, key))}
+        values = self._values().items()
+        return hashes | {
+            name: json.dumps(value, default=str)
+            for name, value in values
+            if any(f"{name}.".startswith(f"{key}.") for key in self._keys)
+        }
 
-
-def _value(params: Mapping[str, Any], key: str) -> Any:
-    """Value of a dotted key; None if the key is missing."""
-    value: Any = params
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def _leaves(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted key and JSON text of every value below a key."""
-    if isinstance(value, Mapping) and value:
-        for name, below in value.items():
-            yield from _leaves(f"{key}.{name}", below)
-    else:
-        yield key, json.dumps(value, default=str)
+    @staticmethod
+    def _values() -> dict[str, Any]:
+        """Values of params.yaml by dotted key."""
+        return flatten(parse(PARAMS, Path(PARAMS).read_bytes()))
 
 
 def locked_stages(lock: bytes | None) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,12 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def gpu(driver: Path) -> None:
+    """A machine with an NVIDIA driver."""
+    driver.write_text(DRIVER)
+
+
 def too_old() -> Any:
     raise RuntimeError("The NVIDIA driver on your system is too old (found version 12040). Please update your driver")
 
@@ -35,9 +41,8 @@ def test_without_a_gpu_the_cpu_is_used_silently(driver: Path, caplog: pytest.Log
 
 
 def test_a_driver_that_is_too_old_is_reported_with_the_fix(
-    driver: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    gpu: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver.write_text(DRIVER)
     monkeypatch.setattr(torch.cuda, "init", too_old)
     assert pick_device("cpu").type == "cpu"
     assert caplog.messages == []
@@ -51,9 +56,8 @@ def test_a_driver_that_is_too_old_is_reported_with_the_fix(
 
 
 def test_a_build_without_cuda_beside_a_gpu_is_reported(
-    driver: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    gpu: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver.write_text(DRIVER)
     monkeypatch.setattr(torch.version, "cuda", None)
     pick_device("auto")
     assert "built without CUDA" in caplog.messages[0]

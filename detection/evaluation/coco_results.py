@@ -46,7 +46,7 @@ def read(path: Path, deviations: Deviations) -> tuple[list[Result], NDArray[np.f
     """Results of a file, and the areas of their masks if it has masks instead of boxes.
 
     Raises:
-        DataError: The file is missing or is no results file; names the entry.
+        DataError: The file is missing, or not a COCO results file; names the entry.
     """
     content_type = "a list of COCO results"
     content = coco.read_bytes(path, content_type)

@@ -8,7 +8,7 @@ import codecs
 import logging
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def read_coco(
     Raises:
         DataError: A file is missing or invalid; names file and entry.
     """
-    problems, deviations = Problems(COCO_CHECKS), Deviations(strict)
+    checks = replace(COCO_CHECKS, unlisted_image="drop", unknown_class="drop") if skip_unknown else COCO_CHECKS
+    problems, deviations = Problems(checks), Deviations(strict)
     instances = coco.load(ground_truth, str(ground_truth), problems)
     for key, entries in (("images", instances.images), ("categories", instances.categories)):
         if not entries and not problems.entries:
@@ -88,7 +89,6 @@ def read_coco(
     miscounted = _check_ids(ground_truth, deviations)
     listed = (instances.image_rows >= 0) & (instances.category_rows >= 0)
     if skip_unknown:
-        problems.entries = [problem for problem in problems.entries if not problem.detail.endswith("is unlisted")]
         deviations.add(ground_truth, int(np.sum(~listed)), "annotations of unlisted images or categories, ignored")
     _refuse_problems(problems, None)
     instances_rows = np.flatnonzero(listed)

@@ -20,7 +20,7 @@ from detection.experiments.repository import Workspace, read_params
 from detection.files import read_json, read_table
 from detection.pipeline import LOCK, PARAMS, locked_code
 from detection.text import flatten
-from detection.tracking.client import as_text
+from detection.tracking.client import as_text, start_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,8 +116,7 @@ def read(experiment: Experiment, folder: Path) -> ExperimentData:
 def _params(recorded: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, str]:
     chosen = {key: recorded[key] for key in ("model", "dataset", "seed", "recipe") if key in recorded}
     source = recorded.get("start", {}).get("source", {})
-    digest = next((source[key] for key in ("sha256", "md5", "uri", "weights") if key in source), None)
-    chosen["start"] = {"from": source.get("from"), "digest": digest}
+    chosen["start"] = {"from": source.get("from"), "digest": start_digest(source)}
     chosen["data"] = (sections.get("datasets") or {}).get(recorded.get("dataset")) or {}
     return as_text(flatten(chosen | {key: sections[key] for key in PARAM_SECTIONS if sections.get(key)}))
 

@@ -20,15 +20,13 @@ from detection.models.faster_rcnn import FasterRCNN
 from detection.models.heads import ClassificationHead
 from detection.params import Params
 from detection.params.reader import Override
-from detection.text import flatten
+from detection.text import flatten, listed
 from detection.weights import StartWeights
 
 BACKGROUND_NAME = "__background__"
 COCO_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "tvmonitor": "tv"}
 """VOC's names of COCO's classes; `diningtable` and `pottedplant` differ by a space only."""
 
-MAX_NAMES = 10
-"""Unused classes of the source that the log names."""
 STRUCTURE = (
     *("features", "fpn_levels", "fpn_channels", "fpn_norm", "pyramid", "p6_from", "head_convs", "head_norm"),
     *("anchors", "default_boxes", "reduced_tail", "image_mean", "image_std"),
@@ -65,8 +63,7 @@ class Transfer:
         if self.initialized:
             yield f"  classes initialized: {', '.join(self.initialized)}"
         if self.unused:
-            more = f" and {len(self.unused) - MAX_NAMES} more" if len(self.unused) > MAX_NAMES else ""
-            yield f"  classes of the source that the data lacks: {', '.join(self.unused[:MAX_NAMES])}{more}"
+            yield f"  classes of the source that the data lacks: {listed(self.unused)}"
         for row in self.tensors:
             yield f"  {row['tensor']} {row['shape']}: {row['rows']} rows copied{row['reason'] and '; '}{row['reason']}"
         yield from (f"  {note}" for note in self.notes)

@@ -131,13 +131,18 @@ def describe(store: Store, run: Any, params: Params, recorded: Mapping[str, str]
     _log_start_model(store, run, params)
 
 
+def start_digest(source: Mapping[str, Any]) -> str | None:
+    """Hash of the weights that a resolved `start.from` names, else their registry URI or published name."""
+    return next((source[key] for key in ("sha256", "md5", "uri", "weights") if source.get(key)), None)
+
+
 def _log_start_model(store: Store, run: Any, params: Params) -> None:
     """Log the detector that the training starts from as the run's model input, a LoggedModel by its digest."""
     from mlflow.entities import LoggedModelInput
     from mlflow.exceptions import MlflowException
 
     tags = _start_tags()
-    digest = next((tags[key] for key in ("start.sha256", "start.md5", "start.uri", "start.weights") if key in tags), "")
+    digest = start_digest(read_json(WEIGHTS_JSON).get("start", {}))
     if not digest or (run.inputs and run.inputs.model_inputs):
         return
     try:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+KEYS = ("images", "annotations", "categories")
 FLAGS = {None: 0, "": 0, "0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 
 
@@ -36,9 +37,6 @@ def normalize(document: Mapping[str, Any]) -> dict[str, list[Any]]:
         ],
         "categories": [_category(one, categories) if _is_object(one) else one for one in lists["categories"]],
     }
-
-
-KEYS = ("images", "annotations", "categories")
 
 
 def _is_object(entry: Any) -> bool:
@@ -91,13 +89,12 @@ def _category(entry: dict[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _flag(value: Any) -> Any:
+    """0 or 1 for a missing flag, text or a float; any other value as it is."""
     if isinstance(value, float) and value in (0, 1):
         return int(value)
-    return FLAGS.get(value.strip().lower() if isinstance(value, str) else value, value) if _hashable(value) else value
-
-
-def _hashable(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+    if value is None or isinstance(value, str):
+        return FLAGS.get(value and value.strip().lower(), value)
+    return value
 
 
 def _number(value: Any) -> float | None:

@@ -67,7 +67,7 @@ class RawCorners:
         self._values.extend(values)
 
     def add_all(self, files: list[str], rows: NDArray[np.int64], values: Floats) -> None:
-        """Add boxes [T, 4] of the images `files[rows]`; a negative row is no image."""
+        """Add boxes [T, 4] of the images `files[rows]`; boxes with a negative index are left out."""
         known = rows >= 0
         self._files += [files[row] for row in rows[known].tolist()]
         self._values.extend(values[known].ravel().tolist())
