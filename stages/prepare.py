@@ -25,7 +25,7 @@ def main() -> None:
     log.info("%s: images: %s; classes: %d", raw.name, counts, len(raw.classes))
     for line in raw.problems.lines(raw.problems.counts()):
         log.warning("%s", line)
-    for line in reliability_warnings(raw.name, loaded.data, raw.splits, raw.classes):
+    for line in reliability_warnings(raw.name, raw.entry, raw.splits, raw.classes):
         log.warning("%s", line)
     if loaded.data.digest is None and loaded.data.format != "shapes":
         log.info("to pin this data, add to datasets.%s in params.yaml:  digest: %s", raw.name, raw.digest)

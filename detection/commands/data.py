@@ -58,12 +58,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
             json_file.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(f"--json {json_file} cannot be written: {error.strerror}") from None
-    sections = [
-        [f"{name} in {raw.root}"],
-        findings.splits(raw),
-        findings.problems(raw),
-        findings.reliability(raw, loaded.data),
-    ]
+    sections = [[f"{name} in {raw.root}"], findings.splits(raw), findings.problems(raw), findings.reliability(raw)]
     train = raw.splits["train"]
     if len(train.labels):
         sections += [
@@ -78,7 +73,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
             "them, or set an action for them at prepare.checks in params.yaml"
         )
     try:
-        check_content(raw, loaded.data)
+        check_content(raw)
         check_learnable(name, train, loaded.recipe.train_difficult)
     except DataError:
         log.info("%s", report)

@@ -19,7 +19,6 @@ from detection.doctor.label_stats import (
     overlapping_pairs,
     reliability_warnings,
 )
-from detection.params.datasets import Dataset
 from detection.params.recipe import FCOSRecipe, Recipe, SSDRecipe
 from detection.text import listed
 
@@ -56,12 +55,12 @@ def problems(raw: RawDataset) -> list[str]:
     return lines
 
 
-def reliability(raw: RawDataset, dataset: Dataset) -> list[str]:
+def reliability(raw: RawDataset) -> list[str]:
     """Margin of AP50 on val and test, and warnings."""
     margins = {split: ap50_margin(raw.splits[split], len(raw.classes)) for split in ("val", "test")}
     parts = [f"± {margin:.2f} on {split}" for split, margin in margins.items() if not math.isnan(margin)]
     lines = [f"    AP50 by chance: {', '.join(parts)} (95 % interval)"] if parts else []
-    warnings = reliability_warnings(raw.name, dataset, raw.splits, raw.classes)
+    warnings = reliability_warnings(raw.name, raw.entry, raw.splits, raw.classes)
     return ["  reliability of the metrics", *lines, *(f"    {warning}" for warning in warnings)]
 
 

@@ -9,7 +9,7 @@ dataclasses need the standard library only; the YAML reader is imported on first
 
 from typing import TYPE_CHECKING, Any
 
-from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
 from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Evaluate, Plots, Pretrain, Train
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CocoDataset", "Dataset", "Evaluate", "FCOSRecipe", "FasterRCNNRecipe", "Optimizer", "Params", "Plots",
     "Pretrain", "Recipe", "RetinaNetRecipe", "SSDRecipe", "Schedule", "ShapesDataset", "Train",
-    "VocDataset", "load",
+    "VocDataset", "YoloDataset", "load",
 ]  # fmt: skip
 
 

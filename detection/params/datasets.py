@@ -105,8 +105,49 @@ class CocoDataset(DatasetBase):
     negative; `relative`: `x, y, width, height` as fractions of the image size."""
 
 
-Dataset = ShapesDataset | VocDataset | CocoDataset
-FORMATS: dict[str, type[Dataset]] = {"shapes": ShapesDataset, "voc": VocDataset, "coco": CocoDataset}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class YoloDataset(DatasetBase):
+    """YOLO layout: images, a text file of relative boxes or polygons per image, and a file with the class names.
+
+    A label file has the image's path with `labels` in place of the last `images`, or lies beside the image. An image
+    without a label file, or with an empty one, has no objects.
+    """
+
+    format: Literal["yolo"]
+    """Reader."""
+    data: str | None = None
+    """File with class names and splits (`data.yaml`, Darknet's `obj.data`), relative to `path`; null: found by its
+    name. Its paths are relative to its `path:`, to itself, or to a folder that has been moved."""
+    train: tuple[str, ...] | None = None
+    """Image folders, or text files with an image per line, relative to `path`; null: those of `data`, without such a
+    file `images` or all of `path`."""
+    val: tuple[str, ...] | None = None
+    """Those that select the checkpoint; null: those of `data`; empty: see `holdout_fraction`."""
+    test: tuple[str, ...] | None = None
+    """Those that `evaluate` scores; null: those of `data`; empty: see `holdout_fraction`."""
+    labels: str | None = None
+    """Folder of the label files, with the sub-folders of the images; null: found as above."""
+    holdout_fraction: HoldoutFraction = 0.0
+    """Same as for VOC."""
+    skip_empty: bool = False
+    """Same as for VOC."""
+    classes: tuple[str, ...] | None = None
+    """Class names in order; null: those of `data`, `classes.txt`, `obj.names` or `notes.json`. Without such a file the
+    names of class 0, 1, …"""
+    corners: Literal["center", "center-pixels", "relative", "0-based"] = "center"
+    """Meaning of the four numbers of a box: `center`: `cx, cy, width, height` as fractions of the image size (YOLO);
+    `center-pixels`: the same in pixels; `relative`: `x1, y1, x2, y2` as fractions; `0-based`: the same in pixels."""
+
+
+Dataset = ShapesDataset | VocDataset | CocoDataset | YoloDataset
+FORMATS: dict[str, type[Dataset]] = {
+    "shapes": ShapesDataset,
+    "voc": VocDataset,
+    "coco": CocoDataset,
+    "yolo": YoloDataset,
+}
+FRACTIONS = ("relative", "center")
+"""Values of `corners` whose coordinates are fractions of the image size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

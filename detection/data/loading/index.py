@@ -113,8 +113,9 @@ class Index:
         return replace(self, offsets=offsets, **images, **self._boxes(box_rows))
 
     def scaled(self) -> "Index":
-        """Index whose boxes, fractions of the image size, are in pixels."""
-        boxes = self.boxes * self.sizes[self.image_rows()][:, [1, 0, 1, 0]].astype(np.float32)
+        """Index whose boxes, fractions of the image size in float32 or float64, are in pixels, rounded once."""
+        sides = self.sizes[self.image_rows()][:, [1, 0, 1, 0]].astype(np.float64)
+        boxes = (self.boxes * sides).astype(np.float32)
         return replace(self, boxes=boxes, areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1))
 
     def keep_boxes(self, mask: NDArray[np.bool_]) -> "Index":

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import DataError
+from detection.params.datasets import FRACTIONS
 
 Floats = NDArray[np.float64]
 MIN_BOXES = 3
@@ -26,10 +27,13 @@ DESCRIPTIONS = {
     "swapped": "opposite corners in any order",
     "relative": "fractions of the image size",
     "width-height": "width and height in the place of the second corner",
+    "center": "center, width and height as fractions of the image size",
+    "center-pixels": "center, width and height in pixels",
 }
 CANDIDATES = {
     "voc": ("1-based", "width-height", "relative", "swapped"),
     "coco": ("width-height", "0-based", "relative", "swapped"),
+    "yolo": ("center", "relative", "center-pixels", "0-based"),
 }
 """Conventions that are tried, per format."""
 
@@ -52,6 +56,13 @@ def coco_boxes(corners: str, values: Floats) -> Floats:
     if corners == "swapped":
         return np.concatenate([values[:, :2] + np.minimum(values[:, 2:], 0), np.abs(values[:, 2:])], axis=1)
     return values
+
+
+def yolo_box(corners: str, a: float, b: float, c: float, d: float) -> tuple[float, float, float, float]:
+    """Convert the four numbers of a YOLO box to corners; fractions stay fractions."""
+    if corners in ("center", "center-pixels"):
+        return a - c / 2, b - d / 2, a + c / 2, b + d / 2
+    return a, b, c, d
 
 
 class RawCorners:
@@ -77,7 +88,7 @@ class RawCorners:
 
         Args:
             name: Dataset in params.yaml.
-            source_format: `voc` or `coco`.
+            source_format: `voc`, `coco` or `yolo`.
             corners: Convention in which the boxes were read.
             sizes: Height and width of each image.
 
@@ -111,14 +122,15 @@ def _invalid(
     source_format: str, corners: str, values: Floats, sides: Floats
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """[T] masks of the boxes that lie outside or have no area in a convention, and of those with nothing inside."""
-    if source_format == "voc":
-        boxes = np.array([voc_box(corners, *row) for row in values.tolist()]).reshape(-1, 4)
+    if source_format in ("voc", "yolo"):
+        convert = voc_box if source_format == "voc" else yolo_box
+        boxes = np.array([convert(corners, *row) for row in values.tolist()]).reshape(-1, 4)
     else:
         boxes = coco_boxes(corners, values)
         boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-    if corners == "relative":
+    if corners in FRACTIONS:
         boxes = boxes * sides[:, [1, 0, 1, 0]]
-    fractions = (np.abs(values) <= 1).all(axis=1) & (corners != "relative")
+    fractions = (np.abs(values) <= 1).all(axis=1) & (corners not in FRACTIONS)
     one = 1.0 if source_format == "voc" and corners in ("1-based", "swapped") else 0.0
     flat = (boxes[:, 2:] - one <= boxes[:, :2]).any(axis=1) | (fractions & (sides > 2).all(axis=1))
     limits = sides[:, ::-1]

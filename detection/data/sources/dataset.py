@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from detection.data.loading.index import Index
-from detection.data.sources import coco, voc
+from detection.data.sources import coco, voc, yolo, yolo_files
 from detection.data.sources import shapes_generator as generator
 from detection.data.sources.checks import Problems, check_boxes, check_images, check_splits
 from detection.data.sources.corners import RawCorners
@@ -17,7 +17,7 @@ from detection.data.sources.layout import check_present
 from detection.data.sources.shapes_render import CLASSES
 from detection.errors import DataError
 from detection.files import data_root
-from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.params.datasets import FRACTIONS, CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.params.stages import Checks
 
 
@@ -27,6 +27,8 @@ class RawDataset:
 
     name: str
     """Name in `params.yaml`."""
+    entry: Dataset
+    """Entry in `params.yaml`, with the splits that the dataset's own files define."""
     classes: tuple[str, ...]
     """Class names; label i is `classes[i]`."""
     splits: dict[str, Index]
@@ -59,7 +61,7 @@ def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDatase
     if raw.problems.refused():
         regenerate = f"; or delete {raw.root} to generate it again" if isinstance(dataset, ShapesDataset) else ""
         raise DataError(raw.problems.message(name) + regenerate)
-    check_content(raw, dataset)
+    check_content(raw)
     return raw
 
 
@@ -82,6 +84,8 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     else:
         path, fraction = dataset.path, dataset.holdout_fraction
     root = data_root() / path
+    if isinstance(dataset, YoloDataset):
+        dataset = yolo_files.resolve(name, dataset, root)
     digest, problems, raw = Digest(), Problems(checks), RawCorners()
     classes, splits = _read_splits(dataset, root, digest, problems, raw)
     files = list(dict.fromkeys(file.decode() for index in splits.values() for file in index.files.tolist()))
@@ -100,7 +104,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
             for file, (height, width) in zip(index.files.tolist(), index.sizes.tolist(), strict=True)
         }
         raw.check(name, dataset.format, dataset.corners, sizes)
-        if dataset.corners == "relative":
+        if dataset.corners in FRACTIONS:
             splits = {split: index.scaled() for split, index in splits.items()}
     splits = {split: check_boxes(index, classes, problems) for split, index in splits.items()}
     splits = check_splits(root, splits, headers, problems)
@@ -112,6 +116,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     }
     return RawDataset(
         name=name,
+        entry=dataset,
         classes=classes,
         splits=splits,
         path=path,
@@ -130,6 +135,8 @@ def _read_splits(
             return coco.read(dataset, root, digest, problems, raw)
         case VocDataset():
             return voc.read(dataset, root, digest, problems, raw)
+        case YoloDataset():
+            return yolo.read(dataset, root, digest, problems, raw)
         case ShapesDataset():
             train, val, test = ("train",), ("val",), ("test",)
             tree = VocDataset(format="voc", path=dataset.path, classes=CLASSES, train=train, val=val, test=test)
@@ -154,12 +161,13 @@ def check_learnable(name: str, train: Index, train_difficult: bool) -> None:
     raise DataError(f"dataset {name}: no training object can be learnt: all are {' or '.join(kinds)}; {fix}")
 
 
-def check_content(raw: RawDataset, dataset: Dataset) -> None:
+def check_content(raw: RawDataset) -> None:
     """Refuse an empty training or test split, and data other than the pinned.
 
     Raises:
         DataError: See above.
     """
+    dataset = raw.entry
     if len(raw.splits["train"]) == 0:
         raise DataError(f"dataset {raw.name}: the training split in {raw.root} has no images")
     if len(raw.splits["train"].boxes) == 0:

@@ -13,7 +13,7 @@ from pathlib import Path
 from detection.data.archives import downloads
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES, data_root
-from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.text import did_you_mean
 
 SUSPICIOUS_NAME = re.compile(r"\.\.|^[/\\]|^.:|\0")
@@ -161,6 +161,11 @@ def check_present(name: str, dataset: Dataset) -> None:
     """
     if isinstance(dataset, ShapesDataset):
         return
+    if isinstance(dataset, YoloDataset):
+        from detection.data.sources import yolo_files  # imports this module
+
+        _check_holdout(name, yolo_files.check_present(name, dataset))
+        return
     _check_holdout(name, dataset)
     root = data_root() / dataset.path
     needed = {split: _needed_paths(dataset, root, split) for split in ("train", "val", "test")}
@@ -184,7 +189,7 @@ def check_present(name: str, dataset: Dataset) -> None:
                 )
 
 
-def _check_holdout(name: str, dataset: VocDataset | CocoDataset) -> None:
+def _check_holdout(name: str, dataset: VocDataset | CocoDataset | YoloDataset) -> None:
     key, fraction = f"datasets.{name}.holdout_fraction", dataset.holdout_fraction
     if not 0 <= fraction < 1:
         raise DataError(f"{key} must be at least 0 and below 1, not {fraction}")
