@@ -16,6 +16,7 @@ COMMANDS = {
     "doctor": ("data", "list a dataset's problems, with every image decoded"),
     "browse": ("data", "draw a dataset's augmented training images on one sheet"),
     "pin": ("data", "write a dataset's digest to params.yaml"),
+    "convert": ("data", "write a dataset's splits as COCO, VOC or YOLO"),
     "download": ("download", "download a dataset's official archives and extract them"),
     "compare": ("experiments", "differing params and scores of experiments, and which one is better"),
     "noise": ("experiments", "queue several seeds, and report the variation of the scores"),

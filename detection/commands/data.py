@@ -1,4 +1,4 @@
-"""Commands on datasets: doctor, browse, pin."""
+"""Commands on datasets: doctor, browse, pin, convert."""
 
 import argparse
 import json
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from detection.report.images.contact_sheet import Tile
 
 SHEET_COLUMNS = 4
+CONVERTED_FORMATS = ("coco", "voc", "yolo")
 log = logging.getLogger(__name__)
 
 
@@ -194,6 +195,49 @@ def _value(mapping: Any, key: str) -> Any:
     return next((value for name, value in mapping.value if name.value == key), None)
 
 
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="DATASET")
+    parser.add_argument("--to", required=True, choices=CONVERTED_FORMATS, help="format of the written files")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty folder")
+    parser.add_argument("--link", action="store_true", help="symbolic links to the images instead of copies")
+
+
+def convert(name: str, target_format: str, folder: Path, link: bool = False) -> str:
+    """Write a dataset's splits, read and checked as `prepare` does, in another format.
+
+    Args:
+        name: Dataset in params.yaml; need not be prepared.
+        target_format: One of `CONVERTED_FORMATS`.
+        folder: New or empty folder.
+        link: Make symbolic links to the images instead of copies.
+
+    Returns:
+        Counts, what the format cannot express, and an entry for params.yaml that reads the result.
+
+    Raises:
+        ParamsError: Unknown dataset.
+        DataError: The data is missing or invalid, or the folder is not empty.
+    """
+    from detection.data.writers import write
+
+    loaded = params.load(dataset=name)
+    raw = read(name, loaded.data, loaded.prepare.checks)
+    written = write(raw, target_format, folder, link)
+    counts = (
+        f"{split} {len(index):,} images, {len(index.boxes):,} objects"
+        for split, index in raw.splits.items()
+        if len(index)
+    )
+    images = "linked" if link else "copied"
+    return "\n".join(
+        [
+            f"{name} as {target_format} in {folder}, images {images}: {'; '.join(counts)}",
+            f"not in these files: {'; '.join(written.losses) or 'nothing'}",
+            f"entry for `datasets` in params.yaml:  NAME: {written.entry}",
+        ]
+    )
+
+
 COMMANDS = {
     "doctor": Command(_add_doctor, lambda args: doctor(args.name, json_file=args.json, model=args.model)),
     "browse": Command(
@@ -201,6 +245,9 @@ COMMANDS = {
         lambda args: browse(
             args.dataset, model=args.model, augmentation=args.augmentation, out=args.out, count=args.count
         ),
+    ),
+    "convert": Command(
+        _add_convert, lambda args: convert(args.name, target_format=args.to, folder=args.folder, link=args.link)
     ),
     "pin": Command(_add_pin, lambda args: pin(args.name)),
 }

@@ -1,0 +1,29 @@
+"""`detection convert` on small generated shapes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import detection, error_line
+
+SHAPES = "  shapes: {format: shapes, path: shapes, image_size: 64, train: 6, val: 2, test: 3}"
+
+
+@pytest.mark.parametrize("target_format", ["coco", "voc", "yolo"])
+def test_the_printed_entry_reads_the_written_files(with_shapes: Callable[[str], Path], target_format: str) -> None:
+    folder = with_shapes(SHAPES).parent
+    out = f"data/raw/{target_format}"
+    done = detection(folder, "convert", "shapes", "--to", target_format, out, "--link")
+    assert done.returncode == 0, done.stderr
+    counts, losses, entry = done.stdout.splitlines()[-3:]
+    assert "train 6 images" in counts
+    assert losses.startswith("not in these files: ")
+    with_shapes(f"{SHAPES}\n  {entry.split('  ')[1].replace('NAME', 'other')}")
+    (folder / "params.yaml").write_text(
+        (folder / "params.yaml").read_text().replace("\nbudgets:\n", "\nbudgets:\n  other: {}\n")
+    )
+    again = detection(folder, "convert", "other", "--to", "coco", "again")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[0].split(": ", 1)[1] == counts.split(": ", 1)[1]
+    assert "not an empty folder" in error_line(detection(folder, "convert", "other", "--to", "voc", "again"))
