@@ -4,15 +4,12 @@ The readers of `data.sources` deliver the ground truth in float64; nothing is ro
 although the format does not allow it is scored alike, with a warning (`Deviations`).
 """
 
-import codecs
 import logging
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -55,14 +52,6 @@ class ExternalData:
         return Overlaps.of(self.ground_truth, self.predictions, len(self.classes))
 
 
-class _AnnotationId(msgspec.Struct):
-    id: Any = None
-
-
-class _AnnotationIds(msgspec.Struct):
-    annotations: list[_AnnotationId]
-
-
 def read_coco(
     ground_truth: Path, detections: Path, *, skip_unknown: bool = False, strict: bool = False
 ) -> ExternalData:
@@ -86,7 +75,7 @@ def read_coco(
     for key, entries in (("images", instances.images), ("categories", instances.categories)):
         if not entries and not problems.entries:
             raise DataError(f"{ground_truth}: it lists no {key}; use the instances file of the split")
-    miscounted = _check_ids(ground_truth, deviations)
+    miscounted = _check_ids(ground_truth, instances, deviations)
     listed = (instances.image_rows >= 0) & (instances.category_rows >= 0)
     if skip_unknown:
         deviations.add(ground_truth, int(np.sum(~listed)), "annotations of unlisted images or categories, ignored")
@@ -119,24 +108,19 @@ def read_coco(
     )
 
 
-def _check_ids(path: Path, deviations: Deviations) -> bool:
+def _check_ids(path: Path, instances: coco.Instances, deviations: Deviations) -> bool:
     """Count annotation ids that pycocotools miscounts; return whether there are some.
 
     Raises:
         DataError: It is a file of LVIS, whose protocol is another one.
     """
-    content = path.read_bytes()
-    if b'"neg_category_ids"' in content:
+    if any(image.neg_category_ids is not None for image in instances.images):
         raise DataError(
             f"{path}: it has neg_category_ids, as LVIS: classes are annotated on some images only, which COCO's "
             "protocol would count as false positives; score it with lvis-api"
         )
-    try:
-        annotations = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8), type=_AnnotationIds).annotations
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    ids = [str(annotation.id) for annotation in annotations if annotation.id is not None]
-    zeros, repeated = sum(name in ("0", "0.0") for name in ids), len(ids) - len(set(ids))
+    ids = [number for number in instances.annotation_ids if number is not None]
+    zeros, repeated = ids.count(0) + ids.count("0"), len(ids) - len(set(ids))
     pitfall = "which pycocotools itself miscounts: renumber from 1"
     deviations.add(path, zeros, f"annotation with the id 0, {pitfall}")
     deviations.add(path, repeated, f"repeated annotation ids, {pitfall}")
@@ -150,22 +134,20 @@ def _coco_predictions(
     skip_unknown: bool,
     deviations: Deviations,
 ) -> Predictions:
-    results, mask_areas = coco_results.read(path, deviations)
-    given_images = np.array([result.image_id for result in results])
-    given_categories = np.array([result.category_id for result in results])
+    results = coco_results.read(path, deviations)
     predictions = Predictions(
-        images=coco.find_rows(given_images, image_ids),
-        labels=coco.find_rows(given_categories, category_ids),
-        boxes=np.array([result.bbox for result in results], dtype=np.float64).reshape(-1, 4),
-        scores=np.array([result.score for result in results], dtype=np.float64),
-        mask_areas=mask_areas,
+        images=coco.find_rows(results.image_id, image_ids),
+        labels=coco.find_rows(results.category_id, category_ids),
+        boxes=results.bbox,
+        scores=results.score,
+        mask_areas=results.mask_areas,
     )
-    is_float = len(results) and (given_images.dtype.kind == "f" or given_categories.dtype.kind == "f")
-    deviations.add(path, len(results) * is_float, "results, some with ids written as 1.0")
+    is_float = results.image_id.dtype.kind == "f" or results.category_id.dtype.kind == "f"
+    deviations.add(path, len(results.score) * is_float, "results, some with ids written as 1.0")
 
     def unknown(row: int) -> str:
         key = "image_id" if predictions.images[row] < 0 else "category_id"
-        return f"{key} {getattr(results[row], key)} is not in the ground truth"
+        return f"{key} {getattr(results, key)[row].item()} is not in the ground truth"
 
     inverted = coco.shortest_sides(predictions.boxes) < 0
     deviations.add(path, int(inverted.sum()), "boxes with negative width or height, which match no object")

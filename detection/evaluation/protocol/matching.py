@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.protocol.overlaps import Overlaps
+from detection.evaluation.protocol.overlaps import Overlaps, run_starts
 
 Bits = NDArray[np.int64]
 
@@ -91,7 +91,8 @@ def _match_part(overlaps: Overlaps) -> Matches:
     taken[detection[alone]] = object_[alone]  # every pair reaches 0.5
 
     rest = np.flatnonzero(~alone)
-    contested = (detection[rest], object_[rest], iou[rest], reached[rest])
+    groups = detection[rest] - overlaps.rank[detection[rest]]  # first detection of the image and class
+    contested = (detection[rest], object_[rest], iou[rest], reached[rest], groups)
     _match_contested(contested, counted, truth.ignored, matched, ignored, taken)
     outside = ~area_range_bits(predictions.areas)
     return Matches(matched=matched, ignored=ignored | (outside & ~matched), object=taken)
@@ -106,7 +107,7 @@ def _reached(iou: NDArray[np.float64]) -> Bits:
 
 
 def _match_contested(
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Bits],
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Bits, NDArray[np.int64]],
     counted: Bits,
     crowd: NDArray[np.bool_],
     matched: Bits,
@@ -116,31 +117,34 @@ def _match_contested(
     """Match pairs whose object or detection has several candidates; writes into the last three arguments.
 
     Each pair occurs twice: once with the runs in which its object counts, and behind all of those of the
-    detection with the runs in which its object is ignored.
+    detection with the runs in which its object is ignored. Images and classes do not influence each other: a
+    step visits the next pair of all of them.
     """
-    detection, object_, iou, reached = (np.concatenate([column, column]) for column in pairs)
+    detection, object_, iou, reached, groups = (np.concatenate([column, column]) for column in pairs)
     late = np.repeat([False, True], len(pairs[0]))
     reached &= np.where(late, ~counted[object_], counted[object_])
     kept = np.flatnonzero(reached)
     order = kept[np.lexsort((-object_[kept], -iou[kept], late[kept], detection[kept]))]
-    objects, position = np.unique(object_[order], return_inverse=True)
-    free = [-1] * len(objects)  # all bits set
-    closes = np.where(crowd[objects], 0, -1).tolist()
-    columns = (detection[order], position, objects[position], reached[order], late[order])
-    current, open_runs, won_runs, ignored_runs, first = -1, 0, 0, 0, -1
-    for d, i, t, bits, is_late in zip(*(column.tolist() for column in columns), strict=True):
-        if d != current:
-            if won_runs:
-                matched[current], ignored[current], taken[current] = won_runs, ignored_runs, first
-            current, open_runs, won_runs, ignored_runs, first = d, -1, 0, 0, -1
-        won = bits & open_runs & free[i]
-        if won:
-            open_runs &= ~won
-            free[i] &= ~(won & closes[i])
-            won_runs |= won
-            if is_late:
-                ignored_runs |= won
-            if won & IOU_50_BIT:
-                first = t
-    if won_runs:
-        matched[current], ignored[current], taken[current] = won_runs, ignored_runs, first
+    detection, object_, reached, late = detection[order], object_[order], reached[order], late[order]
+    starts = run_starts(groups[order])
+    lengths = np.diff(starts)
+    longest_first = np.argsort(-lengths, kind="stable")
+    starts, lengths = starts[longest_first], lengths[longest_first]
+    active = np.searchsorted(-lengths, -np.arange(lengths.max(initial=0)), side="left")  # groups of each step
+    is_first = np.diff(detection, prepend=-1) != 0
+    open_runs, won = np.empty(len(lengths), dtype=np.int64), np.empty_like(reached)
+    free = np.full(len(counted), -1)  # all bits set
+    for step, count in enumerate(active.tolist()):
+        pairs_now = starts[:count] + step
+        objects = object_[pairs_now]
+        still_open = np.where(is_first[pairs_now], -1, open_runs[:count])
+        now = reached[pairs_now] & still_open & free[objects]
+        open_runs[:count] = still_open & ~now
+        free[objects] &= np.where(crowd[objects], -1, ~now)
+        won[pairs_now] = now
+    first_pairs = np.flatnonzero(is_first)
+    if len(first_pairs):
+        matched[detection[first_pairs]] = np.bitwise_or.reduceat(won, first_pairs)
+        ignored[detection[first_pairs]] = np.bitwise_or.reduceat(np.where(late, won, 0), first_pairs)
+    firsts = np.flatnonzero(won & IOU_50_BIT)
+    taken[detection[firsts]] = object_[firsts]
