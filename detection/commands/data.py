@@ -14,7 +14,8 @@ from detection.commands import Command
 from detection.data.sources.dataset import check_content, check_learnable, examine, read
 from detection.doctor import findings
 from detection.errors import DataError, ParamsError
-from detection.files import PARAMS_YAML
+from detection.files import PARAMS_YAML, data_root
+from detection.params.reader import read_yaml
 from detection.params.recipe import Recipe
 from detection.params.recipe_base import Augmentation
 from detection.text import did_you_mean
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="DATASET")
+    parser.add_argument("name", metavar="DATASET", help="dataset in params.yaml, or a folder without an entry")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all problems to this file")
     parser.add_argument("--model", help="model whose anchors are checked; default: that of params.yaml")
 
@@ -38,7 +39,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
     """Read a dataset as `prepare` does, decode every image, and report.
 
     Args:
-        name: Dataset in params.yaml.
+        name: Dataset in params.yaml; a folder gets a suggested entry instead of a report.
         json_file: File for all problems, a list of `{type, action, where, detail}`.
         model: Model whose anchors are compared with the objects; None for that of params.yaml.
 
@@ -51,6 +52,12 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
         DataError: The data is missing, has problems that `prepare.checks` sets to `error`, or has nothing to
             learn or differs from the pinned; the report is logged first.
     """
+    known = read_yaml(PARAMS_YAML).get("datasets") or {}
+    folder = next((one for one in (Path(name), data_root() / name) if name not in known and one.is_dir()), None)
+    if folder is not None:
+        from detection.doctor.folder_guess import suggest
+
+        return suggest(folder, known)
     loaded = params.load(dataset=name, model=model)
     raw = examine(name, loaded.data, loaded.prepare.checks, decode=True)
     if json_file:
