@@ -81,7 +81,8 @@ def voc_xml(number: int, file: str) -> str:
 
 def coco(numbers: Iterable[int], file_name: Callable[[int], str], first: int, **values: Any) -> dict[str, Any]:
     """COCO document whose ids start at `first`."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for row, number in enumerate(numbers, first):
         images.append({"id": row, "file_name": file_name(number), "width": WIDTH, "height": HEIGHT, "license": 1})
         for label, (x1, y1, x2, y2) in objects(number):
