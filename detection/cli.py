@@ -27,6 +27,9 @@ COMMANDS = {
 """Module of `detection.commands` and help of each command."""
 
 
+ON_EXPERIMENTS = ("summary", "compare", "noise", "apply", "promote", "sync")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command; on an error the user can fix, print one line on stderr and exit with 1."""
     argv = sys.argv[1:] if argv is None else argv
@@ -44,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream, force=True)
     try:
         print(command.run(args))
+        if name in ON_EXPERIMENTS:
+            _warn_of_lost_branch()
     except DetectionError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -52,6 +57,20 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.close()
     except OSError as error:  # a path that cannot be read or written
         sys.exit(f"error: {user_message(error) or error}")
+
+
+def _warn_of_lost_branch() -> None:
+    from detection.experiments.repository import Repository
+
+    try:
+        branch = Repository().lost_branch()
+    except DetectionError:  # not a repository
+        return
+    if branch:
+        print(
+            f"git is on no branch since a `dvc exp run` was killed; to put it back: git checkout {branch}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ REPORTS = Path("reports")
 REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
 REPORTS_TRAIN, REPORTS_EVALUATION = REPORTS / "train", REPORTS / "evaluation"
 EVALUATION_TABLES, REPORTS_PLOTS = REPORTS_EVALUATION / "tables", REPORTS / "plots"
+EVALUATED_JSON = EVALUATION_TABLES / "evaluated.json"
+"""md5 of the detector that the scores beside it belong to, as `detector`."""
 REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS / "train_run.json", REPORTS_EVALUATION / "run.json"
 
@@ -118,6 +121,12 @@ def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def md5(path: str | Path) -> str:
+    """MD5 of a file's content, in hexadecimal digits, as in dvc.lock."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from detection.errors import DataError, ParamsError
-from detection.files import DETECTOR, DVC_LOCK, DVC_YAML, PARAMS_YAML
+from detection.files import DETECTOR, DVC_LOCK, DVC_YAML, PARAMS_YAML, dvc_root
 from detection.params import Params, schema
 from detection.text import flatten
 
@@ -176,6 +176,21 @@ def experiment_name() -> str:
 def commit() -> str:
     """The experiment's baseline commit, else HEAD; empty outside git."""
     return os.environ.get("DVC_EXP_BASELINE_REV") or run_quiet("git", "rev-parse", "HEAD").strip()
+
+
+def branch() -> str:
+    """Branch that the experiment started from; DVC detaches HEAD while it runs one. Empty without a branch."""
+    name = run_quiet("git", "-C", str(dvc_root()), "symbolic-ref", "--quiet", "--short", "HEAD").strip()
+    if name or not (rev := commit()):
+        return name
+    form = "--format=%(refname:short)"
+    names = run_quiet("git", "-C", str(dvc_root()), "for-each-ref", "--points-at", rev, form, "refs/heads")
+    return names.partition("\n")[0].strip()
+
+
+def remote() -> str:
+    """URL of the remote `origin` of the main repository, as git has it; empty without one."""
+    return run_quiet("git", "-C", str(dvc_root()), "remote", "get-url", "origin").strip()
 
 
 def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:

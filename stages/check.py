@@ -65,7 +65,7 @@ def _undo_hint() -> str:
         changed = subprocess.run(command, check=False, capture_output=True).returncode == 1
     except OSError:  # git is not installed
         changed = False
-    return "; `git checkout params.yaml` undoes the changes of -S" if changed else ""
+    return "; `git checkout HEAD params.yaml` undoes the changes of -S" if changed else ""
 
 
 if __name__ == "__main__":

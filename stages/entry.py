@@ -27,11 +27,13 @@ def die_with_parent() -> None:
 def run(stage: Callable[[], None]) -> None:
     """Run a stage's `main` and exit with its code: 1 and one line on stderr for an error the user can fix.
 
-    Under DVC, a change of the stage's code or params while it ran is such an error. SIGTERM raises SystemExit, so that
-    open files and runs are closed. Training handles it with `StopSignals`.
+    Under DVC, a change of the stage's code or params while it ran is such an error. SIGTERM and SIGHUP raise
+    SystemExit, so that open files and runs are closed. Training handles them with `StopSignals`.
     """
     die_with_parent()
     signal.signal(signal.SIGTERM, _exit)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under `nohup`
+        signal.signal(signal.SIGHUP, _exit)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of DVC's queue start with it ignored
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     name = os.environ.get("DVC_STAGE", "").rpartition(":")[2]

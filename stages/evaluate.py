@@ -2,7 +2,7 @@
 
 import logging
 
-from detection.files import DETECTOR, EVALUATION_TABLES, REPORTS_EVALUATION
+from detection.files import DETECTOR, EVALUATED_JSON, EVALUATION_TABLES, REPORTS_EVALUATION, md5
 from detection.params import load
 from stages.entry import run
 
@@ -26,7 +26,7 @@ def main() -> None:
 
     prepared = Prepared.load()
     prepared.check_unchanged("test")
-    loaded = load_detector(DETECTOR)
+    loaded, digest = load_detector(DETECTOR), md5(DETECTOR)
     check_classes(DETECTOR, loaded, prepared.classes)
     index = prepared.index("test")
     detections = run_detector(
@@ -45,6 +45,7 @@ def main() -> None:
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
     files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
+    files |= {EVALUATED_JSON.name: {"detector": digest}}
     write_tables(EVALUATION_TABLES, {**evaluation.tables, **files})
     write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 

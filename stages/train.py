@@ -56,12 +56,14 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
     from detection.tracking.lifecycle import log_training_artifacts, open_run
     from detection.tracking.run import NoRun
     from detection.training.common.environment import write_environment
+    from detection.training.common.signals import stop_with_workspace
     from detection.training.loop import fit
 
     training_id = job.checkpoints.training_id()
     environment = write_environment(job.reports, training_id, job.device, job.precision, params.train.determinism)
     with open_run(params, environment) if distributed.is_main() else NoRun() as mlflow_run:
-        summary = {"monitor": job.settings.monitor, **fit(job, mlflow_run, stop)}
+        with stop_with_workspace():
+            summary = {"monitor": job.settings.monitor, **fit(job, mlflow_run, stop)}
         if distributed.is_main():
             write_json(REPORTS_TRAIN / "metrics.json", summary)
             DETECTOR.parent.mkdir(exist_ok=True)

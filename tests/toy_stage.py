@@ -18,7 +18,7 @@ from detection.data.sources.dataset import read
 from detection.evaluation.analysis.tables import per_class_table
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.results import SplitDetections
-from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
+from detection.files import EVALUATED_JSON, EVALUATION_RUN_JSON, TRAIN_RUN_JSON, md5
 
 GOOD = "retinanet_resnet18"
 
@@ -47,6 +47,7 @@ def main() -> None:
     for path in (TRAIN_RUN_JSON, EVALUATION_RUN_JSON):
         write(path, {"run_id": os.environ.get("TOY_RUN_ID")})
     Path("models/detector.pt").write_bytes(b"weights of " + chosen.model.encode())
+    write(EVALUATED_JSON, {"detector": md5("models/detector.pt")})
 
 
 def detections(index: Index, box_noise: float, seed: int) -> SplitDetections:

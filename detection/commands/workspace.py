@@ -12,12 +12,13 @@ from detection import params, pipeline
 from detection.commands import Command
 from detection.data.sources.layout import check_present
 from detection.errors import DataError
-from detection.experiments.find import WORKSPACE
-from detection.experiments.repository import Repository
+from detection.experiments.find import WORKSPACE, Experiment
+from detection.experiments.repository import Repository, Workspace
 from detection.experiments.start_source import resolve
-from detection.files import REPORT_PAGE, REPORTS_EVALUATION, REPORTS_TRAIN, read_json
+from detection.files import EVALUATION_RUN_JSON, REPORT_PAGE, REPORTS_EVALUATION, REPORTS_TRAIN, read_json
 from detection.params.reader import read_yaml
 from detection.text import did_you_mean
+from detection.tracking.client import read_run_id
 from detection.tracking.lifecycle import SyncResult, sync_workspace
 
 SYNCED_STAGES = ("train", "evaluate", "plots")
@@ -56,10 +57,11 @@ def summary() -> str:
     """Score table, path of the report, and the next commands.
 
     Raises:
-        DataError: The workspace has no evaluation.
+        DataError: The workspace has no evaluation, or one of another detector.
     """
     scores = _read(REPORTS_EVALUATION / "metrics.json")
     recipe = _read(REPORTS_TRAIN / "recipe.json")
+    Experiment(name=WORKSPACE, files=Workspace(Path())).check_scored()
     lines = [f"{recipe['model']} on {recipe['dataset']}, scores on the test split", ""]
     for title, names in METRICS:
         cells = "".join(f"{name:>16} {_number(scores.get(name))}" for name in names)
@@ -111,12 +113,23 @@ def sync(experiments: list[str]) -> str:
         TrackingError: The MLflow store does not answer.
     """
     if not experiments:
-        return _line(sync_workspace(params.load()))
+        name = _workspace_experiment()
+        with _environment({"DVC_EXP_NAME": name} if name else {}):
+            return _line(sync_workspace(params.load()))
     lines = []
     for name in experiments:
         with nullcontext() if name == WORKSPACE else _checked_out(name):
             lines.append(f"{name}: {_line(sync_workspace(params.load()))}")
     return "\n".join(lines)
+
+
+def _workspace_experiment() -> str:
+    """Name of the DVC experiment that is in the workspace, as after `detection apply`; empty without one."""
+    run_id = read_run_id(EVALUATION_RUN_JSON) or read_run_id()
+    if not run_id:
+        return ""
+    repository = Repository()
+    return next((one.name for one in repository.experiments() if run_id in repository.run_ids(one.rev)[:1]), "")
 
 
 def _line(result: SyncResult) -> str:

@@ -11,6 +11,7 @@ from detection.experiments.repository import (
     RUN_JSONS,
     DvcExperiment,
     Files,
+    FirstOf,
     Repository,
     Revision,
     RunFiles,
@@ -18,7 +19,8 @@ from detection.experiments.repository import (
     is_scored,
     read_json,
 )
-from detection.pipeline import LOCK
+from detection.files import DETECTOR, EVALUATED_JSON
+from detection.pipeline import LOCK, locked_outs
 from detection.text import did_you_mean
 from detection.tracking.client import REPLACES, find_run
 from detection.tracking.store import SQLITE, Store, connect, failure, tracking_uri
@@ -50,8 +52,15 @@ class Experiment:
         Raises:
             DataError: The detector was trained again after the evaluation.
         """
-        is_run = isinstance(self.files, RunFiles)  # its dvc.lock was stored before the evaluation ended
-        if not is_run and not is_scored(self.files.read(LOCK)):
+        if isinstance(self.files, RunFiles):  # stored with the detector that they belong to
+            return
+        scored = read_json(self.files, str(EVALUATED_JSON)).get("detector")
+        if isinstance(self.files, Workspace):
+            there = self.files.digest(str(DETECTOR))
+        else:
+            there = locked_outs(self.files.read(LOCK)).get(str(DETECTOR))
+        known = scored is not None and there is not None
+        if (scored != there) if known else not is_scored(self.files.read(LOCK)):
             raise DataError(
                 f"{self.name}: the detector was trained again after its evaluation; run `dvc repro` to evaluate it"
             )
@@ -75,7 +84,7 @@ def find(name: str, repository: Repository) -> Experiment:
     rev = named.rev if named else repository.commit(name)
     if rev is not None:
         shown = name[:SHORT_HASH_LENGTH] if re.fullmatch("[0-9a-f]{9,40}", name) else name
-        return Experiment(name=shown, files=Revision(repository.root, rev), rev=rev)
+        return Experiment(name=shown, files=_files_of(repository, rev), rev=rev)
     experiment = _find_by_run(name, repository)
     if experiment is None:
         known = [WORKSPACE, *(one.name for one in repository.experiments())]
@@ -89,10 +98,24 @@ def _find_by_run(name: str, repository: Repository) -> Experiment | None:
     if store is None or run is None:
         return None
     for named in experiments_of(run, repository):
-        return Experiment(name=named.name, files=Revision(repository.root, named.rev), rev=named.rev)
+        return Experiment(name=named.name, files=_files_of(repository, named.rev), rev=named.rev)
     for rev in commits_of(run, repository):
-        return Experiment(name=run.info.run_name, files=Revision(repository.root, rev), rev=rev)
+        return Experiment(name=run.info.run_name, files=_files_of(repository, rev), rev=rev)
     return Experiment(name=run.info.run_name, files=RunFiles(store, run.info.run_id, repository.root))
+
+
+def _files_of(repository: Repository, rev: str) -> Files:
+    """Files of a commit; what DVC no longer has, as after `dvc gc`, comes from the MLflow run."""
+
+    def of_run() -> Files | None:
+        store = open_store()
+        for run_id in repository.run_ids(rev)[:1]:
+            run = find_run(store, run_id) if store else None
+            if store is not None and run is not None:
+                return RunFiles(store, run.info.run_id, repository.root)
+        return None
+
+    return FirstOf(Revision(repository.root, rev), of_run)
 
 
 def experiments_of(run: Any, repository: Repository) -> Iterator[DvcExperiment]:

@@ -1,35 +1,29 @@
-"""MLflow's model registry: register an experiment's detector as a pyfunc model, and download it again.
+"""MLflow's model registry: register an experiment's detector, and download it again.
 
-A model is a folder with weights, code, signature, input example, requirements and model card. Its version has
-tags that lead back to run, commit and data.
+A version is the LoggedModel of the detector. It has tags that lead back to run, commit and data.
 """
 
-import importlib.metadata
-import io
-import os
+import hashlib
 import tempfile
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import detection
 from detection.errors import DataError, TrackingError
 from detection.experiments.find import Experiment, find, open_store
 from detection.experiments.repository import Repository, read_json
-from detection.files import DETECTOR, MODEL_CARD, PREPARED, REPORTS_DATASET, REPORTS_EVALUATION, REPORTS_TRAIN
+from detection.files import DETECTOR, MODEL_CARD, PREPARED, REPORTS_DATASET, REPORTS_EVALUATION, REPORTS_TRAIN, md5
 from detection.pipeline import locked_outs
-from detection.tracking.client import find_run
-from detection.tracking.store import Store, import_mlflow, tracking_uri
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from detection.tracking.artifacts import Artifacts, files_below
+from detection.tracking.client import TRAINING_ID, find_run
+from detection.tracking.logged_model import DIGEST, fill, find_or_create, link, model_of, tolerate_old_server
+from detection.tracking.model_folder import write_model_folder
+from detection.tracking.store import Store, display_uri, import_mlflow, tracking_uri
 
 ARTIFACT_FOLDER = "registered"
-"""Folder of the run's artifacts that holds the model."""
+"""Folder of the run's artifacts that holds the model on a server without LoggedModels."""
 MAX_DESCRIPTION_LENGTH = 5000
 """Characters of a version's description; the limit of MLflow's database."""
-REQUIREMENTS = ("mlflow", "msgspec", "numpy", "pandas", "pillow", "torch", "torchvision")
 SCORES = ("AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area")
 
 
@@ -41,8 +35,8 @@ class Candidate:
     """Detector file."""
     card: str
     """Model card, Markdown."""
-    example: bytes
-    """Image file, the input example."""
+    example: bytes | None
+    """Image file, the input example; None: the images are not on this machine."""
     run_id: str
     tags: dict[str, str]
 
@@ -64,6 +58,7 @@ def promote(experiment: Experiment, name: str | None, alias: str) -> str:
         DataError: The experiment has no detector or no scores.
         TrackingError: The store does not have the experiment's run, or MLflow refuses the name or alias.
     """
+    mlflow = import_mlflow()
     from mlflow.exceptions import MlflowException
 
     store, candidate = open_store(), gather(experiment)
@@ -72,6 +67,7 @@ def promote(experiment: Experiment, name: str | None, alias: str) -> str:
         raise TrackingError(
             f"MLflow does not have the run {candidate.run_id} of {experiment.name}; send it: detection sync"
         )
+    mlflow.set_tracking_uri(store.uri)  # MLflow looks up the LoggedModel there, whichever client asks
     candidate = replace(candidate, run_id=run.info.run_id)  # which may replace the recorded one
     name = name or f"detector-{candidate.tags['dataset']}"
     try:
@@ -101,16 +97,16 @@ def gather(experiment: Experiment) -> Candidate:
     if run_id is None:
         raise TrackingError(f"{experiment.name} has no MLflow run; create it: detection sync")
     recipe, data = (read_json(files, f"{REPORTS_TRAIN}/recipe.json"), read_json(files, f"{REPORTS_DATASET}/card.json"))
-    md5 = locked_outs(files.read("dvc.lock"))
+    locked = locked_outs(files.read("dvc.lock"))
     values = {
         "model": recipe.get("model"),
         "dataset": recipe.get("dataset"),
         "license": data.get("license"),
         "dvc.experiment": experiment.name,
         "dvc.rev": experiment.rev,
-        "digest.detector": md5.get(str(DETECTOR)),
+        DIGEST: hashlib.md5(detector, usedforsecurity=False).hexdigest(),
         "digest.data": data.get("digest"),
-        "digest.test": md5.get(f"{PREPARED}/test.npz"),
+        "digest.test": locked.get(f"{PREPARED}/test.npz"),
         **{f"test/{key}": f"{metrics[key]:.4f}" for key in SCORES if metrics.get(key) is not None},
     }
     tags = {key: str(value) for key, value in values.items() if value}
@@ -123,73 +119,66 @@ def gather(experiment: Experiment) -> Candidate:
 
 def _find_or_create_version(store: Store, run: Any, candidate: Candidate, name: str) -> tuple[str, bool]:
     """Version of this detector, and True if it was created."""
-    client, tags, digest = store.client, candidate.tags, "digest.detector"
+    client, tags, digest = store.client, candidate.tags, DIGEST
     for version in client.search_model_versions(f"name = '{name}'"):
         if version.run_id == candidate.run_id and version.tags.get(digest) == tags.get(digest):
             return str(version.version), False
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=f"Detects the objects of {tags['dataset']}.")
-    with tempfile.TemporaryDirectory(prefix="detection-promote-") as folder:
-        _save(Path(folder, ARTIFACT_FOLDER), candidate)
-        client.log_artifacts(candidate.run_id, str(Path(folder, ARTIFACT_FOLDER)), ARTIFACT_FOLDER)
+    source, model_id = _stored_model(store, run, candidate)
     lineage = {"git.commit": "mlflow.source.git.commit", "git.dirty": "git.dirty"}
     tags = tags | {tag: run.data.tags[key] for tag, key in lineage.items() if key in run.data.tags}
-    source, text = f"{run.info.artifact_uri}/{ARTIFACT_FOLDER}", candidate.card
+    text = candidate.card
     if len(text) > MAX_DESCRIPTION_LENGTH:
         text = text[: MAX_DESCRIPTION_LENGTH - 1] + "…"
-    version = client.create_model_version(name, source, candidate.run_id, tags=tags, description=text)
+    version = client.create_model_version(
+        name, source, candidate.run_id, tags=tags, description=text, model_id=model_id
+    )
     return str(version.version), True
 
 
-def _save(folder: Path, candidate: Candidate) -> None:
-    """Write the model into a new folder."""
-    import pandas as pd
+def _stored_model(store: Store, run: Any, candidate: Candidate) -> tuple[str, str | None]:
+    """URI and id of the detector's LoggedModel, complete; on a server of MLflow 2 a folder of the run.
 
-    from detection.experiments.pyfunc import THRESHOLD, _load_pyfunc
-
-    os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")  # the model has its own requirements
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="detection-promote-") as scratch:
-        warnings.simplefilter("ignore")  # MLflow 3.17 warns of its own types and of its own use of pandas 3
-        import mlflow.pyfunc
-        from mlflow.models import Model
-
-        detector = Path(scratch, DETECTOR.name)
+    Raises:
+        TrackingError: The server refuses the files.
+    """
+    with tempfile.TemporaryDirectory(prefix="detection-promote-") as folder:
+        detector = Path(folder, DETECTOR.name)
         detector.write_bytes(candidate.detector)
-        versions = ((name, importlib.metadata.version(name)) for name in REQUIREMENTS)
-        mlflow.pyfunc.save_model(
-            path=str(folder),
-            loader_module=_load_pyfunc.__module__,
-            data_path=str(detector),
-            code_paths=[str(Path(detection.__file__).parent)],
-            mlflow_model=Model(run_id=candidate.run_id),
-            signature=_signature(THRESHOLD),
-            input_example=(pd.DataFrame({"image": [candidate.example]}), {"threshold": THRESHOLD}),
-            pip_requirements=[f"{name}=={version.partition('+')[0]}" for name, version in versions],  # not +cpu
-            model_config={"device": "auto"},
+        model = None
+        with tolerate_old_server("the version belongs to the run instead"):
+            model = model_of(store, run.info.run_id)
+            if model is None or model.tags[DIGEST] != md5(detector):
+                model = find_or_create(store, run, detector, run.data.tags.get(TRAINING_ID))
+                link(store, run, model)
+        if model is not None:
+            fill(store, model, detector, candidate.example)
+            _check_accepted(store.client.get_logged_model(model.model_id).status == "READY")
+            artifacts = Artifacts(store.client, model.artifact_location)
+        else:
+            copy = Path(folder, ARTIFACT_FOLDER)
+            write_model_folder(copy, detector, run_id=candidate.run_id, model_id=None, example=candidate.example)
+            artifacts = Artifacts(store.client, run.info.artifact_uri)
+            artifacts.send_all(files_below(copy, ARTIFACT_FOLDER))
+        card = Path(folder, MODEL_CARD.name)
+        card.write_text(candidate.card, encoding="utf-8")
+        artifacts.send(card, None if model else ARTIFACT_FOLDER)
+        _check_accepted(not artifacts.refused)
+    if model is not None:
+        return f"models:/{model.model_id}", model.model_id
+    return f"{run.info.artifact_uri}/{ARTIFACT_FOLDER}", None
+
+
+def _check_accepted(accepted: bool) -> None:
+    if not accepted:
+        raise TrackingError(
+            f"MLflow at {display_uri()} refuses files of the detector, see above; nothing is registered"
         )
-    (folder / MODEL_CARD.name).write_text(candidate.card, encoding="utf-8")
 
 
-def _signature(threshold: float) -> "ModelSignature":
-    """Input: bytes of image files, and a score threshold. Output: image sizes and detections."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
-
-    fields = {"box": Array(DataType.double), "label": DataType.long, "class": DataType.string, "score": DataType.double}
-    detections = Object([Property(name, dtype) for name, dtype in fields.items()])
-    outputs: list[Any] = [ColSpec(DataType.long, "width"), ColSpec(DataType.long, "height")]
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([*outputs, ColSpec(Array(detections), "detections")]),
-        params=ParamSchema([ParamSpec("threshold", DataType.double, threshold)]),
-    )
-
-
-def _example(experiment: Experiment) -> bytes:
-    """Image file of the test split, or a gray image if the images are not on this machine."""
-    from PIL import Image
-
+def _example(experiment: Experiment) -> bytes | None:
+    """Image file of the test split; None if the images are not on this machine."""
     from detection.files import data_root
 
     folder = read_json(experiment.files, f"{PREPARED}/meta.json").get("path", "")
@@ -197,9 +186,7 @@ def _example(experiment: Experiment) -> bytes:
         file: Path = data_root() / folder / image["file_name"]
         if file.is_file():
             return file.read_bytes()
-    buffer = io.BytesIO()
-    Image.new("RGB", (320, 240), "gray").save(buffer, format="PNG")
-    return buffer.getvalue()
+    return None
 
 
 def download_detector(uri: str, folder: Path) -> Path:

@@ -2,14 +2,17 @@
 
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import psutil
+
 from detection.errors import DataError
-from detection.files import DETECTOR, EVALUATION_RUN_JSON, TRAIN_RUN_JSON, dvc_root
+from detection.files import DETECTOR, EVALUATION_RUN_JSON, TRAIN_RUN_JSON, dvc_root, md5
 from detection.pipeline import LOCK, PARAMS, locked_outs, locked_stages, parse
 from detection.tracking.store import Store
 
@@ -18,6 +21,10 @@ RUN_JSONS = (str(EVALUATION_RUN_JSON), str(TRAIN_RUN_JSON))
 NAMESPACE = "refs/exps/"
 INTERNAL_REFS = ("stash", "apply", "celery", "exec", "temp")
 """Refs below `NAMESPACE` that hold DVC's own state."""
+
+
+EXEC_BASELINE = "refs/exps/exec/EXEC_BASELINE"
+"""Ref that DVC has while it runs an experiment in the workspace."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +119,42 @@ class Repository:
         """Tracked files that differ from HEAD, out of those that the pathspecs match."""
         return self.git("diff", "--name-only", "HEAD", "--", *pathspecs).splitlines()
 
+    def running(self) -> str | None:
+        """Command of a live process that writes outputs in the workspace, such as `dvc exp run`; None without one."""
+        try:
+            written = json.loads((self.root / ".dvc/tmp/rwlock").read_bytes()).get("write", {})
+        except (OSError, ValueError):
+            return None
+        queue = self.root / ".dvc/tmp/exps"
+        for path, info in written.items():
+            if self.root in Path(path).parents and queue not in Path(path).parents and psutil.pid_exists(info["pid"]):
+                return str(info["cmd"])
+        return None
+
+    def lost_branch(self) -> str | None:
+        """Branch that a killed `dvc exp run` took HEAD off, where a later commit would be on no branch; None: none."""
+        if self._git("symbolic-ref", "--quiet", "HEAD").returncode == 0 or self.commit(EXEC_BASELINE) is None:
+            return None
+        names = self._git("for-each-ref", "--points-at", "HEAD", "--format=%(refname:short)", "refs/heads").stdout
+        return names.split()[0] if names and self.running() is None else None
+
+    def missing(self, rev: str) -> list[str]:
+        """Outputs of a commit that are neither in DVC's cache nor in its remote."""
+        from dvc.repo import Repo
+
+        outs = locked_outs(self.show(rev, LOCK))
+        outs = {path: oid for path, oid in outs.items() if self.show(rev, path) is None}  # metrics are in git
+        with Repo(str(self.root)) as repo:
+            cache = repo.cache.local
+
+            def absent() -> list[str]:
+                return [path for path, oid in outs.items() if not Path(cache.oid_to_path(oid)).is_file()]
+
+            if absent() and repo.config["core"].get("remote"):
+                with suppress(Exception):  # DVC's remotes raise any type of error
+                    repo.fetch(revs=[rev])
+            return absent()
+
     def _git(self, *args: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(["git", "-C", str(self.root), *args], capture_output=True, text=True, check=False)
 
@@ -162,6 +205,10 @@ class Workspace:
         except FileNotFoundError:
             return None
 
+    def digest(self, path: str) -> str | None:
+        """md5 of a file; None without it."""
+        return md5(self._root / path) if (self._root / path).is_file() else None
+
 
 class Revision:
     """Files of a commit: tracked files from git, outputs from DVC's cache or its remote."""
@@ -207,11 +254,17 @@ class RunFiles:
         client = self._store.client
         try:
             if path not in {one.path for one in client.list_artifacts(self._id, parent)}:
-                return None
+                return self._detector() if path == str(DETECTOR) else None
             with TemporaryDirectory(prefix="detection-file-") as folder:  # MLflow leaves its own behind
                 return Path(client.download_artifacts(self._id, path, folder)).read_bytes()
         except (MlflowException, OSError) as error:
             raise DataError(f"{path} of the MLflow run {self._id} cannot be read: {error}") from None
+
+    def _detector(self) -> bytes | None:
+        """The detector from the LoggedModel of the run."""
+        from detection.tracking.logged_model import read_detector
+
+        return read_detector(self._store, self._id)
 
     def _cached(self, path: str) -> bytes | None:
         if self._lock is None:
@@ -259,3 +312,26 @@ def read_params(files: Files) -> dict[str, Any]:
     """Sections of the experiment's params.yaml; empty without one."""
     content = files.read(PARAMS)
     return parse(PARAMS, content) if content else {}
+
+
+class FirstOf:
+    """Files from the first source that has them: DVC, then the MLflow run.
+
+    Args:
+        first: Preferred source.
+        second: Called for the other one when the first lacks a file; None: there is none.
+    """
+
+    def __init__(self, first: Files, second: Callable[[], Files | None]) -> None:
+        self._first, self._second = first, second
+
+    def read(self, path: str) -> bytes | None:
+        """See `Files.read`."""
+        try:
+            return self._first.read(path)
+        except DataError:
+            other = self._second()
+            content = other.read(path) if other else None
+            if content is None:
+                raise
+            return content

@@ -53,6 +53,15 @@ def _apply(named: DvcExperiment, repository: Repository) -> str:
             f"uncommitted changes in {', '.join(changed[:3])}{more} would be overwritten by {named.name}; "
             "commit them or run `git stash`"
         )
+    if command := repository.running():
+        raise DataError(
+            f"`{command}` is running in this workspace and would be saved as {named.name}; wait for its end"
+        )
+    if gone := repository.missing(named.rev):
+        raise DataError(
+            f"{named.name}: {gone[0]} is neither in DVC's cache nor in its remote, so the workspace stays as it is; "
+            f"`dvc exp push` where it was run, or run it again: dvc exp run -f"
+        )
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -71,7 +80,7 @@ def _apply(named: DvcExperiment, repository: Repository) -> str:
             "params.yaml had uncommitted changes; until the next apply they are in:\n"
             f"  git show {APPLY_STASH}:./params.yaml"
         )
-    lines.append("To go back: git checkout . && dvc checkout")
+    lines.append("To go back: git checkout HEAD . && dvc checkout")
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ WEIGHT_SUFFIXES = (".pt", ".pth", ".safetensors", ".bin", ".ckpt", ".pkl")
 PUBLISHED = "published"
 MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))")
 
+LOGGED_MODEL_URI = re.compile(r"models:/(m-[0-9a-f]{32})")
+
 
 def resolve(params: Params) -> dict[str, Any]:
     """Resolve `start.from`.
@@ -101,12 +103,20 @@ def _resolve_uri(uri: str) -> dict[str, Any]:
     match = MODEL_URI.fullmatch(uri)
     if uri.startswith("runs:/"):
         return {"type": "model", "uri": uri, "run_id": uri.removeprefix("runs:/").split("/")[0]}
-    if match is None:
-        raise ParamsError(f"params.yaml: start.from: {uri} is not models:/<name>@<alias> or models:/<name>/<version>")
+    model_id = LOGGED_MODEL_URI.fullmatch(uri)
+    if match is None and model_id is None:
+        raise ParamsError(
+            f"params.yaml: start.from: {uri} is not models:/<name>@<alias>, models:/<name>/<version> or models:/<id>"
+        )
     store = open_store()
     if store is None:
         raise TrackingError(f"start.from: {uri}: MLflow has no model yet; `detection promote` registers one")
     try:
+        if match is None:
+            assert model_id
+            model = store.client.get_logged_model(model_id[1])
+            source = {"md5": model.tags.get("digest.detector"), "run_id": model.source_run_id}
+            return {"type": "model", "uri": uri} | {key: value for key, value in source.items() if value}
         if match["alias"]:
             version = store.client.get_model_version_by_alias(match["name"], match["alias"])
         else:

@@ -13,14 +13,19 @@ from typing import Any
 from detection import pipeline
 from detection.files import TRAIN_RUN_JSON, WEIGHTS_JSON, read_json, write_json
 from detection.params import Params
-from detection.tracking.store import Store, process_tags
+from detection.tracking.dataset_inputs import SPLITS, log_datasets
+from detection.tracking.store import Store, masked, process_tags
 
 PARAMS_PER_CALL = 100
 """MLflow's limit."""
+TRAINING_ID = "training_id"
+"""Tag and key of `environment.json`: id of a training, the same in every resume."""
+EVALUATION_KEY = "evaluation_key"
+"""Tag and param: hash of the settings, code and weights of the evaluation that a run holds."""
+FORKED_FROM = "forked_from"
+"""Tag: run of the training, on the run of another evaluation of its detector."""
 REPLACES = "replaces_run"
 """Tag: run id in `run.json` that this run replaces, since the store does not have a run of that id."""
-START_DIGEST = "start_digest"
-"""Tag of a LoggedModel: digest of a detector that trainings start from, or its published name."""
 RUN_ID = re.compile("[0-9a-f]{32}")
 log = logging.getLogger(__name__)
 
@@ -41,10 +46,30 @@ def is_unsent(path: Path) -> bool:
     return bool(read_json(path).get("unsent"))
 
 
-def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str]) -> Any:
-    """Create a run with its name and tags; returns an `mlflow.entities.Run`."""
+def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str], key: str | None = None) -> Any:
+    """Create a run with its name and tags, or find the one that another clone has created meanwhile.
+
+    A lock of this machine does not hold off another one. So each clone looks again after it has created its run: of
+    several with the same value of the tag `key`, the oldest is kept, and every clone deletes its own younger one.
+
+    Args:
+        store: The store.
+        params: The experiment.
+        stage: Stage that creates the run.
+        tags: More tags.
+        key: Name of the tag that identifies the run; None: nothing does.
+
+    Returns:
+        An `mlflow.entities.Run`.
+    """
     tags = origin_tags(params, stage) | process_tags() | dict(tags)
-    return store.client.create_run(store.experiment, run_name=run_name(params), tags=tags)
+    run = store.client.create_run(store.experiment, run_name=run_name(params), tags=tags)
+    first = find_by_tag(store, key, tags[key]) if key and key in tags else None
+    if first is None or first.info.run_id == run.info.run_id:
+        return run
+    store.client.delete_run(run.info.run_id)
+    log.info("MLflow run %s: another clone has created %s at the same time", run.info.run_id, first.info.run_id)
+    return first
 
 
 def find_run(store: Store, run_id: str | None) -> Any:
@@ -71,17 +96,36 @@ def find_training(store: Store, run_id: str | None, training_id: str | None) -> 
 
 
 def find_by_tag(store: Store, tag: str, value: str) -> Any:
-    """Newest run with that tag; None if there is none."""
-    runs = store.client.search_runs([store.experiment], f"tags.{tag} = '{value}'")
-    return runs[0] if runs else None
+    """Oldest run with that tag; None if there is none."""
+    order = ["attributes.start_time ASC"]
+    runs = store.client.search_runs([store.experiment], f"tags.{tag} = '{value}'", order_by=order)
+    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def reopen(store: Store, run: Any, tags: Mapping[str, str] = {}) -> None:
-    """Set a run RUNNING, owned by this process and named after the current experiment."""
+def claim(store: Store, run: Any, key: str) -> bool:
+    """Claim a training's run for an evaluation; returns False if it belongs to another one.
+
+    The first claim wins, also among several clones: a param of a run never changes, the database sees to it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if run.data.tags.get(EVALUATION_KEY, key) != key:  # of an earlier version of this project
+        return False
+    try:
+        store.client.log_param(run.info.run_id, EVALUATION_KEY, key)
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        return False
+    return True
+
+
+def reopen(store: Store, run: Any, tags: Mapping[str, str] = {}, *, rename: bool = True) -> None:
+    """Set a run RUNNING, owned by this process and, with `rename`, named after the current experiment."""
     from mlflow.entities import RunTag
 
     # Tags first: without the new process id another process would mark the run as KILLED.
-    tags = process_tags() | _experiment_tags(run.data.tags) | dict(tags)
+    tags = process_tags() | (_experiment_tags(run.data.tags) if rename else {}) | dict(tags)
     store.client.log_batch(run.info.run_id, tags=[RunTag(key, value) for key, value in tags.items()])
     store.client.update_run(run.info.run_id, status="RUNNING")
     if "error" in run.data.tags:
@@ -107,28 +151,15 @@ def describe(store: Store, run: Any, params: Params, recorded: Mapping[str, str]
         recorded: Params as the training recorded them, where `params` may have changed since.
         evaluated: Also log the params of `evaluate` and the test split.
     """
-    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+    from mlflow.entities import Param
 
-    values, splits = run_params(params) | dict(recorded), ["train", "val", "test"]
+    values = run_params(params) | dict(recorded)
     if not evaluated:
         values = {key: value for key, value in values.items() if not key.startswith("evaluate.")}
-        splits = splits[:2]
     new = [Param(key, value) for key, value in values.items() if key not in run.data.params]
     for start in range(0, len(new), PARAMS_PER_CALL):
         store.client.log_batch(run.info.run_id, params=new[start : start + PARAMS_PER_CALL])
-
-    md5 = pipeline.locked_md5()  # of the packed index: the dataset's digest
-    logged = {one.dataset.digest for one in (run.inputs.dataset_inputs if run.inputs else ())}
-    source = json.dumps({"path": params.data.path, "format": params.data.format})
-    inputs = []
-    for split in splits:
-        digest = md5.get(f"data/prepared/{split}.npz")
-        if digest and digest not in logged:
-            dataset = Dataset(name=params.dataset, digest=digest, source_type="local", source=source)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
-    if inputs:
-        store.client.log_inputs(run.info.run_id, datasets=inputs)
-    _log_start_model(store, run, params)
+    log_datasets(store, run, params, SPLITS if evaluated else SPLITS[:2])
 
 
 def start_digest(source: Mapping[str, Any]) -> str | None:
@@ -136,34 +167,6 @@ def start_digest(source: Mapping[str, Any]) -> str | None:
     return next((source[key] for key in ("sha256", "md5", "uri", "weights") if source.get(key)), None)
 
 
-def _log_start_model(store: Store, run: Any, params: Params) -> None:
-    """Log the detector that the training starts from as the run's model input, a LoggedModel by its digest."""
-    from mlflow.entities import LoggedModelInput
-    from mlflow.exceptions import MlflowException
-
-    tags = _start_tags()
-    digest = start_digest(read_json(WEIGHTS_JSON).get("start", {}))
-    if not digest or (run.inputs and run.inputs.model_inputs):
-        return
-    try:
-        found = store.client.search_logged_models([store.experiment], f"tags.`{START_DIGEST}` = '{digest}'")
-        if not found:
-            source = find_run(store, tags.get("start.run_id"))
-            model = store.client.create_logged_model(
-                store.experiment,
-                name=params.model,
-                source_run_id=source.info.run_id if source else None,
-                tags={START_DIGEST: digest} | tags,
-                model_type="detector",
-            )
-            found = [store.client.finalize_logged_model(model.model_id, "READY")]
-        store.client.log_inputs(run.info.run_id, models=[LoggedModelInput(found[0].model_id)])
-    except MlflowException as error:  # a server of MLflow 2 has no LoggedModels
-        log.warning("the start detector is not logged as the run's model input: %s", error)
-
-
-TRAINING_ID = "training_id"
-"""Tag and key of `environment.json`: id of a training, the same in every resume."""
 FORBIDDEN = re.compile(r"[^\w\-. /]")
 MAX_NAME_LENGTH = 200
 """Characters of a metric's name; MLflow accepts 250."""
@@ -223,12 +226,14 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "mlflow.source.name": f"stages.{stage}",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": pipeline.commit(),
+        "mlflow.source.git.branch": pipeline.branch(),
+        "mlflow.source.git.repoURL": masked(pipeline.remote()),
         "mlflow.user": _user(),
     }
-    return {key: value for key, value in tags.items() if value} | _start_tags() | _md5_tags(stage)
+    return {key: value for key, value in tags.items() if value} | start_tags() | _md5_tags(stage)
 
 
-def _start_tags() -> dict[str, str]:
+def start_tags() -> dict[str, str]:
     """Tags that lead to the detector that the training started from: `start.from`, `start.run_id`, ..."""
     source = read_json(WEIGHTS_JSON).get("start", {})
     return {f"start.{key}": str(value) for key, value in source.items() if value and key != "classes"}

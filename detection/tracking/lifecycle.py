@@ -25,7 +25,19 @@ from detection.files import (
 from detection.params import Params
 from detection.text import flatten
 from detection.tracking import client
-from detection.tracking.client import REPLACES, TRAINING_ID, find_run, find_training, read_run_id, write_run_id
+from detection.tracking.artifacts import Artifacts, files_below
+from detection.tracking.client import (
+    EVALUATION_KEY,
+    FORKED_FROM,
+    REPLACES,
+    TRAINING_ID,
+    find_run,
+    find_training,
+    read_run_id,
+    write_run_id,
+)
+from detection.tracking.dataset_inputs import split_digest
+from detection.tracking.logged_model import fill, find_or_create, link, log_start_model, model_of, tolerate_old_server
 from detection.tracking.run import MlflowRun, NoRun, OpenRun, Run
 from detection.tracking.store import Store, close_orphans, connect, display_uri, failure, lock_path, switched_off
 from detection.tracking.uploader import Uploader, log_points
@@ -34,8 +46,9 @@ log = logging.getLogger(__name__)
 
 RUN_METRICS = EVALUATION_TABLES / "mlflow_metrics.json"
 """Test metrics that `evaluate` logs, by metric name."""
-EVALUATION_KEY = "evaluation_key"
-"""Tag: hash of the settings, code and weights of the evaluation that a run holds."""
+NOTE = "mlflow.note.content"
+"""Tag that MLflow shows as description."""
+MAX_NOTE_LENGTH = 5000
 RECORDED_PARAMS = ("model", "dataset", "seed", "recipe")
 """Keys of a training's `recipe.json`."""
 
@@ -85,19 +98,52 @@ def _open_training(params: Params, environment: Mapping[str, str]) -> OpenRun:
     close_orphans(store)
     run = find_training(store, None, environment.get(TRAINING_ID))
     if run is None:
-        run = client.create_run(store, params, "train", client.environment_tags(environment))
+        run = client.create_run(store, params, "train", client.environment_tags(environment), TRAINING_ID)
     else:
-        client.reopen(store, run)
+        # An evaluated run keeps its experiment's name: a recipe of the same content but another name reuses the
+        # training, and has a run of its own for its evaluation.
+        client.reopen(store, run, rename=EVALUATION_KEY not in run.data.tags)
     client.describe(store, run, params, {})
+    log_start_model(store, run, params)
     write_run_id(TRAIN_RUN_JSON, run.info.run_id)
     log.info("MLflow run %s (%s) at %s", client.run_name(params), run.info.run_id, display_uri())
     return store.client, run.info.run_id
 
 
 def log_training_artifacts(run: Run) -> None:
-    """Store a training's reports and sample images, and the dataset card."""
-    for path in _training_files():
-        run.artifact(path, path.parent.name)
+    """Store a training's reports and sample images, the dataset card, and the detector as a LoggedModel."""
+    for path, folder in _training_files():
+        run.artifact(path, folder)
+    run.transfer(_send_model)
+
+
+def _send_model(mlflow_client: Any, run_id: str, artifacts: Artifacts) -> None:
+    run = mlflow_client.get_run(run_id)
+    store = Store(mlflow_client, run.info.experiment_id, mlflow_client.tracking_uri)
+    model = _link_model(store, run)
+    if model is not None:
+        fill(store, model, files.DETECTOR, _example(), artifacts.progress)
+
+
+def _link_model(store: Store, run: Any) -> Any:
+    """LoggedModel of the detector in this workspace, linked to a run; None without a detector, or on an old server."""
+    model = None
+    if files.DETECTOR.is_file():
+        with tolerate_old_server("the detector is a file of its run instead"):
+            training_id = read_json(REPORTS_TRAIN / "environment.json").get(TRAINING_ID)
+            model = find_or_create(store, run, files.DETECTOR, training_id)
+            link(store, run, model, int(read_json(REPORTS_TRAIN / "metrics.json").get("steps") or 0))
+    return model
+
+
+def _example() -> bytes | None:
+    """Image file of the test split, the model's input example; None if the images are not on this machine."""
+    folder = read_json(files.PREPARED / "meta.json").get("path", "")
+    for image in read_json(files.PREPARED / "test_coco.json").get("images", [])[:1]:
+        file: Path = files.data_root() / folder / image["file_name"]
+        if file.is_file():
+            return file.read_bytes()
+    return None
 
 
 def log_evaluation(params: Params, metrics: Mapping[str, float]) -> None:
@@ -159,17 +205,43 @@ def sync_workspace(params: Params) -> SyncResult:
 
 
 def _sync(store: Store, params: Params, *, fill_gaps: bool = False) -> SyncResult:
-    metrics = read_json(RUN_METRICS)
+    metrics = _scores()
     run = _find_evaluation(store, params) if metrics else _find_or_create_training(store, params)
     missing = any(run.data.metrics.get(name) != value for name, value in metrics.items())
     if _is_finished(run) and not missing:
         points = sum(Uploader(store.client, run.info.run_id, fill_gaps=fill_gaps).send())
+        run = store.client.get_run(run.info.run_id)
+        _send_files(store, run, _link_model(store, run), bool(metrics), only_missing=True)
     else:
         points = _finish(store, run, params, fill_gaps=fill_gaps)
-    if files.REPORTS_PLOTS.is_dir():
-        store.client.log_artifacts(run.info.run_id, str(files.REPORTS_PLOTS), "plots")
-    _log_files(store, run, (files.REPORT_PAGE, "plots"), (files.MODEL_CARD, None))
+    plots = [*files_below(files.REPORTS_PLOTS, "plots"), (files.REPORT_PAGE, "plots"), (files.MODEL_CARD, None)]
+    Artifacts(store.client, run.info.artifact_uri).send_all(plots)
+    _describe_by_card(store, run)
     return SyncResult(run.info.run_id, points, missing)
+
+
+def _scores() -> dict[str, float]:
+    """Test metrics of the detector in this workspace; empty if it was not evaluated since it was trained."""
+    scored = read_json(files.EVALUATED_JSON).get("detector")
+    if scored and files.DETECTOR.is_file() and scored != files.md5(files.DETECTOR):
+        log.warning(
+            "%s was trained again after its evaluation: its scores are left out; run `dvc repro`", files.DETECTOR
+        )
+        return {}
+    return read_json(RUN_METRICS)
+
+
+def _describe_by_card(store: Store, run: Any) -> None:
+    """Show the head of the model card as the description of the run and of its model, and store it with the model."""
+    if not files.MODEL_CARD.is_file():
+        return
+    head = files.MODEL_CARD.read_text(encoding="utf-8").split("\n| class")[0].strip()[:MAX_NOTE_LENGTH]
+    store.client.set_tag(run.info.run_id, NOTE, head)
+    with tolerate_old_server("no model gets the card"):
+        model = model_of(store, run.info.run_id)
+        if model is not None:
+            store.client.set_logged_model_tags(model.model_id, {NOTE: head})
+            Artifacts(store.client, model.artifact_location).send(files.MODEL_CARD)
 
 
 def _find_or_create_training(store: Store, params: Params) -> Any:
@@ -177,7 +249,7 @@ def _find_or_create_training(store: Store, params: Params) -> Any:
     run = find_training(store, run_id, environment.get(TRAINING_ID))
     if run is None:
         tags = client.environment_tags(environment) | _replaces(run_id)
-        return client.create_run(store, params, "train", tags)
+        return client.create_run(store, params, "train", tags, TRAINING_ID)
     if not _is_finished(run):
         client.reopen(store, run)
     return run
@@ -197,7 +269,7 @@ def _find_evaluation(store: Store, params: Params) -> Any:
 def _adopt_or_fork(store: Store, params: Params, *, replaces: str | None = None, fork: bool = False) -> Any:
     """Choose the run of an evaluation and set it RUNNING; returns the run as it was before.
 
-    Holds a lock, so that two evaluations at once do not adopt the same run.
+    Two evaluations at once do not adopt the same run, also not from two clones.
 
     Args:
         store: The store.
@@ -206,20 +278,24 @@ def _adopt_or_fork(store: Store, params: Params, *, replaces: str | None = None,
         fork: The evaluation's run was not the training's, which is left to another evaluation.
     """
     key, environment = pipeline.evaluation_key(params), read_json(REPORTS_TRAIN / "environment.json")
-    tags = {EVALUATION_KEY: key} | _replaces(replaces)
     with files.locked(lock_path()):
-        trained = find_training(store, read_run_id(TRAIN_RUN_JSON), environment.get(TRAINING_ID))
-        is_own = trained is not None and not fork and trained.data.tags.get(EVALUATION_KEY, key) == key
-        run = trained if is_own else client.find_by_tag(store, EVALUATION_KEY, key)
-        if run is not None:
-            client.reopen(store, run, tags)
-            return run
-        tags |= client.environment_tags(environment)
-        if trained or fork:
-            tags.pop(TRAINING_ID, None)
-        if trained:
-            tags["forked_from"] = trained.info.run_id
-        return client.create_run(store, params, "evaluate", tags)
+        while True:
+            trained = find_training(store, read_run_id(TRAIN_RUN_JSON), environment.get(TRAINING_ID))
+            is_own = trained is not None and not fork and client.claim(store, trained, key)
+            run = trained if is_own else client.find_by_tag(store, EVALUATION_KEY, key)
+            tags = {EVALUATION_KEY: key} | _replaces(replaces)
+            if run is not None:
+                client.reopen(store, run, tags)
+                return run
+            tags |= client.environment_tags(environment)
+            if trained or fork:
+                tags.pop(TRAINING_ID, None)
+            if trained:
+                tags[FORKED_FROM] = trained.info.run_id
+            unique = TRAINING_ID if TRAINING_ID in tags else EVALUATION_KEY
+            run = client.create_run(store, params, "evaluate", tags, unique)
+            if client.claim(store, run, key):
+                return run  # else another clone has created the training's run for its own evaluation
 
 
 def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) -> int:
@@ -229,33 +305,52 @@ def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) 
         Number of points of the curves that were sent.
     """
     run_id, logged, now = run.info.run_id, run.data.metrics, time.time_ns() // 1_000_000
-    trained, metrics = _is_finished(run), read_json(RUN_METRICS)
+    trained, metrics = _is_finished(run), _scores()
     recipe = {} if trained else read_json(REPORTS_TRAIN / "recipe.json")
     recorded = client.as_text(flatten({key: recipe[key] for key in RECORDED_PARAMS if key in recipe}))
     client.describe(store, run, params, recorded, evaluated=bool(metrics))
-    log_points(store.client, run_id, [(k, v, now, 0) for k, v in metrics.items() if logged.get(k) != v])
+    run = store.client.get_run(run_id)
+    if FORKED_FROM not in run.data.tags:
+        log_start_model(store, run, params)
+    model, digest = _link_model(store, run), split_digest("test")
+    linked = {"model_id": model.model_id} if model else {}
+    linked |= {"dataset_name": params.dataset, "dataset_digest": digest} if model and digest else {}
+    new = [(name, value, now, 0) for name, value in metrics.items() if logged.get(name) != value]
+    log_points(store.client, run_id, [point for point in new if point[0].startswith("test/")], **linked)
+    log_points(store.client, run_id, [point for point in new if not point[0].startswith("test/")])
     points = sum(Uploader(store.client, run_id, fill_gaps=fill_gaps).send())
-    if not trained:
-        _log_files(store, run, *((path, path.parent.name) for path in _training_files()))
-    _log_files(store, run, (PARAMS_YAML, None))
-    if metrics:
-        store.client.log_artifacts(run_id, str(REPORTS_EVALUATION), "evaluation")
-        _log_files(store, run, (files.DVC_LOCK, None), (files.DETECTOR, "models"))
-    store.client.set_terminated(run_id, "FINISHED")
+    try:
+        _send_files(store, run, model, bool(metrics), only_missing=False)
+    finally:  # a run whose files fail has its values, and ends
+        store.client.set_terminated(run_id, "FINISHED")
     return points
 
 
-def _log_files(store: Store, run: Any, *paths: tuple[Path, str | None]) -> None:
-    """Store the files that exist, each in a folder of the run's artifacts or at their top."""
-    for path, folder in paths:
-        if path.is_file():
-            store.client.log_artifact(run.info.run_id, str(path), folder)
+def _send_files(store: Store, run: Any, model: Any, evaluated: bool, *, only_missing: bool) -> None:
+    """Send the files of the training, of the evaluation, and the detector.
+
+    Args:
+        store: The store.
+        run: The run.
+        model: LoggedModel of the detector; None on a server without them.
+        evaluated: Send those of the evaluation.
+        only_missing: Leave out the files of the evaluation that are there; those of the training are always left out.
+    """
+    artifacts = Artifacts(store.client, run.info.artifact_uri)
+    artifacts.send_all(_training_files(), only_missing=True)
+    own: list[tuple[Path, str | None]] = [(PARAMS_YAML, None)]
+    if evaluated:
+        own += [*files_below(REPORTS_EVALUATION, "evaluation"), (files.DVC_LOCK, None)]
+        own += [(files.DETECTOR, "models")] if model is None else []
+    artifacts.send_all(own, only_missing=only_missing)
+    if model is not None:
+        fill(store, model, files.DETECTOR, _example())
 
 
-def _training_files() -> list[Path]:
-    """Reports of a training that its run stores, in artifact folders of the same names."""
+def _training_files() -> list[tuple[Path, str | None]]:
+    """Reports of a training that its run stores, and the artifact folder of each."""
     folders = (REPORTS_TRAIN, REPORTS_TRAIN / "samples", files.REPORTS_DATASET)
-    return [path for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
+    return [(path, folder.name) for folder in folders for path in sorted(folder.glob("*")) if path.is_file()]
 
 
 def _replaces(run_id: str | None) -> dict[str, str]:

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from detection.errors import reason
 from detection.files import REPORTS, LockedTemporaryDirectory
+from detection.tracking.artifacts import Artifacts, Progress
 from detection.tracking.client import finite
 from detection.tracking.store import display_uri, failure
 from detection.tracking.uploader import Point, Uploader, log_points
@@ -29,7 +31,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 OpenRun = tuple[Any, str]
 """`mlflow.MlflowClient` and run id."""
 Job = Callable[[Any, str], object]
-"""Call with the client and the run id."""
+"""Short call with the client and the run id."""
+Transfer = Callable[[Any, str, Artifacts], object]
+"""Call that may take long; gets the run's artifacts too, whose `progress` it reports to."""
 
 
 class Run:
@@ -53,6 +57,9 @@ class Run:
 
     def artifact(self, path: Path, folder: str | None) -> None:
         """Store a copy of a file in a folder of the run, or at its top; the file may change afterwards."""
+
+    def transfer(self, transfer: Transfer) -> None:
+        """Make a call that may take long, after everything before it is sent."""
 
     def tag(self, key: str, value: str) -> None:
         """Set a tag."""
@@ -97,8 +104,10 @@ class MlflowRun(Run):
         self._uploader: Uploader | None = None
         self._system: SystemMetrics | None = None
         self._until: int | None = None
+        self._artifacts: Artifacts | None = None
         self._jobs: deque[Job] = deque()
-        self._progress, self._failures = 0, 0 if opened else 1
+        self._transfers: deque[Transfer] = deque()
+        self._progress, self._failures = Progress(), 0 if opened else 1
         self._retry_at = 0.0 if opened else time.monotonic() + RETRY_INTERVALS_S[0]
         self._closing: Status | None = None
         self._wake = threading.Event()
@@ -124,11 +133,17 @@ class MlflowRun(Run):
         except OSError as error:
             log.warning("%s is not stored in the MLflow run: %s", path, error)
             return
-        self._add(lambda client, run_id: client.log_artifact(run_id, str(copy), folder))
+        self.transfer(lambda client, run_id, artifacts: artifacts.send(copy, folder))
+
+    def transfer(self, transfer: Transfer) -> None:
+        """See `Run.transfer`."""
+        self._transfers.append(transfer)
+        self._wake.set()
 
     def tag(self, key: str, value: str) -> None:
         """See `Run.tag`."""
-        self._add(lambda client, run_id: client.set_tag(run_id, key, value))
+        self._jobs.append(lambda client, run_id: client.set_tag(run_id, key, value))
+        self._wake.set()
 
     def close(self, status: Status) -> None:
         """See `Run.close`; waits as long as the server accepts what is left."""
@@ -137,8 +152,8 @@ class MlflowRun(Run):
         self._closing = status
         self._wake.set()
         before = -1
-        while self._thread.is_alive() and self._progress != before:
-            before = self._progress
+        while self._thread.is_alive() and (self._progress.count != before or time.monotonic() < self._progress.until):
+            before = self._progress.count
             self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive() or self._failures:
             log.warning(
@@ -147,10 +162,6 @@ class MlflowRun(Run):
                 display_uri(),
             )
         self._copies.cleanup()
-
-    def _add(self, job: Job) -> None:
-        self._jobs.append(job)
-        self._wake.set()
 
     def _work(self) -> None:
         """Body of the thread."""
@@ -162,25 +173,24 @@ class MlflowRun(Run):
             pause = self._retry_at - time.monotonic()
             self._wake.wait(min(pause, SAMPLE_INTERVAL_S) if pause > 0 else SAMPLE_INTERVAL_S)
             self._wake.clear()
-        status = self._closing
-        self._jobs.append(lambda client, run_id: client.set_terminated(run_id, status))
         self._send()
 
     def _send(self) -> None:
-        """Send everything pending; what was not sent stays at the head of its queue."""
+        """Send everything pending; what was not sent stays at the head of its queue.
+
+        Files come last: a run whose files fail has its curves, and ends.
+        """
         try:
-            if self._opened is None:
-                self._opened = self._open()
-            if self._uploader is None:
-                self._uploader = Uploader(*self._opened, self._reports)
-                self._system = self._system or SystemMetrics(self._uploader.latest)
-            if self._until is not None:
-                for points in self._uploader.send(None if self._closing else self._until):
-                    self._progress += points
-            while self._jobs:
-                self._jobs[0](*self._opened)
-                self._jobs.popleft()
-                self._progress += 1
+            self._send_values()
+            try:
+                while self._transfers and self._opened and self._artifacts:
+                    self._transfers[0](*self._opened, self._artifacts)
+                    self._transfers.popleft()
+                    self._progress.advance()
+            finally:
+                if self._closing and self._opened:
+                    client, run_id = self._opened
+                    client.set_terminated(run_id, self._closing)
         except Exception as error:  # MLflow raises errors of any type
             if not self._failures:
                 log.warning(
@@ -195,9 +205,40 @@ class MlflowRun(Run):
                 log.info("MLflow at %s is back; the run is up to date", display_uri())
             self._failures = 0
 
+    def _send_values(self) -> None:
+        """Send points and tags."""
+        if self._opened is None:
+            self._opened = self._open()
+        if self._uploader is None:
+            self._opened = self._connect(*self._opened)
+        assert self._uploader
+        if self._until is not None:
+            for _ in self._uploader.send(None if self._closing else self._until):
+                self._progress.advance()
+        while self._jobs:
+            self._jobs[0](*self._opened)
+            self._jobs.popleft()
+            self._progress.advance()
+
+    def _connect(self, client: Any, run_id: str) -> OpenRun:
+        """Make the uploaders of the run; returns it, or the one in its place if it was deleted.
+
+        Of two runs that two clones created for one training at once, the younger one is deleted.
+        """
+        run = client.get_run(run_id)
+        if run.info.lifecycle_stage == "deleted":
+            client, run_id = self._open()
+            run = client.get_run(run_id)
+        self._uploader = Uploader(client, run_id, self._reports)
+        self._artifacts = Artifacts(client, run.info.artifact_uri, self._progress)
+        self._system = self._system or SystemMetrics(self._uploader.latest)
+        return client, run_id
+
 
 SAMPLE_INTERVAL_S = 10.0
 PREFIX = "system/"
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+"""Exists where a driver is loaded; without one there is no GPU to miss."""
 
 
 class SystemMetrics:
@@ -227,10 +268,14 @@ class SystemMetrics:
         self._due = time.monotonic() + SAMPLE_INTERVAL_S
         self._step += 1
         values: dict[str, float] = {}
-        for sampler in self._samplers:
-            sampler.collect_metrics()
-            values |= {PREFIX + name: value for name, value in sampler.aggregate_metrics().items()}
-            sampler.clear_metrics()
+        for sampler in list(self._samplers):
+            try:
+                sampler.collect_metrics()
+                values |= {PREFIX + name: value for name, value in sampler.aggregate_metrics().items()}
+                sampler.clear_metrics()
+            except Exception as error:  # a driver that was replaced, a GPU that was lost
+                self._samplers.remove(sampler)
+                log.warning("no more system metrics of %s: %s", type(sampler).__name__, reason(error))
         now = time.time_ns() // 1_000_000
         return [(name, value, now, self._step) for name, value in finite(values).items()]
 
@@ -240,5 +285,7 @@ def _gpu() -> list[Any]:
 
     try:
         return [GPUMonitor()]
-    except Exception:  # NVML or a GPU is missing
+    except Exception as error:  # of NVML
+        if NVIDIA_DEVICE.exists():
+            log.warning("no system metrics of the GPU: %s", reason(error))
         return []

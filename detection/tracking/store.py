@@ -4,12 +4,14 @@
 DVC deletes its temporary workspaces with everything in them.
 """
 
+import importlib.util
 import logging
 import os
 import re
 import socket
 import sqlite3
 import time
+import urllib.parse
 import uuid
 from contextlib import closing
 from dataclasses import dataclass
@@ -37,7 +39,20 @@ REFUSALS = {
     "PERMISSION_DENIED": "denies this user the access",
 }
 """What MLflow's error codes of HTTP 401 and 403 mean."""
-LOG_LEVELS = {"mlflow": logging.WARNING, "alembic": logging.WARNING, "urllib3": logging.ERROR}
+DRIVERS = {
+    "s3": ("boto3", "boto3"),
+    "gs": ("google", "google-cloud-storage"),
+    "wasbs": ("azure", "azure-storage-blob azure-identity"),
+    "abfss": ("azure", "azure-storage-file-datalake azure-identity"),
+}
+"""Module and package that clients of an object store need, by its scheme."""
+LOG_LEVELS = {
+    "mlflow": logging.WARNING,
+    "mlflow.utils.environment": logging.ERROR,  # it misses pip, which a uv environment has not
+    "mlflow.system_metrics": logging.ERROR,  # each sample would warn of what a GPU does not report
+    "alembic": logging.WARNING,
+    "urllib3": logging.ERROR,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +146,58 @@ def connect() -> Store:
             raise TrackingError(f"MLFLOW_TRACKING_URI={display_uri()} needs a driver: uv add {error.name}") from None
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
+            _check_artifacts(None, name)
             # An absolute path, since MLflow resolves a relative one against the working directory; a server
             # has its own artifact root.
             location = None if uri.startswith("http") else artifact_root().as_uri()
-            return Store(client, client.create_experiment(name, artifact_location=location), uri)
+            experiment = client.get_experiment(_create_experiment(client, name, location))
     if experiment.lifecycle_stage != "active":
         raise TrackingError(
             f"the MLflow experiment {name!r} is deleted in {display_uri()}; "
             f"restore it: mlflow experiments restore -x {experiment.experiment_id}"
         )
+    _check_artifacts(experiment.artifact_location, name)
     return Store(client, experiment.experiment_id, uri)
+
+
+def _create_experiment(client: Any, name: str, location: str | None) -> str:
+    """Create the MLflow experiment, or find that which another machine has created meanwhile; returns its id."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        experiment = client.get_experiment_by_name(name) if error.error_code == "RESOURCE_ALREADY_EXISTS" else None
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+def _check_artifacts(location: str | None, name: str) -> None:
+    """Refuse a store whose files would go to a folder of one machine, or need a missing driver.
+
+    Args:
+        location: Artifact location of the MLflow experiment; None: it does not exist yet.
+        name: Name of the experiment.
+    """
+    scheme, _, path, *_ = urllib.parse.urlsplit(location or artifact_root().as_uri())
+    folder = Path(urllib.parse.unquote(path))
+    is_server = tracking_uri().startswith(("http", "databricks"))
+    is_missing = scheme in ("", "file") and not is_server and (location is None or not folder.is_dir())
+    if is_missing and _sqlite_file() and folder != artifact_root():
+        raise TrackingError(
+            f"the files of {display_uri()} are at {folder}, which does not exist; after moving the project, link its "
+            f"old path: mkdir -p {folder.parent} && ln -s {artifact_root()} {folder}"
+        )
+    if is_missing and _sqlite_file() is None:
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI={display_uri()}: a database holds no files, every user's would go to a folder of one "
+            "machine; start `mlflow server --backend-store-uri … --artifacts-destination …` and set its "
+            f"http://server:5000, or name a place for all: mlflow experiments create -n {name} -l s3://bucket/mlflow"
+        )
+    module, package = DRIVERS.get(scheme, ("mlflow", ""))
+    if importlib.util.find_spec(module) is None:
+        raise TrackingError(f"the files of {display_uri()} are in {scheme}: and need a driver: uv add {package}")
 
 
 def import_mlflow() -> Any:

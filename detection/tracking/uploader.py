@@ -110,10 +110,17 @@ class _Curve:
         return dict(zip(columns, metric_names(names).values(), strict=True))
 
 
-def log_points(client: Any, run_id: str, points: list[Point]) -> None:
-    """Log points in calls of at most `METRICS_PER_CALL`."""
+def log_points(client: Any, run_id: str, points: list[Point], **link: str) -> None:
+    """Log points in calls of at most `METRICS_PER_CALL`.
+
+    Args:
+        client: `mlflow.MlflowClient`.
+        run_id: Run that the points belong to.
+        points: The points.
+        link: `model_id`, `dataset_name` and `dataset_digest` that they belong to too.
+    """
     from mlflow.entities import Metric
 
     for start in range(0, len(points), METRICS_PER_CALL):
         batch = points[start : start + METRICS_PER_CALL]
-        client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
+        client.log_batch(run_id, metrics=[Metric(*point, **link) for point in batch])

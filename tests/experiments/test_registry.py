@@ -1,8 +1,15 @@
 """MLflow's real registry: promote, load in a process that has only the model's own code, and predict."""
 
+import base64
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +21,10 @@ from PIL import Image
 from detection import params as parameters
 from detection.commands.predict import predict
 from detection.errors import DataError, TrackingError
+from detection.experiments import start_source
 from detection.experiments.find import Experiment
 from detection.experiments.registry import promote
+from detection.files import md5
 from detection.tracking.store import connect
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +41,8 @@ images = pandas.DataFrame({{"image": [Path(name).read_bytes() for name in sys.ar
 found = model.predict(images, params={{"threshold": 0.0}})
 print("found", found.to_json(orient="records"))
 print("example", len(model.predict(model.input_example)))
+mlflow.pyfunc.load_model("models:/" + model.metadata.model_id, model_config={{"device": "cpu"}})
+print("unregistered", model.metadata.model_id)
 """
 
 
@@ -82,6 +93,10 @@ def experiment(store: Any, weights: Path) -> Experiment:
     return Experiment(name="lucid-oxen", rev="beef", files=InMemory(files))
 
 
+def artifact_folder(model: Any) -> Path:
+    return Path(model.artifact_location.removeprefix("file://"))
+
+
 def test_a_promoted_detector_predicts_in_another_process(
     store: Any, experiment: Experiment, weights: Path, tmp_path: Path
 ) -> None:
@@ -115,10 +130,19 @@ def test_a_promoted_detector_predicts_in_another_process(
         assert len(expected["detections"]) > 0
         assert one == {key: expected[key] for key in ("width", "height", "detections")}
 
-    artifacts = {one.path for one in store.client.list_artifacts(version.run_id, "registered")}
-    assert {"registered/MLmodel", "registered/model_card.md", "registered/requirements.txt"} <= artifacts
-    requirements = Path(store.client.download_artifacts(version.run_id, "registered/requirements.txt"))
+    (model,) = store.client.search_logged_models([store.experiment])
+    assert version.source == f"models:/{model.model_id}"
+    assert lines["unregistered"] == model.model_id
+    assert (model.status, model.source_run_id, model.tags["digest.detector"]) == ("READY", version.run_id, md5(weights))
+    folder = artifact_folder(model)
+    assert {"MLmodel", "model_card.md", "requirements.txt"} <= {one.name for one in folder.iterdir()}
+    assert not list(folder.rglob("uv.lock"))
+    assert not list(folder.rglob("__pycache__"))
+    requirements = folder / "requirements.txt"
     assert all("==" in line and "+" not in line for line in requirements.read_text().split())
+
+    source = start_source._resolve_uri(f"models:/{model.model_id}")
+    assert (source["type"], source["md5"], source["run_id"]) == ("model", md5(weights), version.run_id)
 
     again = promote(experiment, None, "challenger")
     assert "version 1 of detector-shapes" in again
@@ -132,7 +156,8 @@ def test_the_experiments_model_card_is_stored(store: Any, experiment: Experiment
     version = store.client.get_model_version_by_alias("own", "champion")
     assert version.description.startswith("# Rings and crosses")
     assert len(version.description) == 5000
-    card = Path(store.client.download_artifacts(version.run_id, "registered/model_card.md"))
+    (model,) = store.client.search_logged_models([store.experiment])
+    card = artifact_folder(model) / "model_card.md"
     assert len(card.read_bytes()) == 6020, "complete in the artifacts"
 
 
@@ -147,3 +172,67 @@ def test_errors_of_promote(store: Any, experiment: Experiment) -> None:
     experiment.files.content = {key: one for key, one in content.items() if "detector" not in key}
     with pytest.raises(DataError, match="lucid-oxen has no evaluated detector"):
         promote(experiment, None, "champion")
+
+
+def test_a_version_survives_its_run(store: Any, experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+    from mlflow.cli import cli
+
+    promote(experiment, None, "champion")
+    run_id = experiment.run_id()
+    store.client.delete_run(run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    done = CliRunner().invoke(cli, ["gc", "--backend-store-uri", store.uri, "--run-ids", str(run_id)])
+    assert done.exit_code == 0, done.output
+    assert "lucid-oxen" not in done.output
+    from detection.experiments.registry import download_detector
+
+    folder = Path("downloaded")
+    folder.mkdir()
+    file = download_detector("models:/detector-shapes@champion", folder)
+    assert isinstance(experiment.files, InMemory)
+    assert file.read_bytes() == experiment.files.content["models/detector.pt"]
+
+
+def test_mlflow_serves_a_promoted_detector(store: Any, experiment: Experiment, weights: Path, tmp_path: Path) -> None:
+    """A real HTTP request with an image as base64 gets the detections of `detection predict`."""
+    promote(experiment, None, "champion")
+    image = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(image)
+    predict(image, weights, tmp_path / "out", 0.0, "cpu")
+    (expected,) = json.loads((tmp_path / "out/detections.json").read_text())
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = str(one.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/detector-shapes@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.uri, "CUDA_VISIBLE_DEVICES": ""}
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=tmp_path, env=environment, start_new_session=True
+        )
+    try:
+        body = {"dataframe_records": [{"image": base64.b64encode(image.read_bytes()).decode()}]}
+        body["params"] = {"threshold": 0.0}
+        answer = _post(f"http://127.0.0.1:{port}/invocations", body, process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+    (found,) = answer["predictions"]
+    assert found == {key: expected[key] for key in ("width", "height", "detections")}
+
+
+def _post(url: str, body: dict[str, Any], process: "subprocess.Popen[bytes]") -> Any:
+    """Post JSON as soon as the server answers."""
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    until = time.monotonic() + 240
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)
+        except urllib.error.HTTPError:
+            raise
+        except OSError:
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.5)

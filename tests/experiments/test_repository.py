@@ -1,6 +1,8 @@
 """A project below the root of git, a detached HEAD, scores of another detector, invalid YAML."""
 
+import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 
 from detection.errors import DataError
 from detection.experiments.find import Experiment
-from detection.experiments.repository import RUN_JSONS, Repository, Workspace, read_params
+from detection.experiments.repository import EXEC_BASELINE, RUN_JSONS, Repository, Workspace, read_params
+from detection.files import DETECTOR, EVALUATED_JSON
 from detection.pipeline import locked_code
 
 LOCK = """
@@ -64,6 +67,44 @@ def test_scores_of_another_detector_are_refused(tmp_path: Path) -> None:
     (tmp_path / "dvc.lock").write_text(LOCK.format(seen="bb"))
     with pytest.raises(DataError, match=r"^mine: the detector was trained again .*`dvc repro`"):
         experiment.check_scored()
+
+
+def test_scores_name_the_detector_that_they_belong_to(tmp_path: Path) -> None:
+    """dvc.lock does not tell: `dvc exp save` after `dvc repro train` records old scores beside a new detector."""
+    experiment = Experiment(name="mine", files=Workspace(tmp_path))
+    (tmp_path / "dvc.lock").write_text(LOCK.format(seen="aa"))
+    for path, content in ((EVALUATED_JSON, json.dumps({"detector": md5_of(b"first")})), (DETECTOR, "first")):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(content)
+    experiment.check_scored()
+    (tmp_path / DETECTOR).write_text("trained again")
+    with pytest.raises(DataError, match=r"^mine: the detector was trained again .*`dvc repro`"):
+        experiment.check_scored()
+
+
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def test_a_live_command_in_the_workspace_is_known(part: Path) -> None:
+    repository, lock = Repository(), part / ".dvc/tmp/rwlock"
+    assert repository.running() is None
+    lock.parent.mkdir()
+    here, task = str(part / "models/detector.pt"), str(part / ".dvc/tmp/exps/tmp1/models/detector.pt")
+    for path, pid, running in ((here, os.getpid(), True), (here, 2**22 + 1, False), (task, os.getpid(), False)):
+        lock.write_text(json.dumps({"write": {path: {"pid": pid, "cmd": "dvc exp run"}}, "read": {}}))
+        assert (repository.running() == "dvc exp run") == running
+
+
+def test_a_killed_experiment_leaves_head_off_its_branch(part: Path) -> None:
+    git("commit", "-qm", "first", "--allow-empty")
+    git("branch", "-M", "mine")
+    git("update-ref", EXEC_BASELINE, "HEAD")
+    assert Repository().lost_branch() is None
+    git("checkout", "-q", "--detach")
+    assert Repository().lost_branch() == "mine"
+    git("update-ref", "-d", EXEC_BASELINE)
+    assert Repository().lost_branch() is None, "the user's own checkout"
 
 
 @pytest.mark.parametrize(("path", "read"), [("dvc.lock", code_of), ("params.yaml", read_params)])

@@ -1,5 +1,7 @@
 """Restore the experiment of an MLflow run, or the commands that reproduce it."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,35 @@ def test_uncommitted_changes_are_not_overwritten(project: Project) -> None:
         assert stage.read_text().endswith("# an idea\n")
     finally:
         stage.write_text(before)
+
+
+def test_what_dvc_no_longer_has_leaves_the_workspace_as_it_is(project: Project) -> None:
+    before = Path("params.yaml").read_bytes(), Path("models/detector.pt").read_bytes()
+    (cached,) = (
+        one
+        for one in project.folder.glob(".dvc/cache/files/md5/*/*")
+        if one.is_file() and one.read_bytes() == b"weights of fasterrcnn_resnet18"
+    )
+    aside = cached.rename(cached.with_suffix(".aside"))
+    try:
+        with pytest.raises(DataError, match=r"plain: models/detector.pt is neither .* stays as it is"):
+            restore("plain", Repository())
+    finally:
+        aside.rename(cached)
+    assert before == (Path("params.yaml").read_bytes(), Path("models/detector.pt").read_bytes())
+    assert project.run("git", "status", "--porcelain", "--", "dvc.lock").stdout.strip() in ("", "M dvc.lock")
+
+
+def test_a_running_experiment_is_not_overwritten(project: Project) -> None:
+    lock = Path(".dvc/tmp/rwlock")
+    before = lock.read_text() if lock.exists() else "{}"
+    detector = str(project.folder.resolve() / "models/detector.pt")
+    lock.write_text(json.dumps({"write": {detector: {"pid": os.getpid(), "cmd": "dvc exp run"}}, "read": {}}))
+    try:
+        with pytest.raises(DataError, match="`dvc exp run` is running in this workspace"):
+            restore("plain", Repository())
+    finally:
+        lock.write_text(before)
 
 
 def test_a_run_without_an_experiment_gives_commands(project: Project, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_in_a_repository_the_message_has_the_command_that_restores_params(projec
         subprocess.run(["git", *words], cwd=project, check=True)
     change(project, "\nmodel: ", "\nmodel: retinanett  # ")
     message = run_check(project).stderr
-    assert "did you mean 'retinanet'?; `git checkout params.yaml`" in message
+    assert "did you mean 'retinanet'?; `git checkout HEAD params.yaml`" in message
     subprocess.run(["git", *identity, "commit", "-qam", "typo"], cwd=project, check=True)
     assert run_check(project).stderr.endswith("did you mean 'retinanet'?\n")
 

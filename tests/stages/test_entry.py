@@ -24,7 +24,7 @@ def start(code: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_runs_the_cleanup_without_a_traceback(number: signal.Signals, code: int) -> None:
     process = start(WAIT)
     assert process.stdout is not None

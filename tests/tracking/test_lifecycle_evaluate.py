@@ -10,7 +10,7 @@ import pytest
 
 from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
 from detection.params import Params
-from detection.tracking.client import write_run_id
+from detection.tracking.client import EVALUATION_KEY, write_run_id
 from detection.tracking.lifecycle import log_evaluation, log_figures, open_run
 from detection.tracking.run import Run
 
@@ -48,9 +48,9 @@ def test_the_first_evaluation_is_adopted(params: Params, trained: str, runs: Run
     assert (only.data.metrics["test/AP/猫"], only.data.metrics["test/AP/犬"]) == (0.2, 0.3)
     assert "test/AP_small" not in only.data.metrics
     assert only.data.params["evaluate.score_threshold"] == "null"
-    assert len(only.data.params) == len(params.flat())
-    paths = {entry.path for folder in (None, "models") for entry in client.list_artifacts(trained, folder)}
-    assert {"dvc.lock", "params.yaml", "evaluation", "models/detector.pt"} <= paths
+    assert only.data.params.keys() - params.flat().keys() == {EVALUATION_KEY}
+    paths = {entry.path for entry in client.list_artifacts(trained)}
+    assert {"dvc.lock", "params.yaml", "evaluation"} <= paths
     assert ("test", "3" * 32) in {(i.tags[0].value, i.dataset.digest) for i in only.inputs.dataset_inputs}
 
 
@@ -72,7 +72,9 @@ def test_other_settings_fork_a_complete_run(
     assert (first.data.metrics["test/AP"], fork.data.metrics["test/AP"]) == (0.4, 0.3)
     assert fork.data.tags["forked_from"] == trained
     assert fork.info.status == "FINISHED"
-    assert fork.data.params == first.data.params | {"evaluate.score_threshold": "0.3"}
+    own = {key: fork.data.params[key] for key in (EVALUATION_KEY, "evaluate.score_threshold")}
+    assert fork.data.params == first.data.params | own
+    assert own["evaluate.score_threshold"] == "0.3"
     assert curves(client, fork.info.run_id) == curves(client, trained)
     log_evaluation(other_settings(params), {"test/AP": 0.3})
     assert len(runs()) == 2, "the fork is found again"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from detection.errors import DataError, TrackingError
-from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
+from detection.files import DETECTOR, EVALUATED_JSON, EVALUATION_RUN_JSON, TRAIN_RUN_JSON, md5, write_json
 from detection.params import Params
 from detection.tracking.client import write_run_id
 from detection.tracking.lifecycle import log_evaluation, log_figures, open_run, sync_workspace
@@ -168,6 +168,42 @@ def test_plots_sends_what_evaluate_could_not(
     assert (only.info.run_id, only.info.status, only.data.metrics["test/AP"]) == (interrupted, "FINISHED", 0.4)
     assert only.data.tags["replaces_run"] == recorded["run_id"], "so that the experiment leads to it"
     assert [one.path for one in client.list_artifacts(interrupted, "plots")] == ["plots/index.html"]
+
+
+def test_scores_of_an_earlier_detector_are_not_sent_to_a_new_training(
+    params: Params, complete: tuple[str, Points], client: Any, runs: Runs, finish: Callable[..., None], repo: Path
+) -> None:
+    """`dvc repro train`, then `detection sync`."""
+    first, before = complete
+    write_json(EVALUATED_JSON, {"detector": md5(DETECTOR)})
+    log_evaluation(params, SCORES)
+    shutil.rmtree(repo / "reports/train")
+    with open_run(params, {"training_id": "def"}) as run:
+        finish(run)
+        DETECTOR.write_bytes(b"trained again")
+        write_json("reports/train/environment.json", {"training_id": "def"})
+    sync_workspace(params)
+    assert [one.info.run_id for one in runs()] == [first, run.id]
+    assert "test/AP" not in client.get_run(run.id).data.metrics
+    assert len(client.get_metric_history(first, "loss")) == len(before["loss"]) == STEPS
+    write_json(EVALUATED_JSON, {"detector": md5(DETECTOR)})
+    log_evaluation(params, {"test/AP": 0.2})
+    assert client.get_run(run.id).data.metrics["test/AP"] == 0.2
+    assert client.get_run(first).data.metrics["test/AP"] == 0.4
+
+
+def test_a_recipe_of_the_same_content_leaves_the_first_run_its_name(
+    params: Params, complete: tuple[str, Points], client: Any, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reuses the finished training, and its evaluation is a run of its own."""
+    monkeypatch.setenv("DVC_EXP_NAME", "first")
+    log_evaluation(params, SCORES)
+    monkeypatch.setenv("DVC_EXP_NAME", "mine")
+    open_run(params, ENVIRONMENT).close("FINISHED")
+    Path("reports/train/recipe.json").write_text('{"model": "mine"}')
+    log_evaluation(replace(params, evaluate=replace(params.evaluate, batch_size=7)), SCORES)
+    first, mine = runs()
+    assert (first.data.tags["dvc.exp_name"], mine.data.tags["dvc.exp_name"]) == ("first", "mine")
 
 
 def test_without_a_server_or_a_training_it_is_an_error(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from detection.tracking import run as run_module
+from detection.tracking.artifacts import Progress
 from detection.tracking.run import MlflowRun, NoRun, OpenRun, SystemMetrics
 from detection.tracking.store import import_mlflow
 
@@ -29,35 +30,44 @@ class Client:
         self.files: dict[str, str] = {}
         self.tags: dict[str, str] = {}
         self.status = "RUNNING"
+        self.deleted: set[str] = set()
 
-    def _answer(self) -> None:
+    def answer(self) -> None:
         assert self.hangs.wait(20)
         if self.down:
             raise ConnectionError("no route to host\nsecond line")
 
     def get_run(self, run_id: str) -> Any:
-        self._answer()
+        self.answer()
         latest = {metric.key: metric for batch in self.batches for metric in batch}
-        return SimpleNamespace(data=SimpleNamespace(_metric_objs=list(latest.values())))
+        info = SimpleNamespace(artifact_uri="", lifecycle_stage="deleted" if run_id in self.deleted else "active")
+        return SimpleNamespace(info=info, data=SimpleNamespace(_metric_objs=list(latest.values())))
 
     def log_batch(self, run_id: str, metrics: list[Any]) -> None:
-        self._answer()
+        self.answer()
         self.batches.append(metrics)
 
-    def log_artifact(self, run_id: str, path: str, folder: str) -> None:
-        self._answer()
-        self.files[f"{folder}/{Path(path).name}"] = Path(path).read_text()
-
     def set_tag(self, run_id: str, key: str, value: str) -> None:
-        self._answer()
+        self.answer()
         self.tags[key] = value
 
     def set_terminated(self, run_id: str, status: str) -> None:
-        self._answer()
+        self.answer()
         self.status = status
 
     def steps(self, name: str = "loss") -> list[int]:
         return [metric.step for batch in list(self.batches) for metric in batch if metric.key == name]
+
+
+class FakeArtifacts:
+    """In place of `Artifacts`: keeps files in the client."""
+
+    def __init__(self, client: Client, uri: str, progress: Progress) -> None:
+        self._client = client
+
+    def send(self, path: Path, folder: str) -> None:
+        self._client.answer()
+        self._client.files[f"{folder}/{path.name}"] = path.read_text()
 
 
 class NoSystemMetrics:
@@ -72,6 +82,7 @@ class NoSystemMetrics:
 def client(monkeypatch: pytest.MonkeyPatch) -> Client:
     import_mlflow()  # takes seconds, longer than the time-outs below
     monkeypatch.setattr(run_module, "SystemMetrics", NoSystemMetrics)
+    monkeypatch.setattr(run_module, "Artifacts", FakeArtifacts)
     monkeypatch.setattr(run_module, "RETRY_INTERVALS_S", (0.02,))
     monkeypatch.setattr(run_module, "CLOSE_TIMEOUT_S", 2.0)
     return Client()
@@ -198,10 +209,40 @@ def test_a_second_close_changes_nothing(run: MlflowRun, client: Client) -> None:
     assert client.status == "KILLED"
 
 
+def test_the_run_that_replaces_a_deleted_one_gets_everything(
+    client: Client, tmp_path: Path, write_losses: Write
+) -> None:
+    """Another clone has created a run for the same training, and ours was deleted as the younger one."""
+    client.deleted = {RUN_ID}
+    run = MlflowRun(lambda: (client, "1" * 32), (client, RUN_ID), tmp_path)
+    write_losses(tmp_path, 10)
+    run.update(10)
+    run.close("FINISHED")
+    assert run.id == "1" * 32
+    assert client.steps() == list(range(1, 11))
+
+
+def test_a_run_whose_files_fail_has_its_curves_and_ends(
+    client: Client, tmp_path: Path, write_losses: Write, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(client: Any, run_id: str, artifacts: Any) -> None:
+        raise ConnectionError("the store of files is down")
+
+    run = MlflowRun(lambda: pytest.fail("it is open"), (client, RUN_ID), tmp_path)
+    write_losses(tmp_path, 10)
+    run.update(10)
+    run.transfer(fails)
+    run.close("FINISHED")
+    assert client.steps() == list(range(1, 11))
+    assert client.status == "FINISHED"
+    assert "detection sync" in caplog.text
+
+
 def test_no_run_accepts_everything() -> None:
     with NoRun() as nothing:
         nothing.update(1)
         nothing.artifact(Path("nowhere"), "x")
+        nothing.transfer(lambda client, run_id, artifacts: None)
         nothing.tag("a", "b")
         assert nothing.id is None
 
@@ -223,3 +264,82 @@ def test_system_metrics_are_sampled_by_the_thread(
         run.close("FINISHED")
     steps = client.steps("system/cpu_utilization_percentage")
     assert steps == list(range(len(steps))), "a resumed run continues the numbering"
+
+
+class Nvml:
+    """A driver with two GPUs, of which the second does not report its power, as slices of a GPU do not."""
+
+    class NVMLError(Exception):
+        pass
+
+    lost = False
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+        if self.lost:
+            raise OSError("GPU is lost")
+        return SimpleNamespace(used=20e9, total=80e9)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+        return SimpleNamespace(gpu=90 + handle)
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle:
+            raise self.NVMLError("Not Supported")
+        return 350_000
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
+        return 700_000
+
+
+def test_gpu_metrics_with_a_driver(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    import_mlflow()
+    from mlflow.system_metrics.metrics import gpu_monitor
+
+    driver = Nvml()
+    monkeypatch.setattr(gpu_monitor, "pynvml", driver, raising=False)
+    monkeypatch.setattr(run_module, "SAMPLE_INTERVAL_S", 0.0)
+    metrics = SystemMetrics({})
+    values = {name: value for name, value, _, step in metrics.sample() if "gpu" in name and step == 0}
+    assert values == {
+        "system/gpu_0_memory_usage_percentage": 25.0,
+        "system/gpu_0_memory_usage_megabytes": 20_000.0,
+        "system/gpu_0_utilization_percentage": 90.0,
+        "system/gpu_0_power_usage_watts": 350.0,
+        "system/gpu_0_power_usage_percentage": 50.0,
+        "system/gpu_1_memory_usage_percentage": 25.0,
+        "system/gpu_1_memory_usage_megabytes": 20_000.0,
+        "system/gpu_1_utilization_percentage": 91.0,
+    }
+    assert not caplog.messages, "what a GPU does not report is not repeated at every sample"
+    driver.lost = True
+    for _ in range(3):
+        names = [name for name, *_ in metrics.sample()]
+        assert "system/cpu_utilization_percentage" in names
+        assert not any("gpu" in name for name in names)
+    (warning,) = caplog.messages
+    assert "GPU is lost" in warning
+
+
+def test_a_driver_that_does_not_answer_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    from mlflow.system_metrics.metrics import gpu_monitor
+
+    def mismatch() -> None:
+        raise Nvml.NVMLError("Driver/library version mismatch")
+
+    driver = Nvml()
+    monkeypatch.setattr(driver, "nvmlInit", mismatch)
+    monkeypatch.setattr(gpu_monitor, "pynvml", driver, raising=False)
+    monkeypatch.setattr(run_module, "NVIDIA_DEVICE", tmp_path)
+    SystemMetrics({})
+    assert "version mismatch" in caplog.text

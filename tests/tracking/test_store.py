@@ -16,6 +16,7 @@ from detection.experiments.find import open_store
 from detection.params import Params
 from detection.tracking.lifecycle import open_run
 from detection.tracking.store import (
+    DRIVERS,
     SILENCE_S,
     artifact_root,
     close_orphans,
@@ -115,6 +116,64 @@ def test_a_refusal_of_the_server_is_named(
         server.shutdown()
     assert message in caplog.text
     assert "secret" not in caplog.text + str(raised.value)
+
+
+def test_a_database_without_a_place_for_files_is_refused(
+    repo: Path, params: Params, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every colleague's files would go to a folder of whoever came first. A driver's name makes SQLite such a store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///{repo}/mlflow.db")
+    with pytest.raises(TrackingError, match=r"a database holds no files.*mlflow server.*mlflow experiments create"):
+        open_run(params, {})
+    client.create_experiment("detection", artifact_location="file:///home/colleague/project/mlartifacts")
+    with pytest.raises(TrackingError, match="a database holds no files"):
+        open_run(params, {})
+    shared = tmp_path / "network/mlflow"
+    shared.mkdir(parents=True)
+    client.create_experiment("shared", artifact_location=shared.as_uri())
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "shared")
+    open_run(params, {}).close("FINISHED")
+    assert list(shared.rglob("params.yaml"))
+
+
+def test_a_moved_project_links_its_old_path(
+    repo: Path, params: Params, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's database has absolute paths: files of new runs would go to the old one without a word."""
+    open_run(params, {}).close("FINISHED")
+    moved = tmp_path / "moved"
+    repo.rename(moved)
+    monkeypatch.chdir(moved)
+    with pytest.raises(TrackingError, match=r"does not exist; after moving the project, link") as raised:
+        open_run(params, {})
+    command = str(raised.value).partition("old path: ")[2]
+    subprocess.run(command, shell=True, check=True)
+    open_run(params, {}).close("FINISHED")
+    assert len(list((moved / "mlartifacts").rglob("params.yaml"))) == 2
+
+
+def test_a_missing_driver_of_the_file_store_is_named(
+    repo: Path, params: Params, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_experiment("detection", artifact_location="s3://bucket/mlflow")
+    monkeypatch.setitem(DRIVERS, "s3", ("no_such_module", "boto3"))
+    with pytest.raises(TrackingError, match="in s3: and need a driver: uv add boto3"):
+        open_run(params, {})
+
+
+def test_two_machines_that_create_the_mlflow_experiment_at_once_share_it(
+    repo: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = client.create_experiment("detection", artifact_location=(repo / "mlartifacts").as_uri())
+    find: Any = client.get_experiment_by_name
+    calls: list[str] = []
+
+    def late(self: Any, name: str) -> Any:
+        calls.append(name)
+        return find(name) if len(calls) > 1 else None
+
+    monkeypatch.setattr(type(client), "get_experiment_by_name", late)
+    assert connect().experiment == first
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:///tmp/mlruns", "sqlite://"])

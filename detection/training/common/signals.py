@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -15,8 +16,14 @@ MIN_INTERVAL_PER_SAVE = 50
 """The interval is at least this many times the duration of the last save, which limits saving to 2 %."""
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler or `docker stop`, and a terminal that is closed."""
+
+
 class StopSignals:
-    """Context in which SIGINT and SIGTERM only set `signal`; repeated signals have no further effect.
+    """Context in which the signals of `STOPPING` only set `signal`; repeated ones have no further effect.
+
+    SIGHUP stays ignored where it is, as under `nohup`.
 
     A stage enters it before it opens its run and leaves it after the run is closed, so that a second Ctrl-C
     cannot interrupt the closing.
@@ -27,8 +34,9 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+        for number in STOPPING:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -40,6 +48,25 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
+
+
+@contextmanager
+def stop_with_workspace() -> Iterator[None]:
+    """Treat the deletion of the working directory as a stop: `dvc queue stop --kill` does it while a training lives.
+
+    The rerun resumes at the last checkpoint, which lies in the main repository.
+
+    Raises:
+        SystemExit: The folder is gone.
+    """
+    folder = Path.cwd()
+    try:
+        yield
+    except FileNotFoundError:
+        if folder.is_dir():
+            raise
+        log.info("stopped: the workspace %s was deleted; rerun the experiment to resume", folder)
+        raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def stopped(number: int, step: int) -> SystemExit:

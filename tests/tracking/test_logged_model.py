@@ -1,0 +1,212 @@
+"""One LoggedModel per training, with scores by dataset; several clones at once make one of each."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.files import WEIGHTS_JSON, md5, write_json
+from detection.params import Params
+from detection.tracking import client as tracking
+from detection.tracking import logged_model
+from detection.tracking.client import EVALUATION_KEY, TRAINING_ID
+from detection.tracking.lifecycle import log_evaluation, log_figures, log_training_artifacts, open_run, sync_workspace
+from detection.tracking.run import Run
+from detection.tracking.store import Store, connect, import_mlflow
+
+Runs = Callable[[], list[Any]]
+Train = Callable[[Run], None]
+DETECTOR = Path("models/detector.pt")
+CARD = {"splits": {"train": {"images": 9, "objects": 21, "objects_by_class": {"a": 20, "b": 1}, "overlapping": 0.5}}}
+
+
+@pytest.fixture
+def trained(params: Params, repo: Path, train: Train) -> Callable[[str, bytes], str]:
+    """Train; returns the run's id."""
+
+    def run_training(training_id: str, weights: bytes) -> str:
+        write_json("reports/dataset/card.json", CARD)
+        with open_run(params, {TRAINING_ID: training_id}) as run:
+            train(run)
+            DETECTOR.write_bytes(weights)
+            write_json("reports/train/environment.json", {TRAINING_ID: training_id})
+            write_json("reports/train/metrics.json", {"steps": 50})
+            log_training_artifacts(run)
+        assert run.id is not None
+        return run.id
+
+    return run_training
+
+
+def models(store: Store, **query: Any) -> list[Any]:
+    return list(store.client.search_logged_models([store.experiment], **query))
+
+
+def test_a_training_makes_one_model(params: Params, trained: Any, client: Any) -> None:
+    run_id = trained("abc", b"weights")
+    trained("abc", b"weights")  # resumed after its end, by `dvc repro -f`
+    store = connect()
+    (model,) = models(store)
+    assert (model.name, model.source_run_id, model.status) == (params.model, run_id, "READY")
+    assert model.params["recipe.optimizer.lr"] == str(params.recipe.optimizer.lr)
+    assert not any(key.startswith("evaluate") for key in model.params)
+    assert model.tags["digest.detector"] == md5(DETECTOR)
+    assert (model.tags["training_id"], model.tags["dataset"]) == ("abc", "shapes")
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    assert (output.model_id, output.step) == (model.model_id, 50)
+    paths = {one.path for one in client.list_logged_model_artifacts(model.model_id)}
+    assert {"MLmodel", "code", "data", "requirements.txt", "input_example.json"} <= paths
+    assert logged_model.read_detector(store, run_id) == b"weights"
+    import mlflow.models
+
+    import_mlflow().set_tracking_uri(store.uri)
+    info = mlflow.models.get_model_info(f"models:/{model.model_id}")
+    assert info.signature.inputs.input_names() == ["image"]
+
+
+def test_the_best_detector_on_a_dataset_is_one_query(params: Params, trained: Any, client: Any, runs: Runs) -> None:
+    for training_id, score in (("one", 0.3), ("two", 0.5), ("three", 0.4)):
+        trained(training_id, training_id.encode())
+        log_evaluation(params, {"test/AP": score, "speed/gflops": 7.0})
+    store = connect()
+    best = models(store, order_by=[{"field_name": "metrics.test/AP", "dataset_name": "shapes", "ascending": False}])
+    assert [next(m.value for m in model.metrics if m.key == "test/AP") for model in best] == [0.5, 0.4, 0.3]
+    (metric,) = [one for one in best[0].metrics if one.key.startswith("test/")]
+    assert (metric.dataset_name, metric.dataset_digest, metric.run_id) == ("shapes", "3" * 32, runs()[1].info.run_id)
+    assert models(store, datasets=[{"dataset_name": "other"}], filter_string="metrics.`test/AP` > 0") == []
+    assert len(client.get_metric_history(metric.run_id, "test/AP")) == 1
+
+
+def test_another_evaluation_is_a_run_with_the_model_as_input(
+    params: Params, trained: Any, client: Any, runs: Runs
+) -> None:
+    trained("abc", b"weights")
+    log_evaluation(params, {"test/AP": 0.4})
+    log_evaluation(replace(params, evaluate=replace(params.evaluate, score_threshold=0.3)), {"test/AP": 0.3})
+    first, fork = [client.get_run(run.info.run_id) for run in runs()]
+    (model,) = models(connect())
+    assert [one.model_id for one in first.outputs.model_outputs] == [model.model_id]
+    assert first.inputs.model_inputs == []
+    assert [one.model_id for one in fork.inputs.model_inputs] == [model.model_id]
+    assert fork.outputs.model_outputs == []
+    by_run = {one.run_id: one.value for one in client.get_logged_model(model.model_id).metrics}
+    assert by_run == {first.info.run_id: 0.4, fork.info.run_id: 0.3}
+    assert logged_model.read_detector(connect(), fork.info.run_id) == b"weights"
+
+
+def test_a_started_training_has_the_model_of_its_source_as_input(params: Params, trained: Any, client: Any) -> None:
+    source = trained("one", b"weights")
+    write_json(WEIGHTS_JSON, {"start": {"from": "first", "type": "experiment", "md5": md5(DETECTOR), "run_id": source}})
+    started = trained("two", b"better")
+    (output,) = client.get_run(source).outputs.model_outputs
+    assert [one.model_id for one in client.get_run(started).inputs.model_inputs] == [output.model_id]
+    assert len(client.get_run(started).outputs.model_outputs) == 1
+    assert len(models(connect())) == 2
+
+
+def test_a_model_that_the_server_missed_is_sent_by_sync(
+    params: Params, repo: Path, trained: Any, client: Any, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detection.tracking.run.CLOSE_TIMEOUT_S", 1.0)
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{closed_port}")
+        away.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        with open_run(params, {TRAINING_ID: "abc"}) as run:
+            pass
+        assert run.id is None
+    write_json("reports/train/environment.json", {TRAINING_ID: "abc"})
+    write_json("reports/train/metrics.json", {"steps": 50})
+    DETECTOR.parent.mkdir()
+    DETECTOR.write_bytes(b"weights")
+    Path("reports/evaluation/tables").mkdir(parents=True)
+    write_json("reports/evaluation/tables/mlflow_metrics.json", {"test/AP": 0.4})
+    sent = sync_workspace(params).run_id
+    sync_workspace(params)
+    (model,) = models(connect())
+    assert (model.source_run_id, model.status) == (sent, "READY")
+    assert [(one.key, one.value, one.dataset_name) for one in model.metrics] == [("test/AP", 0.4, "shapes")]
+
+
+def test_the_head_of_the_model_card_describes_run_and_model(params: Params, trained: Any, client: Any) -> None:
+    run_id = trained("abc", b"weights")
+    log_evaluation(params, {"test/AP": 0.4})
+    Path("reports/model_card.md").write_text("# Good detector\n\n## Scores\n\n| class | AP |\n|---|---|\n")
+    log_figures(params)
+    assert client.get_run(run_id).data.tags["mlflow.note.content"] == "# Good detector\n\n## Scores"
+    (model,) = models(connect())
+    assert model.tags["mlflow.note.content"].startswith("# Good detector")
+    assert "model_card.md" in {one.path for one in client.list_logged_model_artifacts(model.model_id)}
+
+
+def test_mlflow_reads_the_datasets(params: Params, repo: Path, trained: Any, client: Any) -> None:
+    import mlflow.data
+
+    (repo / "data/raw" / params.data.path).mkdir(parents=True)
+    inputs = client.get_run(trained("abc", b"weights")).inputs.dataset_inputs
+    assert sorted(one.tags[0].value for one in inputs) == ["train", "val"]
+    dataset = next(one.dataset for one in inputs if one.tags[0].value == "train")
+    assert mlflow.data.get_source(dataset).load() == str(repo / "data/raw" / params.data.path)
+    profile = json.loads(dataset.profile)
+    assert (profile["images"], profile["objects_by_class"]) == (9, {"a": 20, "b": 1})
+    columns = json.loads(dataset.schema)["mlflow_colspec"]
+    assert [one["name"] for one in columns] == ["image", "objects"]
+
+
+class AtOnce:
+    """A client whose creations wait for those of another one, as of a second clone."""
+
+    def __init__(self, client: Any, barrier: threading.Barrier) -> None:
+        self._client, self._barrier = client, barrier
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        if name not in ("create_run", "create_logged_model"):
+            return call
+
+        def create(*args: Any, **kwargs: Any) -> Any:
+            created = call(*args, **kwargs)
+            self._barrier.wait(60)
+            return created
+
+        return create
+
+
+def in_two_clones(store: Store, call: Callable[[Store], Any]) -> list[Any]:
+    barrier, results = threading.Barrier(2), []
+    clones = [Store(AtOnce(store.client, barrier), store.experiment, store.uri) for _ in range(2)]
+    threads = [threading.Thread(target=lambda one=one: results.append(call(one))) for one in clones]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+def test_two_clones_that_create_a_run_at_once_share_it(params: Params, repo: Path, client: Any) -> None:
+    store = connect()
+    one, other = in_two_clones(
+        store, lambda clone: tracking.create_run(clone, params, "train", {TRAINING_ID: "abc"}, TRAINING_ID)
+    )
+    assert one.info.run_id == other.info.run_id
+    assert [run.info.run_id for run in client.search_runs([store.experiment])] == [one.info.run_id]
+
+
+def test_two_clones_that_create_a_model_at_once_share_it(params: Params, trained: Any, client: Any) -> None:
+    run = client.get_run(trained("abc", b"weights"))
+    store = connect()
+    Path("other.pt").write_bytes(b"other")
+    one, other = in_two_clones(store, lambda clone: logged_model.find_or_create(clone, run, Path("other.pt"), "abc"))
+    assert one.model_id == other.model_id
+    assert len(models(store)) == 2
+
+
+def test_one_of_two_evaluations_gets_the_run_of_the_training(params: Params, trained: Any, client: Any) -> None:
+    run, store = client.get_run(trained("abc", b"weights")), connect()
+    assert tracking.claim(store, run, "one")
+    assert not tracking.claim(store, run, "two"), "although the run was read before the first claim"
+    assert tracking.claim(store, run, "one")
+    assert client.get_run(run.info.run_id).data.params[EVALUATION_KEY] == "one"
