@@ -45,8 +45,8 @@ def main() -> None:
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
     files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
-    files |= {EVALUATED_JSON.name: {"detector": digest}}
-    write_tables(EVALUATION_TABLES, {**evaluation.tables, **files})
+    scored: Tables = {EVALUATED_JSON.name: {"detector": digest}}
+    write_tables(EVALUATION_TABLES, {**evaluation.tables, **files, **scored})
     write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 
     for name in LOGGED_METRICS:

@@ -144,7 +144,7 @@ def fill(store: Store, model: Any, detector: Path, example: bytes | None, progre
         folder = Path(scratch, "model")
         artifacts.progress.expect(WRITE_TIMEOUT_S)
         write_model_folder(folder, detector, run_id=model.source_run_id, model_id=model.model_id, example=example)
-        artifacts.send_all(files_below(folder), only_missing=bool(artifacts.sizes(DATA_FOLDER)))
+        artifacts.send_all(files_below(folder), only_missing=bool(artifacts.sizes(None)))
     store.client.finalize_logged_model(model.model_id, "FAILED" if artifacts.refused else "READY")
 
 

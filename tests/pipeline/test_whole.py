@@ -37,6 +37,8 @@ class Step:
     """MLflow runs, oldest first."""
     artifacts: set[str]
     """Paths of the newest run's artifacts."""
+    models: list[Any]
+    """LoggedModels, oldest first."""
     run_ids: dict[str, str]
     """MLflow run id in `run.json` of the train and the evaluation report."""
 
@@ -71,7 +73,7 @@ def stages_run(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def execute(copy: Path, command: Command, runs: Runs) -> Callable[..., Step]:
+def execute(copy: Path, command: Command, runs: Runs, models: Runs) -> Callable[..., Step]:
     """Run a command in the clone and record the state after it."""
 
     def run_id(path: Path) -> str:
@@ -86,6 +88,7 @@ def execute(copy: Path, command: Command, runs: Runs) -> Callable[..., Step]:
             stages=stages_run(done.stdout),
             runs=after,
             artifacts={path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()},
+            models=models(),
             run_ids={"train": run_id(TRAIN_RUN_JSON), "evaluation": run_id(EVALUATION_RUN_JSON)},
         )
 
@@ -218,7 +221,6 @@ def test_the_experiment_is_one_run(repro: Step) -> None:
     assert len(run.data.params) > 60
     assert {one.tags[0].value for one in run.inputs.dataset_inputs} == {"train", "val", "test"}
     assert {
-        "models/detector.pt",
         "dvc.lock",
         "params.yaml",
         "train/losses.csv",
@@ -228,6 +230,11 @@ def test_the_experiment_is_one_run(repro: Step) -> None:
         "plots/index.html",
         "model_card.md",
     } <= repro.artifacts
+    (model,) = repro.models
+    assert (model.name, model.source_run_id, model.status) == (run.data.params["model"], run.info.run_id, "READY")
+    scores = {one.key: one.value for one in model.metrics if one.dataset_name == run.data.params["dataset"]}
+    assert scores == {key: value for key, value in run.data.metrics.items() if key.startswith("test/")}
+    assert model.tags["mlflow.note.content"] == run.data.tags["mlflow.note.content"] != ""
 
 
 def test_with_nothing_to_do_only_check_runs(unchanged: Step) -> None:
@@ -275,7 +282,10 @@ def test_other_evaluation_settings_in_a_temporary_workspace_are_a_new_run_of_the
     assert fork.info.run_name == "elsewhere"
     assert fork.info.status == "FINISHED"
     assert fork.data.tags["forked_from"] == base.info.run_id
-    assert fork.data.params == base.data.params | {"evaluate.batch_size": "2"}
+    own = {"evaluate.batch_size": "2", "evaluation_key": fork.data.tags["evaluation_key"]}
+    assert fork.data.params == base.data.params | own
+    assert len(temporary.models) == len(other_model.models) == 2
+    assert {one.run_id for one in temporary.models[-1].metrics} == {base.info.run_id, fork.info.run_id}
     of_evaluation = ("system/", "test/", "speed/")
     of_training = {name for name in base.data.metrics if not name.startswith(of_evaluation)}
     assert {name: fork.data.metrics.get(name) for name in of_training} == {

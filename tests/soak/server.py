@@ -64,7 +64,7 @@ class Case:
         if not runs or "test/AP" not in runs[0].data.metrics:
             self.problems.append(f"{self.name}: no scores")
         files = {one.path for one in client.list_artifacts(runs[0].info.run_id)} if runs else set()
-        if missing := {"train", "evaluation", "plots", "models", "samples", "params.yaml"} - files:
+        if missing := {"train", "evaluation", "plots", "samples", "params.yaml"} - files:
             self.problems.append(f"{self.name}: the run lacks the artifacts {sorted(missing)}")
         return str(runs[0].info.run_id) if runs else ""
 
