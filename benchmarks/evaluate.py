@@ -1,34 +1,37 @@
-"""COCO metrics from JSON files: CPU time and peak memory against pycocotools and faster-coco-eval.
+"""COCO metrics from JSON files: time and peak memory beside pycocotools and its faster successors.
 
-    python -m benchmarks.evaluate                  # against both, then our scaling; four minutes
+    python -m benchmarks.evaluate                  # all parts; ten minutes
+    python -m benchmarks.evaluate --part fast      # beside the fast peers: one thread and all, synthetic and real
+    python -m benchmarks.evaluate --part slow      # beside pycocotools and faster-coco-eval, with our analysis
     python -m benchmarks.evaluate --part growth    # ours at COCO val's size and at ten times that size
-    python -m benchmarks.evaluate --repeats 3      # medians; pycocotools takes a minute per repeat
-    uv pip install faster-coco-eval                # optional; skipped where it is not installed
 
-The split is generated with a fixed seed: 5,000 images, 36,000 objects in 80 classes (2 % crowds) and 500,000
-detections, of which three eighths lie near an object and most others have a class of their image. Every
-evaluator reads the same two JSON files in its own process, interleaved, with one thread; `score` is the time
-after reading. `ours_compared` is 1,000 rounds of the paired bootstrap of AP50 between these detections and
-the same detections with other scores.
+Peers that are not installed are skipped (`benchmarks.evaluators`). The synthetic split is generated with a fixed
+seed: 5,000 images, 36,000 objects in 80 classes (2 % crowds) and 500,000 detections, of which three eighths lie
+near an object and most others have a class of their image. The real one is VOC2007 test with a detector's results
+(`../shared/data/oracle/voc2007_test`, or `DETECTION_TEST_DATA`), written as COCO's files.
+
+Every evaluator reads the same two JSON files in its own process, interleaved with the others; the figures are
+medians and include its imports. `score` is the time after reading. `ours_compared` is 1,000 rounds of the paired
+bootstrap of AP50 between these detections and the same detections with other scores.
 """
 
 import argparse
-import dataclasses
-import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import evaluators
+from detection.evaluation import external
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 5_000, 36_000, 500_000, 80
 
@@ -58,7 +61,7 @@ def generate(folder: Path, scale: int) -> None:
         )
     ]
     truth = {
-        "images": [{"id": i} for i in range(num_images)],
+        "images": [{"id": i, "height": 640, "width": 640} for i in range(num_images)],
         "categories": [{"id": i + 1, "name": f"class {i}"} for i in range(CLASSES)],
         "annotations": annotations,
     }
@@ -93,109 +96,38 @@ def generate(folder: Path, scale: int) -> None:
         file.write(b"]")
 
 
-def ours(truth: Path, detections: Path) -> tuple[list[float], float]:
-    """Return COCO's 12 metrics and the CPU time at which the files had been read."""
-    from detection.evaluation import external
-    from detection.evaluation.protocol import coco_metrics
-    from detection.evaluation.protocol.matching import match
-
-    data = external.read_coco(truth, detections)
-    loaded = time.process_time()
-    overlaps = data.overlaps()
-    return list(coco_metrics.score_matches(overlaps, match(overlaps)).stats.values()), loaded
-
-
-def ours_with_analysis(truth: Path, detections: Path) -> tuple[list[float], float]:
-    """Score and run the whole error analysis."""
-    from detection.evaluation import external
-    from detection.evaluation.analysis import tables
-    from detection.evaluation.protocol import coco_metrics
-    from detection.evaluation.protocol.matching import match
-
-    data = external.read_coco(truth, detections)
-    loaded = time.process_time()
-    overlaps = data.overlaps()
-    matches = match(overlaps)
-    score = coco_metrics.score_matches(overlaps, matches)
-    tables.build_tables(overlaps, matches, data.classes, data.images)
-    return list(score.stats.values()), loaded
-
-
-def ours_compared(truth: Path, detections: Path) -> tuple[list[float], float]:
-    """Paired bootstrap of AP50: difference, interval, fraction of rounds in which the second is better."""
-    from detection.evaluation import external
-    from detection.evaluation.analysis import bootstrap
-    from detection.evaluation.analysis.bootstrap import BootstrapSample
-    from detection.evaluation.protocol.coco_metrics import AT_50
-    from detection.evaluation.protocol.matching import match
-    from detection.evaluation.protocol.overlaps import Overlaps
-
-    data = external.read_coco(truth, detections)
-    noise = np.random.default_rng(1).normal(0, 0.1, len(data.predictions.scores))
-    second = dataclasses.replace(data.predictions, scores=data.predictions.scores + noise)
-    loaded = time.process_time()
-    samples = []
-    for predictions in (data.predictions, second):
-        overlaps = Overlaps.of(data.ground_truth, predictions, len(data.classes))
-        sample = BootstrapSample.of(overlaps, match(overlaps), num_images=len(data.images), thresholds=(AT_50,))
-        samples.append(sample)
-    first, changed = samples
-    return list(bootstrap.paired(first, changed).stats["AP50"]), loaded
-
-
-def pycocotools(truth: Path, detections: Path) -> tuple[list[float], float]:
-    """Evaluator of pycocotools."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    return _official(COCO, COCOeval, truth, detections)
-
-
-def faster_coco_eval(truth: Path, detections: Path) -> tuple[list[float], float]:
-    """C++ evaluator of faster-coco-eval."""
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    return _official(COCO, COCOeval_faster, truth, detections)
-
-
-def _official(coco: Any, evaluate: Any, truth: Path, detections: Path) -> tuple[list[float], float]:
-    objects = coco(str(truth))
-    evaluator = evaluate(objects, objects.loadRes(str(detections)), "bbox")
-    loaded = time.process_time()
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summarize()
-    return [float(value) for value in evaluator.stats[:12]], loaded
-
-
-SIDES = {"ours": ours, "ours_with_analysis": ours_with_analysis, "ours_compared": ours_compared}
-PEERS = {"pycocotools": pycocotools, "faster_coco_eval": faster_coco_eval}
-
-
-def child(name: str, folder: Path) -> None:
-    """Run one side once and print its cost as JSON."""
-    side = (SIDES | PEERS)[name]
-    began, wall = time.process_time(), time.monotonic()
-    stats, loaded = side(folder / "ground_truth.json", folder / "detections.json")
-    ended = time.process_time()
-    cost = {
-        "load": loaded - began,
-        "score": ended - loaded,
-        "total": ended - began,
-        "wall": time.monotonic() - wall,
-        "MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "stats": stats,
+def write_real(folder: Path, oracle: Path) -> None:
+    """Write VOC2007 test and a detector's results on it as COCO's files."""
+    data = external.read_voc(oracle / "VOCdevkit", "2007", "test", oracle / "detections", skip_unknown=True)
+    truth, found = data.ground_truth, data.predictions
+    ids = (truth.images + 1, truth.labels + 1, truth.boxes, truth.areas, truth.ignored.astype(int))
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    assert data.sizes is not None
+    content = {
+        "images": [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(data.sizes.astype(int).tolist(), 1)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(data.classes, 1)],
+        "annotations": [{"id": i} | row for i, row in enumerate(_rows(names, ids), 1)],
     }
-    print("\n" + json.dumps(cost))
+    (folder / "ground_truth.json").write_bytes(msgspec.json.encode(content))
+    columns = (found.images + 1, found.labels + 1, found.boxes, found.scores)
+    results = _rows(("image_id", "category_id", "bbox", "score"), columns)
+    (folder / "detections.json").write_bytes(msgspec.json.encode(results))
 
 
-def measure(sides: list[tuple[str, Path]], repeats: int) -> list[dict[str, Any]]:
+def _rows(names: tuple[str, ...], columns: tuple[NDArray[Any], ...]) -> list[dict[str, Any]]:
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in values]
+
+
+def measure(sides: list[tuple[str, Path]], repeats: int, *, all_threads: bool = False) -> list[dict[str, Any]]:
     """Return the medians of every side, interleaved, on the files of its folder."""
     runs: list[list[dict[str, Any]]] = [[] for _ in sides]
+    threads = {} if all_threads else {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    limits = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
+    environment = {name: value for name, value in os.environ.items() if name not in limits} | threads
     for _ in range(repeats):
         for (name, folder), mine in zip(sides, runs, strict=True):
-            command = [sys.executable, "-m", "benchmarks.evaluate", "--side", name, "--folder", str(folder)]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "benchmarks.evaluators", name, str(folder)]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
             mine.append(json.loads(done.stdout.splitlines()[-1]))
     keys = ("load", "score", "total", "wall", "MiB")
@@ -213,25 +145,64 @@ def show(title: str, rows: dict[str, dict[str, Any]]) -> None:
     for name, row in rows.items():
         cells = " | ".join(f"{row[key]:.2f}" for key in ("load", "score", "total", "wall"))
         print(f"| {name} | {cells} | {row['MiB']:.0f} |")
+    sys.stdout.flush()
 
 
-def beside_peers(repeats: int) -> list[str]:
-    """Measure all sides at COCO val's size; return the ratios as lines."""
-    installed = [name for name in PEERS if importlib.util.find_spec(name)]
-    names = [*SIDES, *installed]
+def beside_fast_peers(repeats: int) -> list[str]:
+    """Measure beside the fast peers; return our share of the fastest one's time as lines."""
+    names, lines = ["ours", *evaluators.installed(evaluators.PEERS)], []
+    lines += [f"{peer} is not installed: skipped" for peer in evaluators.PEERS.keys() - set(names)]
+    with tempfile.TemporaryDirectory() as name:
+        folders = {kind: Path(name) / kind for kind in ("synthetic", "real")}
+        for folder in folders.values():
+            folder.mkdir()
+        generate(folders["synthetic"], 1)
+        oracle = Path(os.environ.get("DETECTION_TEST_DATA", "../shared/data")) / "oracle/voc2007_test"
+        if oracle.is_dir():
+            write_real(folders["real"], oracle)
+        else:
+            del folders["real"]
+            lines.append(f"{oracle} is absent: no real detections")
+        for kind, folder in folders.items():
+            for all_threads in (False, True):
+                medians = measure([(side, folder) for side in names], repeats, all_threads=all_threads)
+                rows = dict(zip(names, medians, strict=True))
+                case = f"{kind} detections, {f'{os.cpu_count()} threads' if all_threads else 'one thread'}"
+                show(case, rows)
+                lines += _shares(case, rows, "wall" if all_threads else "total")
+    return lines
+
+
+def _shares(case: str, rows: dict[str, dict[str, Any]], key: str) -> list[str]:
+    mine, theirs = rows["ours"], {name: row for name, row in rows.items() if name != "ours"}
+    lines = [f"{case}: {name}'s metrics differ" for name, row in theirs.items() if row["stats"] != mine["stats"]]
+    if theirs:
+        fastest = min(theirs, key=lambda name: float(theirs[name][key]))
+        smallest = min(theirs, key=lambda name: float(theirs[name]["MiB"]))
+        lines.append(
+            f"{case}: {'wall' if key == 'wall' else 'CPU'} time {mine[key] / theirs[fastest][key]:.2f} of {fastest}, "
+            f"memory {mine['MiB'] / theirs[smallest]['MiB']:.2f} of {smallest}"
+        )
+    return lines
+
+
+def beside_slow_peers(repeats: int) -> list[str]:
+    """Measure our analyses, and ours beside pycocotools and faster-coco-eval; return the ratios as lines."""
+    peers = evaluators.installed(evaluators.SLOW_PEERS)
+    names = [*evaluators.SIDES, *peers]
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder), 1)
         rows = dict(zip(names, measure([(name, Path(folder)) for name in names], repeats), strict=True))
     show("5,000 images, 36,000 objects, 500,000 detections", rows)
     mine, lines = rows["ours"], []
-    for peer in installed:
+    for peer in peers:
         theirs = rows[peer]
         equal = "equal" if theirs["stats"] == mine["stats"] else "NOT equal"
         lines.append(
             f"{peer}: the 12 metrics are {equal}; CPU time {theirs['score'] / mine['score']:.1f}x scoring, "
             f"{theirs['total'] / mine['total']:.1f}x in total; memory {theirs['MiB'] / mine['MiB']:.1f}x"
         )
-    lines += [f"{peer} is not installed: skipped" for peer in PEERS.keys() - set(installed)]
+    lines += [f"{peer} is not installed: skipped" for peer in evaluators.SLOW_PEERS.keys() - set(peers)]
     added = rows["ours_with_analysis"]["score"] / mine["score"] - 1
     lines.append(f"the error analysis adds {added:.1f}x the time of scoring")
     lines.append(f"1,000 bootstrap rounds of AP50 of two experiments: {rows['ours_compared']['score']:.1f} CPU s")
@@ -253,19 +224,15 @@ def growth(repeats: int) -> list[str]:
 
 def main() -> None:
     """Measure; print tables, then the ratios."""
+    parts = {"slow": beside_slow_peers, "growth": growth, "fast": beside_fast_peers}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--part", choices=["peers", "growth"], help="default: both")
-    parser.add_argument("--side", choices=[*SIDES, *PEERS], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--part", choices=parts, help="default: all")
     options = parser.parse_args()
-    if options.side:
-        child(options.side, options.folder)
-        return
-    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
-    lines = beside_peers(options.repeats) if options.part != "growth" else []
-    lines += growth(options.repeats) if options.part != "peers" else []
-    print("\n" + "\n".join(lines))
+    print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, load {os.getloadavg()}")
+    selected = [options.part] if options.part else list(parts)
+    lines = [line for part in selected for line in parts[part](options.repeats)]
+    print(f"load at the end {os.getloadavg()}\n\n" + "\n".join(lines))
 
 
 if __name__ == "__main__":

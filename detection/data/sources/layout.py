@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from detection.data.archives import downloads
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES, data_root
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
@@ -201,6 +200,8 @@ def _check_holdout(name: str, dataset: VocDataset | CocoDataset | YoloDataset) -
 
 def _download_hint(missing: Iterable[Path]) -> str:
     """Return the commands that download missing files; empty for files that cannot be downloaded."""
+    from detection.data.archives import downloads  # its HTTP modules are a third of the start of `detection score`
+
     relative = (Path(os.path.relpath(path, data_root())).as_posix() for path in missing)
     commands = " and ".join(f"`detection download {name}`" for name in downloads(relative))
     return f"run {commands}" if commands else ""
