@@ -30,7 +30,7 @@ REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"
 REPORTS_TRAIN, REPORTS_EVALUATION = REPORTS / "train", REPORTS / "evaluation"
 EVALUATION_TABLES, REPORTS_PLOTS = REPORTS_EVALUATION / "tables", REPORTS / "plots"
 EVALUATED_JSON = EVALUATION_TABLES / "evaluated.json"
-"""md5 of the detector that the scores beside it belong to, as `detector`."""
+"""`detector`: md5 of the detector that the scores beside it belong to; `time`: Unix time of the evaluation in ms."""
 REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS / "train_run.json", REPORTS_EVALUATION / "run.json"
 

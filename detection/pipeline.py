@@ -189,8 +189,9 @@ def branch() -> str:
 
 
 def remote() -> str:
-    """URL of the remote `origin` of the main repository, as git has it; empty without one."""
-    return run_quiet("git", "-C", str(dvc_root()), "remote", "get-url", "origin").strip()
+    """URL of the remote `origin` of the main repository, without user and password; empty without one."""
+    url = run_quiet("git", "-C", str(dvc_root()), "remote", "get-url", "origin").strip()
+    return re.sub(r"^(https?://)[^/]*@", r"\1", url)
 
 
 def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:

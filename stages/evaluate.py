@@ -1,6 +1,7 @@
 """Evaluate the trained detector on the test split; writes `reports/evaluation/`."""
 
 import logging
+import time
 
 from detection.files import DETECTOR, EVALUATED_JSON, EVALUATION_TABLES, REPORTS_EVALUATION, md5
 from detection.params import load
@@ -45,7 +46,7 @@ def main() -> None:
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
     files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}
-    scored: Tables = {EVALUATED_JSON.name: {"detector": digest}}
+    scored: Tables = {EVALUATED_JSON.name: {"detector": digest, "time": time.time_ns() // 1_000_000}}
     write_tables(EVALUATION_TABLES, {**evaluation.tables, **files, **scored})
     write_tables(REPORTS_EVALUATION, {"metrics.json": evaluation.stats})
 

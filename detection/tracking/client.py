@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from detection import pipeline
 from detection.files import TRAIN_RUN_JSON, WEIGHTS_JSON, read_json, write_json
 from detection.params import Params
 from detection.tracking.dataset_inputs import SPLITS, log_datasets
-from detection.tracking.store import Store, masked, process_tags
+from detection.tracking.store import Store, process_tags
 
 PARAMS_PER_CALL = 100
 """MLflow's limit."""
@@ -26,6 +27,10 @@ FORKED_FROM = "forked_from"
 """Tag: run of the training, on the run of another evaluation of its detector."""
 REPLACES = "replaces_run"
 """Tag: run id in `run.json` that this run replaces, since the store does not have a run of that id."""
+SETTLED = "settled"
+"""Tag: this run is the one of its key; one that another clone creates later gives way to it."""
+SETTLE_S = 2.0
+"""Longer than a server takes from the answer of a search to the next tag."""
 RUN_ID = re.compile("[0-9a-f]{32}")
 log = logging.getLogger(__name__)
 
@@ -49,27 +54,38 @@ def is_unsent(path: Path) -> bool:
 def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str], key: str | None = None) -> Any:
     """Create a run with its name and tags, or find the one that another clone has created meanwhile.
 
-    A lock of this machine does not hold off another one. So each clone looks again after it has created its run: of
-    several with the same value of the tag `key`, the oldest is kept, and every clone deletes its own younger one.
+    A lock of this machine does not hold off another one, and clocks differ. So with a `key` this is Fischer's
+    algorithm: create, wait, look. A settled run wins, else the oldest; whoever wins settles its run, and deletes it
+    otherwise.
 
     Args:
         store: The store.
         params: The experiment.
         stage: Stage that creates the run.
         tags: More tags.
-        key: Name of the tag that identifies the run; None: nothing does.
+        key: Name of the tag that identifies the run where another clone may create it too.
 
     Returns:
         An `mlflow.entities.Run`.
     """
     tags = origin_tags(params, stage) | process_tags() | dict(tags)
     run = store.client.create_run(store.experiment, run_name=run_name(params), tags=tags)
-    first = find_by_tag(store, key, tags[key]) if key and key in tags else None
+    if key is None:
+        return run
+    await_others(store)
+    first = find_by_tag(store, key, tags[key])
     if first is None or first.info.run_id == run.info.run_id:
+        store.client.set_tag(run.info.run_id, SETTLED, key)
         return run
     store.client.delete_run(run.info.run_id)
     log.info("MLflow run %s: another clone has created %s at the same time", run.info.run_id, first.info.run_id)
     return first
+
+
+def await_others(store: Store) -> None:
+    """Wait until whoever has created the same entity at the same time can be seen, and has settled it."""
+    if not store.uri.startswith("sqlite:"):  # all who share the file hold its lock
+        time.sleep(SETTLE_S)
 
 
 def find_run(store: Store, run_id: str | None) -> Any:
@@ -96,10 +112,11 @@ def find_training(store: Store, run_id: str | None, training_id: str | None) -> 
 
 
 def find_by_tag(store: Store, tag: str, value: str) -> Any:
-    """Oldest run with that tag; None if there is none."""
+    """Settled or else oldest run with that tag; None if there is none."""
     order = ["attributes.start_time ASC"]
     runs = store.client.search_runs([store.experiment], f"tags.{tag} = '{value}'", order_by=order)
-    return min(runs, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    by_age = sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    return min(by_age, key=lambda run: SETTLED not in run.data.tags, default=None)
 
 
 def claim(store: Store, run: Any, key: str) -> bool:
@@ -227,7 +244,7 @@ def origin_tags(params: Params, stage: str) -> dict[str, str]:
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": pipeline.commit(),
         "mlflow.source.git.branch": pipeline.branch(),
-        "mlflow.source.git.repoURL": masked(pipeline.remote()),
+        "mlflow.source.git.repoURL": pipeline.remote(),
         "mlflow.user": _user(),
     }
     return {key: value for key, value in tags.items() if value} | start_tags() | _md5_tags(stage)

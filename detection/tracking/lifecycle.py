@@ -4,12 +4,12 @@ import importlib.util
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from detection import files, pipeline
 from detection.errors import DataError, TrackingError
@@ -43,6 +43,7 @@ from detection.tracking.store import Store, close_orphans, connect, display_uri,
 from detection.tracking.uploader import Uploader, log_points
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 RUN_METRICS = EVALUATION_TABLES / "mlflow_metrics.json"
 """Test metrics that `evaluate` logs, by metric name."""
@@ -98,7 +99,7 @@ def _open_training(params: Params, environment: Mapping[str, str]) -> OpenRun:
     close_orphans(store)
     run = find_training(store, None, environment.get(TRAINING_ID))
     if run is None:
-        run = client.create_run(store, params, "train", client.environment_tags(environment), TRAINING_ID)
+        run = client.create_run(store, params, "train", client.environment_tags(environment))
     else:
         # An evaluated run keeps its experiment's name: a recipe of the same content but another name reuses the
         # training, and has a run of its own for its evaluation.
@@ -120,18 +121,22 @@ def log_training_artifacts(run: Run) -> None:
 def _send_model(mlflow_client: Any, run_id: str, artifacts: Artifacts) -> None:
     run = mlflow_client.get_run(run_id)
     store = Store(mlflow_client, run.info.experiment_id, mlflow_client.tracking_uri)
-    model = _link_model(store, run)
+    model = _link_model(store, run, contested=False)
     if model is not None:
         fill(store, model, files.DETECTOR, _example(), artifacts.progress)
 
 
-def _link_model(store: Store, run: Any) -> Any:
-    """LoggedModel of the detector in this workspace, linked to a run; None without a detector, or on an old server."""
+def _link_model(store: Store, run: Any, *, contested: bool = True) -> Any:
+    """LoggedModel of the detector in this workspace, linked to a run; None without a detector, or on an old server.
+
+    With `contested`, another clone may create it too.
+    """
     model = None
     if files.DETECTOR.is_file():
         with tolerate_old_server("the detector is a file of its run instead"):
             training_id = read_json(REPORTS_TRAIN / "environment.json").get(TRAINING_ID)
-            model = find_or_create(store, run, files.DETECTOR, training_id)
+            with files.locked(lock_path()):
+                model = find_or_create(store, run, files.DETECTOR, training_id, contested=contested)
             link(store, run, model, int(read_json(REPORTS_TRAIN / "metrics.json").get("steps") or 0))
     return model
 
@@ -166,13 +171,16 @@ def log_evaluation(params: Params, metrics: Mapping[str, float]) -> None:
     if switched_off():
         return
     with _continue_on_failure("the evaluation is not in MLflow; `detection sync` sends it"):
-        store = connect()
-        run = _adopt_or_fork(store, params)
-        write_run_id(EVALUATION_RUN_JSON, run.info.run_id)
-        points = _finish(store, run, params)
+        run, points = _repeat_on_conflict(lambda: _log_evaluation(connect(), params))
         log.info("MLflow run %s: evaluation and %d missing points sent", run.info.run_id, points)
     if read_run_id(EVALUATION_RUN_JSON) is None:
         write_run_id(EVALUATION_RUN_JSON, uuid.uuid4().hex, unsent=True)
+
+
+def _log_evaluation(store: Store, params: Params) -> tuple[Any, int]:
+    run = _adopt_or_fork(store, params)
+    write_run_id(EVALUATION_RUN_JSON, run.info.run_id)  # at once: its files may fail
+    return run, _finish(store, run, params)
 
 
 def log_figures(params: Params) -> None:
@@ -182,7 +190,7 @@ def log_figures(params: Params) -> None:
     """
     if read_run_id(EVALUATION_RUN_JSON) and not switched_off():
         with _continue_on_failure("the figures are not in MLflow; `detection sync` sends them"):
-            _sync(connect(), params)
+            _repeat_on_conflict(lambda: _sync(connect(), params))
 
 
 def sync_workspace(params: Params) -> SyncResult:
@@ -197,7 +205,7 @@ def sync_workspace(params: Params) -> SyncResult:
     if not (REPORTS_TRAIN / "metrics.json").is_file():
         raise DataError(f"{REPORTS_TRAIN} has no finished training; run `dvc repro` or `dvc pull`")
     try:
-        return _sync(connect(), params, fill_gaps=True)
+        return _repeat_on_conflict(lambda: _sync(connect(), params, fill_gaps=True))
     except TrackingError:
         raise
     except Exception as error:  # MLflow raises errors of any type
@@ -246,10 +254,11 @@ def _describe_by_card(store: Store, run: Any) -> None:
 
 def _find_or_create_training(store: Store, params: Params) -> Any:
     environment, run_id = read_json(REPORTS_TRAIN / "environment.json"), read_run_id(TRAIN_RUN_JSON)
-    run = find_training(store, run_id, environment.get(TRAINING_ID))
-    if run is None:
-        tags = client.environment_tags(environment) | _replaces(run_id)
-        return client.create_run(store, params, "train", tags, TRAINING_ID)
+    with files.locked(lock_path()):
+        run = find_training(store, run_id, environment.get(TRAINING_ID))
+        if run is None:
+            tags = client.environment_tags(environment) | _replaces(run_id)
+            return client.create_run(store, params, "train", tags, TRAINING_ID if TRAINING_ID in tags else None)
     if not _is_finished(run):
         client.reopen(store, run)
     return run
@@ -304,7 +313,8 @@ def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) 
     Returns:
         Number of points of the curves that were sent.
     """
-    run_id, logged, now = run.info.run_id, run.data.metrics, time.time_ns() // 1_000_000
+    run_id, logged = run.info.run_id, run.data.metrics
+    scored_at = int(read_json(files.EVALUATED_JSON).get("time") or time.time() * 1000)  # the same from every clone
     trained, metrics = _is_finished(run), _scores()
     recipe = {} if trained else read_json(REPORTS_TRAIN / "recipe.json")
     recorded = client.as_text(flatten({key: recipe[key] for key in RECORDED_PARAMS if key in recipe}))
@@ -315,7 +325,7 @@ def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) 
     model, digest = _link_model(store, run), split_digest("test")
     linked = {"model_id": model.model_id} if model else {}
     linked |= {"dataset_name": params.dataset, "dataset_digest": digest} if model and digest else {}
-    new = [(name, value, now, 0) for name, value in metrics.items() if logged.get(name) != value]
+    new = [(name, value, scored_at, 0) for name, value in metrics.items() if logged.get(name) != value]
     log_points(store.client, run_id, [point for point in new if point[0].startswith("test/")], **linked)
     log_points(store.client, run_id, [point for point in new if not point[0].startswith("test/")])
     points = sum(Uploader(store.client, run_id, fill_gaps=fill_gaps).send())
@@ -359,6 +369,17 @@ def _replaces(run_id: str | None) -> dict[str, str]:
 
 def _is_finished(run: Any) -> bool:
     return bool(run.info.status == "FINISHED")
+
+
+def _repeat_on_conflict(call: Callable[[], Result]) -> Result:
+    """Call again if another clone has logged the same param or input into the same run between reading and writing."""
+    for _ in range(2):
+        try:
+            return call()
+        except Exception as error:  # MLflow passes on the database's
+            if not any(word in str(error) for word in ("IntegrityError", "UniqueViolation", "Duplicate entry")):
+                raise
+    return call()
 
 
 @contextmanager

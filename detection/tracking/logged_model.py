@@ -15,7 +15,16 @@ from typing import Any
 from detection.files import DETECTOR, WEIGHTS_JSON, md5, read_json, sha256
 from detection.params import Params
 from detection.tracking.artifacts import Artifacts, Progress, files_below
-from detection.tracking.client import EVALUATION_KEY, FORKED_FROM, TRAINING_ID, find_run, start_digest, start_tags
+from detection.tracking.client import (
+    EVALUATION_KEY,
+    FORKED_FROM,
+    SETTLED,
+    TRAINING_ID,
+    await_others,
+    find_run,
+    start_digest,
+    start_tags,
+)
 from detection.tracking.model_folder import write_model_folder
 from detection.tracking.store import Store
 
@@ -46,17 +55,18 @@ def tolerate_old_server(consequence: str) -> Iterator[None]:
         log.warning("the MLflow server has no LoggedModels, it needs version 3: %s", consequence)
 
 
-def find_or_create(store: Store, run: Any, detector: Path, training_id: str | None) -> Any:
+def find_or_create(store: Store, run: Any, detector: Path, training_id: str | None, *, contested: bool = True) -> Any:
     """LoggedModel of a run's detector (`mlflow.entities.LoggedModel`); a new one is PENDING.
 
     A training is one model, however often it is resumed, sent or evaluated; other weights are another model. Of two
-    that two clones create at once, the older is kept.
+    that two clones create at once, one is kept, see `client.create_run`.
 
     Args:
         store: The store.
         run: Run of the training or of an evaluation, with its params and tags.
         detector: Detector file.
         training_id: Id of the training.
+        contested: Another clone may create it at the same time.
     """
     digest, tags = md5(detector), {key: run.data.tags[key] for key in LINEAGE if key in run.data.tags}
     tags |= {DIGEST: digest, SHA256: sha256(detector)} | ({TRAINING_ID: training_id} if training_id else {})
@@ -67,10 +77,14 @@ def find_or_create(store: Store, run: Any, detector: Path, training_id: str | No
     params.pop(EVALUATION_KEY, None)
     source = run.data.tags.get(FORKED_FROM, run.info.run_id)
     model = create(store, params.get("model", "detector"), source, tags, params)
+    if not contested:
+        return model
+    await_others(store)
     first = _search(store, digest, training_id)
     if first is not None and first.model_id != model.model_id:
         store.client.delete_logged_model(model.model_id)
         return first
+    store.client.set_logged_model_tags(model.model_id, {SETTLED: TRAINING_ID})
     return model
 
 
@@ -87,10 +101,10 @@ def create(store: Store, name: str, run_id: str | None, tags: Mapping[str, str],
 
 
 def find_by_digest(store: Store, digest: str) -> Any:
-    """Oldest LoggedModel of a detector by one of its digests; None if there is none."""
+    """LoggedModel of a detector by one of its digests; None if there is none."""
     for tag in (DIGEST, SHA256, START_DIGEST):
         if models := store.client.search_logged_models([store.experiment], f"tags.`{tag}` = '{digest}'"):
-            return _oldest(models)
+            return _first(models)
     return None
 
 
@@ -98,11 +112,12 @@ def _search(store: Store, digest: str, training_id: str | None) -> Any:
     condition = f"tags.`{DIGEST}` = '{digest}'"
     condition += f" AND tags.`{TRAINING_ID}` = '{training_id}'" if training_id else ""
     models = store.client.search_logged_models([store.experiment], condition)
-    return _oldest(models) if models else None
+    return _first(models) if models else None
 
 
-def _oldest(models: Any) -> Any:
-    return min(models, key=lambda model: (model.creation_timestamp, model.model_id))
+def _first(models: Any) -> Any:
+    by_age = sorted(models, key=lambda model: (model.creation_timestamp, model.model_id))
+    return min(by_age, key=lambda model: SETTLED not in model.tags)
 
 
 def link(store: Store, run: Any, model: Any, step: int = 0) -> None:

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SQLITE = "sqlite:///"
 CLIENT_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # two lines each time that a stage ends a run
     # MLflow's defaults are 120 s and 7 retries: a server that is down must not delay a training.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",

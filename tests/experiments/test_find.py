@@ -1,6 +1,7 @@
 """Find an experiment by all of its names, and read its files wherever they are stored."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,8 +59,13 @@ def test_content_missing_on_this_machine_is_an_error(project: Project) -> None:
     try:
         with pytest.raises(DataError, match=r"neither in DVC's cache nor in a remote.*dvc push"):
             better.files.read(DETECTIONS)
+        store = open_store()
+        assert store is not None
+        store.client.log_artifact(project.run_ids["better"], DETECTIONS, "evaluation/tables")
+        assert better.files.read(DETECTIONS) == Path(DETECTIONS).read_bytes(), "from the MLflow run"
     finally:
         aside.rename(lock)
+        shutil.rmtree(project.folder / "mlartifacts" / project.run_ids["better"], ignore_errors=True)
 
 
 def _is(cached: Path, path: str) -> bool:

@@ -1,6 +1,7 @@
 """A training opens its run, fills it, ends it and resumes it."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,25 @@ def test_a_run_has_the_name_of_its_experiment(params: Params, runs: Runs, monkey
     assert only.info.run_name == "puffy-cats"
     assert only.data.tags["dvc.exp_name"] == "puffy-cats"
     assert only.data.tags["dvc.baseline_rev"] == "0123456789abcdef"
+
+
+def test_a_run_leads_to_branch_and_remote_of_git(
+    params: Params, repo: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        command = ["git", "-c", "user.name=T", "-c", "user.email=t@localhost", *words]
+        return subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("checkout", "-qb", "augmentation")
+    git("commit", "-qm", "first", "--allow-empty")
+    git("remote", "add", "origin", "https://me:secret@github.com/team/detectors.git")
+    git("checkout", "-q", "--detach")  # as DVC does while it runs an experiment
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", git("rev-parse", "HEAD"))
+    open_run(params, ENVIRONMENT).close("FINISHED")
+    (only,) = runs()
+    assert only.data.tags["mlflow.source.git.branch"] == "augmentation"
+    assert only.data.tags["mlflow.source.git.repoURL"] == "https://github.com/team/detectors.git"
+    assert not [value for value in only.data.tags.values() if "secret" in value]
 
 
 def test_a_resumed_training_reopens_its_run_and_adds_no_point_twice(

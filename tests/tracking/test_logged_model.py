@@ -1,8 +1,10 @@
 """One LoggedModel per training, with scores by dataset; several clones at once make one of each."""
 
 import json
+import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from detection.files import WEIGHTS_JSON, md5, write_json
 from detection.params import Params
 from detection.tracking import client as tracking
-from detection.tracking import logged_model
+from detection.tracking import lifecycle, logged_model
 from detection.tracking.client import EVALUATION_KEY, TRAINING_ID
 from detection.tracking.lifecycle import log_evaluation, log_figures, log_training_artifacts, open_run, sync_workspace
 from detection.tracking.run import Run
@@ -156,11 +158,11 @@ def test_mlflow_reads_the_datasets(params: Params, repo: Path, trained: Any, cli
     assert [one["name"] for one in columns] == ["image", "objects"]
 
 
-class AtOnce:
-    """A client whose creations wait for those of another one, as of a second clone."""
+class Server:
+    """A server that two clones write to: what one creates takes a while to be stored, however old its time is."""
 
-    def __init__(self, client: Any, barrier: threading.Barrier) -> None:
-        self._client, self._barrier = client, barrier
+    def __init__(self, client: Any, delays: "queue.SimpleQueue[float]") -> None:
+        self._client, self._delays = client, delays
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._client, name)
@@ -168,16 +170,20 @@ class AtOnce:
             return call
 
         def create(*args: Any, **kwargs: Any) -> Any:
-            created = call(*args, **kwargs)
-            self._barrier.wait(60)
-            return created
+            begun = time.time_ns() // 1_000_000
+            time.sleep(self._delays.get())
+            return call(*args, **kwargs, **({"start_time": begun} if name == "create_run" else {}))
 
         return create
 
 
-def in_two_clones(store: Store, call: Callable[[Store], Any]) -> list[Any]:
-    barrier, results = threading.Barrier(2), []
-    clones = [Store(AtOnce(store.client, barrier), store.experiment, store.uri) for _ in range(2)]
+def in_two_clones(store: Store, delay: float, call: Callable[[Store], Any]) -> list[Any]:
+    """Results of a call in two threads; both begin at once, and the second one is stored `delay` seconds later."""
+    delays: queue.SimpleQueue[float] = queue.SimpleQueue()
+    results: list[Any] = []
+    for seconds in (0.0, delay):
+        delays.put(seconds)
+    clones = [Store(Server(store.client, delays), store.experiment, "http://server") for _ in range(2)]
     threads = [threading.Thread(target=lambda one=one: results.append(call(one))) for one in clones]
     for thread in threads:
         thread.start()
@@ -186,22 +192,57 @@ def in_two_clones(store: Store, call: Callable[[Store], Any]) -> list[Any]:
     return results
 
 
-def test_two_clones_that_create_a_run_at_once_share_it(params: Params, repo: Path, client: Any) -> None:
+DELAYS = pytest.mark.parametrize("delay", [0.0, 0.3, 0.9, 1.2])
+
+
+@pytest.fixture
+def _settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SETTLE_S", 0.8)
+
+
+@DELAYS
+@pytest.mark.usefixtures("_settle_soon")
+def test_two_clones_that_create_a_run_at_once_share_it(params: Params, repo: Path, client: Any, delay: float) -> None:
     store = connect()
     one, other = in_two_clones(
-        store, lambda clone: tracking.create_run(clone, params, "train", {TRAINING_ID: "abc"}, TRAINING_ID)
+        store, delay, lambda clone: tracking.create_run(clone, params, "train", {TRAINING_ID: "abc"}, TRAINING_ID)
     )
     assert one.info.run_id == other.info.run_id
     assert [run.info.run_id for run in client.search_runs([store.experiment])] == [one.info.run_id]
 
 
-def test_two_clones_that_create_a_model_at_once_share_it(params: Params, trained: Any, client: Any) -> None:
-    run = client.get_run(trained("abc", b"weights"))
+@DELAYS
+@pytest.mark.usefixtures("_settle_soon")
+def test_two_clones_that_create_a_model_at_once_share_it(params: Params, repo: Path, client: Any, delay: float) -> None:
+    run = client.get_run(open_and_close(params))
     store = connect()
     Path("other.pt").write_bytes(b"other")
-    one, other = in_two_clones(store, lambda clone: logged_model.find_or_create(clone, run, Path("other.pt"), "abc"))
+    one, other = in_two_clones(
+        store, delay, lambda clone: logged_model.find_or_create(clone, run, Path("other.pt"), "abc")
+    )
     assert one.model_id == other.model_id
-    assert len(models(store)) == 2
+    assert [model.model_id for model in models(store)] == [one.model_id]
+
+
+def open_and_close(params: Params) -> str:
+    with open_run(params, {TRAINING_ID: "abc"}) as run:
+        pass
+    assert run.id is not None
+    return run.id
+
+
+def test_what_another_clone_logs_at_the_same_moment_is_read_again() -> None:
+    answers: Iterator[Any] = iter([RuntimeError("(sqlite3.IntegrityError) UNIQUE constraint failed"), "done"])
+
+    def call() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    assert lifecycle._repeat_on_conflict(call) == "done"
+    with pytest.raises(ValueError, match="no"):
+        lifecycle._repeat_on_conflict(lambda: int("no"))
 
 
 def test_one_of_two_evaluations_gets_the_run_of_the_training(params: Params, trained: Any, client: Any) -> None:

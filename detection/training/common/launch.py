@@ -37,6 +37,7 @@ from torch import nn
 from detection import distributed
 from detection.errors import CheckpointError, DetectionError, user_message
 from detection.files import LockedTemporaryDirectory
+from detection.training.common.signals import STOPPING
 
 log = logging.getLogger(__name__)
 DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -283,7 +284,7 @@ def _launch(devices: int, module: str) -> None:
 
 @contextmanager
 def _raise_on_signal(exception: type[Exception]) -> Iterator[None]:
-    """Raise torchrun's exception on the first SIGINT or SIGTERM only: its cleanup must not be interrupted."""
+    """Raise torchrun's exception on the first signal that stops only: its cleanup must not be interrupted."""
     received = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -291,7 +292,8 @@ def _raise_on_signal(exception: type[Exception]) -> Iterator[None]:
         if len(received) == 1:
             raise exception("stop requested", sigval=signal.Signals(number))  # type: ignore[call-arg]
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [one for one in STOPPING if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -312,7 +314,7 @@ def _first_failure(failures: dict[int, Any], devices: int) -> BaseException:
         return not _is_user_error(failure), failure.timestamp - (KILL_REPORT_DELAY_S if killed else 0)
 
     first = min(failures.values(), key=order)
-    if first.exitcode in (128 + signal.SIGINT, 128 + signal.SIGTERM):  # all ranks have saved and stopped
+    if first.exitcode in [128 + number for number in STOPPING]:  # all ranks have saved and stopped
         return SystemExit(first.exitcode)
     if _is_user_error(first):
         return DetectionError(first.message["message"])
