@@ -56,7 +56,7 @@ def ours_compared(truth: Path, detections: Path) -> tuple[list[float], float]:
 
     from detection.evaluation import external
     from detection.evaluation.analysis import bootstrap
-    from detection.evaluation.analysis.bootstrap import BootstrapSample
+    from detection.evaluation.analysis.resampling import BootstrapSample
     from detection.evaluation.protocol.coco_metrics import AT_50
     from detection.evaluation.protocol.matching import match
     from detection.evaluation.protocol.overlaps import Overlaps

@@ -5,8 +5,9 @@
 
 Random subsets of the images (without replacement) play the test splits of different users, all images the truth. For
 each subset every method of `confidence` computes a 95 % interval from the same rounds; a good method contains the
-truth in 95 % of the subsets and misses it on both sides equally often. `half` draws half of the images without
-replacement instead of all with replacement and is corrected as `normal` and `basic`.
+truth in 95 % of the subsets and misses it on both sides equally often. `half normal` draws half of the images without
+replacement instead of all with replacement and is corrected as `normal`; `unbiased normal` takes the spread of the
+estimates without bias (`resampling.Curve`), and `wilson` is what `bootstrap.intervals` returns.
 
 `--synthetic` makes 3-class ground truth and detections of 5,000 images instead of reading files.
 """
@@ -21,17 +22,19 @@ from numpy.typing import NDArray
 
 from detection.evaluation import external
 from detection.evaluation.analysis import bootstrap, confidence
-from detection.evaluation.analysis.bootstrap import BootstrapSample
+from detection.evaluation.analysis.resampling import BootstrapSample
+from detection.evaluation.protocol import voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
-SCORES = ("AP", "AP50", "AP75")
+COCO_SCORES = ("AP", "AP50", "AP75")
+SCORES = (*COCO_SCORES, "voc_ap50_11pt", "voc_ap50_area")
 
 
 def subset(
     truth: GroundTruth, predictions: Predictions, images: NDArray[np.int64], total: int, classes: int
-) -> BootstrapSample:
-    """Sample of some images, numbered from 0."""
+) -> tuple[BootstrapSample, BootstrapSample]:
+    """Samples by COCO's and by VOC's rules of some images, numbered from 0."""
     number = np.full(total, -1)
     number[images] = np.arange(len(images))
     truth = truth.take(np.flatnonzero(number[truth.images] >= 0))
@@ -39,28 +42,48 @@ def subset(
     truth = replace(truth, images=number[truth.images])
     predictions = replace(predictions, images=number[predictions.images])
     overlaps = Overlaps.of(truth, predictions, classes)
-    return BootstrapSample.of(overlaps, match(overlaps), num_images=len(images))
+    by_voc = BootstrapSample.of_voc(overlaps, voc_metrics.match(overlaps), num_images=len(images))
+    return BootstrapSample.of(overlaps, match(overlaps), num_images=len(images)), by_voc
 
 
-def intervals_of(sample: BootstrapSample, rounds: int, seed: int) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Value, low and high by score and method."""
-    count = sample.num_images
-    weights = [
-        np.ones((1, count), np.uint16),
-        bootstrap.draw(count, rounds, seed),
-        bootstrap.draw_halves(count, rounds, seed),
-        *([1 - np.eye(count, dtype=np.uint16)] if count <= 200 else []),  # BCa takes a round per image
-    ]
-    scores = bootstrap.mean_scores(sample, np.concatenate(weights))
+def scores_on_all(samples: tuple[BootstrapSample, BootstrapSample]) -> dict[str, float]:
+    """Score by name, on all images."""
+    result = bootstrap.intervals(samples[0], 2).with_scores_of(bootstrap.voc_intervals(samples[1], 2))
+    return {name: interval.value for name, interval in result.stats.items()}
+
+
+def intervals_of(
+    samples: tuple[BootstrapSample, BootstrapSample], rounds: int, seed: int, *, only_used: bool
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Value, low and high by score and method; `only_used` computes `wilson` alone."""
+    used = bootstrap.intervals(samples[0], rounds, seed).with_scores_of(
+        bootstrap.voc_intervals(samples[1], rounds, seed)
+    )
     result: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for name in SCORES:
+    others = {} if only_used else _others(samples[0], rounds, seed)
+    for name, interval in used.stats.items():
+        result[name] = others.get(name, {}) | {"wilson (used)": (interval.value, interval.low, interval.high)}
+    return result
+
+
+def _others(sample: BootstrapSample, rounds: int, seed: int) -> dict[str, dict[str, tuple[float, float, float]]]:
+    count = sample.num_images
+    one, halves = np.ones((1, count), np.uint16), bootstrap.draw_halves(count, rounds, seed)
+    left_out = [1 - np.eye(count, dtype=np.uint16)] if count <= 200 else []  # BCa takes a round per image
+    scores = bootstrap.mean_scores(
+        sample, np.concatenate([one, bootstrap.draw(count, rounds, seed), halves, *left_out])
+    )
+    unbiased = bootstrap.mean_scores(sample, np.concatenate([one, halves]), bootstrap.UNBIASED)
+    result: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name in COCO_SCORES:
         value, drawn = float(scores[name][0]), scores[name][1 : 1 + rounds]
-        half = scores[name][1 + rounds : 1 + 2 * rounds]
-        left_out = scores[name][1 + 2 * rounds :]
+        half, jackknife = scores[name][1 + rounds : 1 + 2 * rounds], scores[name][1 + 2 * rounds :]
         result[name] = {method: (value, *confidence.interval(method, value, drawn)) for method in confidence.METHODS}
-        result[name] |= {f"half {m}": (value, *confidence.interval(m, value, half)) for m in ("basic", "normal")}
-        if len(left_out):
-            result[name]["bca"] = (value, *confidence.bca(value, drawn[~np.isnan(drawn)], left_out))
+        if len(jackknife):
+            result[name]["bca"] = (value, *confidence.bca(value, drawn[~np.isnan(drawn)], jackknife))
+        result[name]["half normal"] = (value, *confidence.interval("normal", value, half))
+        center, spread = float(unbiased[name][0]), confidence.Z * float(np.nanstd(unbiased[name][1:], ddof=1))
+        result[name]["unbiased normal"] = (value, center - spread, center + spread)
     return result
 
 
@@ -97,6 +120,7 @@ def main() -> None:
     parser.add_argument("--detections", type=Path)
     parser.add_argument("--sizes", default="50x100,100x100,200x100", help="images x subsets; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--only-used", action="store_true", help="no other methods")
     args = parser.parse_args()
     if args.synthetic:
         truth, predictions = synthetic()
@@ -105,26 +129,29 @@ def main() -> None:
         data = external.read_voc(args.devkit, args.year, args.image_set, args.detections, skip_unknown=True)
         truth, predictions, total, classes = data.ground_truth, data.predictions, len(data.images), len(data.classes)
     everything = subset(truth, predictions, np.arange(total), total, classes)
-    ones = np.ones((1, total), np.uint16)
-    target = {name: float(values[0]) for name, values in bootstrap.mean_scores(everything, ones).items()}
+    target = scores_on_all(everything)
     print("truth: " + ", ".join(f"{name} {value:.4f}" for name, value in target.items()), flush=True)
     print("| images | subsets | method | " + " | ".join(f"{n}: covered, below, above, width" for n in SCORES) + " |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|" + "---|" * len(SCORES), flush=True)
     rng = np.random.default_rng(1)
     for size in args.sizes.split(","):
         count, repeats = map(int, size.split("x"))
         start, rows = time.process_time(), []
         for repeat in range(repeats):
             images = rng.permutation(total)[:count]
-            rows.append(intervals_of(subset(truth, predictions, images, total, classes), args.rounds, repeat))
+            samples = subset(truth, predictions, images, total, classes)
+            rows.append(intervals_of(samples, args.rounds, repeat, only_used=args.only_used))
         for method in rows[0]["AP"]:
             cells = []
             for name in SCORES:
+                if method not in rows[0][name]:
+                    cells.append("")
+                    continue
                 _, low, high = np.array([row[name][method] for row in rows]).T
                 below, above = np.mean(target[name] < low), np.mean(target[name] > high)
                 cells.append(f"{1 - below - above:.2f}, {below:.2f}, {above:.2f}, {np.mean(high - low):.3f}")
             print(f"| {count} | {repeats} | {method} | " + " | ".join(cells) + " |", flush=True)
-        bias = ", ".join(f"{n} {np.mean([r[n]['normal'][0] for r in rows]) - target[n]:+.4f}" for n in SCORES)
+        bias = ", ".join(f"{n} {np.mean([r[n]['wilson (used)'][0] for r in rows]) - target[n]:+.4f}" for n in SCORES)
         print(f"<!-- bias at {count}: {bias}; {time.process_time() - start:.0f} CPU s -->", flush=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from detection.commands import Command
 from detection.errors import DetectionError
 from detection.evaluation.analysis import bootstrap, tables
+from detection.evaluation.analysis.resampling import BootstrapSample
 from detection.evaluation.external import ExternalData, read_coco, read_voc
 from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
 from detection.evaluation.protocol.matching import match
@@ -123,7 +124,8 @@ def voc_scores(
         iou: Threshold instead of 0.5.
         ties: Order of equal scores, `file` (the devkit) or `numpy` (unstable sort).
     """
-    score = voc_metrics.score_overlaps(overlaps, strict=overlap == "more-than", unstable=ties == "numpy", min_iou=iou)
+    matches = voc_metrics.match(overlaps, strict=overlap == "more-than", unstable=ties == "numpy", min_iou=iou)
+    score = voc_metrics.score_matches(overlaps, matches)
     sign = ">=" if overlap == "at-least" else ">"
     order = "file order" if ties == "file" else "order of numpy's unstable sort"
     scored = sum(not math.isnan(value) for value in score.ap_area)
@@ -141,7 +143,7 @@ def _write_report(folder: Path, data: ExternalData, overlaps: Overlaps, content:
     """Write the error analysis, which uses COCO's matching for both formats."""
     matches = match(overlaps)
     score = coco_metrics.score_matches(overlaps, matches)
-    sample = bootstrap.BootstrapSample.of(overlaps, matches, num_images=len(data.images))
+    sample = BootstrapSample.of(overlaps, matches, num_images=len(data.images))
     files = {
         **tables.build_tables(overlaps, matches, data.classes, data.images, data.sizes),
         "scores.json": content,

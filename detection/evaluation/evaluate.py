@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from detection.data.loading.index import Index
 from detection.evaluation.analysis import bootstrap
-from detection.evaluation.analysis.bootstrap import BootstrapSample
+from detection.evaluation.analysis.resampling import BootstrapSample
 from detection.evaluation.analysis.tables import Tables, build_tables, per_class_table, pr_curve_table
 from detection.evaluation.protocol import coco_metrics, oracle, voc_metrics
 from detection.evaluation.protocol.matching import match
@@ -53,12 +53,16 @@ def evaluate(
     """
     overlaps = Overlaps.of_index(index, results, len(classes))
     matches = match(overlaps)
-    by_coco, by_voc = coco_metrics.score_matches(overlaps, matches), voc_metrics.score_overlaps(overlaps)
+    voc_matches = voc_metrics.match(overlaps)
+    by_coco = coco_metrics.score_matches(overlaps, matches)
+    by_voc = voc_metrics.score_matches(overlaps, voc_matches)
     if verify:
         oracle.verify(overlaps, by_coco)
     order = image_order(index)
     ids = [name.decode() for name in index.ids[order]]
-    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, num_images=len(index)), rounds=rounds)
+    spread = bootstrap.intervals(BootstrapSample.of(overlaps, matches, num_images=len(index)), rounds)
+    voc_sample = BootstrapSample.of_voc(overlaps, voc_matches, num_images=len(index))
+    spread = spread.with_scores_of(bootstrap.voc_intervals(voc_sample, rounds))
     stats = {**by_coco.stats, **by_voc.stats}
     tables = {
         **build_tables(overlaps, matches, classes, ids, index.sizes[order]),

@@ -11,7 +11,8 @@ import numpy as np
 from detection.data.loading.index import Index
 from detection.data.loading.prepared import Prepared
 from detection.errors import DataError
-from detection.evaluation.analysis.bootstrap import BootstrapResult, BootstrapSample, Difference, paired
+from detection.evaluation.analysis.bootstrap import BootstrapResult, Difference, paired
+from detection.evaluation.analysis.resampling import BootstrapSample
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
@@ -320,22 +321,40 @@ def _titled(table: "pd.DataFrame", title: str) -> str:
 
 
 def _classes(comparison: Comparison, first: ExperimentData) -> str:
-    """Gain in AP50 per class, the largest first; `*` marks intervals that exclude 0."""
+    """Gain in AP50 per class, the largest first; `*` marks those that are significant for the number of classes."""
     import pandas as pd
 
     pairs = zip(first.prepared.classes, comparison.bootstrap.per_class["AP50"], strict=True)
-    gains = [(name, gain) for name, gain in pairs if not math.isnan(gain.value)]
-    gains.sort(key=lambda pair: -pair[1].value)
+    known = [(name, gain) for name, gain in pairs if not math.isnan(gain.value)]
+    marks = significant([gain for _, gain in known])
+    gains = [(name, _gain(gain, mark)) for (name, gain), mark in zip(known, marks, strict=True)]
+    gains = [gains[i] for i in sorted(range(len(known)), key=lambda i: -known[i][1].value)]
     left_out = max(0, len(gains) - MAX_CLASSES)
     if left_out:
         gains = gains[: MAX_CLASSES // 2] + gains[-MAX_CLASSES // 2 :]
-    table = pd.DataFrame({"+/-": [_gain(one) for _, one in gains]}, index=[name for name, _ in gains])
-    title = f"AP50 per class, {comparison.name} - {comparison.first} (*: the interval excludes 0)"
+    table = pd.DataFrame({"+/-": [text for _, text in gains]}, index=[name for name, _ in gains])
+    rate = f"at most {1 - CONFIDENCE_LEVEL:.0%} of the * by chance" if len(known) > 1 else "*: the interval excludes 0"
+    title = f"AP50 per class, {comparison.name} - {comparison.first} ({rate})"
     return _titled(table, title) + (f"\n  … and {left_out} classes in between" if left_out else "")
 
 
-def _gain(difference: Difference) -> str:
-    star = "*" if sign(difference) else " "
+def significant(differences: Sequence[Difference]) -> list[bool]:
+    """Mark intervals that exclude 0 and stay significant with the number of differences (Benjamini and Hochberg 1995).
+
+    Of many classes without a difference, some intervals exclude 0 by chance. Of the marked ones, at most 5 % are
+    expected to.
+    """
+    from scipy.stats import false_discovery_control
+
+    if not differences:
+        return []
+    p_values = [1.0 if math.isnan(one.p_value) else one.p_value for one in differences]
+    adjusted = false_discovery_control(p_values)
+    return [bool(sign(one)) and bool(p <= 1 - CONFIDENCE_LEVEL) for one, p in zip(differences, adjusted, strict=True)]
+
+
+def _gain(difference: Difference, marked: bool) -> str:
+    star = "*" if marked else " "
     return f"{difference.value:+.3f} [{difference.low:+.3f} to {difference.high:+.3f}]{star}"
 
 

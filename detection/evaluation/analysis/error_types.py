@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.evaluation.protocol.accumulate import RECALLS
-from detection.evaluation.protocol.matching import IOU_50_BIT, MAX_DETECTIONS, Matches
+from detection.evaluation.protocol.matching import IOU_50_BIT, Matches
 from detection.evaluation.protocol.overlaps import Overlaps, best_of_each, pairwise_iou, same_image_pairs
 
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
@@ -61,7 +61,8 @@ class MatchResult:
         detected[matches.object[true_positive]] = True
         return cls(
             true_positive=true_positive,
-            false_positive=(matches.false_positive & IOU_50_BIT == 1) & (overlaps.rank < MAX_DETECTIONS),
+            false_positive=(matches.false_positive & IOU_50_BIT == 1)
+            & (overlaps.rank < matches.limits.most_detections),
             counted=~overlaps.ground_truth.ignored,
             detected=detected,
             object=matches.object,

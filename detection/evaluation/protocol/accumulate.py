@@ -15,13 +15,17 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.evaluation.protocol.matching import ALL_THRESHOLD_BITS, AREA_RANGES, THRESHOLDS, Matches, area_range_bits
+from detection.evaluation.protocol.matching import (
+    ALL_THRESHOLD_BITS,
+    NUM_AREA_RANGES,
+    THRESHOLDS,
+    Matches,
+    area_range_bits,
+)
 from detection.evaluation.protocol.overlaps import Overlaps, blocks
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """[101] recalls at which COCO reads precision."""
-DETECTION_LIMITS = (1, 10, 100)
-"""Detections per class and image."""
 
 
 class Arrays(NamedTuple):
@@ -42,8 +46,8 @@ class _SortedDetections:
     num_classes: int
     indices: NDArray[np.int64]
     """[D] indices into `Overlaps.predictions`."""
-    ranks: NDArray[np.uint8]
-    """[D] positions among those of the same image and class, at most 255."""
+    ranks: NDArray[np.unsignedinteger]
+    """[D] positions among those of the same image and class, at most the greatest limit."""
     labels: NDArray[np.int64]
     """[D] ascending, counted from the first of these classes."""
     matched: NDArray[np.int64]
@@ -54,7 +58,8 @@ class _SortedDetections:
     @classmethod
     def of(cls, overlaps: Overlaps, matches: Matches, indices: NDArray[np.int64], first: int, end: int) -> Self:
         """Detections at `indices`, of the classes from `first` to before `end`."""
-        ranks = np.minimum(overlaps.rank.take(indices), 255).astype(np.uint8)
+        most = matches.limits.most_detections
+        ranks = np.minimum(overlaps.rank.take(indices), most).astype(np.min_scalar_type(most))
         labels = overlaps.predictions.labels.take(indices) - first
         matched, ignored = matches.matched.take(indices), matches.ignored.take(indices)
         return cls(end - first, indices, ranks, labels, matched, ignored)
@@ -103,12 +108,12 @@ class _RecallTargets(NamedTuple):
 
 def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
     """Precision over recall of every class, as computed by `COCOeval.accumulate`."""
-    num_classes, truth = overlaps.num_classes, overlaps.ground_truth
-    shape = (len(THRESHOLDS), len(RECALLS), num_classes, len(AREA_RANGES), len(DETECTION_LIMITS))
+    num_classes, truth, limits = overlaps.num_classes, overlaps.ground_truth, matches.limits
+    shape = (len(THRESHOLDS), len(RECALLS), num_classes, NUM_AREA_RANGES, len(limits.detections))
     arrays = Arrays(np.full(shape, -1.0), np.full((shape[0], *shape[2:]), -1.0), np.full(shape, -1.0))
-    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
+    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas, limits))
     objects = []  # per area range and class
-    for a in range(len(AREA_RANGES)):
+    for a in range(NUM_AREA_RANGES):
         in_range = (counted >> (len(THRESHOLDS) * a)) & 1 == 1
         objects.append(np.bincount(truth.labels[in_range], minlength=num_classes))
     starts = np.append(0, np.cumsum(np.bincount(overlaps.predictions.labels, minlength=num_classes)))
@@ -117,9 +122,9 @@ def accumulate(overlaps: Overlaps, matches: Matches) -> Arrays:
         targets = [_RecallTargets.of(count[first:end]) for count in objects]
         indices = overlaps.by_score[starts[first] : starts[end]]
         detections = _SortedDetections.of(overlaps, matches, indices, first, end)
-        for m, limit in reversed(list(enumerate(DETECTION_LIMITS))):
+        for m, limit in reversed(list(enumerate(limits.detections))):
             detections = detections.limited_to(limit)
-            for a in range(len(AREA_RANGES)):
+            for a in range(NUM_AREA_RANGES):
                 _fill(views, a, m, overlaps.predictions.scores, detections, targets[a])
     return arrays
 

@@ -11,17 +11,20 @@ from numpy.typing import NDArray
 
 from detection.data.loading.index import Index
 from detection.evaluation.protocol.accumulate import RECALLS, Arrays, accumulate
-from detection.evaluation.protocol.matching import THRESHOLDS, Matches, match
+from detection.evaluation.protocol.matching import COCO_LIMITS, THRESHOLDS, CocoLimits, Matches, match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
 
-__all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches"]
+__all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches", "stat_names"]
 
-STATS = (
-    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
-    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
-)
-"""Order of `COCOeval.stats`."""
+
+def stat_names(limits: CocoLimits) -> tuple[str, ...]:
+    """Names of `COCOeval.stats`, in its order."""
+    recall = (f"AR{limit}" for limit in limits.detections)
+    return "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", *recall, "AR_small", "AR_medium", "AR_large"
+
+
+STATS = stat_names(COCO_LIMITS)
 ALL_AREAS, SMALL, MEDIUM, LARGE = range(4)
 AT_50, AT_75 = 0, 5
 """Indices of IoU 0.5 and 0.75 in `THRESHOLDS`."""
@@ -32,23 +35,23 @@ class CocoScore:
     """COCO's metrics of a set of detections; NaN without objects."""
 
     stats: dict[str, float]
-    """The twelve metrics, by the names in `STATS`."""
+    """The twelve metrics, by `stat_names`."""
     arrays: Arrays
     """Arrays of `COCOeval.eval`; -1 without objects."""
 
     @classmethod
-    def of(cls, arrays: Arrays) -> "CocoScore":
+    def of(cls, arrays: Arrays, limits: CocoLimits = COCO_LIMITS) -> "CocoScore":
         """Summarize arrays of pycocotools or of `accumulate`."""
-        return cls(stats=_summarize(arrays), arrays=arrays)
+        return cls(stats=dict(zip(stat_names(limits), _summarize(arrays), strict=True)), arrays=arrays)
 
     @property
     def precision(self) -> NDArray[np.float64]:
-        """[T, R, C] precision at IoU 0.5:0.05:0.95 and `RECALLS`, all sizes, 100 detections."""
+        """[T, R, C] precision at IoU 0.5:0.05:0.95 and `RECALLS`, all sizes, most detections."""
         return _nan(self.arrays.precision[:, :, :, ALL_AREAS, -1])
 
     @property
     def recall(self) -> NDArray[np.float64]:
-        """[T, C] greatest recall, all sizes, 100 detections."""
+        """[T, C] greatest recall, all sizes, most detections."""
         return _nan(self.arrays.recall[:, :, ALL_AREAS, -1])
 
     @property
@@ -84,18 +87,17 @@ def score(index: Index, detections: SplitDetections, classes: Sequence[str]) -> 
 
 def score_matches(overlaps: Overlaps, matches: Matches) -> CocoScore:
     """Score matched detections."""
-    return CocoScore.of(accumulate(overlaps, matches))
+    return CocoScore.of(accumulate(overlaps, matches), matches.limits)
 
 
-def _summarize(arrays: Arrays) -> dict[str, float]:
+def _summarize(arrays: Arrays) -> list[float]:
     """`COCOeval.summarize`, with its order of summands, which decides the last bit."""
-    values = [
+    return [
         *(_mean(arrays.precision[part, :, :, ALL_AREAS, -1]) for part in (slice(None), AT_50, AT_75)),
         *(_mean(arrays.precision[:, :, :, area, -1]) for area in (SMALL, MEDIUM, LARGE)),
         *(_mean(arrays.recall[:, :, ALL_AREAS, limit]) for limit in range(3)),
         *(_mean(arrays.recall[:, :, area, -1]) for area in (SMALL, MEDIUM, LARGE)),
     ]
-    return dict(zip(STATS, values, strict=True))
 
 
 def _mean(values: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ all runs.
 Letters: D detections, T objects, P pairs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,34 @@ from detection.evaluation.protocol.overlaps import Overlaps, run_starts
 Bits = NDArray[np.int64]
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]], dtype=np.float64)
-"""Square pixels, both ends included: all, small, medium, large."""
-MAX_DETECTIONS = 100
-"""Detections per class and image; the highest scores are kept."""
+NUM_AREA_RANGES = 4
 ALL_THRESHOLD_BITS = (1 << len(THRESHOLDS)) - 1
 IOU_50_BIT = 1
 """Bit of IoU 0.5 and objects of all sizes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CocoLimits:
+    """`maxDets` and `areaRng` of pycocotools."""
+
+    detections: tuple[int, int, int] = (1, 10, 100)
+    """Detections per class and image, ascending: the highest scores are kept. The last is that of AP."""
+    area_sides: tuple[float, float] = (32, 96)
+    """Sides in pixels of the squares between small, medium and large areas."""
+
+    @property
+    def most_detections(self) -> int:
+        """Greatest number of detections per class and image."""
+        return self.detections[-1]
+
+    @property
+    def area_ranges(self) -> NDArray[np.float64]:
+        """[4, 2] square pixels, both ends included: all, small, medium, large."""
+        low, high = (side**2 for side in self.area_sides)
+        return np.array([[0, 1e5**2], [0, low], [low, high], [high, 1e5**2]], dtype=np.float64)
+
+
+COCO_LIMITS = CocoLimits()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -38,6 +59,7 @@ class Matches:
     out of range."""
     object: NDArray[np.int64]
     """[D] index into `Overlaps.ground_truth` of the object at IoU 0.5 and all sizes; -1: none."""
+    limits: CocoLimits = field(default=COCO_LIMITS)
 
     @property
     def true_positive(self) -> Bits:
@@ -46,37 +68,42 @@ class Matches:
 
     @property
     def false_positive(self) -> Bits:
-        """[D] runs in which the detection is a false positive; undefined beyond `MAX_DETECTIONS`."""
+        """[D] runs in which the detection is a false positive; undefined beyond `most_detections`."""
         return ~self.matched & ~self.ignored
 
 
-def area_range_bits(areas: NDArray[np.float64]) -> Bits:
+def area_range_bits(areas: NDArray[np.float64], limits: CocoLimits) -> Bits:
     """Bits of the area ranges that contain an area, at every threshold."""
     bits = np.zeros(len(areas), dtype=np.int64)
-    for a, (low, high) in enumerate(AREA_RANGES.tolist()):
+    for a, (low, high) in enumerate(limits.area_ranges.tolist()):
         bits[(areas >= low) & (areas <= high)] |= ALL_THRESHOLD_BITS << (len(THRESHOLDS) * a)
     return bits
 
 
-def match(overlaps: Overlaps) -> Matches:
+def match(overlaps: Overlaps, limits: CocoLimits = COCO_LIMITS) -> Matches:
     """Match detections with objects as `COCOeval.evaluateImg` does.
 
     In order of descending score, each detection takes the object of greatest overlap that is still free (a
     crowd always is); of equal overlaps, the last in the file. It takes an object that is ignored or out of
     the area range only if no other is left.
+
+    Args:
+        overlaps: Ground truth and detections.
+        limits: Detections per class and image, and area ranges.
     """
     matched, ignored, taken = np.empty((3, len(overlaps.predictions.scores)), dtype=np.int64)
     for part, detections, first_object in overlaps.parts():
-        matches = _match_part(part)
+        matches = _match_part(part, limits)
         matched[detections], ignored[detections] = matches.matched, matches.ignored
         taken[detections] = np.where(matches.object >= 0, matches.object + first_object, -1)
-    return Matches(matched=matched, ignored=ignored, object=taken)
+    return Matches(matched=matched, ignored=ignored, object=taken, limits=limits)
 
 
-def _match_part(overlaps: Overlaps) -> Matches:
+def _match_part(overlaps: Overlaps, limits: CocoLimits) -> Matches:
     truth, predictions = overlaps.ground_truth, overlaps.predictions
-    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas))
-    pairs = np.flatnonzero((overlaps.coco_iou >= THRESHOLDS[0]) & (overlaps.rank[overlaps.detection] < MAX_DETECTIONS))
+    counted = np.where(truth.ignored, 0, area_range_bits(truth.areas, limits))
+    ranked = overlaps.rank[overlaps.detection] < limits.most_detections
+    pairs = np.flatnonzero((overlaps.coco_iou >= THRESHOLDS[0]) & ranked)
     detection, object_, iou = overlaps.detection[pairs], overlaps.object[pairs], overlaps.coco_iou[pairs]
     reached = _reached(iou)
 
@@ -94,14 +121,14 @@ def _match_part(overlaps: Overlaps) -> Matches:
     groups = detection[rest] - overlaps.rank[detection[rest]]  # first detection of the image and class
     contested = (detection[rest], object_[rest], iou[rest], reached[rest], groups)
     _match_contested(contested, counted, truth.ignored, matched, ignored, taken)
-    outside = ~area_range_bits(predictions.areas)
+    outside = ~area_range_bits(predictions.areas, limits)
     return Matches(matched=matched, ignored=ignored | (outside & ~matched), object=taken)
 
 
 def _reached(iou: NDArray[np.float64]) -> Bits:
     """[P] bits of the thresholds that an overlap reaches, in every area range."""
     thresholds = np.searchsorted(THRESHOLDS, iou, side="right")
-    area_ranges = np.sum(1 << (len(THRESHOLDS) * np.arange(len(AREA_RANGES))))
+    area_ranges = np.sum(1 << (len(THRESHOLDS) * np.arange(NUM_AREA_RANGES)))
     bits: Bits = ((1 << thresholds) - 1) * area_ranges
     return bits
 

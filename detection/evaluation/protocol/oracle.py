@@ -12,16 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detection.errors import VerificationError
-from detection.evaluation.protocol.accumulate import DETECTION_LIMITS, RECALLS, Arrays
-from detection.evaluation.protocol.coco_metrics import STATS, CocoScore
-from detection.evaluation.protocol.matching import AREA_RANGES, THRESHOLDS
+from detection.evaluation.protocol.accumulate import RECALLS, Arrays
+from detection.evaluation.protocol.coco_metrics import CocoScore, stat_names
+from detection.evaluation.protocol.matching import COCO_LIMITS, NUM_AREA_RANGES, THRESHOLDS, CocoLimits
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
 
 if TYPE_CHECKING:
     from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
 
 
-def score(ground_truth: GroundTruth, predictions: Predictions, num_classes: int) -> CocoScore:
+DETECTIONS_OF_AP = 100
+"""Limit of pycocotools' `AP`, whatever its `maxDets`; the other metrics follow the greatest limit."""
+
+
+def score(
+    ground_truth: GroundTruth, predictions: Predictions, num_classes: int, limits: CocoLimits = COCO_LIMITS
+) -> CocoScore:
     """The twelve metrics and their arrays, computed by pycocotools."""
     from pycocotools.cocoeval import COCOeval
 
@@ -34,16 +41,27 @@ def score(ground_truth: GroundTruth, predictions: Predictions, num_classes: int)
             _coco(images, num_classes, _annotations(predictions)),
             "bbox",
         )
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
+        _run(evaluator, limits)
     values = (float(value) if value > -1 else float("nan") for value in evaluator.stats)
     arrays = Arrays(*(evaluator.eval[name] for name in Arrays._fields))
-    return CocoScore(stats=dict(zip(STATS, values, strict=True)), arrays=arrays)
+    return CocoScore(stats=dict(zip(stat_names(limits), values, strict=True)), arrays=arrays)
 
 
-def verify(overlaps: Overlaps, ours: CocoScore) -> None:
+def _run(evaluator: "COCOeval", limits: CocoLimits) -> None:
+    evaluator.params.maxDets = [*limits.detections]
+    evaluator.params.areaRng = limits.area_ranges.tolist()
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+
+
+def verify(overlaps: Overlaps, ours: CocoScore, limits: CocoLimits = COCO_LIMITS) -> None:
     """Score again with pycocotools and compare every number.
+
+    Args:
+        overlaps: Ground truth and detections.
+        ours: Scores to compare.
+        limits: Limits of these scores.
 
     Raises:
         VerificationError: A number differs, even in the last bit.
@@ -51,8 +69,8 @@ def verify(overlaps: Overlaps, ours: CocoScore) -> None:
     # In input order, so that the sorting of `Overlaps` is verified too.
     ground_truth = overlaps.ground_truth.take(np.argsort(overlaps.object_order))
     predictions = overlaps.predictions.take(np.argsort(overlaps.detection_order))
-    theirs = score(ground_truth, predictions, overlaps.num_classes)
-    for name in STATS:
+    theirs = score(ground_truth, predictions, overlaps.num_classes, limits)
+    for name in compared_names(limits):
         value, expected = ours.stats[name], theirs.stats[name]
         if value != expected and not (np.isnan(value) and np.isnan(expected)):
             raise VerificationError(f"{name} is {value!r}, but pycocotools computes {expected!r}; please report it")
@@ -65,7 +83,7 @@ def verify(overlaps: Overlaps, ours: CocoScore) -> None:
             )
 
 
-def score_files(ground_truth: Path, detections: Path) -> dict[str, float]:
+def score_files(ground_truth: Path, detections: Path, limits: CocoLimits = COCO_LIMITS) -> dict[str, float]:
     """The twelve metrics that pycocotools computes from the files as they are.
 
     Raises:
@@ -80,16 +98,20 @@ def score_files(ground_truth: Path, detections: Path) -> dict[str, float]:
             evaluator = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
         except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
             raise VerificationError(f"pycocotools cannot read {ground_truth} and {detections}: {error!r}") from None
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
+        _run(evaluator, limits)
     values = (float(value) if value > -1 else float("nan") for value in evaluator.stats)
-    return dict(zip(STATS, values, strict=True))
+    return dict(zip(stat_names(limits), values, strict=True))
+
+
+def compared_names(limits: CocoLimits) -> tuple[str, ...]:
+    """Metrics that pycocotools computes with the same limits."""
+    names = stat_names(limits)
+    return names if limits.most_detections == DETECTIONS_OF_AP else names[1:]
 
 
 def _empty_arrays(num_classes: int) -> Arrays:
     """`COCOeval.eval` of a split without images, which pycocotools itself cannot score."""
-    counts = (num_classes, len(AREA_RANGES), len(DETECTION_LIMITS))
+    counts = (num_classes, NUM_AREA_RANGES, len(COCO_LIMITS.detections))
     precision = np.full((len(THRESHOLDS), len(RECALLS), *counts), -1.0)
     return Arrays(precision, np.full((len(THRESHOLDS), *counts), -1.0), precision.copy())
 

@@ -23,6 +23,18 @@ RECALLS = np.arange(0.0, 1.1, 0.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VocMatches:
+    """VOC's matching of every detection, sorted by class and descending score."""
+
+    order: NDArray[np.int64]
+    """[D] indices into `Overlaps.predictions`."""
+    true_positive: NDArray[np.bool_]
+    """[D] true positives."""
+    false_positive: NDArray[np.bool_]
+    """[D] false positives; neither: on a difficult or crowd object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class VocScore:
     """Average precision by VOC's two definitions; NaN for a class without objects."""
 
@@ -52,10 +64,13 @@ def score(index: Index, detections: SplitDetections, classes: Sequence[str]) -> 
     return score_overlaps(Overlaps.of_index(index, detections, len(classes)))
 
 
-def score_overlaps(
-    overlaps: Overlaps, *, strict: bool = False, unstable: bool = False, min_iou: float = MIN_IOU
-) -> VocScore:
-    """Score detections that are compared with the ground truth already.
+def score_overlaps(overlaps: Overlaps) -> VocScore:
+    """Score detections that are compared with the ground truth already."""
+    return score_matches(overlaps, match(overlaps))
+
+
+def match(overlaps: Overlaps, *, strict: bool = False, unstable: bool = False, min_iou: float = MIN_IOU) -> VocMatches:
+    """Match detections with objects as `VOCevaldet.m` does.
 
     Args:
         overlaps: Objects and detections.
@@ -66,15 +81,20 @@ def score_overlaps(
             of the file.
         min_iou: IoU of a true positive; 0.5 in VOC.
     """
-    labels, truth = overlaps.predictions.labels, overlaps.ground_truth
-    objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.num_classes)
     order = _by_score(overlaps, unstable=unstable)
     true_positive, false_positive = (flags[order] for flags in _match(overlaps, order, min_iou, strict=strict))
-    starts = np.searchsorted(labels[order], np.arange(overlaps.num_classes + 1))
+    return VocMatches(order=order, true_positive=true_positive, false_positive=false_positive)
+
+
+def score_matches(overlaps: Overlaps, matches: VocMatches) -> VocScore:
+    """Score matched detections."""
+    labels, truth = overlaps.predictions.labels[matches.order], overlaps.ground_truth
+    objects = np.bincount(truth.labels[~truth.ignored], minlength=overlaps.num_classes)
+    starts = np.searchsorted(labels, np.arange(overlaps.num_classes + 1))
     ap_11pt, ap_area = np.full((2, overlaps.num_classes), np.nan)
     for label in np.flatnonzero(objects):
         of_class = slice(starts[label], starts[label + 1])
-        true, false = np.cumsum(true_positive[of_class]), np.cumsum(false_positive[of_class])
+        true, false = np.cumsum(matches.true_positive[of_class]), np.cumsum(matches.false_positive[of_class])
         recall = true / objects[label]
         precision = true / np.maximum(true + false, 1)
         ap_11pt[label] = average_11pt(recall, precision)

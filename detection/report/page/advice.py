@@ -56,6 +56,9 @@ def _classes(reports: Path) -> str:
     worst, others = rows[-1], [row["values"][0] for row in rows[:-1]]
     mean = sum(others) / len(others)
     text = f"Weakest class: {worst['name']}, AP {worst['values'][0]:.3f}; mean of the others {mean:.3f}"
+    if worst["interval"] is not None and worst["interval"][1] >= mean:
+        low, high = worst["interval"]
+        return f"{text}, within the 95 % interval of its AP, {low:.3f} to {high:.3f}."
     if worst["objects"] < MIN_OBJECTS:
         return f"{text}. It has only {worst['objects']} test objects."
     counts = read_table(reports / "dataset/classes.csv")

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from detection.errors import DetectionError
-from detection.evaluation.analysis import bootstrap
-from detection.evaluation.analysis.bootstrap import BootstrapSample, average_precision
+from detection.evaluation.analysis import bootstrap, resampling
+from detection.evaluation.analysis.resampling import BootstrapSample, average_precision
 from detection.evaluation.analysis.tables import nan_to_null
-from detection.evaluation.protocol import coco_metrics
+from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.coco_metrics import AT_50
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import GroundTruth, Overlaps, Predictions
@@ -23,7 +23,7 @@ Side = TypeVar("Side", GroundTruth, Predictions)
 
 
 def sampled(
-    truth: GroundTruth, predictions: Predictions, thresholds: tuple[int, ...] = bootstrap.ALL_THRESHOLDS
+    truth: GroundTruth, predictions: Predictions, thresholds: tuple[int, ...] = resampling.ALL_THRESHOLDS
 ) -> BootstrapSample:
     pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
     return BootstrapSample.of(pairs, match(pairs), num_images=NUM_IMAGES, thresholds=thresholds)
@@ -81,8 +81,61 @@ def test_one_threshold_and_small_blocks_change_nothing(monkeypatch: pytest.Monke
     assert np.array_equal(
         average_precision(sampled(truth, predictions, (AT_50,)), drawn)[:, 0], whole[:, AT_50], equal_nan=True
     )
-    monkeypatch.setattr(bootstrap, "BLOCK_SIZE", 1)
+    monkeypatch.setattr(resampling, "BLOCK_SIZE", 1)
     assert np.array_equal(average_precision(sampled(truth, predictions), drawn), whole, equal_nan=True)
+
+
+def test_weight_one_is_voc_ap() -> None:
+    ones = np.ones((1, NUM_IMAGES), dtype=np.uint16)
+    for seed in range(20):
+        pairs = Overlaps.of(*random_split(seed), NUM_CLASSES)
+        matches = voc_metrics.match(pairs, strict=seed % 2 == 0)
+        sample, expected = (
+            BootstrapSample.of_voc(pairs, matches, num_images=NUM_IMAGES),
+            voc_metrics.score_matches(pairs, matches),
+        )
+        by_name = {"voc_ap50_11pt": expected.ap_11pt, "voc_ap50_area": expected.ap_area}
+        for name, curve in resampling.VOC_CURVES.items():
+            np.testing.assert_allclose(average_precision(sample, ones, curve)[0, 0], by_name[name], atol=1e-14)
+
+
+def test_voc_intervals_contain_the_score_of_a_proportion() -> None:
+    detected = np.arange(400) % 10 < 6
+    spread = bootstrap.voc_intervals(one_class(detected, voc=True), rounds=500)
+    assert list(spread.stats) == ["voc_ap50_11pt", "voc_ap50_area"]
+    value, low, high = spread.stats["voc_ap50_area"]
+    assert value == pytest.approx(0.6, abs=0.01)
+    assert (low, high) == pytest.approx((0.552, 0.648), abs=0.02)
+    value, low, high = spread.stats["voc_ap50_11pt"]  # six of eleven recalls: the devkit's 0.6 is slightly above
+    assert value == pytest.approx(6 / 11, abs=0.001)
+    assert low < 6 / 11 < high
+
+
+def test_precision_without_bias() -> None:
+    """True positive, false positive, true positive: COCO reads 1 and 2/3; without the true positive itself, 1/2.
+
+    The first has no other detection with a higher score in its class: the precision of all classes takes its place.
+    """
+    box, count = np.array([[10.0, 10, 50, 50]]), 5
+    truth = GroundTruth(
+        images=np.array([0, 2, 3]),
+        labels=np.array([0, 0, 1]),
+        boxes=box.repeat(3, axis=0),
+        areas=np.full(3, 2500.0),
+        ignored=np.zeros(3, np.bool_),
+    )
+    found = Predictions(
+        images=np.array([0, 1, 2, 3, 4]),
+        labels=np.array([0, 0, 0, 1, 1]),
+        boxes=box.repeat(count, axis=0),
+        scores=np.array([0.7, 0.6, 0.5, 0.9, 0.8]),
+    )
+    pairs = Overlaps.of(truth, found, NUM_CLASSES)
+    sample = BootstrapSample.of(pairs, match(pairs), num_images=count, thresholds=(AT_50,))
+    ones = np.ones((1, count), dtype=np.uint16)
+    assert average_precision(sample, ones)[0, 0, 0] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert average_precision(sample, ones, bootstrap.UNBIASED)[0, 0, 0] == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert sample.images_per_class().tolist()[:2] == [2, 1]
 
 
 def test_draws_cover_all_images_and_repeat() -> None:
@@ -100,7 +153,7 @@ def test_halves_have_half_of_the_images_once() -> None:
     assert bootstrap.draw_halves(0, 3).shape == (3, 0)
 
 
-def one_class(detected: NDArray[np.bool_]) -> BootstrapSample:
+def one_class(detected: NDArray[np.bool_], *, voc: bool = False) -> BootstrapSample:
     """One object per image, detected perfectly or not at all; AP is the fraction detected."""
     images = len(detected)
     box = np.tile([10.0, 10, 50, 50], (images, 1))
@@ -116,6 +169,8 @@ def one_class(detected: NDArray[np.bool_]) -> BootstrapSample:
         images=rows, labels=np.zeros(len(rows), dtype=np.int64), boxes=box[rows], scores=rows / 1e4
     )
     pairs = Overlaps.of(truth, predictions, 1)
+    if voc:
+        return BootstrapSample.of_voc(pairs, voc_metrics.match(pairs), num_images=images)
     return BootstrapSample.of(pairs, match(pairs), num_images=images)
 
 
@@ -139,7 +194,8 @@ def test_paired_difference_of_overlapping_intervals() -> None:
     assert difference.low > 0
     assert difference.better == 1
     same = bootstrap.paired(first, first).stats["AP50"]
-    assert same == (0, 0, 0, 0.5)
+    assert same == (0, 0, 0, 0.5, 1)
+    assert difference.p_value < 1e-6
     back = bootstrap.paired(second, first).stats["AP50"]
     assert (back.value, back.better) == pytest.approx((-difference.value, 0))
 

@@ -81,5 +81,19 @@ def test_weak_class(tmp_path: Path) -> None:
     assert "4 test objects" in advise(tmp_path)["classes"]
 
 
+def test_a_class_is_not_called_weak_by_chance(tmp_path: Path) -> None:
+    tables, rest = (
+        tmp_path / "evaluation/tables",
+        {"AP50": 0.5, "AP75": 0.5, "voc_ap50_11pt": 0.5, "voc_ap50_area": 0.5},
+    )
+    table(tables / "per_class.csv", **{"class": ["a", "b"], "objects": [500, 30], "AP": [0.5, 0.4], **rest})
+    intervals = {"per_class": {"AP": {"b": {"value": 0.4, "low": 0.2, "high": 0.55}}}}
+    (tables / "intervals.json").write_text(json.dumps(intervals))
+    assert "within the 95 % interval of its AP, 0.200 to 0.550" in advise(tmp_path)["classes"]
+    intervals["per_class"]["AP"]["b"]["high"] = 0.45
+    (tables / "intervals.json").write_text(json.dumps(intervals))
+    assert "interval" not in advise(tmp_path)["classes"]
+
+
 def test_no_files_no_findings(tmp_path: Path) -> None:
     assert advise(tmp_path) == {}

@@ -8,7 +8,7 @@ import pytest
 
 from detection.report.page.advice import advise
 from detection.report.page.html import write_page
-from detection.report.page.score_tables import SCORES
+from detection.report.page.score_tables import NAMES, SCORES
 from tests.report.page_reader import parse, text_of
 
 
@@ -41,7 +41,8 @@ def test_the_fourteen_metrics_and_their_definitions(finished: Path, tmp_path: Pa
         assert SCORES[name] in text
         assert value is None or f"{value:.3f}" in text
     for name, one in intervals["stats"].items():
-        assert f"{name} {one['value']:.3f} {one['low']:.3f}–{one['high']:.3f}" in text
+        shown = NAMES.get(name, name)
+        assert f"{shown} {one['value']:.3f} {one['low']:.3f}–{one['high']:.3f}" in text
         assert one["value"] == pytest.approx(metrics[name])
     assert metrics["AP_large"] is None
     assert "AP_large —" in text
