@@ -6,14 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torchvision.ops import nms
 
 from detection.data.loading.batch import Batch, ImageSizes
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
+from detection.data.loading.tiles import LEFT, OWNER, TOP, covered, cut, touches_inner_edge
 from detection.device import autocast, exact_float32, pick_device, pick_precision
 from detection.evaluation.protocol.results import SplitDetections
 from detection.models.detector import Detections, Detector
 from detection.params.recipe import Recipe
+from detection.params.stages import Tiles
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def run_detector(
     device: str = "auto",
     precision: str = "fp32",
     score_threshold: float | None = None,
+    tiles: Tiles | None = None,
 ) -> SplitDetections:
     """Run a detector on every image of a split, in batches of images of equal size.
 
@@ -44,12 +49,16 @@ def run_detector(
         device: `auto`, `cpu` or `cuda`; the detector is moved there.
         precision: `auto`, `bf16` or `fp32`.
         score_threshold: Minimum score of returned detections; None for no further limit.
+        tiles: Windows that the images are cut into; None for whole images.
     """
+    if tiles is not None:
+        index = cut(index, tiles)
     target = pick_device(device)
     dataset = DetectionDataset(index, root, recipe, train=False)
     loader = Loader(dataset, batch_size, loader_workers(workers, target), shuffle=False, equal_sizes=True)
     detector.to(target)
-    return run_on_batches(detector, loader.epoch(0), precision, score_threshold, "evaluate.batch_size")
+    found = run_on_batches(detector, loader.epoch(0), precision, score_threshold, "evaluate.batch_size")
+    return found if tiles is None else merge_windows(found, index, recipe)
 
 
 def run_on_batches(
@@ -88,6 +97,46 @@ def run_on_batches(
     detector.train(was_training)
     whole = SplitDetections.concat(parts)
     return whole.select(np.argsort(whole.images, kind="stable"))
+
+
+def merge_windows(found: SplitDetections, cut_index: Index, recipe: Recipe) -> SplitDetections:
+    """Detections of windows as detections of their images.
+
+    Per image and class, non-maximum suppression joins those of overlapping windows. A detection that ends at an
+    inner edge of its window is a part of an object: it is dropped if a whole one covers it, else suppressed among
+    its like. The best `detections_per_image` remain.
+
+    Args:
+        found: Detections on `cut_index`, in pixels of the windows.
+        cut_index: Index of windows, from `tiles.cut`.
+        recipe: Threshold and number of detections.
+    """
+    windows = cut_index.windows[found.images]
+    inner = touches_inner_edge(found.boxes, cut_index.sizes[found.images], windows)
+    boxes = found.boxes + windows[:, [LEFT, TOP, LEFT, TOP]].astype(np.float32)
+    images = windows[:, OWNER].astype(np.int64)
+    agnostic = getattr(recipe, "class_agnostic_nms", False)
+    group = images * (int(found.labels.max(initial=0)) + 1) + (0 if agnostic else found.labels)
+    kept: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    order = np.argsort(group, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(group[order])) + 1) if len(order) else ():
+        whole = _suppressed(rows[~inner[rows]], boxes, found.scores, recipe.nms_threshold)
+        parts = rows[inner[rows]]
+        parts = parts[~covered(boxes[parts], boxes[whole])]
+        kept += [whole, _suppressed(parts, boxes, found.scores, recipe.nms_threshold)]
+    rows = np.concatenate(kept)
+    rows = rows[np.lexsort((-found.scores[rows], images[rows]))]
+    first = np.searchsorted(images[rows], images[rows], side="left")
+    rows = rows[np.arange(len(rows)) - first < recipe.detections_per_image]
+    return SplitDetections(images[rows], boxes[rows], found.scores[rows], found.labels[rows])
+
+
+def _suppressed(
+    rows: NDArray[np.int64], boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float
+) -> NDArray[np.int64]:
+    """Rows that non-maximum suppression keeps."""
+    kept = nms(torch.from_numpy(boxes[rows]), torch.from_numpy(scores[rows]), threshold)
+    return np.asarray(rows[kept.numpy()], dtype=np.int64)
 
 
 def _detect_in_memory(

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from detection.data.loading.batch import Sample, collate
 from detection.data.loading.image_io import image_files, read_image, to_rgb
+from detection.data.loading.index import Record, pack
 from detection.data.loading.loader import batches_of_equal_size, eval_sample
+from detection.data.loading.tiles import cut
 from detection.device import autocast, exact_float32, pick_device, pick_precision
 from detection.errors import DataError
 from detection.files import DETECTOR
-from detection.inference import run_detector
+from detection.inference import merge_windows, run_detector, run_on_batches
 from detection.models.build import LoadedDetector, check_classes, load_detector
 
 if TYPE_CHECKING:
@@ -75,9 +77,9 @@ class Predictor:
 
     def __init__(self, loaded: LoadedDetector, precision: str = "fp32") -> None:
         self.detector, self.recipe, self.classes = loaded.detector, loaded.recipe, loaded.classes
-        self.model = loaded.model
+        self.model, self.tiles = loaded.model, loaded.tiles
         self.device = next(loaded.detector.parameters()).device
-        self._dtype = pick_precision(precision, self.device)
+        self._precision, self._dtype = precision, pick_precision(precision, self.device)
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float = 0.5, batch_size: int = 8
@@ -96,6 +98,9 @@ class Predictor:
         Raises:
             DataError: A file or folder is missing or not an image, or an array has another shape or dtype.
         """
+        if self.tiles is not None:
+            yield from (self._tiled(path, image, score_threshold, batch_size) for path, image in _images(images))
+            return
         waiting = (self._sample(path, image) for path, image in _images(images))
         while window := list(islice(waiting, batch_size * WINDOW if batch_size > 1 else 1)):
             sizes = np.array([sample.original for _, sample in window], dtype=np.int32)
@@ -122,12 +127,32 @@ class Predictor:
 
         prepared = Prepared.load()
         prepared.check_unchanged(split)
-        loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model)
+        loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model, self.tiles)
         check_classes(self.model, loaded, prepared.classes)
         index = prepared.index(split)
         device = self.device.type
-        results = run_detector(self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device)
+        results = run_detector(
+            self.detector, index, prepared.root, self.recipe, batch_size=batch_size, device=device, tiles=self.tiles
+        )
         return evaluate(index, results, self.classes, verify=verify)
+
+    def _tiled(self, path: Path | None, image: Tensor, threshold: float, batch_size: int) -> ImageDetections:
+        """Detect on the windows of an image, and merge."""
+        assert self.tiles is not None
+        height, width = image.shape[1:]
+        none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        flags = np.zeros(0, np.bool_)
+        whole = pack([Record("", "", height, width, *none, flags, flags, np.zeros(0, np.float32))])
+        index = cut(whole, self.tiles)
+        samples: list[Sample] = []
+        for (h, w), (_, left, top, _, _) in zip(index.sizes.tolist(), index.windows.tolist(), strict=True):
+            samples.append(eval_sample(image[:, top : top + h, left : left + w], *none, len(samples), self.recipe))
+        batches = (samples[i : i + batch_size] for i in range(0, len(samples), batch_size))
+        loaded = (collate(batch, self.recipe) for batch in batches)
+        found = run_on_batches(self.detector, loaded, self._precision, threshold, "batch_size")
+        merged = merge_windows(found, index, self.recipe)
+        names = tuple(self.classes[label] for label in merged.labels)
+        return ImageDetections(merged.boxes, merged.scores, merged.labels, names, (height, width), path)
 
     def _sample(self, path: Path | None, image: Tensor) -> tuple[Path | None, Sample]:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

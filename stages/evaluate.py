@@ -18,6 +18,7 @@ def main() -> None:
 
     from detection import profiling
     from detection.data.loading.prepared import Prepared
+    from detection.data.loading.tiles import cut
     from detection.evaluation.analysis.tables import Tables, write_tables
     from detection.evaluation.evaluate import evaluate
     from detection.evaluation.protocol.results import describe_ids
@@ -40,9 +41,11 @@ def main() -> None:
         device=params.evaluate.device,
         precision=params.evaluate.precision,
         score_threshold=params.evaluate.score_threshold,
+        tiles=loaded.tiles,
     )
     evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)
-    speed = profiling.measure(loaded.detector, index, prepared.root, loaded.recipe, params.evaluate)
+    seen = cut(index, loaded.tiles) if loaded.tiles else index
+    speed = profiling.measure(loaded.detector, seen, prepared.root, loaded.recipe, params.evaluate)
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
     files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}

@@ -18,7 +18,7 @@ def main() -> None:
     loaded = params.load()
     raw = read(loaded.dataset, loaded.data, loaded.prepare.checks)
     check_learnable(raw.name, raw.splits["train"], loaded.recipe.train_difficult)
-    prepared.save(raw, loaded.data)
+    prepared.save(raw, loaded.data, tiles=loaded.prepare.tiles)
     statistics.save(statistics.describe(raw, loaded.data))
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())

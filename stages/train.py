@@ -68,7 +68,9 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
             write_json(REPORTS_TRAIN / "metrics.json", summary)
             DETECTOR.parent.mkdir(exist_ok=True)
             recipe, classes = job.recipe, job.validator.classes
-            save_detector(DETECTOR, job.detector.state_dict(), recipe, classes, params.model, notes=summary)
+            save_detector(
+                DETECTOR, job.detector.state_dict(), recipe, classes, params.model, summary, job.validator.tiles
+            )
             log_training_artifacts(mlflow_run)
 
 

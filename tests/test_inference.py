@@ -16,11 +16,12 @@ from detection.device import exact_float32
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.inference import run_detector
-from detection.models.build import LoadedDetector, build_detector
+from detection.models.build import LoadedDetector, build_detector, load_detector, save_detector
 from detection.models.detector import Detections
 from detection.params import load
-from detection.params.stages import Evaluate
+from detection.params.stages import Evaluate, Tiles
 from detection.predictor import Predictor
+from detection.training.validation import Validator
 
 
 def noise_images(folder: Path, sizes: list[tuple[int, int]]) -> Index:
@@ -50,6 +51,36 @@ def test_a_single_image_gets_the_same_detections_as_in_a_split(
     assert len(in_split.boxes) > 20
     np.testing.assert_allclose(single.boxes, in_split.boxes, atol=1e-3)
     np.testing.assert_allclose(single.scores, in_split.scores, atol=1e-6)
+
+
+def test_a_single_image_in_windows_gets_the_same_detections_as_in_a_split(tmp_path: Path) -> None:
+    """In both ways, and in validation, the windows are merged by one rule."""
+    index = noise_images(tmp_path, [(150, 170), (60, 50)])
+    recipe = replace(load(model="retinanet_resnet18").recipe, image_size=64, max_size=64, score_threshold=0.0)
+    torch.manual_seed(0)
+    detector, tiles = build_detector(recipe, 3, None).eval(), Tiles(size=80, overlap=0.25)
+    in_split = run_detector(detector, index, tmp_path, recipe, batch_size=4, device="cpu", tiles=tiles)
+    loaded = LoadedDetector(detector, recipe, ("a", "b", "c"), "retinanet_resnet18", tiles)
+    files = [tmp_path / "0.png", tmp_path / "1.png"]
+    singles = [*Predictor(loaded).predict(files, score_threshold=0.0, batch_size=5)]
+    validator = Validator(index, tmp_path, loaded.classes, recipe, "fp32", batch_size=3, tiles=tiles)
+    _, validated = validator.validate(detector)
+    assert len(in_split) > 20
+    assert in_split.boxes[:, 2].max() > 120  # in pixels of the image
+    for row, single in enumerate(singles):
+        for found in (in_split, validated):
+            mine = found.images == row
+            np.testing.assert_allclose(single.scores, found.scores[mine], atol=1e-5)
+            distances = np.abs(single.boxes[:, None] - found.boxes[mine][None]).max(axis=2)
+            assert distances.min(axis=1).max() < 1e-2  # in any order, since scores are nearly tied
+
+
+def test_tiles_are_part_of_the_file_of_a_detector(tmp_path: Path) -> None:
+    recipe = load(model="retinanet_resnet18").recipe
+    state = build_detector(recipe, 2, None).state_dict()
+    for tiles in (None, Tiles(size=80, overlap=0.25)):
+        save_detector(tmp_path / "detector.pt", state, recipe, ("a", "b"), "retinanet_resnet18", tiles=tiles)
+        assert load_detector(tmp_path / "detector.pt").tiles == tiles
 
 
 def test_a_batch_that_does_not_fit_the_gpu_is_halved_once(

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from detection import params
 from detection.commands import Command
+from detection.data.loading.tiles import cut
 from detection.data.sources.dataset import check_content, check_learnable, examine, read
 from detection.doctor import findings
 from detection.errors import DataError, ParamsError
@@ -67,11 +68,11 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
         except OSError as error:
             raise DataError(f"--json {json_file} cannot be written: {error.strerror}") from None
     sections = [[f"{name} in {raw.root}"], findings.splits(raw), findings.problems(raw), findings.reliability(raw)]
-    train = raw.splits["train"]
+    train, tiles = raw.splits["train"], loaded.prepare.tiles
     if len(train.labels):
         sections += [
             findings.labels(raw, loaded.recipe),
-            findings.anchors(loaded.model, name, loaded.recipe, train, raw.classes),
+            findings.anchors(loaded.model, name, loaded.recipe, cut(train, tiles) if tiles else train, raw.classes),
         ]
     report = "\n\n".join("\n".join(section) for section in sections)
     if refused := raw.problems.refused():
@@ -122,7 +123,10 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     from detection.data.loading.loader import BatchSampler, DetectionDataset
     from detection.report.images.contact_sheet import contact_sheet
 
-    images = DetectionDataset(raw.splits["train"], raw.root, recipe, train=True, seed=loaded.seed)
+    cut_into, train = loaded.prepare.tiles, raw.splits["train"]
+    images = DetectionDataset(
+        cut(train, cut_into) if cut_into else train, raw.root, recipe, train=True, seed=loaded.seed
+    )
     sampler = BatchSampler(len(images), 1, loaded.seed)
     keys: list[tuple[int, int]] = []
     while len(keys) < count:

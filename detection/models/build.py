@@ -19,6 +19,7 @@ from detection.models.fcos import FCOS
 from detection.models.fpn import one_stage_pyramid
 from detection.models.retinanet import RetinaNet
 from detection.params.recipe import ARCHITECTURES, FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+from detection.params.stages import Tiles
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -98,6 +99,8 @@ class LoadedDetector:
     """Class names, indexed by label."""
     model: str
     """Name of the recipe."""
+    tiles: Tiles | None = None
+    """Windows that images are cut into, as in training."""
 
 
 def save_detector(
@@ -107,8 +110,9 @@ def save_detector(
     classes: tuple[str, ...],
     model: str,
     notes: Mapping[str, Any] | None = None,
+    tiles: Tiles | None = None,
 ) -> None:
-    """Write a detector's file: weights, recipe, class names, and notes (monitored metric, dataset, ...)."""
+    """Write a detector's file: weights, recipe, class names, tiles, and notes (monitored metric, dataset, ...)."""
     import msgspec  # not at the top: building and training work without it
 
     content = {
@@ -119,6 +123,8 @@ def save_detector(
         "notes": dict(notes or {}),
         "state_dict": state,
     }
+    if tiles is not None:
+        content["tiles"] = asdict(tiles)
     save_weights(path, content)
 
 
@@ -141,13 +147,14 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     try:
         recipe = msgspec.convert(saved["recipe"], ARCHITECTURES[saved["recipe"]["architecture"]])
         classes = tuple(saved["classes"])
+        tiles = msgspec.convert(saved["tiles"], Tiles) if "tiles" in saved else None
         detector = _assemble(recipe, len(classes), _network(recipe))
         if difference := first_difference(detector.state_dict(), saved["state_dict"]):
             raise CheckpointError(f"{path} does not fit its own recipe: {difference}")
         detector.load_state_dict(saved["state_dict"], strict=True)
     except (KeyError, msgspec.ValidationError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}") from None
-    return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"])
+    return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"], tiles)
 
 
 def check_classes(path: str | Path, loaded: LoadedDetector, classes: tuple[str, ...]) -> None:

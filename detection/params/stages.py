@@ -1,9 +1,9 @@
 """Sections of `params.yaml` that belong to one stage."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from detection.params.recipe_base import Count, CountOrZero, Fraction, NonNegative, Positive
+from detection.params.recipe_base import Bounds, Count, CountOrZero, Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +47,34 @@ class Checks:
     train."""
 
 
+Overlap = Annotated[float, Bounds(at_least=0, below=1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tiles:
+    """Windows that large images are cut into, for training, validation, test and prediction.
+
+    Detections of the windows are merged, and scored on whole images. The overlap in pixels should exceed the longest
+    side of the objects: a longer one may be whole in no window.
+    """
+
+    size: Count = 640
+    """Side of the square windows in pixels of the image; a smaller image is one window."""
+    overlap: Overlap = 0.2
+    """Least shared length of neighboring windows as a fraction of `size`."""
+    min_visible: Fraction = 0.3
+    """Fraction of an object's area that a window must show to have it as an object; with less it is background."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepare:
     """Reading of the raw data."""
 
     checks: Checks = field(default_factory=Checks)
     """Action per type of problem."""
+    tiles: Tiles | None = None
+    """Windows that large images are cut into; null: images are used whole. In training an image is decoded for each
+    window, unless windows are cached (`train.cache_mb`). `skip_empty` of a dataset drops windows without objects."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

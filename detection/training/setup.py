@@ -1,7 +1,7 @@
 """Build a `TrainingJob` from params and prepared data."""
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ from detection import distributed
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
 from detection.data.loading.prepared import Prepared
-from detection.data.sources.dataset import check_learnable
+from detection.data.loading.tiles import cut
+from detection.data.sources.dataset import check_learnable, without_empty
 from detection.device import pick_precision
 from detection.errors import ParamsError
 from detection.files import BACKBONE, START
@@ -20,6 +21,7 @@ from detection.models.build import build_detector, without_weights
 from detection.models.transfer import transfer, with_structure
 from detection.params import Params, Recipe, Train
 from detection.params.recipe import FasterRCNNRecipe
+from detection.params.stages import Tiles
 from detection.training.common.checkpoint import Checkpoints, content_key
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator, train_sample
@@ -61,13 +63,15 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     start, weights = load_start(START), read_weights(BACKBONE, params.recipe.backbone)
     recipe = params.recipe if weights or start else without_weights(params.recipe)
     ranks, workers = distributed.world_size(), loader_workers(settings.workers, device)
-    index, cache_mb = prepared.index("train"), settings.cache_mb // ranks
+    images, tiles, cache_mb = prepared.index("train"), prepared.tiles, settings.cache_mb // ranks
+    index = _cut(images, tiles, getattr(params.data, "skip_empty", False))
     check_learnable(params.dataset, index, recipe.train_difficult)
     dataset = DetectionDataset(index, prepared.root, recipe, train=True, seed=params.seed, cache_mb=cache_mb)
     loader = Loader(dataset, recipe.batch_size, workers, shuffle=True)
     val, batch_size = _scorable(prepared.index("val")), validate_batch_size(settings, recipe, device)
     validator = Validator(val, prepared.root, prepared.classes, recipe, settings.precision, batch_size, workers)
-    sample = None if len(val) else train_sample(validator, index)
+    validator = replace(validator, tiles=tiles) if tiles else validator
+    sample = None if len(val) else train_sample(validator, images)
     loader.start()
     (sample or validator).start()
     detector = build_detector(recipe, len(prepared.classes), weights)
@@ -100,6 +104,16 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         reports=reports,
         checkpoints=Checkpoints("train", key),
     )
+
+
+def _cut(index: Index, tiles: Tiles | None, skip_empty: bool) -> Index:
+    """Index of the training windows; that of the images without tiles."""
+    if tiles is None:
+        return index
+    windows = cut(index, tiles)
+    kept = without_empty(windows) if skip_empty else windows
+    log.info("tiles of %d px: %d images are %d windows", tiles.size, len(index), len(kept))
+    return kept
 
 
 def _scorable(index: Index) -> Index:

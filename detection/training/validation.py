@@ -12,15 +12,17 @@ from detection.data.loading.batch import Sample
 from detection.data.loading.image_io import decode
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset, Loader, batches_of_equal_size, in_order
+from detection.data.loading.tiles import cut
 from detection.device import autocast, exact_float32, pick_precision
 from detection.evaluation.protocol import coco_metrics, voc_metrics
 from detection.evaluation.protocol.matching import match
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
-from detection.inference import run_on_batches
+from detection.inference import merge_windows, run_on_batches
 from detection.models.detector import Detector
 from detection.models.heads import meters
 from detection.params.recipe import Recipe
+from detection.params.stages import Tiles
 from detection.report.images.contact_sheet import draw_boxes
 
 TRAIN_SAMPLE_IMAGES = 16
@@ -56,12 +58,17 @@ class Validator:
     """Images per forward pass."""
     workers: int = 0
     """Data loading processes, which serve all validations; 0 loads in this process."""
+    tiles: Tiles | None = None
+    """Windows that the images are cut into."""
+    loaded: Index = field(init=False)
+    """What the detector sees: the images, or their windows."""
     loader: Loader = field(init=False)
-    """Batches of the split."""
+    """Batches of `loaded`."""
 
     def __post_init__(self) -> None:
         """Make the loader."""
-        dataset = LossDataset(self.index, self.root, self.recipe, train=False)
+        object.__setattr__(self, "loaded", cut(self.index, self.tiles) if self.tiles else self.index)
+        dataset = LossDataset(self.loaded, self.root, self.recipe, train=False)
         object.__setattr__(self, "loader", Loader(dataset, self.batch_size, self.workers, False, equal_sizes=True))
 
     def start(self) -> None:
@@ -74,11 +81,13 @@ class Validator:
 
         Each rank runs the detector on its share of the images; all ranks compute the metrics of the split.
         """
-        share = np.arange(distributed.rank(), len(self.index), distributed.world_size())
-        batches = batches_of_equal_size(self.index.sizes[share], self.batch_size, self.recipe)
+        share = np.arange(distributed.rank(), len(self.loaded), distributed.world_size())
+        batches = batches_of_equal_size(self.loaded.sizes[share], self.batch_size, self.recipe)
         loaded = self.loader.of_rows([share[rows] for rows in batches])
         part = run_on_batches(detector, loaded, self.precision, None, "train.validate_batch_size")
         detections = SplitDetections.concat(distributed.gather(part))
+        if self.tiles:
+            detections = merge_windows(detections, self.loaded, self.recipe)
         overlaps = Overlaps.of_index(self.index, detections, len(self.classes))
         coco = coco_metrics.score_matches(overlaps, match(overlaps))
         return {**coco.stats, **voc_metrics.score_overlaps(overlaps).stats}, detections
@@ -95,14 +104,14 @@ class Validator:
         devices = [device] if device.type == "cuda" else []
         with torch.no_grad(), exact_float32(device), torch.random.fork_rng(devices=devices):
             torch.manual_seed(0)
-            for batch in self.loader.of_rows(in_order(np.arange(len(self.index)), self.batch_size)):
+            for batch in self.loader.of_rows(in_order(np.arange(len(self.loaded)), self.batch_size)):
                 with autocast(device, dtype):
                     losses = detector.losses(batch.images.to(device, non_blocking=True), batch.targets.to(device))
                 total += torch.stack(list(losses.values())).sum() * len(batch.rows)
         detector.train(was_training)
         for meter in meters(detector).values():
             meter.reset()
-        return float(total) / len(self.index)
+        return float(total) / len(self.loaded)
 
     def draw(self, detections: SplitDetections, count: int, path: Path) -> Path:
         """Draw the first `count` images of the split: ground truth on the left, detections on the right."""

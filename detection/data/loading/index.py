@@ -63,6 +63,8 @@ class Index:
     """[T]."""
     category_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     """[C] ids of the classes in COCO files, as in the annotation file of the split; empty for 1, 2, …"""
+    windows: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 5), np.int32))
+    """[N, 5] place of each row in a larger image, see `tiles`; empty if rows are whole images."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -110,6 +112,7 @@ class Index:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         box_rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
         images: dict[str, Any] = {name: getattr(self, name)[rows] for name in IMAGE_COLUMNS}
+        images |= {"windows": self.windows[rows]} if len(self.windows) else {}
         return replace(self, offsets=offsets, **images, **self._boxes(box_rows))
 
     def scaled(self) -> "Index":
@@ -127,10 +130,11 @@ class Index:
         return {name: getattr(self, name)[selection] for name in BOX_COLUMNS}
 
     def save(self, path: str | Path) -> None:
-        """Write an uncompressed npz file; `category_ids` only where it is set."""
+        """Write an uncompressed npz file; optional arrays only where they are set."""
         arrays: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        if not len(self.category_ids):
-            del arrays["category_ids"]
+        for name in ("category_ids", "windows"):
+            if not len(arrays[name]):
+                del arrays[name]
         np.savez(path, **arrays)
 
     @classmethod

@@ -60,6 +60,8 @@ class DetectionDataset(Dataset[Sample]):
     def __init__(self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
         self.fill = LETTERBOX_FILL if recipe.augmentation == "letterbox" else fill_color(recipe)
+        self._last: tuple[str, Tensor] | None = None
+        """File and pixels of the last image of which a window was loaded."""
         self.cache = ImageCache(index.sizes, cache_mb) if cache_mb > 0 else None
 
     def __len__(self) -> int:
@@ -78,12 +80,22 @@ class DetectionDataset(Dataset[Sample]):
         cached = self.cache.get(row) if self.cache is not None else None
         if cached is not None:
             return cached
-        image = read_image(self.root / record.file, (record.height, record.width))
+        image = self._window(row, record) if len(self.index.windows) else self._whole(record)
         # channels last, as the JPEG decoder returns it: the layout in which resizing is fastest
         image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         if self.cache is not None:
             self.cache.put(row, image)
         return image
+
+    def _whole(self, record: Record) -> Tensor:
+        return read_image(self.root / record.file, (record.height, record.width))
+
+    def _window(self, row: int, record: Record) -> Tensor:
+        """Crop a window; its image is kept, since the next window is often of the same one."""
+        _, left, top, height, width = self.index.windows[row].tolist()
+        if self._last is None or self._last[0] != record.file:
+            self._last = record.file, read_image(self.root / record.file, (height, width))
+        return self._last[1][:, top : top + record.height, left : left + record.width]
 
     def _augmented(
         self, epoch: int, row: int, image: Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int64]

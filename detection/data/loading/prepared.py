@@ -20,6 +20,7 @@ from detection.data.sources.digest import image_sizes, listing_hash
 from detection.errors import DataError
 from detection.files import PREPARED, data_root, write_json
 from detection.params.datasets import Dataset, ShapesDataset
+from detection.params.stages import Tiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,11 @@ class Prepared:
         """Hash of annotations and images."""
         return str(self.meta["digest"])
 
+    @property
+    def tiles(self) -> Tiles | None:
+        """Windows that images are cut into."""
+        return Tiles(**self.meta["tiles"]) if "tiles" in self.meta else None
+
     def index(self, split: str) -> Index:
         """Packed index of `train`, `val` or `test`; empty if the dataset has no such split."""
         return Index.load(self.folder / f"{split}.npz")
@@ -83,7 +89,7 @@ class Prepared:
             )
 
 
-def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED) -> None:
+def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED, tiles: Tiles | None = None) -> None:
     """Write a dataset for `Prepared.load`."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,6 +104,8 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED) -> No
     }
     if isinstance(dataset, ShapesDataset):
         meta["shapes"] = asdict(dataset)
+    if tiles is not None:
+        meta["tiles"] = asdict(tiles)
     for split, index in raw.splits.items():
         index.save(folder / f"{split}.npz")
     write_json(folder / "meta.json", meta)
