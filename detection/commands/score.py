@@ -1,6 +1,7 @@
 """`detection score`: evaluate detections of any detector from COCO or VOC files."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import math
@@ -90,10 +91,12 @@ def score(args: argparse.Namespace) -> str:
 
 def coco_scores(data: ExternalData, overlaps: Overlaps, *, verify: bool) -> dict[str, Any]:
     """Return COCO's 12 numbers; `verify` computes them with pycocotools too and fails on any difference."""
-    score = coco_metrics.score_matches(overlaps, match(overlaps))
+    matches = match(overlaps)
+    stats = coco_metrics.stats_of_matches(overlaps, matches)
     if verify:
-        oracle.verify(overlaps, score)
-    return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": score.stats}
+        score = coco_metrics.score_matches(overlaps, matches)
+        oracle.verify(overlaps, dataclasses.replace(score, stats=stats))
+    return {"protocol": f"COCO bbox, {len(data.images)} images", "stats": stats}
 
 
 def _explain_difference(ground_truth: Path, detections: Path, stats: dict[str, float]) -> None:

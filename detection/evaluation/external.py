@@ -307,8 +307,9 @@ def _checked(
             row, count = int(np.argmax(bad)), int(bad.sum())
             more = f" ({count - 1} more)" if count > 1 else ""
             raise DataError(f"{path}: {where(row)}: {describe(row)}{more}")
-    if unknown.any():
-        log.warning("%s: ignored %d detections of unknown images or classes", path, unknown.sum())
+    if not unknown.any():
+        return predictions
+    log.warning("%s: ignored %d detections of unknown images or classes", path, unknown.sum())
     return predictions.take(np.flatnonzero(~unknown))
 
 

@@ -15,7 +15,18 @@ from detection.evaluation.protocol.matching import COCO_LIMITS, THRESHOLDS, Coco
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
 
-__all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches", "stat_names"]
+__all__ = [
+    "AT_50",
+    "AT_75",
+    "RECALLS",
+    "STATS",
+    "THRESHOLDS",
+    "CocoScore",
+    "score",
+    "score_matches",
+    "stat_names",
+    "stats_of_matches",
+]
 
 
 def stat_names(limits: CocoLimits) -> tuple[str, ...]:
@@ -88,6 +99,12 @@ def score(index: Index, detections: SplitDetections, classes: Sequence[str]) -> 
 def score_matches(overlaps: Overlaps, matches: Matches) -> CocoScore:
     """Score matched detections."""
     return CocoScore.of(accumulate(overlaps, matches), matches.limits)
+
+
+def stats_of_matches(overlaps: Overlaps, matches: Matches) -> dict[str, float]:
+    """Only the twelve metrics of matched detections, without the curves."""
+    values = _summarize(accumulate(overlaps, matches, for_stats=True))
+    return dict(zip(stat_names(matches.limits), values, strict=True))
 
 
 def _summarize(arrays: Arrays) -> list[float]:

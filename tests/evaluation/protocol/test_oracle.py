@@ -17,9 +17,12 @@ from tests.evaluation.scenes import NUM_CLASSES, MakeIndex, crowded_split, rando
 
 def assert_same(truth: GroundTruth, predictions: Predictions) -> CocoScore:
     pairs = Overlaps.of(truth, predictions, NUM_CLASSES)
-    ours = coco_metrics.score_matches(pairs, match(pairs))
+    matches = match(pairs)
+    ours = coco_metrics.score_matches(pairs, matches)
     theirs = oracle.score(truth, predictions, NUM_CLASSES)
     assert np.array_equal(list(ours.stats.values()), list(theirs.stats.values()), equal_nan=True)
+    only_stats = list(coco_metrics.stats_of_matches(pairs, matches).values())
+    assert np.array_equal(only_stats, list(theirs.stats.values()), equal_nan=True)
     for name in Arrays._fields:
         assert np.array_equal(getattr(ours.arrays, name), getattr(theirs.arrays, name)), name
     for label, mine in enumerate(ours.per_class["AP"]):  # the usual AP of a class from COCO's array
