@@ -240,14 +240,14 @@ def _scores() -> dict[str, float]:
 
 
 def _describe_by_card(store: Store, run: Any) -> None:
-    """Show the head of the model card as the description of the run and of its model, and store it with the model."""
+    """Show the head of the model card as the description of the run, and of the model that the run trained."""
     if not files.MODEL_CARD.is_file():
         return
     head = files.MODEL_CARD.read_text(encoding="utf-8").split("\n| class")[0].strip()[:MAX_NOTE_LENGTH]
     store.client.set_tag(run.info.run_id, NOTE, head)
     with tolerate_old_server("no model gets the card"):
         model = model_of(store, run.info.run_id)
-        if model is not None:
+        if model is not None and FORKED_FROM not in run.data.tags:
             store.client.set_logged_model_tags(model.model_id, {NOTE: head})
             Artifacts(store.client, model.artifact_location).send(files.MODEL_CARD)
 

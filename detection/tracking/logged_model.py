@@ -30,7 +30,11 @@ from detection.tracking.store import Store
 
 DIGEST, SHA256, START_DIGEST = "digest.detector", "digest.sha256", "start_digest"
 """Tags: md5 of the detector's file, as in dvc.lock; its SHA-256; registry URI or published name of start weights."""
-LINEAGE = (TRAINING_ID, "dataset", "dvc.exp_name", "dvc.baseline_rev", "mlflow.source.git.commit", "git.dirty")
+LINEAGE = (
+    *(TRAINING_ID, "dataset", "dvc.exp_name", "dvc.baseline_rev", "git.dirty", "mlflow.user"),
+    *("mlflow.source.name", "mlflow.source.type"),
+    *(f"mlflow.source.git.{key}" for key in ("commit", "branch", "repoURL")),
+)
 """Tags that a model has from its run."""
 FORBIDDEN_IN_NAME = re.compile(r"""[/:.%"']""")
 DATA_FOLDER = "data"

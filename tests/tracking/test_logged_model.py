@@ -142,6 +142,11 @@ def test_the_head_of_the_model_card_describes_run_and_model(params: Params, trai
     (model,) = models(connect())
     assert model.tags["mlflow.note.content"].startswith("# Good detector")
     assert "model_card.md" in {one.path for one in client.list_logged_model_artifacts(model.model_id)}
+    log_evaluation(replace(params, evaluate=replace(params.evaluate, score_threshold=0.3)), {"test/AP": 0.3})
+    Path("reports/model_card.md").write_text("# Another threshold\n")
+    log_figures(replace(params, evaluate=replace(params.evaluate, score_threshold=0.3)))
+    (model,) = models(connect())
+    assert model.tags["mlflow.note.content"].startswith("# Good detector"), "as its training was evaluated"
 
 
 def test_mlflow_reads_the_datasets(params: Params, repo: Path, trained: Any, client: Any) -> None:
