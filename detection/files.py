@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # Layout of a workspace, as in dvc.yaml.
 PARAMS_YAML, DVC_YAML, DVC_LOCK = Path("params.yaml"), Path("dvc.yaml"), Path("dvc.lock")
 PREPARED = Path("data/prepared")
-RECIPE_JSON, WEIGHTS_JSON = Path("data/recipe.json"), Path("data/weights.json")
+RAW_DATA_JSON, RECIPE_JSON = Path("data/raw_data.json"), Path("data/recipe.json")
+WEIGHTS_JSON = Path("data/weights.json")
 BACKBONE, START, DETECTOR = Path("models/backbone.pt"), Path("models/start.pt"), Path("models/detector.pt")
 REPORTS = Path("reports")
 REPORTS_DATASET, REPORTS_PRETRAIN = REPORTS / "dataset", REPORTS / "pretrain"

@@ -194,6 +194,34 @@ def remote() -> str:
     return re.sub(r"^(https?://)[^/]*@", r"\1", url)
 
 
+def undo_hint() -> str:
+    """Hint for values that `dvc exp run -S` of this stage has written into params.yaml, where they stay; else empty.
+
+    Names the values at HEAD rather than a `git checkout`, which would also delete the user's own changes.
+    """
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
+    except OSError:  # not on Linux
+        return ""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    given = [value for word, value in pairs if word in ("-S", "--set-param")]
+    given += [word.partition("=")[2] for word in words if word.startswith("--set-param=")]
+    given += [word[2:] for word in words if word.startswith("-S") and len(word) > 2]
+    committed = run_quiet("git", "show", f"HEAD:./{PARAMS}")
+    if not given or not committed:
+        return ""
+    try:
+        values, now = flatten(parse(PARAMS, committed.encode())), flatten(parse(PARAMS, Path(PARAMS).read_bytes()))
+    except DataError:
+        return ""
+    keys = [one.partition("=")[0].lstrip("+~").removeprefix(f"{PARAMS}:") for one in given]
+    changed = [key for key in keys if key in values and now.get(key) != values[key]]
+    if not changed:
+        return ""
+    before = " and ".join(f"{key}: {json.dumps(values[key], default=str)}" for key in changed)
+    return f"; -S has written this into {PARAMS}: set it back there to {before}"
+
+
 def run_quiet(*command: str, codes: tuple[int, ...] = (0,)) -> str:
     """Stdout of a program; empty if it is missing, times out or exits with a code not in `codes`."""
     try:

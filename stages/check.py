@@ -1,36 +1,39 @@
 """Check params.yaml, the dataset's and the weights' files, before any other stage removes its outputs.
 
-DVC runs this stage always, so that a changed weights file or a moved model alias is noticed.
+DVC runs this stage always, so that changed raw data, a changed weights file or a moved model alias is noticed.
 """
 
-import subprocess
+import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from detection import params
+from detection.data.sources.fingerprint import fingerprint
 from detection.data.sources.layout import check_present
 from detection.errors import DataError, DetectionError
-from detection.files import RECIPE_JSON, WEIGHTS_JSON, dvc_root, sha256, write_json
+from detection.files import RAW_DATA_JSON, RECIPE_JSON, WEIGHTS_JSON, dvc_root, sha256, write_json
+from detection.pipeline import undo_hint
 from stages.entry import run
 
-RESULT = Path("data/check.ok")
+log = logging.getLogger("check")
 
 
 def main() -> None:
     """Write what later stages depend on.
 
-    data/check.ok is constant; data/recipe.json, the merged recipe, decides if `train` runs, and data/weights.json if
-    `pretrain` does.
+    data/raw_data.json, the fingerprint of the raw data, decides if `prepare` runs, data/recipe.json, the merged recipe,
+    if `train` does, and data/weights.json if `pretrain` does.
     """
     try:
         loaded = params.load()
         check_present(loaded.dataset, loaded.data)
         sources = {"backbone": _backbone_weights(loaded.pretrain), "start": _start(loaded)}
+        raw_data, changes = fingerprint(loaded.dataset, loaded.data, loaded.prepare.checks)
     except DetectionError as error:
-        raise type(error)(f"{error}{_undo_hint()}") from None
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("ok\n", encoding="utf-8")
+        raise type(error)(f"{error}{undo_hint()}") from None
+    if changes:
+        log.info("%s: raw data changed since the last check: %s", loaded.dataset, changes)
+    write_json(RAW_DATA_JSON, {"fingerprint": raw_data})
     write_json(RECIPE_JSON, asdict(loaded.recipe))
     write_json(WEIGHTS_JSON, sources)
 
@@ -56,16 +59,6 @@ def _start(loaded: params.Params) -> dict[str, Any]:
     from detection.experiments.start_source import resolve  # imports what finds experiments and runs
 
     return resolve(loaded)
-
-
-def _undo_hint() -> str:
-    """Hint for an invalid value set with `-S`, which stays in params.yaml and breaks the next command too."""
-    command = ["git", "diff", "--quiet", "HEAD", "--", "params.yaml"]
-    try:
-        changed = subprocess.run(command, check=False, capture_output=True).returncode == 1
-    except OSError:  # git is not installed
-        changed = False
-    return "; `git checkout HEAD params.yaml` undoes the changes of -S" if changed else ""
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from detection import params
 from detection.commands import Command
 from detection.data.loading.tiles import cut
 from detection.data.sources.dataset import check_content, check_learnable, examine, read
+from detection.data.sources.fingerprint import fingerprint
 from detection.doctor import findings
 from detection.errors import DataError, ParamsError
 from detection.files import PARAMS_YAML, data_root
@@ -184,6 +185,7 @@ def pin(name: str, file: Path = PARAMS_YAML) -> str:
         return f"{name} is pinned already, and its data is unchanged: {digest}"
     text = file.read_text(encoding="utf-8")
     file.write_text(_with_digest(text, name, digest), encoding="utf-8")
+    fingerprint(name, replace(loaded.data, digest=digest), loaded.prepare.checks)  # to name files that change later
     return f"{file}: datasets.{name}.digest is now {digest}"
 
 

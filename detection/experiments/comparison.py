@@ -38,7 +38,7 @@ REQUIRED = (
     "reports/evaluation/tables/per_class.csv",
     "reports/train/recipe.json",
 )
-OPTIONAL = (LOCK, PARAMS, "reports/train/metrics.json")
+OPTIONAL = (LOCK, PARAMS, "data/prepared/test_listing.json", "reports/train/metrics.json")
 PARAM_SECTIONS = ("prepare", "pretrain", "train", "evaluate")
 """Sections of params.yaml that are compared; the recipe is compared as merged, the dataset by its entry."""
 DECISIVE_METRIC = "AP"
@@ -149,7 +149,7 @@ def _difference(first: ExperimentData, second: ExperimentData) -> str | None:
     pairs = ((getattr(first.ground_truth, name), getattr(second.ground_truth, name)) for name in columns)
     if not all(np.array_equal(*pair) for pair in pairs):
         return f"the same number of images of {names[0]} and {names[1]}, but other images or other objects"
-    if a.meta["listing"]["test"] != b.meta["listing"]["test"]:
+    if a.meta["listing"].get("test") != b.meta["listing"].get("test"):
         return f"the image files of {names[0]} and {names[1]} differ in size"
     return None
 

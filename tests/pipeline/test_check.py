@@ -46,10 +46,10 @@ def with_dataset(project: Path, entry: str) -> None:
 
 def test_its_output_is_independent_of_params(project: Path) -> None:
     assert run_check(project).returncode == 0
-    first = (project / "data" / "check.ok").read_bytes()
+    first = (project / "data" / "raw_data.json").read_bytes()
     change(project, "\nseed: 0", "\nseed: 1")
     assert run_check(project).returncode == 0
-    assert (project / "data" / "check.ok").read_bytes() == first
+    assert (project / "data" / "raw_data.json").read_bytes() == first
 
 
 @pytest.mark.parametrize(
@@ -74,15 +74,28 @@ def test_a_typo_is_one_line_and_nothing_is_written(project: Path, old: str, new:
     assert os.listdir(project) == ["params.yaml"]
 
 
-def test_in_a_repository_the_message_has_the_command_that_restores_params(project: Path) -> None:
+def commit(project: Path) -> None:
     identity = ("-c", "user.name=T", "-c", "user.email=t@localhost")
-    for words in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "valid"]):
+    for words in (["init", "-q"], ["add", "params.yaml"], [*identity, "commit", "-qm", "valid"]):
         subprocess.run(["git", *words], cwd=project, check=True)
+
+
+def test_an_edit_by_hand_is_never_undone_by_an_advice(project: Path) -> None:
+    commit(project)
     change(project, "\nmodel: ", "\nmodel: retinanett  # ")
-    message = run_check(project).stderr
-    assert "did you mean 'retinanet'?; `git checkout HEAD params.yaml`" in message
-    subprocess.run(["git", *identity, "commit", "-qam", "typo"], cwd=project, check=True)
     assert run_check(project).stderr.endswith("did you mean 'retinanet'?\n")
+
+
+def test_after_set_param_the_message_names_the_value_before(project: Path) -> None:
+    commit(project)
+    change(project, "\nmodel: ", "\nmodel: retinanett  # ")
+    change(project, "\nseed: 0", "\nseed: 1")
+    dvc = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-m', 'stages.check']).returncode)"
+    message = run_check(project, "-c", dvc, "exp", "run", "-S", "model=retinanett").stderr
+    assert message.endswith(
+        "did you mean 'retinanet'?; -S has written this into params.yaml: set it back there to "
+        'model: "fasterrcnn_resnet18"\n'
+    )
 
 
 def test_a_missing_dataset_is_named_with_its_folder(project: Path) -> None:

@@ -18,7 +18,7 @@ from detection.data.sources import shapes_generator as generator
 from detection.data.sources.dataset import RawDataset
 from detection.data.sources.digest import image_sizes, listing_hash
 from detection.errors import DataError
-from detection.files import PREPARED, data_root, write_json
+from detection.files import PREPARED, data_root, read_json, write_json
 from detection.params.datasets import Dataset, ShapesDataset
 from detection.params.stages import Tiles
 
@@ -32,7 +32,7 @@ class Prepared:
     classes: tuple[str, ...]
     """Class names in label order."""
     meta: dict[str, Any]
-    """`dataset`, `classes`, `format`, `path`, `license`, `digest`, `listing` per split, `shapes` (settings)."""
+    """`dataset`, `classes`, `path`, `listing` (hash of the images) per split, `shapes` and `tiles` (settings)."""
 
     @classmethod
     def load(cls, folder: str | Path = PREPARED) -> "Prepared":
@@ -46,17 +46,13 @@ class Prepared:
             meta = msgspec.json.decode((folder / "meta.json").read_bytes())
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} does not exist; run `dvc repro prepare` first") from None
+        meta["listing"] |= read_json(folder / "test_listing.json")
         return cls(folder=folder, classes=tuple(meta["classes"]), meta=meta)
 
     @property
     def root(self) -> Path:
         """Folder of the images, under this machine's `DATA_ROOT`."""
         return data_root() / str(self.meta["path"])
-
-    @property
-    def digest(self) -> str:
-        """Hash of annotations and images."""
-        return str(self.meta["digest"])
 
     @property
     def tiles(self) -> Tiles | None:
@@ -85,30 +81,32 @@ class Prepared:
             restore = f"delete {self.root} to generate it again" if "shapes" in self.meta else "restore them"
             raise DataError(
                 f"the {split} images of {name} in {self.root} differ from those that were prepared; "
-                f"{restore}, or run `dvc repro -f -s prepare` to use them"
+                f"{restore}, or run `dvc repro` to use them"
             )
 
 
 def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED, tiles: Tiles | None = None) -> None:
-    """Write a dataset for `Prepared.load`."""
+    """Write a dataset for `Prepared.load`.
+
+    `meta.json` holds only what decides a training: the listing of the test images has a file of its own, license and
+    digest are in the dataset's card.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     meta: dict[str, Any] = {
         "dataset": raw.name,
         "classes": list(raw.classes),
-        "format": dataset.format,
         "path": raw.path,
-        "license": dataset.license,
-        "digest": raw.digest,
-        "listing": raw.listing,
+        "listing": {split: raw.listing[split] for split in ("train", "val")},
     }
     if isinstance(dataset, ShapesDataset):
-        meta["shapes"] = asdict(dataset)
+        meta["shapes"] = {key: value for key, value in asdict(dataset).items() if key not in ("digest", "license")}
     if tiles is not None:
         meta["tiles"] = asdict(tiles)
     for split, index in raw.splits.items():
         index.save(folder / f"{split}.npz")
     write_json(folder / "meta.json", meta)
+    write_json(folder / "test_listing.json", {"test": raw.listing["test"]})
     save_coco(raw.splits["test"], raw.classes, folder / "test_coco.json")
 
 

@@ -83,7 +83,7 @@ class Problems:
         self.entries: list[Problem] = []
         self.hints: dict[str, str] = {}
         """Fix of a type that differs from dropping or keeping."""
-        self._checks = checks
+        self.checks = checks
 
     def add(self, problem_type: str, where: str, detail: str) -> None:
         """Add a problem."""
@@ -92,7 +92,7 @@ class Problems:
 
     def action(self, problem_type: str) -> str:
         """Return `error`, `drop`, `clip` or `keep`."""
-        action: str = getattr(self._checks, problem_type)
+        action: str = getattr(self.checks, problem_type)
         return action
 
     def counts(self) -> dict[str, int]:

@@ -11,9 +11,10 @@ from detection.data.sources import shapes_generator as generator
 from detection.data.sources.checks import Problems, check_boxes, check_images, check_splits
 from detection.data.sources.corners import RawCorners
 from detection.data.sources.digest import Digest, listing_hash
+from detection.data.sources.fingerprint import changes_since_pinned, pin_message
 from detection.data.sources.holdout import hold_out, split_keys
 from detection.data.sources.image_headers import read_headers
-from detection.data.sources.layout import check_present
+from detection.data.sources.layout import check_present, shapes_folder
 from detection.data.sources.shapes_render import CLASSES
 from detection.errors import DataError
 from detection.files import data_root
@@ -80,7 +81,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     check_present(name, dataset)
     if isinstance(dataset, ShapesDataset):
         generator.ensure(dataset)
-        path, fraction = generator.folder(dataset), 0.0
+        path, fraction = shapes_folder(dataset), 0.0
     else:
         path, fraction = dataset.path, dataset.holdout_fraction
     root = data_root() / path
@@ -125,6 +126,22 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         listing={split: listing_hash(sizes) for split, sizes in lengths.items()},
         problems=problems,
     )
+
+
+def raw_digest(dataset: Dataset, checks: Checks) -> str:
+    """Digest of a dataset's present files, without a look into the images.
+
+    Raises:
+        DataError: The annotation file of a whole split is missing.
+    """
+    root = data_root() / (shapes_folder(dataset) if isinstance(dataset, ShapesDataset) else dataset.path)
+    digest = Digest()
+    _, splits = _read_splits(dataset, root, digest, Problems(checks), RawCorners())
+    for file in {file.decode() for index in splits.values() for file in index.files.tolist()}:
+        path = root / file
+        if path.is_file():
+            digest.entry(file, str(path.stat().st_size))
+    return digest.hexdigest()
 
 
 def _read_splits(
@@ -179,11 +196,8 @@ def check_content(raw: RawDataset) -> None:
             f"increase datasets.{raw.name}.holdout_fraction, or set datasets.{raw.name}.test"
         )
     if dataset.digest and dataset.digest != raw.digest:
-        raise DataError(
-            f"dataset {raw.name} in {raw.root} differs from the pinned datasets.{raw.name}.digest: "
-            f"found {raw.digest}, expected {dataset.digest}; restore the data, or pin the present data with "
-            f"`digest: {raw.digest}`"
-        )
+        changes = changes_since_pinned(dataset, raw.problems.checks, raw.root)
+        raise DataError(pin_message(raw.name, dataset, raw.root, raw.digest, changes))
 
 
 def without_empty(index: Index) -> Index:

@@ -3,6 +3,8 @@
 Imports no numpy, so that the stage `check` takes half a second.
 """
 
+import hashlib
+import json
 import os
 import posixpath
 import re
@@ -20,7 +22,10 @@ SUSPICIOUS_NAME = re.compile(r"\.\.|^[/\\]|^.:|\0")
 MAX_SUGGESTIONS = 50
 """Largest number of files in a folder for which a missing name gets a spelling suggestion."""
 
-
+SHAPES_VERSION = 2
+"""Increment when a change alters images: they go to another folder."""
+SHAPES_MINIMA = {"image_size": 32, "train": 1, "val": 0, "test": 0, "seed": 0}
+"""Parameters that decide the images of a shapes dataset, with their minimum."""
 ANNOTATION_FOLDERS = ("annotations", "annots", "annotation", "xmls", "xml")
 IMAGE_FOLDERS = ("jpegimages", "images", "imgs", "image", "img")
 """Usual names of the two folders, in any letter case; the first that exists counts."""
@@ -110,6 +115,24 @@ def walk(folder: Path) -> list[str]:
         if not name.isascii() and any("\udc80" <= letter <= "\udcff" for letter in name):
             raise DataError(f"{folder}: the file name {name!r} is not UTF-8; rename it")
     return sorted(names)
+
+
+def shapes_settings(dataset: ShapesDataset) -> dict[str, int]:
+    """Return everything that decides the images of a shapes dataset.
+
+    Raises:
+        DataError: A value is too small.
+    """
+    for key, minimum in SHAPES_MINIMA.items():
+        if getattr(dataset, key) < minimum:
+            raise DataError(f"datasets of format shapes: {key} must be at least {minimum}, not {getattr(dataset, key)}")
+    return {"version": SHAPES_VERSION} | {key: getattr(dataset, key) for key in SHAPES_MINIMA}
+
+
+def shapes_folder(dataset: ShapesDataset) -> str:
+    """Return the folder of a shapes dataset's VOC tree, relative to `DATA_ROOT`; generated or not."""
+    text = json.dumps(shapes_settings(dataset), sort_keys=True)
+    return f"{dataset.path}/{dataset.image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def split_spec(

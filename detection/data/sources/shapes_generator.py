@@ -5,8 +5,6 @@ decides its content, so that two settings never share a folder and all workspace
 tree. It is written to a temporary folder under a lock and renamed when complete.
 """
 
-import hashlib
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,38 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from detection.data.sources.fingerprint import SHAPES_MARKER, tree_hash
+from detection.data.sources.layout import shapes_folder, shapes_settings
 from detection.data.sources.shapes_render import CLASSES, HUE_CENTERS, HUE_REACH, ShapeObject, compose
-from detection.errors import DataError
 from detection.files import data_root, locked, write_json
 from detection.params.datasets import ShapesDataset
 
-VERSION = 2
-"""Increment when a change alters images: they go to another folder."""
 SPLITS = ("train", "val", "test")
-MARKER = "shapes.json"
-"""Settings and statistics of a tree; written last."""
-MIN_VALUES = {"image_size": 32, "train": 1, "val": 0, "test": 0, "seed": 0}
-"""Parameters that decide the images, with their minimum."""
 log = logging.getLogger(__name__)
-
-
-def _settings(dataset: ShapesDataset) -> dict[str, int]:
-    """Everything that decides the images.
-
-    Raises:
-        DataError: A value is too small.
-    """
-    for key, minimum in MIN_VALUES.items():
-        if getattr(dataset, key) < minimum:
-            raise DataError(f"datasets of format shapes: {key} must be at least {minimum}, not {getattr(dataset, key)}")
-    return {"version": VERSION} | {key: getattr(dataset, key) for key in MIN_VALUES}
-
-
-def folder(dataset: ShapesDataset) -> str:
-    """Folder of the VOC tree, relative to `DATA_ROOT`."""
-    text = json.dumps(_settings(dataset), sort_keys=True)
-    key = f"{dataset.image_size}px-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    return f"{dataset.path}/{key}"
 
 
 def ensure(dataset: ShapesDataset) -> Path:
@@ -54,7 +28,7 @@ def ensure(dataset: ShapesDataset) -> Path:
     Returns:
         Folder of the VOC tree: `JPEGImages`, `Annotations`, `ImageSets/Main`.
     """
-    root = data_root() / folder(dataset)
+    root = data_root() / shapes_folder(dataset)
     if root.is_dir():
         return root
     with locked(root.parent / f".{root.name}.lock"):
@@ -63,7 +37,7 @@ def ensure(dataset: ShapesDataset) -> Path:
             shutil.rmtree(partial, ignore_errors=True)
             count = dataset.train + dataset.val + dataset.test
             log.info("generating %d images of shapes in %s", count, root)
-            _write(_settings(dataset), partial)
+            _write(shapes_settings(dataset), partial)
             partial.rename(root)
     return root
 
@@ -90,7 +64,8 @@ def _write(settings: dict[str, int], root: Path) -> None:
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(lines, encoding="utf-8")
         statistics[split] = _statistics(composed)
     hues = {name: [(HUE_CENTERS[name] - HUE_REACH) % 360, (HUE_CENTERS[name] + HUE_REACH) % 360] for name in CLASSES}
-    write_json(root / MARKER, {"recipe": settings, "hues": hues, "splits": statistics})
+    marker = {"recipe": settings, "hues": hues, "splits": statistics, "fingerprint": tree_hash(root)}
+    write_json(root / SHAPES_MARKER, marker)
 
 
 def _statistics(images: list[list[ShapeObject]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from detection.data.loading.index import Index
 from detection.data.sources.dataset import RawDataset
-from detection.data.sources.shapes_generator import MARKER
+from detection.data.sources.fingerprint import SHAPES_MARKER
 from detection.files import REPORTS_DATASET, read_json, write_json
 from detection.ops import boxes as box_ops
 from detection.params.datasets import Dataset
@@ -30,7 +30,7 @@ def describe(raw: RawDataset, dataset: Dataset) -> dict[str, Any]:
         "problems": raw.problems.summary(),
     }
     if dataset.format == "shapes":
-        card["generator"] = read_json(raw.root / MARKER)
+        card["generator"] = read_json(raw.root / SHAPES_MARKER)
     return card
 
 

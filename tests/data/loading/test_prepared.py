@@ -23,7 +23,7 @@ def test_save_and_load(data_root: Path, tmp_path: Path) -> None:
     save(raw, SMALL, tmp_path / "prepared")
     prepared = Prepared.load(tmp_path / "prepared")
     assert prepared.classes == raw.classes
-    assert prepared.digest == raw.digest
+    assert prepared.meta["listing"] == raw.listing
     assert prepared.root == raw.root
     for split, index in raw.splits.items():
         assert prepared.index(split).boxes.tobytes() == index.boxes.tobytes()

@@ -75,7 +75,9 @@ def test_data_that_differs_from_the_pinned_digest_is_refused(voc_tree: Tree) -> 
     digest = read_it().digest
     assert read_it(digest=digest).digest == digest
     Image.new("RGB", (500, 400)).save(root / "JPEGImages/a.jpg")
-    with pytest.raises(DataError, match=rf"datasets\.mine\.digest: found .*, expected {digest}; .*`digest: "):
+    with pytest.raises(
+        DataError, match=rf"datasets\.mine\.digest \(found .*, expected {digest}\); .*`detection pin mine`"
+    ):
         read_it(digest=digest)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from detection.data.sources import shapes_generator as generator
 from detection.data.sources import shapes_render as render
 from detection.data.sources.dataset import RawDataset, read
+from detection.data.sources.layout import shapes_folder
 from detection.data.sources.statistics import at_border, describe, overlapping, side_fractions
 from detection.errors import DataError
 from detection.params import ShapesDataset
@@ -149,7 +150,7 @@ def test_an_interrupted_generation_starts_over(data_root: Path, monkeypatch: pyt
     monkeypatch.setattr(generator, "compose", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generator.ensure(SMALL)
-    assert not (data_root / generator.folder(SMALL)).exists()
+    assert not (data_root / shapes_folder(SMALL)).exists()
     assert len(list((generator.ensure(SMALL) / "JPEGImages").iterdir())) == 11
 
 
