@@ -88,7 +88,7 @@ def pin_message(name: str, dataset: Dataset, root: Path, digest: str, changes: s
     """Error message for data that differs from the pinned."""
     return (
         f"dataset {name} in {root} differs from the pinned datasets.{name}.digest{': ' if changes else ''}{changes} "
-        f"(found {digest}, expected {dataset.digest}); restore the data, or run `detection pin {name}` to use it as it is"
+        f"(found {digest}, expected {dataset.digest}); restore the data, or run `detection pin {name}` to use it as is"
     )
 
 
@@ -157,8 +157,8 @@ def _names(root: Path, dataset: Dataset) -> Iterator[tuple[str, bool]]:
     if isinstance(dataset, CocoDataset):
         parts = [*dataset.train, *dataset.val, *dataset.test]
         yield from ((part.annotations, True) for part in parts)
-        for folder in dict.fromkeys(part.images for part in parts):
-            yield from ((name, False) for name in _walk(root, folder) if not name.rpartition("/")[2].startswith("."))
+        for images in dict.fromkeys(part.images for part in parts):
+            yield from ((name, False) for name in _walk(root, images) if not name.rpartition("/")[2].startswith("."))
         return
     if isinstance(dataset, ShapesDataset):
         dataset = VocDataset(format="voc", path="", train=("train",), val=("val",), test=("test",))

@@ -105,7 +105,7 @@ def test_pinned_data_that_changed_is_refused_with_the_files(root: Path) -> None:
         with pytest.raises(DataError) as error:
             refuse()
         assert "JPEGImages/c.jpg added; Annotations/a.xml changed (found " in str(error.value)
-        assert str(error.value).endswith("; restore the data, or run `detection pin mine` to use it as it is")
+        assert str(error.value).endswith("; restore the data, or run `detection pin mine` to use it as is")
     xml.write_text(original)
     take(pinned)  # the added image is in no list: the digest is the pinned one
 
