@@ -128,13 +128,15 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     )
 
 
-def raw_digest(dataset: Dataset, checks: Checks) -> str:
+def raw_digest(name: str, dataset: Dataset, checks: Checks) -> str:
     """Digest of a dataset's present files, without a look into the images.
 
     Raises:
         DataError: The annotation file of a whole split is missing.
     """
     root = data_root() / (shapes_folder(dataset) if isinstance(dataset, ShapesDataset) else dataset.path)
+    if isinstance(dataset, YoloDataset):
+        dataset = yolo_files.resolve(name, dataset, root)
     digest = Digest()
     _, splits = _read_splits(dataset, root, digest, Problems(checks), RawCorners())
     for file in {file.decode() for index in splits.values() for file in index.files.tolist()}:

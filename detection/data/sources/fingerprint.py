@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from detection.data.sources.layout import shapes_folder, split_spec, walk
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES, checkpoint_root, data_root, read_json
-from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset
+from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.params.stages import Checks
 
 SHAPES_MARKER = "shapes.json"
 """Settings, statistics and fingerprint of a generated tree; written last."""
 TIME_RESOLUTION_NS = 2_000_000_000
 """Age below which a change may have left a file's times as they were; younger files are read again."""
+YOLO_SUFFIXES = (".txt", ".yaml", ".yml", ".data", ".names", ".labels", ".json")
 MAX_NAMES = 3
 UNKNOWN = (-1, -1, -1, -1)
 
@@ -64,7 +65,7 @@ def fingerprint(name: str, dataset: Dataset, checks: Checks) -> tuple[str, str]:
     if dataset.digest and (changes or accepted != dataset.digest):
         from detection.data.sources.dataset import raw_digest
 
-        digest = raw_digest(dataset, checks)
+        digest = raw_digest(name, dataset, checks)
         if digest != dataset.digest:
             raise DataError(pin_message(name, dataset, root, digest, changes if accepted == dataset.digest else ""))
     if listing != known or accepted != dataset.digest:
@@ -131,7 +132,7 @@ def tree_hash(root: Path) -> str:
 def listing_hash(listing: Mapping[str, Stored]) -> str:
     """Hash names and values, in any order."""
     lines = sorted(f"{name}\0{stored.value}" for name, stored in listing.items())
-    return _blake2b("\n".join(lines).encode()).hexdigest()
+    return str(_blake2b("\n".join(lines).encode()).hexdigest())
 
 
 def describe_changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> str:
@@ -159,6 +160,12 @@ def _names(root: Path, dataset: Dataset) -> Iterator[tuple[str, bool]]:
         yield from ((part.annotations, True) for part in parts)
         for images in dict.fromkeys(part.images for part in parts):
             yield from ((name, False) for name in _walk(root, images) if not name.rpartition("/")[2].startswith("."))
+        return
+    if isinstance(dataset, YoloDataset):
+        for name in walk(root):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in IMAGE_SUFFIXES or suffix in YOLO_SUFFIXES:
+                yield name, suffix in YOLO_SUFFIXES
         return
     if isinstance(dataset, ShapesDataset):
         dataset = VocDataset(format="voc", path="", train=("train",), val=("val",), test=("test",))

@@ -15,7 +15,7 @@ from detection.data.sources.dataset import raw_digest, read
 from detection.data.sources.fingerprint import fingerprint
 from detection.errors import DataError
 from detection.files import read_json
-from detection.params.datasets import CocoDataset, CocoSplit, Dataset, ShapesDataset, VocDataset
+from detection.params.datasets import CocoDataset, CocoSplit, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.params.stages import Checks
 
 OBJECT = "<object><name>cat</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
@@ -93,7 +93,7 @@ def test_a_damaged_record_is_written_anew(root: Path) -> None:
 
 
 def test_pinned_data_that_changed_is_refused_with_the_files(root: Path) -> None:
-    pinned = replace(LISTS, digest=raw_digest(LISTS, Checks()))
+    pinned = replace(LISTS, digest=raw_digest("mine", LISTS, Checks()))
     assert pinned.digest == read("mine", LISTS).digest
     assert take(pinned) == take(pinned) == take()
     take(pinned)
@@ -145,6 +145,26 @@ def test_coco(root: Path) -> None:
     (folder / "images/.DS_Store").touch()
     assert len(set(seen)) == 3
     assert take(COCO) == seen[-1]
+
+
+def test_yolo(root: Path) -> None:
+    yolo = YoloDataset(format="yolo", path="yolo", holdout_fraction=0.1)
+    folder = root.parent / "yolo"
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    shutil.copy(root / "JPEGImages/a.jpg", folder / "images/a.jpg")
+    (folder / "data.yaml").write_text("names: [cat]\n")
+    (folder / "labels/a.txt").write_text("0 0.5 0.5 0.1 0.2\n")
+    pinned = replace(yolo, digest=raw_digest("mine", yolo, Checks()))
+    assert take(pinned) == take(yolo)
+    seen = [take(yolo)]
+    (folder / "labels/a.txt").write_text("0 0.5 0.5 0.2 0.1\n")
+    seen.append(take(yolo))
+    (folder / "data.yaml").write_text("names: [dog]\n")
+    seen.append(take(yolo))
+    (folder / "images/a.jpg").unlink()
+    seen.append(take(yolo))
+    assert len(set(seen)) == 4
 
 
 def test_shapes_are_the_same_before_and_after_they_are_generated(data_root: Path, root: Path) -> None:
