@@ -171,9 +171,9 @@ def _names(root: Path, dataset: Dataset) -> Iterator[tuple[str, bool]]:
         dataset = VocDataset(format="voc", path="", train=("train",), val=("val",), test=("test",))
     folders: list[tuple[str, Collection[str]]] = []
     for spec in (*dataset.train, *dataset.val, *dataset.test):
-        folder, name = split_spec(root, spec, dataset.images, dataset.annotations)
-        if name is not None:
-            yield folder.list_file(name).relative_to(root).as_posix(), True
+        folder, list_name = split_spec(root, spec, dataset.images, dataset.annotations)
+        if list_name is not None:
+            yield folder.list_file(list_name).relative_to(root).as_posix(), True
         folders += [(folder.annotations, (".xml",)), (folder.images, IMAGE_SUFFIXES)]
     yield from _filter(root, dict.fromkeys(folders))
 
