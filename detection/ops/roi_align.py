@@ -55,12 +55,23 @@ class PyramidRoIAlign(nn.Module):
         level_index = self._level_index(boxes, strides)
         if boxes.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
             return self._pool_by_level(levels, strides, boxes, image, level_index)
-        pooled = boxes.new_zeros(len(boxes), levels[0].shape[1], self.output_size, self.output_size)
-        for i, (level, stride) in enumerate(zip(levels, strides, strict=True)):
-            # Boxes of other levels are moved off the map, where they are zeros and almost free: selecting the
-            # boxes of this level would synchronize to get their number.
-            moved = torch.where((level_index == i)[:, None], boxes, OUTSIDE_CELL * stride)
-            pooled = pooled + self._kernel(level, moved, image, stride)
+        return self._pool_all(levels, strides, boxes, image, level_index)
+
+    def _pool_all(
+        self, levels: list[Tensor], strides: list[int], boxes: Tensor, image: Tensor, level_index: Tensor
+    ) -> Tensor:
+        """Pool all boxes from each level without a synchronization, and add up.
+
+        Boxes of other levels are moved off the map, where they are zeros and almost free: selecting the boxes of a
+        level would synchronize to get their number.
+        """
+        parts = (
+            self._kernel(level, torch.where((level_index == i)[:, None], boxes, OUTSIDE_CELL * stride), image, stride)
+            for i, (level, stride) in enumerate(zip(levels, strides, strict=True))
+        )
+        pooled = next(parts)
+        for part in parts:
+            pooled.add_(part)
         return pooled
 
     def _pool_by_level(

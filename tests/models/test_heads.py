@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from detection.models.heads import ConfusionMeter, rates
+from detection.models.heads import GROUP_NORM, ConfusionMeter, rates
 
 
 def test_rates_of_the_counted_samples() -> None:
@@ -25,3 +26,17 @@ def test_reset_resumes_from_a_total_or_starts_at_0() -> None:
     meter.reset()
     assert all(math.isnan(rate) for rate in rates(meter.total()).values())
     assert not meter.state_dict(), "not in torchvision's state dict"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_group_norm_is_torchs_on_a_cpu(bf16: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs, results = GROUP_NORM(64), nn.GroupNorm(32, 64), []
+    for norm in (ours, theirs):
+        images = torch.linspace(-3, 5, 2 * 64 * 25).view(2, 64, 5, 5).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            result = norm(images.bfloat16() if bf16 else images)
+        (gradient,) = torch.autograd.grad(result.float().square().sum(), images)
+        results.append((result, gradient))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
