@@ -23,6 +23,7 @@ from detection.params import Params, Recipe, Train
 from detection.params.recipe import FasterRCNNRecipe
 from detection.params.stages import Tiles
 from detection.training.common.checkpoint import Checkpoints, content_key
+from detection.training.compilation import compile_detector, is_compiled
 from detection.training.loop import TrainingJob, split
 from detection.training.validation import Validator, train_sample
 from detection.weights import load_start
@@ -79,6 +80,8 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     detector = detector.to(device).train()
     if settings.channels_last:
         detector = detector.to(memory_format=torch.channels_last)
+    if is_compiled(settings.compile, settings.determinism, device):
+        compile_detector(detector)
     if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
         check_batch_parts(recipe, min(len(index), recipe.batch_size) // ranks, settings.accumulate)
     if sample:
