@@ -137,6 +137,12 @@ def claim(store: Store, run: Any, key: str) -> bool:
     return True
 
 
+def is_fork(run: Any) -> bool:
+    """Return True for the run of another evaluation, which is not its training's; also without the training's run."""
+    tags = run.data.tags
+    return FORKED_FROM in tags or (EVALUATION_KEY in tags and TRAINING_ID not in tags)
+
+
 def reopen(store: Store, run: Any, tags: Mapping[str, str] = {}, *, rename: bool = True) -> None:
     """Set a run RUNNING, owned by this process and, with `rename`, named after the current experiment."""
     from mlflow.entities import RunTag

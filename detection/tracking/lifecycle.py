@@ -247,7 +247,7 @@ def _describe_by_card(store: Store, run: Any) -> None:
     store.client.set_tag(run.info.run_id, NOTE, head)
     with tolerate_old_server("no model gets the card"):
         model = model_of(store, run.info.run_id)
-        if model is not None and FORKED_FROM not in run.data.tags:
+        if model is not None and not client.is_fork(run):
             store.client.set_logged_model_tags(model.model_id, {NOTE: head})
             Artifacts(store.client, model.artifact_location).send(files.MODEL_CARD)
 
@@ -320,7 +320,7 @@ def _finish(store: Store, run: Any, params: Params, *, fill_gaps: bool = False) 
     recorded = client.as_text(flatten({key: recipe[key] for key in RECORDED_PARAMS if key in recipe}))
     client.describe(store, run, params, recorded, evaluated=bool(metrics))
     run = store.client.get_run(run_id)
-    if FORKED_FROM not in run.data.tags:
+    if not client.is_fork(run):
         log_start_model(store, run, params)
     model, digest = _link_model(store, run), split_digest("test")
     linked = {"model_id": model.model_id} if model else {}

@@ -22,6 +22,7 @@ from detection.tracking.client import (
     TRAINING_ID,
     await_others,
     find_run,
+    is_fork,
     start_digest,
     start_tags,
 )
@@ -79,7 +80,7 @@ def find_or_create(store: Store, run: Any, detector: Path, training_id: str | No
         return found
     params = {key: value for key, value in run.data.params.items() if not key.startswith("evaluate.")}
     params.pop(EVALUATION_KEY, None)
-    source = run.data.tags.get(FORKED_FROM, run.info.run_id)
+    source = run.data.tags.get(FORKED_FROM) if is_fork(run) else run.info.run_id
     model = create(store, params.get("model", "detector"), source, tags, params)
     if not contested:
         return model
@@ -171,7 +172,7 @@ def model_of(store: Store, run_id: str) -> Any:
     """LoggedModel whose detector a run trained or evaluated; None without one."""
     run = store.client.get_run(run_id)
     outputs = run.outputs.model_outputs if run.outputs else []
-    inputs = run.inputs.model_inputs if run.inputs and FORKED_FROM in run.data.tags else []
+    inputs = run.inputs.model_inputs if run.inputs and is_fork(run) else []
     for one in (*outputs, *inputs):
         model = store.client.get_logged_model(one.model_id)
         if DIGEST in model.tags:

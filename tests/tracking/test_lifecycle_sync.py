@@ -150,6 +150,11 @@ def test_an_experiment_that_was_evaluated_again_gets_its_own_run_and_no_other(
         assert run.data.params["evaluate.score_threshold"] == json.dumps(selected.evaluate.score_threshold)
         assert curves(store.client, made[text]) == complete[1]
         assert sync_workspace(selected).run_id == made[text], "and is found again"
+    (model,) = store.client.search_logged_models([store.experiment])
+    linked = {text: store.client.get_run(made[text]) for text in (fork, base)}
+    assert [one.model_id for one in linked[fork].inputs.model_inputs] == [model.model_id]
+    assert [one.model_id for one in linked[base].outputs.model_outputs] == [model.model_id]
+    assert not linked[fork].outputs.model_outputs
     assert "training_id" not in present[made[fork]].data.tags, "the training's own run is the first one's"
     assert present[made[base]].data.tags["training_id"] == "abc"
 
