@@ -1,6 +1,7 @@
 """Entry point of `detection COMMAND`: parses flags, dispatches, prints the result or a one-line error."""
 
 import argparse
+import io
 import logging
 import sys
 from importlib import import_module
@@ -9,7 +10,7 @@ from detection.commands import Command
 from detection.errors import DetectionError, user_message
 
 COMMANDS = {
-    "predict": ("predict", "detect objects on images; JSON, and images with boxes drawn"),
+    "predict": ("predict", "detect objects on images and videos; JSON, and both with boxes drawn"),
     "score": ("score", "evaluate detections from COCO or VOC files"),
     "summary": ("workspace", "scores of the experiment in the workspace"),
     "check": ("workspace", "validate params.yaml and its dataset"),
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
         command.add_arguments(parsers[name])
     args = parser.parse_args(argv)
     assert command is not None, "argparse requires a command"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
     stream = sys.stderr if name == "score" else sys.stdout  # JSON is alone on stdout
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=stream, force=True)
     try:

@@ -36,8 +36,27 @@ REPORT_PAGE, MODEL_CARD = REPORTS / "index.html", REPORTS / "model_card.md"
 TRAIN_RUN_JSON, EVALUATION_RUN_JSON = REPORTS / "train_run.json", REPORTS_EVALUATION / "run.json"
 
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+HEIF_SUFFIXES = (".heic", ".heif")
+"""Photos of phones; read if pillow-heif is installed."""
+IMAGE_SUFFIXES = (
+    *JPEG_SUFFIXES,
+    ".png",
+    ".bmp",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".avif",
+    *HEIF_SUFFIXES,
+)
 """Lower-case suffixes of the image files that datasets, `pretrain.imagefolder` and `predict` read."""
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts"),
+    *(".wmv", ".flv", ".ogv", ".3gp"),
+)
+"""Lower-case suffixes of the files that `predict` reads as videos."""
 
 CLASS_COLUMNS = ("class", "actual", "predicted")
 """Columns of the tables that hold class names."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from detection.data.loading.batch import Sample, collate
-from detection.data.loading.image_io import image_files, read_image, to_rgb
+from detection.data.loading.image_io import read_image, to_rgb
 from detection.data.loading.index import Record, pack
 from detection.data.loading.loader import batches_of_equal_size, eval_sample
 from detection.data.loading.tiles import cut
@@ -22,7 +22,9 @@ from detection.device import autocast, exact_float32, pick_device, pick_precisio
 from detection.errors import DataError
 from detection.files import DETECTOR
 from detection.inference import merge_windows, run_detector, run_on_batches
+from detection.input_files import image_files
 from detection.models.build import LoadedDetector, check_classes, load_detector
+from detection.models.detector import Detections
 
 if TYPE_CHECKING:
     from detection.evaluation.evaluate import Evaluation
@@ -105,10 +107,13 @@ class Predictor:
         while window := list(islice(waiting, batch_size * WINDOW if batch_size > 1 else 1)):
             sizes = np.array([sample.original for _, sample in window], dtype=np.int32)
             results: dict[int, ImageDetections] = {}
-            for rows in batches_of_equal_size(sizes, batch_size, self.recipe):
+            done = 0
+            for rows in sorted(batches_of_equal_size(sizes, batch_size, self.recipe), key=lambda rows: int(rows[0])):
                 batch = [window[row] for row in rows]
                 results |= zip(rows.tolist(), self._detect(batch, score_threshold), strict=True)
-            yield from (results[row] for row in range(len(window)))
+                while done in results:
+                    yield results.pop(done)
+                    done += 1
 
     def evaluate(self, split: str = "test", *, batch_size: int = 16, verify: bool = False) -> "Evaluation":
         """Evaluate on a split of `data/prepared` by the COCO and VOC protocols, with error analysis.
@@ -159,9 +164,7 @@ class Predictor:
         return path, eval_sample(image, no_boxes, no_labels, 0, self.recipe)
 
     def _detect(self, images: list[tuple[Path | None, Sample]], threshold: float) -> Iterator[ImageDetections]:
-        batch = collate([sample for _, sample in images], self.recipe)
-        with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
-            found = self.detector.detect(batch.images.to(self.device), batch.sizes)
+        found = self._forward([sample for _, sample in images])
         for (path, sample), detections in zip(images, found, strict=True):
             keep = detections.scores >= threshold
             boxes, scores, labels = (
@@ -169,6 +172,18 @@ class Predictor:
             )
             names = tuple(self.classes[label] for label in labels)
             yield ImageDetections(boxes, scores, labels, names, sample.original, path)
+
+    def _forward(self, samples: list[Sample]) -> list[Detections]:
+        """Detections on a batch, or on its halves if the GPU has too little memory for it."""
+        batch = collate(samples, self.recipe)
+        try:
+            with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
+                return self.detector.detect(batch.images.to(self.device), batch.sizes)
+        except torch.OutOfMemoryError:
+            if len(samples) == 1:
+                raise
+        middle = len(samples) // 2  # not in the handler: the error's traceback keeps the tensors of the batch alive
+        return self._forward(samples[:middle]) + self._forward(samples[middle:])
 
 
 def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str = "fp32") -> Predictor:

@@ -1,40 +1,56 @@
-"""`detection predict`: detections on images as JSON, and the images with boxes drawn on them."""
+"""`detection predict`: detections on images and videos as JSON, and both with boxes drawn on them."""
 
 import argparse
-import glob
 import json
 import logging
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from detection.commands import Command
-from detection.data.loading.image_io import image_files
 from detection.errors import CheckpointError, DataError
-from detection.files import DETECTOR, IMAGE_SUFFIXES
+from detection.files import DETECTOR, HEIF_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from detection.input_files import InputFiles, find_inputs
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
+    from detection.evaluation.coco_ids import CocoIds
     from detection.predictor import ImageDetections, Predictor
+    from detection.video import Frame, Video
 
 log = logging.getLogger(__name__)
-RESULT = "detections.json"
+RESULT, IDS = "detections.json", "detection_ids.json"
+DEFAULT_THRESHOLD = 0.5
+FRAMES_PER_LINE = 100
+"""Frames of a video between two log lines."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "sources", type=Path, nargs="+", metavar="source", help="image, folder, pattern, or .txt file of paths"
+    add = parser.add_argument
+    add("sources", type=Path, nargs="*", metavar="source", help="image, video, folder, pattern, or .txt file of paths")
+    add("--camera", type=_count(0), metavar="NUMBER", help="detect on a camera, 0 for the first, until Ctrl-C")
+    add("--recursive", action="store_true", help="search the sub-folders too")
+    add("--weights", type=Path, default=DETECTOR, help="detector file (default: %(default)s)")
+    add("--out", type=Path, default=Path("predictions"), help="default: %(default)s")
+    add("--threshold", type=_score, help=f"lowest score (default: {DEFAULT_THRESHOLD}; 0 with --format coco)")
+    add(
+        "--format",
+        choices=("json", "coco"),
+        default="json",
+        help="detections per image, or COCO results for `detection score`, without drawn images; default: %(default)s",
     )
-    parser.add_argument("--recursive", action="store_true", help="search the sub-folders too")
-    parser.add_argument("--weights", type=Path, default=DETECTOR, help="detector file (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("predictions"), help="default: %(default)s")
-    parser.add_argument(
-        "--threshold", type=_score, default=0.5, help="lowest score of a detection (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    add("--ground-truth", type=Path, metavar="FILE", help="COCO: instances.json, whose ids the results get")
+    add("--every", type=_count(1), default=1, metavar="N", help="videos: detect on every N-th frame")
+    add("--no-images", action="store_true", help="write no images and videos with boxes drawn")
+    add("--batch-size", type=_count(1), default=8, metavar="N", help="images per forward pass (default: %(default)s)")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda"])
 
 
 def _score(text: str) -> float:
@@ -47,137 +63,306 @@ def _score(text: str) -> float:
     return value
 
 
-def predict(
-    sources: Path | Sequence[Path], weights: Path, out: Path, threshold: float, device: str, recursive: bool = False
-) -> str:
-    """Detect objects on images, and write the results as they come.
+def _count(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {least} on, not {text}")
+        return int(text)
 
-    Writes to `out` each image with its boxes drawn, under its path relative to the common folder of all images, and
-    `detections.json`: a list of `{file, width, height, detections: [{box, label, class, score}]}`, boxes
-    `x1, y1, x2, y2` in pixels of the image after its EXIF rotation, 0-based and half-open. An interrupted command
-    leaves what was done until then.
+    return parse
+
+
+def predict(
+    sources: Path | Sequence[Path],
+    weights: Path,
+    out: Path,
+    threshold: float | None = None,
+    device: str = "auto",
+    recursive: bool = False,
+    *,
+    coco: bool = False,
+    ground_truth: Path | None = None,
+    draw: bool = True,
+    batch_size: int = 8,
+    camera: int | None = None,
+    every: int = 1,
+) -> str:
+    """Detect objects on images, videos and a camera, and write the results as they come.
+
+    Writes to `out`, under paths relative to the common folder of all files:
+
+    * `detections.json`: a list of `{file, width, height, detections: [{box, label, class, score}]}`, boxes
+      `x1, y1, x2, y2` in pixels of the image after its EXIF rotation, 0-based and half-open; or COCO results.
+    * Each image with its boxes drawn.
+    * Per video `NAME.jsonl`, a line `{frame, time, detections}` per frame, and `NAME.mp4` with the boxes drawn.
+
+    An interrupted command leaves what was done until then.
 
     Args:
-        sources: Images, folders of images, patterns, or text files with one path per line.
+        sources: Images, videos, folders of images, patterns, or text files with one path per line.
         weights: Detector file.
         out: Folder for the results.
-        threshold: Detections with a lower score are left out.
+        threshold: Detections with a lower score are left out; None for 0.5, or 0 in COCO results.
         device: `auto`, `cpu` or `cuda`.
         recursive: Search sub-folders too.
+        coco: Write COCO results, and no drawn images.
+        ground_truth: COCO file whose image and category ids the COCO results get.
+        draw: Write images and videos with their boxes drawn.
+        batch_size: Images per forward pass.
+        camera: Number of a camera.
+        every: Detect on every n-th frame of a video.
 
     Raises:
         DataError: No images, or images that cannot be read (all are named; the others are processed).
         CheckpointError: `weights` is not a detector file.
     """
-    files = find_images([sources] if isinstance(sources, Path) else sources, out, recursive)
-    base = Path(os.path.commonpath([file.absolute().parent for file in files]))
-    if out.resolve() == base.resolve():
-        raise DataError(f"--out {out} is the folder of the images; name another folder, file names are kept")
+    sources = [sources] if isinstance(sources, Path) else sources
+    if not sources and camera is None:
+        raise DataError("nothing to detect on; name an image, a video, a folder, or --camera 0")
+    files = find_inputs(sources, recursive, out) if sources else InputFiles([], [])
+    if ground_truth is not None and not coco:
+        raise DataError("--ground-truth gives ids of COCO results; add --format coco")
+    if coco and (files.videos or camera is not None):
+        raise DataError("COCO results are of images; leave out --format coco for videos and cameras")
+    draw = draw and not coco
+    targets = _targets(files, out, draw)
+    if files.videos or camera is not None:
+        from detection.video import pyav
+
+        pyav(str(files.videos[0]) if files.videos else f"camera {camera}")  # named if it is missing
     if not weights.is_file():  # before torch is imported, which takes seconds
         raise CheckpointError(f"{weights} does not exist; train a detector first: dvc repro")
     from detection.predictor import load
 
-    predictor = load(weights, device=device)
+    threshold = threshold if threshold is not None else 0.0 if coco else DEFAULT_THRESHOLD
+    session = _Session(load(weights, device=device), out, threshold, batch_size, draw)
+    ids = _coco_ids(files.images, session.predictor.classes, ground_truth) if coco else None
     out.mkdir(parents=True, exist_ok=True)
-    unread: list[Path] = []
-    images, count = 0, 0
-    with _JsonList(out / RESULT) as results:
-        for file, image in _detect_all(predictor, files, threshold, unread):
-            _draw(predictor, file, image, out / file.absolute().relative_to(base))
-            height, width = image.size
-            results.append({"file": str(file), "width": width, "height": height, "detections": image.to_json()})
-            names = (f"{name} {score:.2f}" for name, score in zip(image.names, image.scores, strict=True))
-            log.info("%s: %s", file, ", ".join(names) or "no detections")
-            images, count = images + 1, count + len(image)
-    plural = "" if images == 1 else "s"
-    summary = f"{count} detections on {images} image{plural}: {out / RESULT}, annotated images in {out}"
-    if unread:
+    try:
+        if files.images:
+            session.detect_on_images(files.images, targets, ids)
+        for file in files.videos:
+            session.detect_on_video(file, targets[file], every)
+        if camera is not None:
+            session.detect_on_video(camera, out / f"camera{camera}.mp4", every)
+    except KeyboardInterrupt:
+        log.info("interrupted; %s", session.summary() or "nothing was done")
+        raise
+    summary = session.summary()
+    if session.unread:
         log.info("%s", summary)
-        raise DataError(f"{len(unread)} of {len(files)} images cannot be read: {', '.join(map(str, unread))}")
+        count = len(files.images) + len(files.videos) + (camera is not None)
+        raise DataError(f"{len(session.unread)} of {count} files cannot be read: {', '.join(session.unread)}")
     return summary
 
 
-def find_images(sources: Sequence[Path], out: Path, recursive: bool) -> list[Path]:
-    """Image files of all sources in order, each once, without those under `out`.
+def _coco_ids(files: Sequence[Path], classes: Sequence[str], ground_truth: Path | None) -> "CocoIds":
+    from detection.evaluation.coco_ids import CocoIds
+
+    if ground_truth is None:
+        return CocoIds.of_files(files, classes)
+    return CocoIds.of_ground_truth(ground_truth, files, classes)
+
+
+def _targets(files: InputFiles, out: Path, draw: bool) -> dict[Path, Path]:
+    """Drawn image or video of each file, below `out`.
 
     Raises:
-        DataError: A source does not exist or has no images.
+        DataError: A drawn image would overwrite a source.
     """
-    files: list[Path] = []
-    for source in sources:
-        if source.suffix.lower() == ".txt" and source.is_file():
-            lines = source.read_text("utf-8-sig", errors="replace").splitlines()
-            files += [source.parent / line.strip() for line in lines if line.strip()]
-        elif not source.exists() and glob.has_magic(str(source)):
-            found = sorted(Path(name) for name in glob.glob(str(source), recursive=True))
-            if not found:
-                raise DataError(f"{source} matches no file; give an image file or a folder of images")
-            files += [file for file in found if file.is_file()]
-        else:
-            files += image_files(source, recursive)
-    inside = out.resolve()
-    result = [file for file in dict.fromkeys(files) if not recursive or inside not in file.resolve().parents]
-    if not result:
-        raise DataError(f"there are no images in {', '.join(map(str, sources))}")
-    return result
+    paths = [*files.images, *files.videos]
+    base = os.path.commonpath([file.absolute().parent for file in paths]) if paths else ""
+    targets: dict[Path, Path] = {}
+    for file in paths:
+        target = out / file.absolute().relative_to(base)
+        suffix = file.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            target = target if suffix == ".mp4" else target.with_name(f"{target.name}.mp4")
+        elif suffix not in IMAGE_SUFFIXES or suffix in HEIF_SUFFIXES:
+            target = target.with_name(f"{target.name}.png")
+        targets[file] = target
+    sources = {os.path.realpath(file) for file in paths}
+    if draw and any(os.path.realpath(target) in sources for target in targets.values()):
+        raise DataError(f"--out {out} is the folder of the images; name another folder, file names are kept")
+    return targets
 
 
-def _detect_all(
-    predictor: "Predictor", files: Sequence[Path], threshold: float, unread: list[Path]
-) -> Iterator[tuple[Path, "ImageDetections"]]:
-    """Detections of every file that can be read, in order; the others are logged and appended to `unread`."""
+@dataclass(slots=True)
+class _Session:
+    """One call of the command: what it uses for every file, and what it has done."""
+
+    predictor: "Predictor"
+    out: Path
+    threshold: float
+    batch_size: int
+    draw: bool
+    unread: list[str] = field(default_factory=list)
+    """Files that cannot be read, or only in part."""
+    num_images: int = 0
+    num_detections: int = 0
+    """On images."""
+    videos: list[str] = field(default_factory=list)
+    """Summary of each video."""
+
+    def detect_on_images(self, files: Sequence[Path], targets: Mapping[Path, Path], ids: "CocoIds | None") -> None:
+        """Write the detections on images, as COCO results if `ids` are given, and the drawn images."""
+        if ids is not None:
+            (self.out / IDS).write_text(json.dumps(ids.describe(self.predictor.classes), indent=1), encoding="utf-8")
+        with _JsonList(self.out / RESULT) as results:
+            for file, image in self._on_each(files, {} if ids is None else ids.sizes):
+                if self.draw:
+                    self._draw(file, image, targets[file])
+                if ids is not None:
+                    results.extend(ids.results(file, image))
+                else:
+                    height, width = image.size
+                    entry = {"file": str(file), "width": width, "height": height, "detections": image.to_json()}
+                    results.extend([entry], indent=1)
+                names = (f"{name} {score:.2f}" for name, score in zip(image.names, image.scores, strict=True))
+                found = ", ".join(names) if ids is None else f"{len(image)} detections"
+                log.info("%s: %s", file, found or "no detections")
+                self.num_images, self.num_detections = self.num_images + 1, self.num_detections + len(image)
+
+    def _on_each(
+        self, files: Sequence[Path], sizes: Mapping[Path, tuple[int, int]]
+    ) -> Iterator[tuple[Path, "ImageDetections"]]:
+        """Detections of every file that can be read, in order; the others are logged and added to `unread`."""
+        waiting: deque[Path] = deque()
+
+        def tensors() -> Iterator["Tensor"]:
+            for file in files:
+                try:
+                    image = _read(file, sizes.get(file))
+                except DataError as error:
+                    self._skip(file, error)
+                    continue
+                waiting.append(file)
+                yield image
+
+        options = {"score_threshold": self.threshold, "batch_size": self.batch_size}
+        for image in self.predictor.predict(tensors(), **options):
+            yield waiting.popleft(), image
+
+    def _skip(self, name: Path | str, error: DataError | str) -> None:
+        log.warning("%s", error)
+        self.unread.append(str(name))
+
+    def _draw(self, file: Path, image: "ImageDetections", target: Path) -> None:
+        from detection.data.loading.image_io import decode
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._drawn(decode(file, upright=True), image).save(target)
+        except DataError as error:  # Pillow refuses a few files that torchvision decodes
+            self._skip(file, error)
+
+    def _drawn(self, picture: "Image", image: "ImageDetections") -> "Image":
+        from detection.report.images.contact_sheet import draw_boxes
+
+        return draw_boxes(picture, image.boxes, image.labels, self.predictor.classes, image.scores)
+
+    def detect_on_video(self, source: Path | int, target: Path, every: int) -> None:
+        """Write the detections on a video file, or on a camera by its number, and the video with boxes drawn."""
+        from PIL.Image import fromarray
+
+        from detection.video import Video, VideoWriter
+
+        try:
+            video = Video.open(source) if isinstance(source, Path) else Video.open_camera(source)
+        except DataError as error:
+            self._skip(source if isinstance(source, Path) else f"camera {source}", error)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines = target.with_suffix(".jsonl")
+        frames, detections = 0, 0
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(video)
+                file = stack.enter_context(lines.open("w", encoding="utf-8", buffering=1))
+                writer = stack.enter_context(VideoWriter(target, video.rate / every)) if self.draw else None
+                for frame, image in self._on_frames(video, every, 1 if isinstance(source, int) else self.batch_size):
+                    if writer is not None:
+                        writer.write(self._drawn(fromarray(frame.image), image), frame.time)
+                    entry = {"frame": frame.number, "time": round(frame.time, 3), "detections": image.to_json()}
+                    file.write(json.dumps(entry) + "\n")
+                    frames, detections = frames + 1, detections + len(image)
+                    if frames % FRAMES_PER_LINE == 0:
+                        log.info("%s: %d frames, %.1f s, %d detections", video.name, frames, frame.time, detections)
+        finally:
+            drawn = f", {target}" if self.draw else ""
+            self.videos.append(f"{detections} detections on {frames} frames of {video.name}: {lines}{drawn}")
+        if problem := video.problem():
+            self._skip(video.name, f"{video.name}: {problem}")
+
+    def _on_frames(self, video: "Video", every: int, batch_size: int) -> Iterator[tuple["Frame", "ImageDetections"]]:
+        """Detections on every n-th frame, batch by batch."""
+        frames = video.frames(every)
+        while batch := list(islice(frames, batch_size)):
+            images = (frame.image for frame in batch)
+            found = self.predictor.predict(images, score_threshold=self.threshold, batch_size=batch_size)
+            yield from zip(batch, found, strict=True)
+
+    def summary(self) -> str:
+        """What was done so far."""
+        parts = list(self.videos)
+        if self.num_images or not parts:
+            plural = "" if self.num_images == 1 else "s"
+            images = f"{self.num_detections} detections on {self.num_images} image{plural}: {self.out / RESULT}"
+            parts.insert(0, images + (f", annotated images in {self.out}" if self.draw else ""))
+        return "\n".join(parts)
+
+
+def _read(file: Path, size: tuple[int, int] | None) -> "Tensor":
+    """An image the right way up; as stored if only then it has the size that its ground truth gives."""
     from detection.data.loading.image_io import read_image
 
-    waiting: deque[Path] = deque()
-
-    def tensors() -> Iterator["Tensor"]:
-        for file in files:
-            try:
-                image = read_image(file, upright=True)
-            except DataError as error:
-                log.warning("%s", error)
-                unread.append(file)
-                continue
-            waiting.append(file)
-            yield image
-
-    for image in predictor.predict(tensors(), score_threshold=threshold):
-        yield waiting.popleft(), image
-
-
-def _draw(predictor: "Predictor", file: Path, image: "ImageDetections", path: Path) -> None:
-    """Save an image with its boxes drawn."""
-    from detection.data.loading.image_io import decode
-    from detection.report.images.contact_sheet import draw_boxes
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = draw_boxes(decode(file, upright=True), image.boxes, image.labels, predictor.classes, image.scores)
-    drawn.save(path if file.suffix.lower() in IMAGE_SUFFIXES else path.with_name(f"{path.name}.png"))
+    image = read_image(file, upright=True)
+    if size is not None and tuple(image.shape[1:]) == size[::-1] != size:
+        image = read_image(file)
+    return image
 
 
 class _JsonList:
-    """JSON list on disk that is valid after an interruption too."""
+    """JSON list on disk that is complete after every entry, also if the process is killed."""
+
+    END = b"\n]\n"
 
     def __init__(self, path: Path) -> None:
-        self._path, self._separator = path, "\n"
+        self._path, self._separator = path, b"\n"
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("w", encoding="utf-8")
-        self._file.write("[")
+        self._file = self._path.open("wb")
+        self._file.write(b"[" + self.END)
         return self
 
-    def append(self, value: dict[str, Any]) -> None:
-        """Write one entry."""
-        self._file.write(self._separator + json.dumps(value, indent=1))
-        self._separator = ",\n"
+    def extend(self, values: Sequence[dict[str, Any]], indent: int | None = None) -> None:
+        """Write entries."""
+        if values:
+            content = b",\n".join(json.dumps(value, indent=indent).encode() for value in values)
+            self._file.seek(-len(self.END), os.SEEK_CUR)
+            self._file.write(self._separator + content + self.END)
+            self._file.flush()
+            self._separator = b",\n"
 
     def __exit__(self, *_: object) -> None:
-        self._file.write("\n]\n")
         self._file.close()
 
 
 def _run(args: argparse.Namespace) -> str:
-    return predict(args.sources, args.weights, args.out, args.threshold, args.device, args.recursive)
+    return predict(
+        args.sources,
+        args.weights,
+        args.out,
+        args.threshold,
+        args.device,
+        args.recursive,
+        coco=args.format == "coco",
+        ground_truth=args.ground_truth,
+        draw=not args.no_images,
+        batch_size=args.batch_size,
+        camera=args.camera,
+        every=args.every,
+    )
 
 
 COMMANDS = {"predict": Command(_add_arguments, _run)}

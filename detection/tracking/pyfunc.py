@@ -27,7 +27,8 @@ class RegisteredDetector:
 
         Returns:
             Columns `width`, `height` in pixels and `detections`: a list of `{box, label, class, score}` as
-            `detection predict` writes them, boxes `x1, y1, x2, y2` in pixels of the image as stored.
+            `detection predict` writes them, boxes `x1, y1, x2, y2` in pixels of the image
+            after its EXIF rotation.
 
         Raises:
             DataError: Bytes that are not an image.

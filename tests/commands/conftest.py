@@ -1,10 +1,12 @@
-"""A folder with a copy of params.yaml."""
+"""A folder with a copy of params.yaml, and a detector file."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from detection import params as parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,3 +31,18 @@ def with_shapes(project: Path) -> Callable[[str], Path]:
         return file
 
     return replace_entry
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector file with random weights: detections everywhere, none of them correct."""
+    import torch
+
+    from detection.models.build import build_detector, save_detector
+
+    torch.manual_seed(0)
+    recipe = parameters.load(ROOT / "params.yaml").recipe
+    classes = ("ring", "cross", "leaf")
+    file = tmp_path_factory.mktemp("weights") / "detector.pt"
+    save_detector(file, build_detector(recipe, len(classes), None).state_dict(), recipe, classes, "toy")
+    return file

@@ -1,14 +1,17 @@
 """`detection predict` as a user runs it."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detection import params as parameters
-from detection.files import IMAGE_SUFFIXES
+from detection.files import HEIF_SUFFIXES, IMAGE_SUFFIXES
 from tests.command_line import ROOT, detection, error_line
 
 
@@ -17,21 +20,6 @@ def save_image(path: Path, width: int = 120, height: int = 80, mode: str = "RGB"
     noise = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(noise).convert(mode).save(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector file with random weights: detections everywhere, none of them correct."""
-    import torch
-
-    from detection.models.build import build_detector, save_detector
-
-    torch.manual_seed(0)
-    recipe = parameters.load(ROOT / "params.yaml").recipe
-    classes = ("ring", "cross", "leaf")
-    file = tmp_path_factory.mktemp("weights") / "detector.pt"
-    save_detector(file, build_detector(recipe, len(classes), None).state_dict(), recipe, classes, "toy")
-    return file
 
 
 def test_predict_draws_and_writes(project: Path, weights: Path) -> None:
@@ -84,7 +72,7 @@ def test_predict_reports_broken_images_and_processes_the_others(project: Path, w
     (images / "._fine.png").write_bytes(b"resource fork of macOS")
     done = detection(project, "predict", "images", "--weights", str(weights))
     assert done.returncode == 1
-    assert "2 of 3 images cannot be read: images/broken.jpg, images/empty.png" in done.stderr
+    assert "2 of 3 files cannot be read: images/broken.jpg, images/empty.png" in done.stderr
     assert "detections on 1 image:" in done.stdout + done.stderr
     assert [one["file"] for one in json.loads((project / "predictions/detections.json").read_text())] == [
         "images/fine.png"
@@ -112,7 +100,7 @@ def test_a_score_is_between_0_and_1(project: Path, threshold: str) -> None:
     assert f"a score is between 0 and 1, not {threshold}" in done.stderr
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in IMAGE_SUFFIXES if suffix not in (".pgm", ".jpe")])
+@pytest.mark.parametrize("suffix", [one for one in IMAGE_SUFFIXES if one not in (".pgm", ".jpe", *HEIF_SUFFIXES)])
 def test_predict_reads_every_image_type_that_training_reads(project: Path, weights: Path, suffix: str) -> None:
     (project / "images").mkdir()
     Image.new("RGB", (48, 32)).save(project / f"images/one{suffix}")
@@ -122,7 +110,8 @@ def test_predict_reads_every_image_type_that_training_reads(project: Path, weigh
 
 
 def test_predict_sub_folders_patterns_and_lists(project: Path, weights: Path) -> None:
-    from detection.commands.predict import find_images, predict
+    from detection.commands.predict import predict
+    from detection.input_files import find_inputs
 
     for name in ("images/a.png", "images/deep/a.png", "images/deep/er/b.png"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -135,12 +124,12 @@ def test_predict_sub_folders_patterns_and_lists(project: Path, weights: Path) ->
         assert sorted(str(path.relative_to(out)) for path in out.rglob("*.png")) == [
             *("a.png", "deep/a.png", "deep/er/b.png")
         ]
-    assert find_images([images / "deep/*.png", images / "a.png"], out, False) == [
-        images / "deep/a.png",
-        images / "a.png",
+    assert find_inputs([images / "deep/*.png", images / "a.png"]).images == [images / "deep/a.png", images / "a.png"]
+    assert find_inputs([images / "**/*.png"], exclude=out).images == [
+        *(images / "a.png", images / "deep/a.png", images / "deep/er/b.png")
     ]
     (images / "list.txt").write_text("deep/a.png\n\na.png\n")
-    assert find_images([images / "list.txt"], out, False) == [images / "deep/a.png", images / "a.png"]
+    assert find_inputs([images / "list.txt"]).images == [images / "deep/a.png", images / "a.png"]
 
 
 def test_exif_rotated_photos_are_upright(project: Path, weights: Path) -> None:
@@ -157,18 +146,37 @@ def test_exif_rotated_photos_are_upright(project: Path, weights: Path) -> None:
     assert turned["detections"] == upright["detections"]
 
 
-def test_an_interruption_keeps_the_results(project: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from detection.commands import predict as command
+def test_an_interrupted_process_keeps_its_results(project: Path, weights: Path) -> None:
+    images = project / "images"
+    images.mkdir()
+    save_image(images / "0.png")
+    for i in range(1, 400):
+        (images / f"{i}.png").symlink_to(images / "0.png")
+    command = [sys.executable, "-m", "detection.cli", "predict", "images", "--weights", str(weights), "--no-images"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        command, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        logged = [process.stdout.readline() for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors == ""
+    assert all(line.startswith("images/") for line in logged), logged
+    found = json.loads((project / "predictions/detections.json").read_text())
+    assert 3 <= len(found) < 400
+    assert f"on {len(found)} image" in rest.splitlines()[-1]
+    assert rest.splitlines()[-1].startswith("interrupted; ")
 
-    files = [save_image(project / f"{i}.png") for i in range(3)]
-    done: list[int] = []
 
-    def interrupt(*_: object) -> None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(1)
+def test_the_list_is_complete_after_every_entry(tmp_path: Path) -> None:
+    from detection.commands.predict import _JsonList
 
-    monkeypatch.setattr(command, "_draw", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        command.predict(files, weights, project / "out", 0.5, "cpu")
-    assert len(json.loads((project / "out/detections.json").read_text())) == 2
+    file = tmp_path / "list.json"
+    with _JsonList(file) as results:
+        results.extend([])
+        for i in range(3):
+            results.extend([{"a": i}, {"b": "ü"}], indent=1 if i else None)
+            assert len(json.loads(file.read_bytes())) == 2 * (i + 1)
+    assert json.loads(file.read_text())[-2:] == [{"a": 2}, {"b": "ü"}]

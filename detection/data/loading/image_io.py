@@ -2,46 +2,42 @@
 
 An image has the size of its index entry only after EXIF rotation if its annotation was made on the rotated
 image; then it is rotated. 16-bit images keep their upper 8 bits, animations their first frame, and
-transparency is dropped.
+transparency is dropped. Values of 32 bits, whose range no file states, are refused. HEIF photos need the package
+pillow-heif.
 """
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from detection.errors import DataError
-from detection.files import IMAGE_SUFFIXES
+from detection.files import HEIF_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def image_files(source: Path, recursive: bool = False) -> list[Path]:
-    """The image file itself, or the image files of a folder in order of name, without hidden ones.
+HEIF_HINT = "is a HEIF photo, which Pillow reads with a plugin: pip install pillow-heif"
 
-    Args:
-        source: An image file or a folder.
-        recursive: Search the folder's sub-folders too.
 
-    Raises:
-        DataError: The path does not exist, or the folder holds no image files.
-    """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"{source} does not exist; give an image file or a folder of images")
-    files = sorted(
-        path
-        for path in (source.rglob("*") if recursive else source.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not files:
-        hint = "" if recursive else "; --recursive searches its sub-folders"
-        raise DataError(f"there are no image files in {source} ({', '.join(IMAGE_SUFFIXES)}){hint}")
-    return files
+@cache
+def register_heif() -> bool:
+    """Let Pillow read HEIF files; return False if pillow-heif is not installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def is_unreadable_heif(path: str | Path) -> bool:
+    """Return True for a HEIF file by its name if pillow-heif is not installed."""
+    return str(path).lower().endswith(HEIF_SUFFIXES) and not register_heif()
 
 
 def decode(path: str | Path, size: tuple[int, int] | None = None, *, upright: bool = False) -> Image.Image:
@@ -55,6 +51,8 @@ def decode(path: str | Path, size: tuple[int, int] | None = None, *, upright: bo
     Raises:
         DataError: The file is missing, cannot be decoded or has another size.
     """
+    if is_unreadable_heif(path):
+        raise DataError(f"{path} {HEIF_HINT}")
     try:
         with warnings.catch_warnings(), Image.open(path) as opened:
             warnings.simplefilter("ignore")  # odd EXIF data, large images: checked by `prepare`
@@ -62,20 +60,47 @@ def decode(path: str | Path, size: tuple[int, int] | None = None, *, upright: bo
                 ImageOps.exif_transpose(opened, in_place=True)
             image = to_rgb(opened)
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run `dvc repro prepare` after moving images") from None
+        hint = "; run `dvc repro prepare` after moving images" if size else ""
+        raise DataError(f"{path} does not exist{hint}") from None
     except Exception as error:  # PIL's decoders raise exceptions of any type for a corrupt file
-        raise DataError(f"{path} cannot be decoded as an image: {error}") from None
+        raise DataError(f"{path} cannot be decoded as an image: {_reason(path, error)}") from None
     if size and image.size != size[::-1]:
         actual, expected = (f"{width}x{height} pixels" for width, height in (image.size, size[::-1]))
         raise DataError(f"{path} has {actual}, but {expected} when prepared; run `dvc repro -f -s prepare`")
     return image
 
 
+def _reason(path: str | Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # its message repeats the path
+        return "its content is of no known type" if Path(path).stat().st_size else "it is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to 8-bit RGB; 16-bit images keep their upper 8 bits."""
-    if image.mode.startswith("I;16"):  # PIL's own conversion clips at 255
+    """Convert to 8-bit RGB; 16-bit images keep their upper 8 bits.
+
+    Raises:
+        ValueError: The values have 32 bits, as float or as integers above 16 bits.
+    """
+    if image.mode == "F":
+        raise ValueError("its values are 32-bit floats of unknown range; convert it to 8 or 16 bits")
+    if (image.mode == "I" and _has_16_bits(image)) or image.mode.startswith("I;16"):  # PIL's conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    """Return True for a PGM file of 16 bits and other images with such values.
+
+    Raises:
+        ValueError: Values have more than 16 bits.
+    """
+    low, high = image.getextrema()
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        raise ValueError("its values have 32 bits; convert it to 8 or 16 bits")
+    return image.format == "PPM" or high > np.iinfo(np.uint8).max
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, *, upright: bool = False) -> "Tensor":

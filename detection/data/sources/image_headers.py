@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from detection.data.loading.image_io import HEIF_HINT, is_unreadable_heif
+
 EXIF_ORIENTATION = 0x0112
 """EXIF tag: 1 as stored, 2 to 4 mirrored or upside down, 5 to 8 with height and width exchanged."""
 END_MARKERS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
@@ -65,6 +67,8 @@ def _read_header(root: str, name: str, decode: bool) -> Header:
             file.seek(max(0, size - TAIL_BYTES))
             tail = file.read()
             file.seek(0)
+            if is_unreadable_heif(name):
+                return Header(length=size, problem=HEIF_HINT)
             with Image.open(file) as image:
                 height, width = image.height, image.width
                 orientation = _orientation(image) if "exif" in image.info else 1

@@ -2,15 +2,18 @@
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from detection.data.loading import image_io
 from detection.data.loading.image_io import read_image
 from detection.data.sources.image_headers import read_headers
 from detection.errors import DataError
@@ -68,7 +71,9 @@ WIDE = Image.fromarray(GRAY.astype(np.uint16) * 257)
         pytest.param(saved(WIDE, format="PNG"), GRAY_RGB, 0, id="16-bit gray png"),
         pytest.param(saved(WIDE, format="TIFF"), GRAY_RGB, 0, id="16-bit gray tiff"),
         pytest.param(png16(), PIXELS, 0, id="16-bit png"),
+        pytest.param(b"P5 60 40 65535\n" + WIDE.tobytes("raw", "I;16B"), GRAY_RGB, 0, id="16-bit pgm"),
         pytest.param(saved(IMAGE, format="TIFF"), PIXELS, 0, id="tiff"),
+        pytest.param(saved(IMAGE, format="AVIF", quality=95, subsampling="4:4:4"), PIXELS, 12, id="avif"),
         pytest.param(saved(IMAGE, format="BMP"), PIXELS, 0, id="bmp"),
         pytest.param(saved(IMAGE, format="WEBP", lossless=True), PIXELS, 0, id="webp"),
         pytest.param(saved(IMAGE.quantize(), format="GIF"), PIXELS, 0, id="gif"),
@@ -149,6 +154,45 @@ def test_a_corrupt_png_is_found_by_decoding(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(content)
     assert read_headers(tmp_path, ["a"], decode=False)[0].problem == ""
     assert read_headers(tmp_path, ["a"], decode=True)[0].problem != ""
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        pytest.param(Image.fromarray(GRAY.astype(np.float32) / 255), "32-bit floats", id="float"),
+        pytest.param(Image.fromarray(GRAY.astype(np.int32) * 2**20), "32 bits", id="int"),
+    ],
+)
+def test_values_of_unknown_range_are_refused(image: Image.Image, message: str, tmp_path: Path) -> None:
+    image.save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=rf"a\.tiff .*{message}"):
+        read_image(tmp_path / "a.tiff")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "it is empty"), (b"hello", "of no known type")])
+def test_the_reason_does_not_repeat_the_path(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_image(tmp_path / "a.jpg")
+    assert str(error.value).count("a.jpg") == 1
+
+
+def test_heif_photos_need_a_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.HEIC").write_bytes(saved(IMAGE, format="PNG"))  # the plugin is faked: any type that Pillow reads
+    image_io.register_heif.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"a\.HEIC.*pip install pillow-heif"):
+        image_io.decode(tmp_path / "a.HEIC")
+    assert "pip install pillow-heif" in read_headers(tmp_path, ["a.HEIC"], decode=False)[0].problem
+    image_io.register_heif.cache_clear()
+    registered: list[bool] = []
+    plugin = SimpleNamespace(register_heif_opener=lambda: registered.append(True))
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    for _ in range(2):
+        assert image_io.decode(tmp_path / "a.HEIC").size == (60, 40)
+    assert registered == [True]
+    assert read_headers(tmp_path, ["a.HEIC"], decode=False)[0].problem == ""
+    image_io.register_heif.cache_clear()
 
 
 @pytest.mark.parametrize("make", [lambda path: None, Path.mkdir])

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from detection.data.loading.image_io import image_files
 from detection.data.sources.layout import VocFolder, check_present, is_inside
 from detection.errors import DataError
 from detection.files import IMAGE_SUFFIXES
+from detection.input_files import image_files
 from detection.params import CocoDataset, VocDataset, load
 from detection.params.datasets import CocoSplit, Dataset
 from detection.training.pretrain import imagefolder
