@@ -333,6 +333,7 @@ class _JsonList:
     def __enter__(self) -> Self:
         self._file = self._path.open("wb")
         self._file.write(b"[" + self.END)
+        self._file.flush()
         return self
 
     def extend(self, values: Sequence[dict[str, Any]], indent: int | None = None) -> None:

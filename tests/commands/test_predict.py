@@ -176,6 +176,7 @@ def test_the_list_is_complete_after_every_entry(tmp_path: Path) -> None:
     file = tmp_path / "list.json"
     with _JsonList(file) as results:
         results.extend([])
+        assert json.loads(file.read_bytes()) == []
         for i in range(3):
             results.extend([{"a": i}, {"b": "ü"}], indent=1 if i else None)
             assert len(json.loads(file.read_bytes())) == 2 * (i + 1)
