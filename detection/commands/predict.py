@@ -239,8 +239,8 @@ class _Session:
                 waiting.append(file)
                 yield image
 
-        options = {"score_threshold": self.threshold, "batch_size": self.batch_size}
-        for image in self.predictor.predict(tensors(), **options):
+        threshold, batch_size = self.threshold, self.batch_size
+        for image in self.predictor.predict(tensors(), score_threshold=threshold, batch_size=batch_size):
             yield waiting.popleft(), image
 
     def _skip(self, name: Path | str, error: DataError | str) -> None:

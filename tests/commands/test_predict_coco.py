@@ -29,7 +29,9 @@ SIZES = ((80, 120), (120, 80), (64, 64), (50, 150), (120, 80), (80, 120))
 def dataset(project: Path, weights: Path) -> Path:
     """A COCO dataset of noise; its objects are some of the detector's own detections, moved a little."""
     folder = project / "data/coco"
-    rng, images, annotations = np.random.default_rng(0), [], []
+    rng = np.random.default_rng(0)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for i, (height, width) in enumerate(SIZES):
         name = f"{'ab'[i % 2]}/{i // 2}.png"  # the same names in two folders
         (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def test_predict_on_a_video(project: Path, weights: Path) -> None:
 def test_a_truncated_video_is_named_and_its_frames_are_kept(
     project: Path, weights: Path, name: str, codec: str, options: dict[str, str]
 ) -> None:
-    content = write_video(project / name, codec=codec, **options).read_bytes()
+    content = write_video(project / name, 30, codec, **options).read_bytes()
     (project / name).write_bytes(content[: len(content) * 6 // 10])
     write_video(project / "whole.mp4", 3)
     out = project / "out"

@@ -97,7 +97,8 @@ def _has_16_bits(image: Image.Image) -> bool:
     Raises:
         ValueError: Values have more than 16 bits.
     """
-    low, high = image.getextrema()
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
     if low < 0 or high > np.iinfo(np.uint16).max:
         raise ValueError("its values have 32 bits; convert it to 8 or 16 bits")
     return image.format == "PPM" or high > np.iinfo(np.uint8).max
