@@ -52,7 +52,8 @@ def make_repository(folder: Path) -> None:
         by_voc = voc_metrics.score(index, results, classes)
         _write(folder / "reports/evaluation/metrics.json", {**by_coco.stats, **by_voc.stats})
         _write(folder / "reports/evaluation/tables/detections.json", results.to_coco(index))
-        table = per_class_table(classes, by_coco, by_voc, index)
+        counted = index.labels[~(index.difficult | index.crowd)]
+        table = per_class_table(classes, by_coco, by_voc, counted)
         table.to_csv(folder / "reports/evaluation/tables/per_class.csv", index=False)
         if step == 0:
             for words in ("init -q", "add data reports", "-c user.name=b -c user.email=b@b commit -qm one"):

@@ -59,7 +59,7 @@ def _album(settings: params.Plots) -> "Album | None":
             matches = match_images(index, detections, rows, len(prepared.classes)).values()
             tiles = chain.from_iterable(prediction_tiles(one, prepared.root, score) for one in matches)
             contact_sheet([*tiles], prepared.classes, columns=4).save(REPORTS_PLOTS / "samples.png")
-        return build_album(REPORTS, prepared, index, detections, score, settings.sample_images)
+        return build_album(REPORTS, prepared.root, prepared.classes, index, detections, score, settings.sample_images)
     except DataError as error:
         log.warning("no test images in the report: %s", error)
         return None

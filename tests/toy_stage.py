@@ -42,7 +42,8 @@ def main() -> None:
     stats = {**by_coco.stats, **by_voc.stats}
     write("reports/evaluation/metrics.json", {k: v if v == v else None for k, v in stats.items()})
     write("reports/evaluation/tables/detections.json", found.to_coco(index))
-    table = per_class_table(names, by_coco, by_voc, index)
+    counted = index.labels[~(index.difficult | index.crowd)]
+    table = per_class_table(names, by_coco, by_voc, counted)
     table.to_csv("reports/evaluation/tables/per_class.csv", index=False)
     for path in (TRAIN_RUN_JSON, EVALUATION_RUN_JSON):
         write(path, {"run_id": os.environ.get("TOY_RUN_ID")})

@@ -44,6 +44,8 @@ class ExternalData:
     """Image ids as written in the files."""
     sizes: NDArray[np.float64] | None
     """[N, 2] heights and widths of the images; None if a file lacks one."""
+    files: tuple[str, ...] = ()
+    """File names of the images; empty if the ground truth lacks one."""
     miscounted_ids: bool = False
     """Annotation ids are 0 or repeat, so that pycocotools takes matches for misses or mixes up objects."""
 
@@ -61,7 +63,7 @@ def read_coco(
     pycocotools sets it from `iscrowd`.
 
     Args:
-        ground_truth: Instances JSON; polygons and file names are not used.
+        ground_truth: Instances JSON; polygons are not used.
         detections: List of `{image_id, category_id, bbox, score}`; boxes are `x, y, width, height`.
         skip_unknown: Ignore annotations and detections of images and categories that the ground truth does not list.
         strict: Refuse what official tools accept although the format does not allow it.
@@ -88,7 +90,9 @@ def read_coco(
     image_ids = np.sort(instances.ids)
     categories = sorted(instances.categories, key=lambda category: category.id)
     category_ids = np.array([category.id for category in categories], dtype=np.int64)
-    sides = {image.id: (image.height, image.width) for image in instances.images}
+    image_of = {image.id: image for image in instances.images}
+    images = [image_of[image_id] for image_id in image_ids.tolist()]
+    names = tuple(image.file_name for image in images)
     truth = GroundTruth(
         images=coco.find_rows(instances.image_id, image_ids),
         labels=coco.find_rows(instances.category_id, category_ids),
@@ -103,7 +107,8 @@ def read_coco(
         predictions=predictions,
         classes=tuple(category.name for category in categories),
         images=tuple(map(str, image_ids.tolist())),
-        sizes=_known_sizes([sides[image_id] for image_id in image_ids.tolist()]),
+        sizes=_known_sizes([(image.height, image.width) for image in images]),
+        files=names if all(names) else (),
         miscounted_ids=miscounted,
     )
 
@@ -210,6 +215,7 @@ def read_voc(
         classes=tuple(classes),
         images=tuple(annotations.ids),
         sizes=_known_sizes(annotations.sizes),
+        files=tuple(f"{image_id}.jpg" for image_id in annotations.ids),
     )
 
 

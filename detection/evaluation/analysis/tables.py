@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detection.data.loading.index import Index
 from detection.evaluation.analysis import error_types, hard_examples, recall, thresholds
 from detection.evaluation.analysis.error_types import (
     BACKGROUND_IOU,
@@ -100,7 +99,7 @@ def build_tables(
 
 
 def per_class_table(
-    classes: Sequence[str], coco: CocoScore, voc: VocScore | None = None, index: Index | None = None
+    classes: Sequence[str], coco: CocoScore, voc: VocScore | None = None, labels: NDArray[np.int64] | None = None
 ) -> "pd.DataFrame":
     """Scores of each class, in label order; NaN in a class without objects.
 
@@ -108,14 +107,13 @@ def per_class_table(
         classes: Names, in label order.
         coco: COCO's scores: columns `AP`, `AP50`, `AP75`.
         voc: VOC's scores, if any: columns `voc_ap50_11pt`, `voc_ap50_area`.
-        index: Ground truth, if any: column `objects`, without difficult and crowd objects.
+        labels: Classes of the objects that count, if known: column `objects`.
     """
     import pandas as pd
 
     columns: dict[str, Any] = {"class": list(classes)}
-    if index is not None:
-        counted = index.labels[~(index.difficult | index.crowd)]
-        columns["objects"] = np.bincount(counted, minlength=len(classes))
+    if labels is not None:
+        columns["objects"] = np.bincount(labels, minlength=len(classes))
     columns |= coco.per_class
     if voc is not None:
         columns |= {"voc_ap50_11pt": voc.ap_11pt, "voc_ap50_area": voc.ap_area}

@@ -17,7 +17,6 @@ from PIL import Image
 
 from detection.data.loading.image_io import decode
 from detection.data.loading.index import Index
-from detection.data.loading.prepared import Prepared
 from detection.evaluation.protocol.results import SplitDetections
 from detection.files import read_json
 from detection.report.images.contact_sheet import Rectangle, class_color, contrast, place_labels
@@ -217,13 +216,20 @@ def sample_rows(index: Index, count: int) -> list[int]:
 
 
 def build_album(
-    reports: Path, prepared: Prepared, index: Index, detections: SplitDetections, score: float, count: int
+    reports: Path,
+    root: Path,
+    classes: Sequence[str],
+    index: Index,
+    detections: SplitDetections,
+    score: float,
+    count: int,
 ) -> Album:
     """Draw the galleries.
 
     Args:
         reports: Folder of all reports.
-        prepared: Prepared dataset: image folder and class names.
+        root: Folder of the images.
+        classes: Names, in label order.
         index: Test split.
         detections: Detections on it.
         score: Initial score threshold of the slider.
@@ -237,15 +243,15 @@ def build_album(
     selected = {name: _by_image(items, row_of, count) for name, items in lists.items()}
     selected["typical"] = {row: [] for row in sample_rows(index, count)}
     rows = sorted(frozenset(chain.from_iterable(selected.values())))
-    matches = match_images(index, detections, rows, len(prepared.classes))
-    drawings = {row: draw_image(matches[row], prepared.root, prepared.classes, f"i{row}") for row in rows}
+    matches = match_images(index, detections, rows, len(classes))
+    drawings = {row: draw_image(matches[row], root, classes, f"i{row}") for row in rows}
     labels = sorted(frozenset(chain.from_iterable(drawing.labels for drawing in drawings.values())))
     galleries = []
     for name, images in selected.items():
         if images:
             cards = tuple(_card(matches[row], drawings[row], items, score) for row, items in images.items())
             galleries.append(Gallery(name, *TITLES[name], cards))
-    legend = tuple((prepared.classes[label], class_color(label)) for label in labels)
+    legend = tuple((classes[label], class_color(label)) for label in labels)
     return Album(score, tuple(galleries), legend)
 
 

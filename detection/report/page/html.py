@@ -83,6 +83,8 @@ def experiment_context(reports: Path) -> dict[str, Any]:
     summary = read_json(reports / "train/metrics.json")
     point = read_json(reports / "evaluation/tables/analysis.json").get("threshold", {})
     return {
+        "scored": read_json(reports / "evaluation/scored.json"),
+        "slices": score_tables.slices(reports),
         "model": made_of.get("model", "unknown model"),
         "dataset": made_of.get("dataset", "unknown dataset"),
         "seed": made_of.get("seed", 0),

@@ -76,8 +76,32 @@ def scores(reports: Path) -> list[Row]:
             "interval": interval(intervals.get(key)),
             "text": text,
         }
-        for key, text in SCORES.items()
+        for key, text in _definitions(metrics).items()
     ]
+
+
+def _definitions(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Metrics with their definitions; the numbers of detections per image may be others than COCO's."""
+    if metrics.keys() <= SCORES.keys():
+        return SCORES
+    other = "Average recall with at most {} detections per image."
+    return {key: SCORES.get(key) or other.format(key.removeprefix("AR")) for key in metrics}
+
+
+def slices(reports: Path) -> list[Row]:
+    """`attribute`, `value`, `images`, `objects`, `scores` (name, value, interval) of each slice."""
+    table = read_table(reports / "evaluation/tables/slices.csv")
+    if table is None:
+        return []
+    names = [name for name in table.columns if f"{name}_low" in table.columns]
+    rows = []
+    for row in table.to_dict("records"):
+        scores = [
+            {"name": NAMES.get(name, name), "value": row[name], "interval": (row[f"{name}_low"], row[f"{name}_high"])}
+            for name in names
+        ]
+        rows.append({key: row[key] for key in ("attribute", "value", "images", "objects")} | {"scores": scores})
+    return rows
 
 
 def interval(entry: Mapping[str, float | None] | None) -> tuple[float, float] | None:

@@ -32,7 +32,7 @@ def album(finished: Path) -> Album:
         index = prepared.index("test")
         detections = read_detections(Path("reports"), index)
         assert detections is not None
-        return build_album(Path("reports"), prepared, index, detections, SCORE, COUNT)
+        return build_album(Path("reports"), prepared.root, prepared.classes, index, detections, SCORE, COUNT)
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 100])
