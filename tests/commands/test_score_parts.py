@@ -33,7 +33,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def files(tmp_path: Path) -> list[str | Path]:
     """40 images with 3 classes, many objects and detections per image."""
     rng = np.random.default_rng(0)
-    annotations, results, images = [], [], []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []
     for image in range(1, 41):
         images.append({"id": image, "width": 200, "height": 150, "file_name": f"{image:03}.png"})
         for _ in range(12):
