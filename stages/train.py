@@ -32,6 +32,8 @@ def train(params: Params, device: "torch.device") -> None:
     from detection.training.common import launch
     from detection.training.common.environment import determinism
     from detection.training.common.signals import StopSignals
+    from detection.training.common.threads import settle_threads
+    from detection.training.loop import step_on_a_copy
     from detection.training.setup import build_job, like_start
 
     params = like_start(params)
@@ -46,6 +48,7 @@ def train(params: Params, device: "torch.device") -> None:
         values |= {"start": asdict(job.transfer)} if job.transfer else {}
         write_json(reports / "recipe.json", values)
         with job.checkpoints.locked(), StopSignals() as stop:
+            settle_threads(job.settings, device, job.steps(), job.checkpoints, partial(step_on_a_copy, job))
             train_in_run(params, job, stop)
 
 

@@ -195,11 +195,13 @@ class Train:
     steps take minutes; without a working compiler the training goes on uncompiled, and says so."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Data loading processes of each device, for validation and `evaluate` too; 0 loads in the process itself. `auto`:
-    one per CPU core that this process may use, at most 16, for a GPU; none for a CPU."""
+    one per CPU core that this process may use, at most 32, for a GPU; none for a CPU."""
     cache_mb: CountOrZero = 0
     """Memory in MiB for decoded images, shared by a device's loader processes. Does not change results."""
     threads: Count | Literal["auto"] = "auto"
-    """Threads on a CPU; results are repeatable at the same number only."""
+    """Threads on a CPU, of pretraining too; results are repeatable at the same number only. `auto`: all, or one where a
+    step is then faster, as beside other programs; measured at the start, logged, recorded in `environment.json`, and
+    kept by a resumed training (not with `determinism: fast`)."""
     determinism: Literal["fast", "seeded", "bitwise"] = "seeded"
     """`seeded`: the same seed gives the same training up to rounding on a GPU. `bitwise`: the same weights to
     the last bit on the same hardware, versions and threads; an operation that cannot is refused by name.

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from detection.errors import TrackingError, reason
 from detection.files import dvc_root, locked
 
@@ -214,6 +212,8 @@ def import_mlflow() -> Any:
 
 def process_tags() -> dict[str, str]:
     """Tags of the process that writes a run; its start time, since process ids are reused."""
+    import psutil  # not at the top: training without a run works without it
+
     return {
         "host": socket.gethostname(),
         "machine": machine(),
@@ -228,6 +228,8 @@ def machine() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
+        import psutil
+
         return f"{uuid.getnode():x} {int(psutil.boot_time())}"
 
 
@@ -248,6 +250,8 @@ def close_orphans(store: Store) -> None:
 
 
 def _is_alive(tags: dict[str, str]) -> bool:
+    import psutil
+
     try:
         started = psutil.Process(int(tags["pid"])).create_time()
         return abs(started - int(tags["pid_started"])) < 2

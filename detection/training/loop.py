@@ -3,7 +3,9 @@
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +218,8 @@ def _step(job: TrainingJob, model: nn.Module, optimizer: Optimizer, batch: Batch
     for part in split(len(batch.rows), job.settings.accumulate):
         weight = len(batch.rows[part]) / len(batch.rows)
         images = batch.images[part].to(job.device, non_blocking=True)
-        if job.settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        channels_last = job.settings.channels_last
+        images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         with autocast(job.device, job.precision):
             losses: dict[str, Tensor] = model(images, batch.targets[part].to(job.device))
         total = torch.stack(list(losses.values())).sum() * weight
@@ -230,6 +232,13 @@ def _step(job: TrainingJob, model: nn.Module, optimizer: Optimizer, batch: Batch
     optimizer.zero_grad(set_to_none=True)
     terms = distributed.mean(torch.stack(list(sums.values())))
     return terms.sum(), dict(zip(sums, terms, strict=True))
+
+
+def step_on_a_copy(job: TrainingJob) -> Callable[[], object]:
+    """Return a training step on a copy of the detector and the first batch, which leaves the training as it is."""
+    copy, batch = replace(job, detector=deepcopy(job.detector)), next(job.loader.epoch(0))
+    optimizer = make_optimizer(copy.detector, job.recipe.optimizer)
+    return lambda: _step(copy, copy.detector, optimizer, batch)
 
 
 def split(images: int, parts: int) -> list[slice]:

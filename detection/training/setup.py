@@ -58,8 +58,6 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     settings = params.train
     check_determinism(params.recipe, settings.determinism, device)
     precision = pick_precision(settings.precision, device)
-    if settings.threads != "auto":
-        torch.set_num_threads(settings.threads)
     torch.manual_seed(params.seed)
     start, weights = load_start(START), read_weights(BACKBONE, params.recipe.backbone)
     recipe = params.recipe if weights or start else without_weights(params.recipe)

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detection.data.loading.geometry import filled_canvas
+from detection.data.loading.batch_transfer import batch_memory
+from detection.data.loading.geometry import fill_value
 from detection.params.recipe import Recipe, SSDRecipe
 
 STRIDE = 32
@@ -115,18 +116,25 @@ def padded_size(size: tuple[int, int], recipe: Recipe) -> tuple[int, int]:
     return -(-height // step) * step, -(-width // step) * step
 
 
-def collate(samples: list[Sample], recipe: Recipe) -> Batch:
-    """Make a batch: pad images with `fill_color` on the right and bottom, and boxes with zeros."""
+def collate(samples: list[Sample], recipe: Recipe, channels_last: bool = False) -> Batch:
+    """Make a batch: pad images with `fill_color` on the right and bottom, and boxes with zeros.
+
+    Args:
+        samples: The images.
+        recipe: Recipe, for padding and its color.
+        channels_last: Memory format of the images, if that is the samples' too: then no bytes are reordered.
+    """
     resized = torch.tensor([sample.image.shape[1:] for sample in samples])
     height, width = padded_size((int(resized[:, 0].max()), int(resized[:, 1].max())), recipe)
-    unpadded = all(sample.image.shape[1:] == (height, width) for sample in samples)
-    if unpadded and (height == width or not pads_to_stride(recipe)):
-        images = torch.stack([sample.image for sample in samples])
-    else:
-        padding = filled_canvas(fill_color(recipe), samples[0].image.dtype, height, width)
-        images = padding.repeat(len(samples), 1, 1, 1)
-        for canvas, sample in zip(images, samples, strict=True):
-            canvas[:, : sample.image.shape[1], : sample.image.shape[2]] = sample.image
+    channels_last = channels_last and samples[0].image.stride(0) == 1
+    dtype = samples[0].image.dtype
+    images = batch_memory((len(samples), 3, height, width), dtype, channels_last).to(samples[0].image.device)
+    fill = fill_value(fill_color(recipe), dtype)
+    for canvas, sample in zip(images, samples, strict=True):
+        h, w = sample.image.shape[1:]
+        canvas[:, :h, :w] = sample.image
+        canvas[:, h:] = fill
+        canvas[:, :h, w:] = fill
     counts = torch.tensor([len(sample.boxes) for sample in samples])
     mask = torch.arange(int(counts.max())) < counts[:, None]
     boxes = torch.zeros(*mask.shape, 4)

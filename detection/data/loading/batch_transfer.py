@@ -2,7 +2,8 @@
 
 torch sends tensors through `/dev/shm`, which has 64 MB in a container by default: less than one batch of 800-pixel
 images per worker. A memory file (`memfd_create`) is shared memory without that limit, and one per batch instead of
-one per tensor takes fewer file descriptors. It is freed with the last tensor in it.
+one per tensor takes fewer file descriptors. It is freed with the last tensor in it. `batch_memory` gives the images
+their place in it beforehand, so that a batch is written once.
 """
 
 import io
@@ -19,8 +20,8 @@ from torch.utils.data import get_worker_info
 
 ALIGNMENT = 64
 """Tensors start at multiples of this number of bytes."""
-Layout = list[tuple[int, torch.dtype, tuple[int, ...]]]
-"""Offset, dtype and shape of each tensor."""
+Layout = list[tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]]
+"""Offset, dtype, shape and stride of each tensor."""
 
 
 def to_send(batch: Any) -> Any:
@@ -28,31 +29,71 @@ def to_send(batch: Any) -> Any:
     return MemoryFile(batch) if get_worker_info() is not None and hasattr(os, "memfd_create") else batch
 
 
+def batch_memory(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool = False) -> Tensor:
+    """Uninitialized tensor for the images of a batch; in a worker in the memory file that the batch is sent in.
+
+    Args:
+        shape: B, C, H, W.
+        dtype: Type of the elements.
+        channels_last: Memory format; otherwise contiguous.
+    """
+    order = (0, 2, 3, 1) if channels_last else (0, 1, 2, 3)
+    stored, back = tuple(shape[i] for i in order), (0, 3, 1, 2) if channels_last else order
+    if get_worker_info() is None or not hasattr(os, "memfd_create") or math.prod(shape) == 0:
+        return torch.empty(stored, dtype=dtype).permute(back)
+    file = _File(math.prod(shape) * dtype.itemsize)
+    tensor = torch.frombuffer(file.map(), dtype=dtype).view(stored).permute(back)
+    tensor.memory_file = file  # type: ignore[attr-defined]
+    return tensor
+
+
+class _File:
+    """A memory file, closed with this object; tensors in it keep it in memory by their mapping."""
+
+    def __init__(self, size: int) -> None:
+        self.number = os.memfd_create("batch")
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Set the size in bytes; mappings stay valid."""
+        self.size = max(size, 1)
+        os.ftruncate(self.number, self.size)
+
+    def map(self) -> mmap.mmap:
+        """Map the whole file."""
+        return mmap.mmap(self.number, self.size)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class MemoryFile:
     """A batch on its way: any object that can be pickled, whose tensors are in a memory file.
 
-    Unpickling gives the batch itself.
+    Unpickling gives the batch itself. The first tensor from `batch_memory` is sent in its own file, and the others
+    are copied to behind it.
     """
 
     def __init__(self, batch: Any) -> None:
         content = io.BytesIO()
         pickler = _Pickler(content)
         pickler.dump(batch)
-        self._content, self._layout, end = content.getvalue(), Layout(), 0
-        for tensor in pickler.tensors:
-            self._layout.append((end, tensor.dtype, tuple(tensor.shape)))
-            end += math.ceil(tensor.numel() * tensor.element_size() / ALIGNMENT) * ALIGNMENT
-        self._file = os.memfd_create("batch")
-        os.ftruncate(self._file, max(end, 1))
-        memory = mmap.mmap(self._file, max(end, 1))
-        for place, tensor in zip(self._layout, pickler.tensors, strict=True):
-            _tensor(memory, *place).copy_(tensor)
+        tensors = pickler.tensors
+        own = next((tensor for tensor in tensors if hasattr(tensor, "memory_file")), None)
+        self._file: _File = _File(0) if own is None else own.memory_file  # type: ignore[attr-defined]
+        self._content, self._layout = content.getvalue(), Layout()
+        end = 0 if own is None else _aligned(self._file.size)
+        for tensor in tensors:
+            offset, end = (0, end) if tensor is own else (end, end + _aligned(tensor.numel() * tensor.element_size()))
+            self._layout.append((offset, tensor.dtype, tuple(tensor.shape), _dense_stride(tensor)))
+        self._file.grow(end)
+        memory = self._file.map()
+        for place, tensor in zip(self._layout, tensors, strict=True):
+            if tensor is not own:
+                _tensor(memory, *place).copy_(tensor)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _receive, (DupFd(self._file), self._content, self._layout)
-
-    def __del__(self) -> None:
-        os.close(self._file)
+        return _receive, (DupFd(self._file.number), self._content, self._layout)
 
 
 class _Pickler(pickle.Pickler):
@@ -90,9 +131,20 @@ def _receive(file: Any, content: bytes, layout: Layout) -> Any:
     return _Unpickler(content, [_tensor(memory, *place) for place in layout]).load()
 
 
-def _tensor(memory: mmap.mmap, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _tensor(
+    memory: mmap.mmap, offset: int, dtype: torch.dtype, shape: tuple[int, ...], stride: tuple[int, ...]
+) -> Tensor:
     """Tensor on a part of the memory, which it keeps alive."""
     count = math.prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).view(shape)
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).as_strided(shape, stride)
+
+
+def _dense_stride(tensor: Tensor) -> tuple[int, ...]:
+    """Stride of a copy without gaps, in the tensor's memory format."""
+    return torch.empty_like(tensor, device="meta").stride()
+
+
+def _aligned(size: int) -> int:
+    return math.ceil(size / ALIGNMENT) * ALIGNMENT

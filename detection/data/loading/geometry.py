@@ -82,8 +82,13 @@ class Geometry:
 
 def filled_canvas(fill: tuple[int, int, int], dtype: torch.dtype, height: int, width: int) -> Tensor:
     """Tensor[3, height, width] of one color, given in 0..255; in 0..1 for a floating-point `dtype`."""
+    return fill_value(fill, dtype).repeat(1, height, width)
+
+
+def fill_value(fill: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """Tensor[3, 1, 1] of a color given in 0..255; in 0..1 for a floating-point `dtype`."""
     color: Tensor = F.to_dtype(torch.tensor(fill, dtype=torch.uint8), dtype, scale=True)
-    return color.view(3, 1, 1).repeat(1, height, width)
+    return color.view(3, 1, 1)
 
 
 def _span(start: float, stop: float, limit: int) -> slice:

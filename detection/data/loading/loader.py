@@ -36,7 +36,7 @@ from detection.errors import DataError, ParamsError
 from detection.params.recipe import Recipe
 
 T = TypeVar("T")
-MAX_WORKERS = 16
+MAX_WORKERS = 32
 """Limit on `train.workers: auto` for each device."""
 WORKER_TIMEOUT_S = 600
 """Longest time to wait for a batch; a worker that dies is noticed within seconds."""
@@ -263,7 +263,7 @@ class Loader:
             dataset,
             batch_sampler=self.sampler,
             num_workers=workers,
-            collate_fn=lambda samples: to_send(collate(samples, dataset.recipe)),
+            collate_fn=lambda samples: to_send(collate(samples, dataset.recipe, channels_last=dataset.train)),
             multiprocessing_context="fork" if workers else None,
             worker_init_fn=init_worker,
             persistent_workers=workers > 0,

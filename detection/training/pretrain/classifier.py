@@ -8,7 +8,7 @@ Letters: B images in this rank's share of a batch, S side of an image in pixels.
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,6 +175,13 @@ def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor]
             progress.step(state.step)
             if state.step % job.log_every == 0:
                 progress.show(state.step, state.step / steps_per_epoch, _means(sums, state.step))
+
+
+def step_on_a_copy(job: ClassifierJob) -> Callable[[], object]:
+    """Return a training step on a classifier of its own and the first batch."""
+    model = Classifier(job.backbone, job.classes).to(job.device, memory_format=torch.channels_last)
+    optimizer, (images, labels) = make_optimizer(model, job.optimizer), next(job.data.train_batches(0, 0))
+    return lambda: _step(job, model, optimizer, images, labels)
 
 
 def _step(

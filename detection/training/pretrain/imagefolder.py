@@ -20,7 +20,8 @@ from torchvision.transforms.v2 import functional as F
 
 from detection import distributed
 from detection.data.loading.augment import RATIOS, area_crop
-from detection.data.loading.batch_transfer import to_send
+from detection.data.loading.batch_transfer import batch_memory, to_send
+from detection.data.loading.color_jitter import adjust_hue
 from detection.data.loading.geometry import Geometry, Window
 from detection.data.loading.image_io import read_image
 from detection.data.loading.loader import (
@@ -191,14 +192,20 @@ def jitter(rng: np.random.Generator, pixels: Tensor, amount: float) -> Tensor:
         pixels: Tensor[3, S, S], uint8.
         amount: Fraction of the value; for hue, of the full circle.
     """
-    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    if amount == 0:
+        return pixels
+    pixels = pixels.contiguous()  # resized images are channels last, where these transforms are slower
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, adjust_hue)
     for which in rng.permutation(len(changes)):
         by = float(rng.uniform(-amount, amount))
-        pixels = changes[which](pixels, by if changes[which] is F.adjust_hue else 1 + by)
+        pixels = changes[which](pixels, by if changes[which] is adjust_hue else 1 + by)
     return pixels
 
 
 def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Stack images to Tensor[B, 3, S, S] uint8 and labels to Tensor[B] int64."""
+    """Stack images to Tensor[B, 3, S, S] uint8, channels last if they are, and labels to Tensor[B] int64."""
     images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+    batch = batch_memory((len(images), *images[0].shape), images[0].dtype, channels_last=images[0].stride(0) == 1)
+    for place, image in zip(batch, images, strict=True):
+        place.copy_(image)
+    return batch, torch.tensor(labels)

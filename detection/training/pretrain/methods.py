@@ -23,8 +23,9 @@ from detection.params import Params
 from detection.params.recipe_base import Optimizer, Schedule
 from detection.params.stages import Crops, ImageFolder
 from detection.training.common.checkpoint import Checkpoints
+from detection.training.common.threads import settle_threads
 from detection.training.pretrain.backbone_file import read_backbone
-from detection.training.pretrain.classifier import ClassifierJob, fit
+from detection.training.pretrain.classifier import ClassifierJob, fit, step_on_a_copy
 from detection.training.pretrain.crops import CropData, CropSet, cut_crops
 from detection.training.pretrain.imagefolder import FolderData, list_folder
 from detection.weights import published_state_dict
@@ -94,6 +95,7 @@ def _from_crops(params: Params, device: torch.device, checkpoints: Checkpoints, 
     )
     log.info("pretraining %s on %d train / %d val crops", params.recipe.backbone, len(train), len(val))
     job = crops_job(train, val, classes, settings, **_common(params, device, curves))
+    settle_threads(params.train, device, job.steps, checkpoints, partial(step_on_a_copy, job))
     state, curve = fit(job, checkpoints)
     metrics = {"method": "crops", "crops": len(train), "seconds": round(time.monotonic() - started, 1)}
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}
@@ -105,6 +107,7 @@ def _from_folder(
     backbone, counts = params.recipe.backbone, (len(data.train), len(data.val), len(data.train.classes))
     log.info("pretraining %s on %d train / %d val images of %d classes", backbone, *counts)
     job = folder_job(data, params.pretrain.imagefolder, **_common(params, device, curves))
+    settle_threads(params.train, device, job.steps, checkpoints, partial(step_on_a_copy, job))
     state, curve = fit(job, checkpoints)
     metrics = {"method": "imagefolder", "images": len(data.train)}
     return {"state_dict": state, "metrics": metrics | curve[-1], "curve": curve}

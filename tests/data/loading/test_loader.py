@@ -218,6 +218,24 @@ def test_workers_send_batches_without_dev_shm(
     assert len(list(Path("/proc/self/fd").iterdir())) == open_files
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_batches_have_the_decoders_memory_format(
+    split: Index, tmp_path: Path, recipe: Recipe, workers: int
+) -> None:
+    """Channels last, as training wants them; evaluation keeps the contiguous format."""
+    formats = {True: torch.channels_last, False: torch.contiguous_format}
+    for train, memory_format in formats.items():
+        dataset = DetectionDataset(split, tmp_path, replace(recipe, augmentation="none"), train=train)
+        for batch in Loader(dataset, 3, workers, shuffle=False).epoch(0):
+            assert batch.images.is_contiguous(memory_format=memory_format)
+    values = [
+        [batch.images for batch in Loader(dataset, 3, workers, shuffle=False).epoch(0)]
+        for train in formats
+        for dataset in [DetectionDataset(split, tmp_path, replace(recipe, augmentation="none"), train=train)]
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*values, strict=True))
+
+
 def test_workers_start_on_demand_and_serve_all_epochs(split: Index, tmp_path: Path, recipe: Recipe) -> None:
     dataset = DetectionDataset(split, tmp_path, recipe, train=False)
     loader = Loader(dataset, 2, 2, shuffle=False, equal_sizes=True)
@@ -349,7 +367,7 @@ def test_workers_fit_the_cores_of_the_job_rather_than_of_the_machine(
     cuda, quota = torch.device("cuda"), tmp_path / "cpu.max"
     monkeypatch.setattr(device, "CPU_QUOTA", quota)
     monkeypatch.setattr("os.cpu_count", lambda: 64)
-    for cores, limit, expected in ((12, "max 100000\n", 12), (12, "400000 100000\n", 4), (64, "", 16)):
+    for cores, limit, expected in ((12, "max 100000\n", 12), (12, "400000 100000\n", 4), (64, "", 32)):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         quota.write_text(limit)
         assert loader_workers("auto", cuda) == expected
