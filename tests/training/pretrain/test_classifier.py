@@ -87,7 +87,7 @@ def test_it_learns_stops_and_resumes_bit_equal(learn: Any, tmp_path: Path, monke
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert [round(row["lr"], 6) for row in curve] == [0.05] * 4 + [0.005] * 2
-    # 24 steps at a high rate are chaotic: between seeds the last loss is 0.3 to 0.9 of the first, the accuracy 0.79 to 1
+    # 24 steps at a high rate are chaotic: of several seeds the last loss is 0.3 to 0.9 of the first
     assert curve[-1]["loss"] < 0.95 * curve[0]["loss"]
     assert curve[-1]["val_accuracy"] > 0.6, "chance is 1/3"
 
