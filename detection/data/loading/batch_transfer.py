@@ -80,7 +80,7 @@ class MemoryFile:
         pickler.dump(batch)
         tensors = pickler.tensors
         own = next((tensor for tensor in tensors if hasattr(tensor, "memory_file")), None)
-        self._file: _File = _File(0) if own is None else own.memory_file  # type: ignore[attr-defined]
+        self._file: _File = _File(0) if own is None else own.memory_file
         self._content, self._layout = content.getvalue(), Layout()
         end = 0 if own is None else _aligned(self._file.size)
         for tensor in tensors:

@@ -179,7 +179,7 @@ def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor]
 
 def step_on_a_copy(job: ClassifierJob) -> Callable[[], object]:
     """Return a training step on a classifier of its own and the first batch."""
-    model = Classifier(job.backbone, job.classes).to(job.device, memory_format=torch.channels_last)
+    model = Classifier(job.backbone, job.classes).to(job.device).to(memory_format=torch.channels_last)
     optimizer, (images, labels) = make_optimizer(model, job.optimizer), next(job.data.train_batches(0, 0))
     return lambda: _step(job, model, optimizer, images, labels)
 
