@@ -1,0 +1,106 @@
+"""A team's servers: PostgreSQL, S3, MLflow with a login; a member's environment; a repository with a git remote."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.soak.clones import Clone
+from tests.soak.servers import free_port
+from tests.team.servers import Postgres, Process, start_s3
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "tropical-otter-9"}
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "team-key-id", "AWS_SECRET_ACCESS_KEY": "violet-bucket-secret"}
+S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
+AUTH = """[mlflow]
+default_permission = EDIT
+database_uri = {database}
+admin_username = admin
+admin_password = {password}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+"""
+
+
+@dataclass
+class Team:
+    """Running servers and the git server's repository."""
+
+    folder: Path
+    postgres: Postgres
+    s3: Process
+    mlflow: Process
+    backend: str
+    """SQLAlchemy URI of MLflow's database."""
+
+    @property
+    def uri(self) -> str:
+        """Tracking URI."""
+        return self.mlflow.url
+
+    def environment(self, user: str, password: str | None = None) -> dict[str, str]:
+        """Environment variables of a member's shell."""
+        login = {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password or PASSWORDS[user]}
+        return S3_KEYS | login | {"MLFLOW_TRACKING_URI": self.uri}
+
+
+@pytest.fixture(scope="session")
+def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    pytest.importorskip("moto", reason="moto, the S3 server of the test, is not installed")
+    pytest.importorskip("psycopg", reason="the extra `team` is not installed")
+    if Postgres.binary("initdb") is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
+    folder = tmp_path_factory.mktemp("team")
+    postgres = Postgres(folder / "postgres")
+    s3 = start_s3(folder)
+    bucket(s3, "team")
+    backend, port = postgres.create("mlflow"), free_port()
+    (folder / "auth.ini").write_text(AUTH.format(database=postgres.create("mlflow_auth"), password=PASSWORDS["admin"]))
+    words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
+    words += ["--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}", "--backend-store-uri", backend]
+    words += ["--artifacts-destination", "s3://team/mlflow"]
+    env = S3_KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.url, "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
+    env |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret"}
+    mlflow = Process(words, folder / "mlflow.log", f"http://127.0.0.1:{port}", env)
+    yield Team(folder, postgres, s3, mlflow, backend)
+    for process in (mlflow, s3):
+        process.kill()
+    postgres.stop()
+
+
+def bucket(s3: Process, name: str) -> None:
+    """Create a bucket."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.url,
+        aws_access_key_id=S3_KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=name)
+
+
+@pytest.fixture(scope="session")
+def git_remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare repository with a copy of this one, on a toy dataset of a few steps."""
+    folder = tmp_path_factory.mktemp("git")
+    clone = Clone.create(folder / "first", epochs=1, num_images=12)
+    subprocess.run(["git", "clone", "-q", "--bare", clone.folder, folder / "detectors.git"], check=True)
+    return folder / "detectors.git"
+
+
+def shell(script: str, folder: Path, user: str = "ann") -> str:
+    """Run a bash script in a folder with a shell's usual environment; returns its stdout and stderr."""
+    env = Clone(folder).environment(GIT_AUTHOR_NAME=user, GIT_AUTHOR_EMAIL=f"{user}@localhost")
+    env |= {"PYTHONPATH": ".", "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {key: value for key, value in env.items() if not key.startswith("AWS_")}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout[-5000:]}"
+    return done.stdout
