@@ -54,7 +54,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     if Postgres.binary("initdb") is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
     folder = tmp_path_factory.mktemp("team")
-    postgres = Postgres(folder / "postgres")
+    postgres = Postgres()
     s3 = start_s3(folder)
     bucket(s3, "team")
     backend, port = postgres.create("mlflow"), free_port()

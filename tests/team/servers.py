@@ -1,12 +1,12 @@
 """PostgreSQL, S3 and an MLflow server with a login, as a team runs them, on free local ports."""
 
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
@@ -19,26 +19,19 @@ START_S = 300.0
 
 
 class Postgres:
-    """PostgreSQL in a folder, run by an ordinary user, since it refuses root.
+    """PostgreSQL in a temporary folder, run by an ordinary user, since it refuses root."""
 
-    Args:
-        folder: Empty folder of the cluster.
-    """
-
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         self.port, self.password = free_port(), secrets.token_hex(8)
-        self._data = folder / "data"
-        folder.mkdir(parents=True)
         self._user = "postgres" if os.getuid() == 0 else None
-        if self._user:
-            shutil.chown(folder, self._user)
-            for parent in folder.parents:  # pytest's folders are closed to other users
-                if parent.owner() == pwd.getpwuid(0).pw_name and parent.stat().st_mode & 0o077 == 0:
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        secret = folder / "password"
+        # Not below pytest's folders, which are closed to other users.
+        self._folder = tempfile.TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True)
+        folder = Path(self._folder.name)
+        self._data, secret = folder / "data", folder / "password"
         secret.write_text(self.password)
         if self._user:
-            shutil.chown(secret, self._user)
+            for path in (folder, secret):
+                shutil.chown(path, self._user)
         self._run("initdb", "-D", self._data, "-U", "team", "--pwfile", secret, "-A", "scram-sha-256", "--no-sync")
         settings = f"-p {self.port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         self._run("pg_ctl", "-D", self._data, "-o", settings, "-l", folder / "log", "-w", "start")
@@ -72,6 +65,7 @@ class Postgres:
     def stop(self) -> None:
         """Stop the server."""
         self._run("pg_ctl", "-D", self._data, "-m", "immediate", "stop")
+        self._folder.cleanup()
 
 
 class Process:
