@@ -10,9 +10,9 @@ import pytest
 
 from tests.soak.clones import Clone
 from tests.soak.servers import free_port
-from tests.team.servers import Postgres, Process, start_s3
+from tests.tracking.team.servers import Postgres, Process, start_s3
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "tropical-otter-9"}
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "team-key-id", "AWS_SECRET_ACCESS_KEY": "violet-bucket-secret"}
 S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
@@ -47,7 +47,7 @@ class Team:
         return S3_KEYS | login | {"MLFLOW_TRACKING_URI": self.uri}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     pytest.importorskip("moto", reason="moto, the S3 server of the test, is not installed")
     pytest.importorskip("psycopg", reason="the extra `team` is not installed")
@@ -57,18 +57,35 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     postgres = Postgres()
     s3 = start_s3(folder)
     bucket(s3, "team")
-    backend, port = postgres.create("mlflow"), free_port()
-    (folder / "auth.ini").write_text(AUTH.format(database=postgres.create("mlflow_auth"), password=PASSWORDS["admin"]))
-    words = [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--workers", "1"]
-    words += ["--port", str(port), "--allowed-hosts", f"127.0.0.1:{port}", "--backend-store-uri", backend]
-    words += ["--artifacts-destination", "s3://team/mlflow"]
-    env = S3_KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.url, "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
-    env |= {"MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret"}
-    mlflow = Process(words, folder / "mlflow.log", f"http://127.0.0.1:{port}", env)
+    backend = postgres.create("mlflow")
+    (folder / "auth.ini").write_text(AUTH.format(database=backend, password=PASSWORDS["admin"]))
+    more = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret",
+    }
+    mlflow = start_mlflow(folder, backend, "s3://team/mlflow", s3, ["--app-name", "basic-auth"], more)
     yield Team(folder, postgres, s3, mlflow, backend)
     for process in (mlflow, s3):
         process.kill()
     postgres.stop()
+
+
+def start_mlflow(
+    folder: Path, backend: str, artifacts: str, s3: Process, options: list[str], more: dict[str, str]
+) -> Process:
+    """MLflow server on a free port, with its artifacts on S3."""
+    port = free_port()
+    words = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port), *options]
+    words += [
+        "--allowed-hosts",
+        f"127.0.0.1:{port}",
+        "--backend-store-uri",
+        backend,
+        "--artifacts-destination",
+        artifacts,
+    ]
+    env = S3_KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.url} | more
+    return Process(words, folder / "mlflow.log", f"http://127.0.0.1:{port}", env)
 
 
 def bucket(s3: Process, name: str) -> None:
@@ -85,7 +102,7 @@ def bucket(s3: Process, name: str) -> None:
     client.create_bucket(Bucket=name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def git_remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bare repository with a copy of this one, on a toy dataset of a few steps."""
     folder = tmp_path_factory.mktemp("git")

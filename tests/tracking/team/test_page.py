@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.team.conftest import PASSWORDS, ROOT, S3_KEYS, Team, shell
+from tests.tracking.team.conftest import PASSWORDS, ROOT, S3_KEYS, Team, shell
 
 PAGE = ROOT / "docs/team.md"
 SECRETS = [*PASSWORDS.values(), S3_KEYS["AWS_SECRET_ACCESS_KEY"]]

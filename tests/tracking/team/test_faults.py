@@ -1,0 +1,177 @@
+"""What a member sees when the team's servers refuse him or go away; training goes on, and the gap is closed later."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detection.files import REPORTS_TRAIN, write_json
+from detection.params import Params
+from detection.tracking.lifecycle import log_training_artifacts, open_run, sync_workspace
+from detection.tracking.store import import_mlflow
+from tests.tracking.team.conftest import PASSWORDS, Team, bucket, start_mlflow
+from tests.tracking.team.servers import Process
+
+STEPS = list(range(1, 51))
+Train = Callable[..., None]
+Login = Callable[..., None]
+
+
+@pytest.fixture
+def login(team: Team, repo: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
+    """Set the variables of a member's shell."""
+
+    def set_variables(user: str, password: str | None = None) -> None:
+        for key, value in team.environment(user, password).items():
+            monkeypatch.setenv(key, value)
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return set_variables
+
+
+@pytest.fixture
+def app(team: Team, login: Login) -> Any:
+    """MLflow's client for users and permissions, as the administrator, with the members ann and ben."""
+    from mlflow.server import get_app_client
+
+    login("admin")
+    with warnings.catch_warnings(action="ignore"):  # imports the server with its deprecated parts
+        client = get_app_client("basic-auth", team.uri)
+    for user in ("ann", "ben"):
+        create_user(client, user)
+    return client
+
+
+def create_user(app: Any, user: str) -> None:
+    from mlflow.exceptions import RestException
+
+    try:
+        app.create_user(user, PASSWORDS[user])
+    except RestException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def complete(uri: str, run_id: str) -> None:
+    """Check that a run is FINISHED and has each step once."""
+    client = import_mlflow().MlflowClient(tracking_uri=uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == STEPS
+    assert run.data.metrics["test/AP"] == 0.4
+    assert {entry.path for entry in client.list_artifacts(run_id)} >= {"params.yaml", "train"}
+    same = client.search_runs([run.info.experiment_id], f"tags.training_id = '{run.data.tags['training_id']}'")
+    assert [one.info.run_id for one in same] == [run_id]
+
+
+def evaluated() -> None:
+    """The reports of a finished training and its evaluation."""
+    write_json(REPORTS_TRAIN / "metrics.json", {"steps": 50})
+    tables = Path("reports/evaluation/tables")
+    write_json(tables / "mlflow_metrics.json", {"test/AP": 0.4})
+
+
+def one_line(caplog: pytest.LogCaptureFixture, says: str) -> None:
+    """Check that one warning names the cause, and that no line holds a password."""
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line for line in lines if says in line], lines
+    assert not [line for line in lines if "\n" in line or "Traceback" in line]
+    assert not [line for line in lines for secret in PASSWORDS.values() if secret in line]
+
+
+@pytest.mark.parametrize("user", ["ann", "nobody"])
+def test_a_wrong_password(
+    user: str, team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    login(user, "forgotten-password-1")
+    training = {"training_id": f"wrong-{user}"}
+    with open_run(params, training) as run:
+        train(run)
+    write_json(REPORTS_TRAIN / "environment.json", training)
+    evaluated()
+    one_line(caplog, "refuses the credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+    login("ann")
+    complete(team.uri, sync_workspace(params).run_id)
+
+
+def test_a_password_that_changes_during_the_training(
+    team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    login("ben")
+    training = {"training_id": "expired"}
+    with open_run(params, training) as run:
+        login("admin")
+        app.update_user_password("ben", "a-new-password-1")
+        login("ben")
+        train(run)
+    login("admin")
+    app.update_user_password("ben", PASSWORDS["ben"])
+    write_json(REPORTS_TRAIN / "environment.json", training)
+    evaluated()
+    one_line(caplog, "refuses the credentials")
+    login("ben")
+    complete(team.uri, sync_workspace(params).run_id)
+
+
+def test_a_user_who_may_only_read(
+    team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    login("ann")
+    with open_run(params, {"training_id": "first"}) as run:
+        train(run)
+    login("admin")
+    experiment = import_mlflow().MlflowClient(tracking_uri=team.uri).get_experiment_by_name("detection").experiment_id
+    app.create_experiment_permission(experiment, "ben", "READ")
+    login("ben")
+    training = {"training_id": "reader"}
+    with open_run(params, training) as run:
+        train(run)
+    write_json(REPORTS_TRAIN / "environment.json", training)
+    evaluated()
+    one_line(caplog, "denies this user the access")
+    login("admin")
+    app.delete_experiment_permission(experiment, "ben")
+    login("ben")
+    complete(team.uri, sync_workspace(params).run_id)
+
+
+def test_a_restart_in_the_middle(team: Team, app: Any, login: Login, params: Params, train: Train) -> None:
+    login("ann")
+    training = {"training_id": "restart"}
+    with open_run(params, training) as run:
+        team.mlflow.kill()
+        train(run)
+    write_json(REPORTS_TRAIN / "environment.json", training)
+    evaluated()
+    team.mlflow.start()
+    complete(team.uri, sync_workspace(params).run_id)
+
+
+@pytest.fixture
+def open_server(team: Team, tmp_path: Path) -> Iterator[Process]:
+    """An MLflow server without a login whose bucket does not exist."""
+    server = start_mlflow(tmp_path, f"sqlite:///{tmp_path}/server.db", "s3://absent/mlflow", team.s3, [], {})
+    yield server
+    server.kill()
+
+
+def test_a_bucket_that_does_not_exist(
+    team: Team, open_server: Process, repo: Path, params: Params, train: Train, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", open_server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    training = {"training_id": "bucket"}
+    with open_run(params, training) as run:
+        train(run)
+        log_training_artifacts(run)
+    write_json(REPORTS_TRAIN / "environment.json", training)
+    evaluated()
+    one_line(caplog, "MLflow")
+    client = import_mlflow().MlflowClient(tracking_uri=open_server.url)
+    assert [point.step for point in client.get_metric_history(run.id, "loss")] == STEPS  # curves need no bucket
+    bucket(team.s3, "absent")
+    complete(open_server.url, sync_workspace(params).run_id)
