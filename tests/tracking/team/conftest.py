@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "tropical-otter-9"}
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "team-key-id", "AWS_SECRET_ACCESS_KEY": "violet-bucket-secret"}
 S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
+AUTH_VARIABLES = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret"}
 AUTH = """[mlflow]
 default_permission = EDIT
 database_uri = {database}
@@ -59,10 +60,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     bucket(s3, "team")
     backend = postgres.create("mlflow")
     (folder / "auth.ini").write_text(AUTH.format(database=backend, password=PASSWORDS["admin"]))
-    more = {
-        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret",
-    }
+    more = AUTH_VARIABLES | {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini")}
     mlflow = start_mlflow(folder, backend, "s3://team/mlflow", s3, ["--app-name", "basic-auth"], more)
     yield Team(folder, postgres, s3, mlflow, backend)
     for process in (mlflow, s3):

@@ -12,7 +12,7 @@ from detection.files import REPORTS_TRAIN, write_json
 from detection.params import Params
 from detection.tracking.lifecycle import log_training_artifacts, open_run, sync_workspace
 from detection.tracking.store import import_mlflow
-from tests.tracking.team.conftest import PASSWORDS, Team, bucket, start_mlflow
+from tests.tracking.team.conftest import AUTH, AUTH_VARIABLES, PASSWORDS, Team, bucket, start_mlflow
 from tests.tracking.team.servers import Process
 
 STEPS = list(range(1, 51))
@@ -35,14 +35,18 @@ def login(team: Team, repo: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
 @pytest.fixture
 def app(team: Team, login: Login) -> Any:
     """MLflow's client for users and permissions, as the administrator, with the members ann and ben."""
-    from mlflow.server import get_app_client
-
     login("admin")
-    with warnings.catch_warnings(action="ignore"):  # imports the server with its deprecated parts
-        client = get_app_client("basic-auth", team.uri)
+    client = app_client(team.uri)
     for user in ("ann", "ben"):
         create_user(client, user)
     return client
+
+
+def app_client(uri: str) -> Any:
+    from mlflow.server import get_app_client
+
+    with warnings.catch_warnings(action="ignore"):  # imports the server with its deprecated parts
+        return get_app_client("basic-auth", uri)
 
 
 def create_user(app: Any, user: str) -> None:
@@ -116,16 +120,30 @@ def test_a_password_that_changes_during_the_training(
     complete(team.uri, sync_workspace(params).run_id)
 
 
+@pytest.fixture
+def private_server(team: Team, tmp_path: Path) -> Iterator[Process]:
+    """An MLflow server on which a member may only read what others have created, MLflow's default."""
+    database = f"sqlite:///{tmp_path}/server.db"
+    auth = AUTH.format(database=database, password=PASSWORDS["admin"]).replace("= EDIT", "= READ")
+    (tmp_path / "auth.ini").write_text(auth)
+    more = AUTH_VARIABLES | {"MLFLOW_AUTH_CONFIG_PATH": str(tmp_path / "auth.ini")}
+    server = start_mlflow(tmp_path, database, "s3://team/private", team.s3, ["--app-name", "basic-auth"], more)
+    yield server
+    server.kill()
+
+
 def test_a_user_who_may_only_read(
-    team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
-) -> None:
-    login("ann")
-    with open_run(params, {"training_id": "first"}) as run:
-        train(run)
+    private_server: Process, login: Login, params: Params, train: Train, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     login("admin")
-    experiment = import_mlflow().MlflowClient(tracking_uri=team.uri).get_experiment_by_name("detection").experiment_id
-    app.create_experiment_permission(experiment, "ben", "READ")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
+    client = import_mlflow().MlflowClient(tracking_uri=private_server.url)
+    experiment = client.create_experiment("detection")
+    app = app_client(private_server.url)
+    create_user(app, "ben")
     login("ben")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
     training = {"training_id": "reader"}
     with open_run(params, training) as run:
         train(run)
@@ -133,9 +151,10 @@ def test_a_user_who_may_only_read(
     evaluated()
     one_line(caplog, "denies this user the access")
     login("admin")
-    app.delete_experiment_permission(experiment, "ben")
+    app.grant_user_permission("ben", "experiment", experiment, "EDIT")
     login("ben")
-    complete(team.uri, sync_workspace(params).run_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
+    complete(private_server.url, sync_workspace(params).run_id)
 
 
 def test_a_restart_in_the_middle(team: Team, app: Any, login: Login, params: Params, train: Train) -> None:
