@@ -1,4 +1,5 @@
-"""Image files to RGB: PIL images without torch, and tensors by torchvision's decoders, twice as fast as PIL.
+"""Image files to RGB: PIL images without torch, and tensors. JPEG is decoded by torchvision, twice as fast as PIL,
+other formats by PIL, since torchvision's PNG decoder ends the process on a damaged file.
 
 An image has the size of its index entry only after EXIF rotation if its annotation was made on the rotated
 image; then it is rotated. 16-bit images keep their upper 8 bits, animations their first frame, and
@@ -14,11 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from detection.data.loading.image_guard import check_png, open_image
 from detection.errors import DataError
 from detection.files import HEIF_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+JPEG_START = [0xFF, 0xD8, 0xFF]
 
 
 HEIF_HINT = "is a HEIF photo, which Pillow reads with a plugin: pip install pillow-heif"
@@ -54,8 +58,10 @@ def decode(path: str | Path, size: tuple[int, int] | None = None, *, upright: bo
     if is_unreadable_heif(path):
         raise DataError(f"{path} {HEIF_HINT}")
     try:
-        with warnings.catch_warnings(), Image.open(path) as opened:
+        with warnings.catch_warnings(), open_image(path) as opened:
             warnings.simplefilter("ignore")  # odd EXIF data, large images: checked by `prepare`
+            if opened.format == "PNG":
+                check_png(Path(path).read_bytes())
             if upright or (size and opened.size != size[::-1]):
                 ImageOps.exif_transpose(opened, in_place=True)
             image = to_rgb(opened)
@@ -106,20 +112,21 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, *, upright: bool = False) -> "Tensor":
     """Decode an image file to Tensor[3, H, W], uint8, RGB; arguments and errors as for `decode`."""
-    import torch
     from torchvision.io import ImageReadMode, decode_image, read_file
 
     try:
         with warnings.catch_warnings():  # deprecated since torchvision 0.29, still its fastest decoder
-            warnings.simplefilter("ignore", DeprecationWarning)
-            image: Tensor = decode_image(read_file(str(path)), mode=ImageReadMode.RGB, apply_exif_orientation=upright)
-    except RuntimeError:
+            warnings.simplefilter("ignore")
+            content = read_file(str(path))
+            if content[: len(JPEG_START)].tolist() != JPEG_START:
+                return _from_pil(decode(path, size, upright=upright))
+            if size is None:
+                with open_image(path):  # refuses a size that no memory holds
+                    pass
+            image: Tensor = decode_image(content, mode=ImageReadMode.RGB, apply_exif_orientation=upright)
+    except (RuntimeError, OSError, ValueError):  # Pillow reads some files that torchvision refuses
         image = _from_pil(decode(path, size, upright=upright))
-    if image.dim() == 4:
-        image = image[0]
-    if image.dtype == torch.uint16:
-        image = (image.to(torch.int32) >> 8).to(torch.uint8)
-    return image if size in (None, tuple(image.shape[1:])) else _from_pil(decode(path, size))
+    return image if size in (None, tuple(image.shape[1:])) else _from_pil(decode(path, size, upright=upright))
 
 
 def _from_pil(image: Image.Image) -> "Tensor":

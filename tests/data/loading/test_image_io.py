@@ -148,12 +148,50 @@ def test_a_jpeg_with_trailing_bytes_is_complete(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a").shape == (3, 80, 90)
 
 
-def test_a_corrupt_png_is_found_by_decoding(tmp_path: Path) -> None:
+def test_a_corrupt_png_is_found_by_its_checksums(tmp_path: Path) -> None:
     content = bytearray(saved(NOISE, format="PNG"))
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "a").write_bytes(content)
-    assert read_headers(tmp_path, ["a"], decode=False)[0].problem == ""
-    assert read_headers(tmp_path, ["a"], decode=True)[0].problem != ""
+    for decoded in (False, True):
+        assert "wrong checksum of 'IDAT'" in read_headers(tmp_path, ["a"], decode=decoded)[0].problem
+    with pytest.raises(DataError, match="a cannot be decoded as an image: is damaged: wrong checksum"):
+        read_image(tmp_path / "a")
+
+
+def test_pixels_without_a_fixed_range_are_refused(tmp_path: Path) -> None:
+    Image.new("F", (9, 8)).save(tmp_path / "a.tif")
+    (header,) = read_headers(tmp_path, ["a.tif"], decode=False)
+    assert header.problem == "has 32-bit floats of unknown range as pixels; convert it to 8 or 16 bits per channel"
+    for read in (read_image, image_io.decode):
+        with pytest.raises(DataError, match=r"a\.tif cannot be decoded as an image: has 32-bit floats"):
+            read(tmp_path / "a.tif")
+
+
+def resized(content: bytes, width: int, height: int) -> bytes:
+    """Make a file claim another size."""
+    if content.startswith(b"\x89PNG"):
+        chunk = content[12:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + content[24:29]
+        return content[:12] + chunk + zlib.crc32(chunk).to_bytes(4, "big") + content[33:]
+    if content.startswith(b"GIF"):
+        return content[:6] + width.to_bytes(2, "little") + height.to_bytes(2, "little") + content[10:]
+    start = content.index(b"\xff\xc0")
+    return content[: start + 5] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[start + 9 :]
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF"])
+def test_a_small_file_that_claims_a_huge_size_is_refused(file_format: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(resized(saved(NOISE, format=file_format), 65_000, 65_000))
+    (header,) = read_headers(tmp_path, ["a"], decode=False)
+    assert header.problem.startswith("has too many pixels, more than the 268,435,456 that are read")
+    for read in (read_image, image_io.decode):
+        with pytest.raises(DataError, match="has too many pixels"):
+            read(tmp_path / "a")
+
+
+def test_a_picture_of_more_pixels_than_pillow_allows_is_read(tmp_path: Path) -> None:
+    Image.new("1", (15_000, 12_000)).save(tmp_path / "a.png")
+    (header,) = read_headers(tmp_path, ["a.png"], decode=False)
+    assert (header.height, header.width, header.problem) == (12_000, 15_000, "")
 
 
 @pytest.mark.parametrize(
