@@ -1,5 +1,7 @@
-"""Image files to RGB: PIL images without torch, and tensors. JPEG is decoded by torchvision, twice as fast as PIL,
-other formats by PIL, since torchvision's PNG decoder ends the process on a damaged file.
+"""Image files to RGB: PIL images without torch, and tensors.
+
+JPEG is decoded by torchvision, twice as fast as PIL; other formats by PIL, since torchvision's PNG decoder ends the
+process on a damaged file.
 
 An image has the size of its index entry only after EXIF rotation if its annotation was made on the rotated
 image; then it is rotated. 16-bit images keep their upper 8 bits, animations their first frame, and
