@@ -189,9 +189,9 @@ class Train:
     """`auto`: bf16 autocast on hardware with bf16 matrix multiplication."""
     channels_last: bool = True
     """Memory format of images and weights."""
-    compile: bool | Literal["auto"] = "auto"
-    """Compile the losses of one-stage detectors, and backbone and heads of two-stage ones, by `torch.compile`. `auto`:
-    on a GPU unless `determinism` is `bitwise`. Changes results by rounding, so another value trains anew. The first
+    compile: bool | Literal["auto"] = False
+    """Compile the losses of one-stage detectors, and backbone and heads of two-stage ones, by `torch.compile`; not yet
+    measured on a GPU. `auto`: on a GPU unless `determinism` is `bitwise`. Changes results by rounding, so another value trains anew. The first
     steps take minutes; without a working compiler the training goes on uncompiled, and says so."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Data loading processes of each device, for validation and `evaluate` too; 0 loads in the process itself. `auto`:
