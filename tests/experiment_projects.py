@@ -26,6 +26,7 @@ stages:
       - data/prepared/val.npz
       - data/prepared/test.npz
       - data/prepared/meta.json
+      - data/prepared/test_listing.json
       - data/prepared/test_coco.json
       - models/detector.pt
       - reports/dataset

@@ -149,7 +149,8 @@ def _difference(first: ExperimentData, second: ExperimentData) -> str | None:
     pairs = ((getattr(first.ground_truth, name), getattr(second.ground_truth, name)) for name in columns)
     if not all(np.array_equal(*pair) for pair in pairs):
         return f"the same number of images of {names[0]} and {names[1]}, but other images or other objects"
-    if a.meta["listing"].get("test") != b.meta["listing"].get("test"):
+    listings = [one.meta["listing"].get("test") for one in (a, b)]
+    if None not in listings and listings[0] != listings[1]:  # experiments of older versions have none
         return f"the image files of {names[0]} and {names[1]} differ in size"
     return None
 
