@@ -1,11 +1,11 @@
 """Training steps on fake CUDA tensors, which have a shape, a dtype, a layout and a device, but no data and no GPU.
 
-torch's `FakeTensorMode` runs every operation's shape function. Two things still ask for a GPU: `torch.autocast`, which
-is told that there is one, and the backward pass, whose engine has a thread per GPU. Here the graph is walked in Python
-instead, in the engine's order.
+torch's `FakeTensorMode` runs every operation's shape function. Two parts of torch still require a GPU:
+`torch.autocast`, whose check is patched, and autograd's engine, which has a thread per GPU. Here the graph is walked in
+Python instead, in the engine's order.
 
-What reads a value raises, as there is none: a training step that runs never waits for the GPU, except in the
-non-maximum suppression (counted) and in blocking copies (counted).
+Reading a value of a fake tensor raises an error. A training step that runs therefore synchronizes with the GPU only in
+non-maximum suppression and in blocking copies, which are counted.
 """
 
 import heapq

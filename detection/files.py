@@ -170,13 +170,13 @@ def read_table(path: str | Path) -> "pd.DataFrame | None":
     return table if len(table) else None
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a value as indented JSON and create the folder; a reader never sees a partial file."""
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Write a value as JSON and create the folder; a reader never sees a partial file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ class Video:
         """Open a camera by its number.
 
         Raises:
-            DataError: PyAV is not installed, or there is no such camera.
+            DataError: PyAV is not installed, or the camera does not exist.
         """
         av = pyav(f"camera {index}")
         file, form = (str(index), "avfoundation") if sys.platform == "darwin" else (f"/dev/video{index}", "v4l2")

@@ -118,7 +118,7 @@ def predict(
     """
     sources = [sources] if isinstance(sources, Path) else sources
     if not sources and camera is None:
-        raise DataError("nothing to detect on; name an image, a video, a folder, or --camera 0")
+        raise DataError("no sources; name an image, a video, a folder, or --camera 0")
     files = find_inputs(sources, recursive, out) if sources else InputFiles([], [])
     if ground_truth is not None and not coco:
         raise DataError("--ground-truth gives ids of COCO results; add --format coco")
@@ -146,7 +146,7 @@ def predict(
         if camera is not None:
             session.detect_on_video(camera, out / f"camera{camera}.mp4", every)
     except KeyboardInterrupt:
-        log.info("interrupted; %s", session.summary() or "nothing was done")
+        log.info("interrupted; %s", session.summary() or "no images processed")
         raise
     summary = session.summary()
     if session.unread:
@@ -252,14 +252,14 @@ class _Session:
 
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._drawn(decode(file, upright=True), image).save(target)
+            self._with_boxes(decode(file, upright=True), image).save(target)
         except DataError as error:  # Pillow refuses a few files that torchvision decodes
             self._skip(file, error)
 
-    def _drawn(self, picture: "Image", image: "ImageDetections") -> "Image":
+    def _with_boxes(self, image: "Image", detections: "ImageDetections") -> "Image":
         from detection.report.images.contact_sheet import draw_boxes
 
-        return draw_boxes(picture, image.boxes, image.labels, self.predictor.classes, image.scores)
+        return draw_boxes(image, detections.boxes, detections.labels, self.predictor.classes, detections.scores)
 
     def detect_on_video(self, source: Path | int, target: Path, every: int) -> None:
         """Write the detections on a video file, or on a camera by its number, and the video with boxes drawn."""
@@ -282,7 +282,7 @@ class _Session:
                 writer = stack.enter_context(VideoWriter(target, video.rate / every)) if self.draw else None
                 for frame, image in self._on_frames(video, every, 1 if isinstance(source, int) else self.batch_size):
                     if writer is not None:
-                        writer.write(self._drawn(fromarray(frame.image), image), frame.time)
+                        writer.write(self._with_boxes(fromarray(frame.image), image), frame.time)
                     entry = {"frame": frame.number, "time": round(frame.time, 3), "detections": image.to_json()}
                     file.write(json.dumps(entry) + "\n")
                     frames, detections = frames + 1, detections + len(image)

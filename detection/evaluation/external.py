@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from detection.data.sources import coco, voc
 from detection.data.sources.checks import Problems
+from detection.data.sources.corners import out_of_range, shortest_sides
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import split_spec
 from detection.data.sources.voc_files import VocFiles
@@ -83,7 +84,7 @@ def read_coco(
         deviations.add(ground_truth, int(np.sum(~listed)), "annotations of unlisted images or categories, ignored")
     _refuse_problems(problems, None)
     instances_rows = np.flatnonzero(listed)
-    negative = coco.shortest_sides(instances.bbox) < 0
+    negative = shortest_sides(instances.bbox) < 0
     deviations.add(ground_truth, int(negative.sum()), "objects with negative width or height, never detected")
     is_float = instances.image_id.dtype.kind == "f" or instances.category_id.dtype.kind == "f"
     deviations.add(ground_truth, len(listed) * is_float, "annotations, some with ids written as 1.0")
@@ -154,7 +155,7 @@ def _coco_predictions(
         key = "image_id" if predictions.images[row] < 0 else "category_id"
         return f"{key} {getattr(results, key)[row].item()} is not in the ground truth"
 
-    inverted = coco.shortest_sides(predictions.boxes) < 0
+    inverted = shortest_sides(predictions.boxes) < 0
     deviations.add(path, int(inverted.sum()), "boxes with negative width or height, which match no object")
     return _checked(predictions, skip_unknown, path, "$[{}]".format, unknown)
 
@@ -269,7 +270,7 @@ def _voc_predictions(
         boxes=_xywh(table[:, 1:]),
         scores=table[:, 0],
     )
-    inverted = coco.shortest_sides(predictions.boxes) <= 0
+    inverted = shortest_sides(predictions.boxes) <= 0
     first = f"line {numbers[int(np.argmax(inverted))]}" if inverted.any() else ""
     deviations.add(path, int(inverted.sum()), "boxes without area, false positives", first)
     return _checked(
@@ -304,7 +305,7 @@ def _checked(
     unknown = (predictions.images < 0) | (predictions.labels < 0)
     checks: list[tuple[NDArray[np.bool_], Callable[[int], str]]] = [
         (~np.isfinite(predictions.scores), lambda row: "the score is not a finite number"),
-        (coco.out_of_range(boxes), lambda row: f"{boxes[row].tolist()} is not a box in pixels"),
+        (out_of_range(boxes), lambda row: f"{boxes[row].tolist()} is not a box in pixels"),
     ]
     if not skip_unknown:
         checks.append((unknown, lambda row: unknown_detail(row) + "; ignore it with --skip-unknown"))

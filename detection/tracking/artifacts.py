@@ -1,7 +1,7 @@
 """Upload of files to the artifacts of a run or a LoggedModel, each file on its own.
 
-An upload of hundreds of megabytes has no time limit as a whole: it fails when a block is stuck, or when the server has
-everything and does not confirm it. What a server refuses for good is reported and left out, and the rest goes on.
+A whole upload has no time limit: it fails if a block is not accepted in time, or if the server does not confirm a
+complete file. A file that the server rejects permanently is logged and skipped.
 """
 
 import io
@@ -26,7 +26,7 @@ PROXY_LIMIT = (
     "the server, or a proxy before it, limits uploads: raise the limit (nginx: `client_max_body_size 0;`), "
     "then run `detection sync`"
 )
-NO_ACCESS = "this user may not write there; run `detection sync` as one who may"
+NO_ACCESS = "this user has no permission to write; run `detection sync` as another user"
 REFUSED = {401: NO_ACCESS, 403: NO_ACCESS, 413: PROXY_LIMIT}
 """What to do, by HTTP status."""
 TEMPORARY = (408, 425, 429)
@@ -70,10 +70,10 @@ class Artifacts:
         self._repository = get_artifact_repository(uri, tracking_uri=client.tracking_uri)
         self.progress = progress or Progress()
         self.refused: list[str] = []
-        """Files that the server refused for good."""
+        """Files that the server rejected permanently."""
 
     def send(self, path: Path, folder: str | None = None) -> None:
-        """Send a file; a refusal for good is logged, any other failure raised.
+        """Send a file; a permanent rejection is logged, any other failure raised.
 
         Args:
             path: The file.
@@ -164,7 +164,7 @@ class _Reader(io.FileIO):
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of a refusal for good, 0 for one of another type of store; None: it may succeed later."""
+    """HTTP status of a permanent rejection, 0 for other stores than HTTP; None if a retry may succeed."""
     for one in _chain(error):
         response = getattr(one, "response", None)  # of requests or of botocore
         status = getattr(response, "status_code", None)

@@ -54,9 +54,9 @@ def is_unsent(path: Path) -> bool:
 def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str], key: str | None = None) -> Any:
     """Create a run with its name and tags, or find the one that another clone has created meanwhile.
 
-    A lock of this machine does not hold off another one, and clocks differ. So with a `key` this is Fischer's
-    algorithm: create, wait, look. A settled run wins, else the oldest; whoever wins settles its run, and deletes it
-    otherwise.
+    A file lock does not cover other machines, and clocks differ. With a `key` this is Fischer's mutual exclusion:
+    create the run, wait, search. A run with the tag `settled` wins, else the oldest. A clone tags its run if it wins
+    and deletes it otherwise.
 
     Args:
         store: The store.
@@ -83,7 +83,7 @@ def create_run(store: Store, params: Params, stage: str, tags: Mapping[str, str]
 
 
 def await_others(store: Store) -> None:
-    """Wait until whoever has created the same entity at the same time can be seen, and has settled it."""
+    """Wait until entities that other clones create at the same time are visible and settled."""
     if not store.uri.startswith("sqlite:"):  # all who share the file hold its lock
         time.sleep(SETTLE_S)
 
@@ -122,7 +122,7 @@ def find_by_tag(store: Store, tag: str, value: str) -> Any:
 def claim(store: Store, run: Any, key: str) -> bool:
     """Claim a training's run for an evaluation; returns False if it belongs to another one.
 
-    The first claim wins, also among several clones: a param of a run never changes, the database sees to it.
+    The first claim wins, also among several clones: MLflow never changes a param of a run.
     """
     from mlflow.exceptions import MlflowException
 

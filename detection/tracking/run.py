@@ -238,7 +238,7 @@ class MlflowRun(Run):
 SAMPLE_INTERVAL_S = 10.0
 PREFIX = "system/"
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
-"""Exists where a driver is loaded; without one there is no GPU to miss."""
+"""Device file of NVIDIA's driver; absent on machines without a GPU."""
 
 
 class SystemMetrics:

@@ -47,8 +47,8 @@ DRIVERS = {
 """Module and package that clients of an object store need, by its scheme."""
 LOG_LEVELS = {
     "mlflow": logging.WARNING,
-    "mlflow.utils.environment": logging.ERROR,  # it misses pip, which a uv environment has not
-    "mlflow.system_metrics": logging.ERROR,  # each sample would warn of what a GPU does not report
+    "mlflow.utils.environment": logging.ERROR,  # warns of the missing pip of a uv environment
+    "mlflow.system_metrics": logging.ERROR,  # warns in each sample of values that a GPU does not report
     "alembic": logging.WARNING,
     "urllib3": logging.ERROR,
 }
@@ -173,7 +173,7 @@ def _create_experiment(client: Any, name: str, location: str | None) -> str:
 
 
 def _check_artifacts(location: str | None, name: str) -> None:
-    """Refuse a store whose files would go to a folder of one machine, or need a missing driver.
+    """Refuse a store whose artifacts would be on a single machine, or need a missing package.
 
     Args:
         location: Artifact location of the MLflow experiment; None: it does not exist yet.
@@ -190,9 +190,9 @@ def _check_artifacts(location: str | None, name: str) -> None:
         )
     if is_missing and _sqlite_file() is None:
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI={display_uri()}: a database holds no files, every user's would go to a folder of one "
+            f"MLFLOW_TRACKING_URI={display_uri()}: a database stores no artifacts, they would be on each user's "
             "machine; start `mlflow server --backend-store-uri … --artifacts-destination …` and set its "
-            f"http://server:5000, or name a place for all: mlflow experiments create -n {name} -l s3://bucket/mlflow"
+            f"http://server:5000, or set a shared location: mlflow experiments create -n {name} -l s3://bucket/mlflow"
         )
     module, package = DRIVERS.get(scheme, ("mlflow", ""))
     if importlib.util.find_spec(module) is None:

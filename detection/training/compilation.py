@@ -65,8 +65,7 @@ class _Compiled:
             except torch._dynamo.exc.TorchDynamoException as error:
                 self.state.failed = True
                 log.warning(
-                    "warning: train.compile: training goes on without compilation, since the compiler failed: %s",
-                    _first_line(error),
+                    "warning: train.compile: the compiler failed, the training is not compiled: %s", _first_line(error)
                 )
         return self.eager(*args, **kwargs)
 

@@ -1,12 +1,15 @@
 """A folder with a copy of params.yaml, and a detector file."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from detection import params as parameters
+from detection.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,3 +49,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("weights") / "detector.pt"
     save_detector(file, build_detector(recipe, len(classes), None).state_dict(), recipe, classes, "toy")
     return file
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs `detection score` and returns its JSON."""
+
+    def score(*arguments: str | Path) -> dict[str, Any]:
+        main(["score", *map(str, arguments)])
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return score

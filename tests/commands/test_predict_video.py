@@ -20,7 +20,7 @@ av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 HEIGHT, WIDTH, RATE = 96, 128, 20
 
 
-def picture(number: int) -> NDArray[np.uint8]:
+def synthetic_frame(number: int) -> NDArray[np.uint8]:
     """A frame whose gray value is its number times eight, with a bright square at the top left and noise below it."""
     image = np.full((HEIGHT, WIDTH, 3), 8 * number, np.uint8)
     image[:24, :32] = 255
@@ -29,7 +29,7 @@ def picture(number: int) -> NDArray[np.uint8]:
 
 
 def number_of(image: NDArray[np.uint8]) -> int:
-    """Number of a frame of `picture`."""
+    """Number of a frame of `synthetic_frame`."""
     return round(float(image[-30:, -30:].mean()) / 8)
 
 
@@ -40,7 +40,7 @@ def write_video(path: Path, count: int = 30, codec: str = "libx264", **options: 
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.bit_rate = 4_000_000
         for number in range(count):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(synthetic_frame(number), format="rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -87,7 +87,7 @@ def test_written_frames_keep_their_times(tmp_path: Path, codec: str, monkeypatch
     times = [0.0, 0.05, 0.4, 0.4, 1.001]
     with VideoWriter(tmp_path / "new/a.mp4", Fraction(30000, 1001)) as writer:
         for i, time in enumerate(times):
-            writer.write(Image.fromarray(picture(7 * i)[:95, :127]), time)
+            writer.write(Image.fromarray(synthetic_frame(7 * i)[:95, :127]), time)
         writer.write(Image.new("RGB", (64, 64)), 2.0)  # the resolution changes
     found = read_frames(tmp_path / "new/a.mp4")
     assert [time for time, _ in found] == pytest.approx([*times, 2.0], abs=1e-3)
@@ -108,7 +108,7 @@ def test_predict_on_a_video(project: Path, weights: Path) -> None:
     drawn = read_frames(project / "out/clip.mp4")
     assert [time for time, _ in drawn] == pytest.approx([0.1 * i for i in range(6)], abs=1e-3)
     assert not (project / "out/detections.json").exists()
-    Image.fromarray(picture(4)).save(project / "frame.png")
+    Image.fromarray(synthetic_frame(4)).save(project / "frame.png")
     predict(project / "frame.png", weights, project / "image", 0.0, "cpu")
     (image,) = json.loads((project / "image/detections.json").read_text())
     first, second = (one["detections"][0] for one in (image, found[2]))
@@ -170,7 +170,7 @@ def test_a_file_with_sound_only(tmp_path: Path) -> None:
 
 
 def test_a_camera(project: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the opening is replaced: FFmpeg's test picture instead of a device."""
+    """Only the opening is replaced: FFmpeg's test image instead of a device."""
     opened, real = [], av.open
 
     def fake(file: str, *args: Any, **kwargs: Any) -> Any:

@@ -20,18 +20,6 @@ BOX = [10.0, 10.0, 30.0, 40.0]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command and returns its JSON."""
-
-    def score(*arguments: str | Path) -> dict[str, Any]:
-        main(["score", *map(str, arguments)])
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return result
-
-    return score
-
-
-@pytest.fixture
 def fail() -> Fail:
     """Runs the command and returns its error message of one line."""
 

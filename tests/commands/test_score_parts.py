@@ -18,18 +18,6 @@ Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command and returns its JSON."""
-
-    def score(*arguments: str | Path) -> dict[str, Any]:
-        main(["score", *map(str, arguments)])
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return result
-
-    return score
-
-
-@pytest.fixture
 def files(tmp_path: Path) -> list[str | Path]:
     """40 images with 3 classes, many objects and detections per image."""
     rng = np.random.default_rng(0)

@@ -121,12 +121,12 @@ def test_a_refusal_of_the_server_is_named(
 def test_a_database_without_a_place_for_files_is_refused(
     repo: Path, params: Params, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every colleague's files would go to a folder of whoever came first. A driver's name makes SQLite such a store."""
+    """Artifacts of all users would go to the folder of the first one. `sqlite+pysqlite:` is refused as well."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite+pysqlite:///{repo}/mlflow.db")
-    with pytest.raises(TrackingError, match=r"a database holds no files.*mlflow server.*mlflow experiments create"):
+    with pytest.raises(TrackingError, match=r"no artifacts.*mlflow server.*mlflow experiments create"):
         open_run(params, {})
     client.create_experiment("detection", artifact_location="file:///home/colleague/project/mlartifacts")
-    with pytest.raises(TrackingError, match="a database holds no files"):
+    with pytest.raises(TrackingError, match="a database stores no artifacts"):
         open_run(params, {})
     shared = tmp_path / "network/mlflow"
     shared.mkdir(parents=True)

@@ -102,5 +102,5 @@ def test_a_failing_compiler_falls_back_with_one_line(
         expected, values = step(plain)[0], step(compiled)[0]
     assert all(torch.equal(values[name], expected[name]) for name in expected)
     assert [record.getMessage() for record in caplog.records if record.name.startswith("detection")] == [
-        "warning: train.compile: training goes on without compilation, since the compiler failed: OSError: no compiler"
+        "warning: train.compile: the compiler failed, the training is not compiled: OSError: no compiler"
     ]

@@ -3,7 +3,7 @@
 torch sends tensors through `/dev/shm`, which has 64 MB in a container by default: less than one batch of 800-pixel
 images per worker. A memory file (`memfd_create`) is shared memory without that limit, and one per batch instead of
 one per tensor takes fewer file descriptors. It is freed with the last tensor in it. `batch_memory` gives the images
-their place in it beforehand, so that a batch is written once.
+memory in it beforehand, so that a batch is written once.
 """
 
 import io
@@ -88,9 +88,9 @@ class MemoryFile:
             self._layout.append((offset, tensor.dtype, tuple(tensor.shape), _dense_stride(tensor)))
         self._file.grow(end)
         memory = self._file.map()
-        for place, tensor in zip(self._layout, tensors, strict=True):
+        for entry, tensor in zip(self._layout, tensors, strict=True):
             if tensor is not own:
-                _tensor(memory, *place).copy_(tensor)
+                _tensor(memory, *entry).copy_(tensor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _receive, (DupFd(self._file.number), self._content, self._layout)
@@ -128,7 +128,7 @@ def _receive(file: Any, content: bytes, layout: Layout) -> Any:
         memory = mmap.mmap(handle, 0)
     finally:
         os.close(handle)
-    return _Unpickler(content, [_tensor(memory, *place) for place in layout]).load()
+    return _Unpickler(content, [_tensor(memory, *entry) for entry in layout]).load()
 
 
 def _tensor(

@@ -1,7 +1,7 @@
 """Checks of an image file before its pixels are decoded: number and type of pixels, and the checksums of a PNG.
 
-A decoder may abort the process on damaged data (libpng through torchvision), or allocate whatever size a header
-claims. Pillow checks no checksum of a PNG's pixels.
+torchvision's PNG decoder aborts the process on damaged data, and decoders allocate the size that a header claims.
+Pillow does not verify the checksums of a PNG's pixels.
 """
 
 import zlib
@@ -34,9 +34,18 @@ def open_image(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"has {image.width}x{image.height} pixels, {TOO_LARGE}")
-        if image.mode == "F":
-            raise ValueError("has 32-bit floats of unknown range as pixels; convert it to 8 or 16 bits per channel")
+        check_dtype(image)
         yield image
+
+
+def check_dtype(image: Image.Image) -> None:
+    """Check that the pixels have a known range.
+
+    Raises:
+        ValueError: The pixels are 32-bit floats.
+    """
+    if image.mode == "F":
+        raise ValueError("has 32-bit floats of unknown range as pixels; convert it to 8 or 16 bits per channel")
 
 
 def check_png(content: bytes) -> None:

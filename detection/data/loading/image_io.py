@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from detection.data.loading.image_guard import check_png, open_image
+from detection.data.loading.image_guard import check_dtype, check_png, open_image
 from detection.errors import DataError
 from detection.files import HEIF_SUFFIXES
 
@@ -92,8 +92,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: The values have 32 bits, as float or as integers above 16 bits.
     """
-    if image.mode == "F":
-        raise ValueError("its values are 32-bit floats of unknown range; convert it to 8 or 16 bits")
+    check_dtype(image)
     if (image.mode == "I" and _has_16_bits(image)) or image.mode.startswith("I;16"):  # PIL's conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")

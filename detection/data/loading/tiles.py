@@ -42,26 +42,27 @@ def cut(index: Index, tiles: Tiles) -> Index:
         index: Images, not windows.
         tiles: Size and overlap of the windows.
     """
-    corners = [windows_of(height, width, tiles) for height, width in index.sizes.tolist()]
-    owner = np.repeat(np.arange(len(index)), [len(one) for one in corners])
-    places = np.array([place for one in corners for place in one], dtype=np.int32).reshape(-1, 2)
+    by_image = [windows_of(height, width, tiles) for height, width in index.sizes.tolist()]
+    owner = np.repeat(np.arange(len(index)), [len(one) for one in by_image])
+    origins = np.array([origin for one in by_image for origin in one], dtype=np.int32).reshape(-1, 2)
     wholes = index.sizes[owner]
     cut_index = index.select(owner)  # every window has all objects of its image, then those that it shows
-    boxes, shift = cut_index.boxes, np.concatenate([places, places], axis=1)[cut_index.image_rows()].astype(np.float32)
+    boxes, corners = cut_index.boxes, np.concatenate([origins, origins], axis=1)
+    shift = corners[cut_index.image_rows()].astype(np.float32)
     sizes = np.minimum(wholes, tiles.size)
     limits = np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)[cut_index.image_rows()].astype(np.float32)
     clipped = np.clip(boxes - shift, 0, limits)
     shown = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1, dtype=np.float64)
     whole = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
-    share = shown / np.maximum(whole, 1e-12)
+    visible = shown / np.maximum(whole, 1e-12)
     cut_index = replace(
         cut_index,
         sizes=sizes.astype(np.int32),
         boxes=clipped.astype(np.float32),
-        areas=(cut_index.areas * share).astype(np.float32),
-        windows=np.concatenate([owner[:, None], places, wholes], axis=1).astype(np.int32),
+        areas=(cut_index.areas * visible).astype(np.float32),
+        windows=np.concatenate([owner[:, None], origins, wholes], axis=1).astype(np.int32),
     )
-    return cut_index.keep_boxes((shown > 0) & (share >= tiles.min_visible))
+    return cut_index.keep_boxes((shown > 0) & (visible >= tiles.min_visible))
 
 
 EDGE_PX = 2.0
@@ -73,7 +74,7 @@ MAX_COVERED = 0.5
 def touches_inner_edge(
     boxes: NDArray[np.float32], sizes: NDArray[np.int32], windows: NDArray[np.int32]
 ) -> NDArray[np.bool_]:
-    """[D] mask of detections in window coordinates that end at an edge inside the image, where the object may go on.
+    """[D] mask of detections in window coordinates that end at an edge inside the image, where the object may be cut.
 
     Args:
         boxes: [D, 4] detections.

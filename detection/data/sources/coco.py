@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from detection.data.loading.index import Index, join
 from detection.data.sources import coco_lenient
-from detection.data.sources.checks import MAX_COORDINATE, Problems
-from detection.data.sources.corners import RawCorners, coco_boxes
+from detection.data.sources.checks import Problems
+from detection.data.sources.corners import RawCorners, coco_boxes, out_of_range, shortest_sides
 from detection.data.sources.digest import Digest
 from detection.data.sources.layout import is_inside
 from detection.data.sources.voc_files import spelled_files
@@ -209,18 +209,6 @@ def find_rows(wanted: NDArray[Any], ids: NDArray[np.int64]) -> NDArray[np.int64]
     order = np.argsort(ids, kind="stable")
     rows = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)]
     return np.where(ids[rows] == wanted, rows, -1)
-
-
-def shortest_sides(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[T] smaller of width and height of boxes [T, 4]; negative for an inverted box."""
-    return np.asarray(np.minimum(boxes[:, 2], boxes[:, 3]))
-
-
-def out_of_range(boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[T], True for boxes [T, 4] with coordinates that no image has, NaN included."""
-    if np.abs(boxes).max(initial=0) < MAX_COORDINATE / 4:  # sums along a short axis are slow
-        return np.zeros(len(boxes), dtype=np.bool_)
-    return np.asarray(~(np.abs(boxes).sum(axis=1) < MAX_COORDINATE))
 
 
 def read_bytes(path: Path, content_type: str) -> bytes:

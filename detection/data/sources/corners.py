@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from detection.data.sources.checks import MAX_COORDINATE
 from detection.errors import DataError
 from detection.params.datasets import FRACTIONS
 
@@ -137,3 +138,15 @@ def _invalid(
     beyond = (boxes[:, :2] < -TOLERANCE_PX).any(axis=1) | (boxes[:, 2:] > limits + TOLERANCE_PX).any(axis=1)
     gone = (boxes[:, 2:] <= 0).any(axis=1) | (boxes[:, :2] >= limits).any(axis=1)
     return np.asarray(flat | beyond), np.asarray(flat | gone)
+
+
+def shortest_sides(boxes: Floats) -> Floats:
+    """[T] smaller of width and height of boxes [T, 4] as x, y, width, height; negative for an inverted box."""
+    return np.asarray(np.minimum(boxes[:, 2], boxes[:, 3]))
+
+
+def out_of_range(boxes: Floats) -> NDArray[np.bool_]:
+    """[T], True for boxes [T, 4] with coordinates that no image has, NaN included."""
+    if np.abs(boxes).max(initial=0) < MAX_COORDINATE / 4:  # sums along a short axis are slow
+        return np.zeros(len(boxes), dtype=np.bool_)
+    return np.asarray(~(np.abs(boxes).sum(axis=1) < MAX_COORDINATE))

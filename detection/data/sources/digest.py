@@ -5,9 +5,12 @@ Both are independent of the location of the data and of the order in which files
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from detection.data.loading.index import Index
 from detection.errors import DataError
+
+if TYPE_CHECKING:
+    from detection.data.loading.index import Index
 
 
 class Digest:
@@ -36,7 +39,7 @@ class Digest:
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def image_sizes(root: Path, index: Index) -> dict[str, int]:
+def image_sizes(root: Path, index: "Index") -> dict[str, int]:
     """Return the file size in bytes of each image of a split, by name relative to `root`.
 
     Raises:

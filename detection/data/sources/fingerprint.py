@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detection.data.sources.digest import Digest
 from detection.data.sources.layout import shapes_folder, split_spec, walk
 from detection.errors import DataError
-from detection.files import IMAGE_SUFFIXES, checkpoint_root, data_root, read_json
+from detection.files import IMAGE_SUFFIXES, checkpoint_root, data_root, read_json, write_json
 from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
 from detection.params.stages import Checks
 
@@ -69,8 +71,8 @@ def fingerprint(name: str, dataset: Dataset, checks: Checks) -> tuple[str, str]:
         if digest != dataset.digest:
             raise DataError(pin_message(name, dataset, root, digest, changes if accepted == dataset.digest else ""))
     if listing != known or accepted != dataset.digest:
-        _write_record(record, listing, dataset.digest)
-    result = listing_hash(listing)
+        write_json(record, {"digest": dataset.digest, "files": listing}, indent=None)
+    result = _hash(listing)
     if isinstance(dataset, ShapesDataset) and result == read_json(root / SHAPES_MARKER).get("fingerprint"):
         result = shapes_folder(dataset)
     return result, changes
@@ -118,7 +120,7 @@ def list_files(root: Path, dataset: Dataset, known: Mapping[str, Stored]) -> Lis
             listing[name] = before
             continue
         with open(path, "rb") as file:
-            value = hashlib.file_digest(file, _blake2b).hexdigest()
+            value = hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
         recent = started - max(stat.st_mtime_ns, stat.st_ctime_ns) < TIME_RESOLUTION_NS
         listing[name] = Stored(value, UNKNOWN if recent else key)
     return listing
@@ -126,13 +128,14 @@ def list_files(root: Path, dataset: Dataset, known: Mapping[str, Stored]) -> Lis
 
 def tree_hash(root: Path) -> str:
     """Fingerprint of a tree of shapes."""
-    return listing_hash(list_files(root, ShapesDataset(format="shapes", path=""), {}))
+    return _hash(list_files(root, ShapesDataset(format="shapes", path=""), {}))
 
 
-def listing_hash(listing: Mapping[str, Stored]) -> str:
-    """Hash names and values, in any order."""
-    lines = sorted(f"{name}\0{stored.value}" for name, stored in listing.items())
-    return str(_blake2b("\n".join(lines).encode()).hexdigest())
+def _hash(listing: Mapping[str, Stored]) -> str:
+    digest = Digest()
+    for name, stored in listing.items():
+        digest.entry(name, stored.value)
+    return digest.hexdigest()
 
 
 def describe_changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) -> str:
@@ -147,10 +150,6 @@ def describe_changes(before: Mapping[str, Stored], after: Mapping[str, Stored]) 
             more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
             parts.append(f"{', '.join(sorted(names)[:MAX_NAMES])}{more} {what}")
     return "; ".join(parts)
-
-
-def _blake2b(content: bytes = b"") -> Any:
-    return hashlib.blake2b(content, digest_size=16)
 
 
 def _names(root: Path, dataset: Dataset) -> Iterator[tuple[str, bool]]:
@@ -199,7 +198,7 @@ def _record_file(root: Path, dataset: Dataset, checks: Checks) -> Path:
     """Record of the files that were last seen, per dataset folder, entry and checks."""
     entry = {key: value for key, value in asdict(dataset).items() if key not in ("digest", "license")}
     key = json.dumps([str(root.resolve()), entry, asdict(checks)], sort_keys=True)
-    return checkpoint_root() / "check" / f"{_blake2b(key.encode()).hexdigest()}.json"
+    return checkpoint_root() / "check" / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.json"
 
 
 def _read_record(file: Path) -> dict[str, Any]:
@@ -211,10 +210,3 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 def _listing(record: Mapping[str, Any]) -> Listing:
     return {name: Stored(value, tuple(stat)) for name, (value, stat) in record.get("files", {}).items()}
-
-
-def _write_record(file: Path, listing: Listing, digest: str | None) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps({"digest": digest, "files": listing}), encoding="utf-8")
-    partial.replace(file)

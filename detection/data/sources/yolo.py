@@ -171,7 +171,7 @@ def _classes(
     listed = tuple(dict.fromkeys(name for _, name in sorted(names.items())))
     for name in dataset.classes or ():
         if name not in listed:
-            problems.add("unknown_class", where, f"there is no class {name!r}; {did_you_mean(name, listed)}")
+            problems.add("unknown_class", where, f"unknown class {name!r}; {did_you_mean(name, listed)}")
     return names, dataset.classes or listed
 
 

@@ -113,7 +113,7 @@ def check_present(name: str, dataset: YoloDataset) -> YoloDataset:
         )
     description, resolved = describe(dataset, root), resolve(name, dataset, root)
     if not description.names and not dataset.classes:
-        where = f"{description.file} has no names" if description.file else "there is no data.yaml or classes.txt"
+        where = f"{description.file} has no names" if description.file else "data.yaml and classes.txt are missing"
         raise DataError(f"dataset {name}: {where}; name the classes of index 0, 1, … at datasets.{name}.classes")
     if dataset.labels is not None and not (root / dataset.labels).is_dir():
         raise DataError(

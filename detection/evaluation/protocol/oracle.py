@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 DETECTIONS_OF_AP = 100
-"""Limit of pycocotools' `AP`, whatever its `maxDets`; the other metrics follow the greatest limit."""
+"""Detections per image of pycocotools' `AP`, which ignores `maxDets`; the other metrics use the largest limit."""
 
 
 def score(

@@ -206,6 +206,6 @@ def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
     """Stack images to Tensor[B, 3, S, S] uint8, channels last if they are, and labels to Tensor[B] int64."""
     images, labels = zip(*samples, strict=True)
     batch = batch_memory((len(images), *images[0].shape), images[0].dtype, channels_last=images[0].stride(0) == 1)
-    for place, image in zip(batch, images, strict=True):
-        place.copy_(image)
+    for slot, image in zip(batch, images, strict=True):
+        slot.copy_(image)
     return batch, torch.tensor(labels)

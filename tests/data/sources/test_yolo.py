@@ -1,4 +1,4 @@
-"""YOLO folders as tools write them: read exactly, or every fault in the list."""
+"""YOLO folders as tools write them: boxes are read exactly, every problem is reported."""
 
 import re
 from pathlib import Path
@@ -139,7 +139,7 @@ def test_without_data_yaml(data_root: Path) -> None:
     """Label Studio: images, labels, classes.txt; or names in the entry."""
     tree(data_root, {f"images/{name}.jpg": None for name in "abcdefgh"})
     tree(data_root, {f"labels/{name}.txt": BOX for name in "abcdefgh"})
-    with pytest.raises(DataError, match=r"no data\.yaml or classes\.txt; .*datasets\.mine\.classes"):
+    with pytest.raises(DataError, match=r"data\.yaml and classes\.txt are missing; .*datasets\.mine\.classes"):
         load(holdout_fraction=0.3)
     assert load(holdout_fraction=0.3, classes=("tree", "car")).classes == ("tree", "car")
     tree(data_root, {"notes.json": '{"categories": [{"id": 1, "name": "dog"}, {"id": 0, "name": "cat"}]}'})

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.soak.clones import Clone
-from tests.soak.servers import free_port
-from tests.tracking.team.servers import Postgres, Process, start_s3
+from tests.soak.servers import Process, free_port
+from tests.tracking.team.servers import Postgres, start_s3
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "tropical-otter-9"}
@@ -83,7 +83,7 @@ def start_mlflow(
         artifacts,
     ]
     env = S3_KEYS | {"MLFLOW_S3_ENDPOINT_URL": s3.url} | more
-    return Process(words, folder / "mlflow.log", f"http://127.0.0.1:{port}", env)
+    return Process(words, folder / "mlflow.log", f"http://127.0.0.1:{port}", env).start()
 
 
 def bucket(s3: Process, name: str) -> None:

@@ -1,19 +1,14 @@
-"""PostgreSQL, S3 and an MLflow server with a login, as a team runs them, on free local ports."""
+"""PostgreSQL and S3 on free local ports."""
 
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 
-from tests.soak.clones import DROPPED_VARIABLES, wait
-from tests.soak.servers import free_port
+from tests.soak.servers import Process, free_port
 
 START_S = 300.0
 
@@ -68,57 +63,8 @@ class Postgres:
         self._folder.cleanup()
 
 
-class Process:
-    """A server process with its own process group and a log file.
-
-    Args:
-        words: Command.
-        log: File of its output.
-        url: Address that answers with a status below 500 once the server is ready.
-        env: Environment variables besides those of this process that do not concern DVC or MLflow.
-    """
-
-    def __init__(self, words: list[str], log: Path, url: str, env: Mapping[str, str] = {}) -> None:
-        self.words, self.log, self.url = words, log, url
-        kept = {key: value for key, value in os.environ.items() if not key.startswith((*DROPPED_VARIABLES, "AWS_"))}
-        self._env = (
-            kept | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | dict(env)
-        )
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        """Start the process and wait until it answers."""
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                self.words, cwd=self.log.parent, env=self._env, stdout=log, stderr=log, start_new_session=True
-            )
-        if not wait(lambda: self._answers() or self._ended(), START_S, 0.2) or self._ended():
-            raise RuntimeError(f"{self.words[2]} does not answer: {self.log.read_text()[-3000:]}")
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(self.url, timeout=5):
-                return True
-        except urllib.error.HTTPError as error:
-            return error.code < 500
-        except OSError:
-            return False
-
-    def _ended(self) -> bool:
-        return self._process is None or self._process.poll() is not None
-
-    def kill(self) -> None:
-        """Kill the server and its workers at once, like a crash."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            time.sleep(0.2)
-
-
 def start_s3(folder: Path) -> Process:
     """S3 server of moto; `Process.url` is its endpoint."""
     port = free_port()
     words = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    return Process(words, folder / "s3.log", f"http://127.0.0.1:{port}")
+    return Process(words, folder / "s3.log", f"http://127.0.0.1:{port}").start()

@@ -1,4 +1,4 @@
-"""What a member sees when the team's servers refuse him or go away; training goes on, and the gap is closed later."""
+"""Rejected logins and unavailable servers: one warning, training continues, `detection sync` sends the rest."""
 
 import logging
 import warnings
@@ -12,8 +12,8 @@ from detection.files import REPORTS_TRAIN, write_json
 from detection.params import Params
 from detection.tracking.lifecycle import log_training_artifacts, open_run, sync_workspace
 from detection.tracking.store import import_mlflow
+from tests.soak.servers import Process
 from tests.tracking.team.conftest import AUTH, AUTH_VARIABLES, PASSWORDS, Team, bucket, start_mlflow
-from tests.tracking.team.servers import Process
 
 STEPS = list(range(1, 51))
 Train = Callable[..., None]
