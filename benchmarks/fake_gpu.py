@@ -41,7 +41,7 @@ KEPT_BY_NMS = 3
 
 @dataclass
 class Traffic:
-    """What the operations of a step do, on tensors of the GPU."""
+    """Counters of a step's operations on GPU tensors."""
 
     ops: Counter[str] = field(default_factory=Counter)
     """Operations by name, without views: about the kernels that are started."""

@@ -121,7 +121,7 @@ class Video:
                 return
 
     def problem(self) -> str | None:
-        """What is wrong with a video that was read to its end: damaged parts, or an early end; None if nothing."""
+        """Problem of a video that was read to its end: damaged parts, or an early end; None without one."""
         read = f"{self._decoded} frames ({self._end:.1f} s) were read"
         frames, seconds = self._expected()
         if self._decoded < COMPLETE * frames or self._end < COMPLETE * seconds:

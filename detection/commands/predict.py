@@ -218,10 +218,10 @@ class _Session:
                     height, width = image.size
                     entry = {"file": str(file), "width": width, "height": height, "detections": image.to_json()}
                     results.extend([entry], indent=1)
+                self.num_images, self.num_detections = self.num_images + 1, self.num_detections + len(image)
                 names = (f"{name} {score:.2f}" for name, score in zip(image.names, image.scores, strict=True))
                 found = ", ".join(names) if ids is None else f"{len(image)} detections"
                 log.info("%s: %s", file, found or "no detections")
-                self.num_images, self.num_detections = self.num_images + 1, self.num_detections + len(image)
 
     def _on_each(
         self, files: Sequence[Path], sizes: Mapping[Path, tuple[int, int]]
@@ -303,7 +303,7 @@ class _Session:
             yield from zip(batch, found, strict=True)
 
     def summary(self) -> str:
-        """What was done so far."""
+        """Summary of the results so far."""
         parts = list(self.videos)
         if self.num_images or not parts:
             plural = "" if self.num_images == 1 else "s"
@@ -313,7 +313,7 @@ class _Session:
 
 
 def _read(file: Path, size: tuple[int, int] | None) -> "Tensor":
-    """An image the right way up; as stored if only then it has the size that its ground truth gives."""
+    """Read an image upright, or as stored if only then it has the size that its ground truth gives."""
     from detection.data.loading.image_io import read_image
 
     image = read_image(file, upright=True)

@@ -160,7 +160,7 @@ def coco_scores(data: ExternalData, overlaps: Overlaps, limits: CocoLimits, *, v
     protocol = f"COCO bbox, {len(data.images)} images"
     if limits != COCO_LIMITS:
         sides = " and ".join(f"{side:g}" for side in limits.area_sides)
-        protocol += f", at most {', '.join(map(str, limits.detections))} detections, areas parted at {sides} px"
+        protocol += f", at most {', '.join(map(str, limits.detections))} detections, area limits {sides} px"
     return {"protocol": protocol, "stats": stats}
 
 

@@ -33,7 +33,7 @@ class Written:
     entry: str
     """Entry for `datasets` in params.yaml, in YAML's flow style, that reads the written files."""
     losses: tuple[str, ...]
-    """What the format cannot express, each with a count or a reason."""
+    """Properties that the format cannot express, each with a count or a reason."""
 
 
 def write(raw: RawDataset, target_format: str, folder: Path, link: bool = False) -> Written:
@@ -145,7 +145,7 @@ def _numbered(index: Index) -> bool:
 
 
 def _lost_columns(splits: Splits, names: dict[str, str]) -> list[str]:
-    """What VOC and YOLO have no place for: ids that are not the file's name, areas that are not the box's."""
+    """Properties that VOC and YOLO cannot express: ids other than the file's name, areas other than the box's."""
     ids = areas = 0
     for index in splits.values():
         stems = [os.path.splitext(names[file.decode()])[0].encode() for file in index.files.tolist()]

@@ -257,7 +257,7 @@ def _voc(root: Path, files: list[str]) -> Guess | None:
 
 
 def _is_of_one_class(name: str, lists: set[str]) -> bool:
-    """Whether a list is `cat_train` beside a list `train`."""
+    """Return True for a list such as `cat_train` beside a list `train`."""
     folder, _, stem = name.rpartition("/")
     return any(f"{folder}/{stem[i + 1 :]}" in lists for i, letter in enumerate(stem) if letter == "_")
 

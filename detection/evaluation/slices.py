@@ -33,32 +33,32 @@ def of_classes(data: ExternalData, names: Sequence[str]) -> ExternalData:
         if name not in data.classes:
             raise DataError(f"--classes: {name!r} is not a class; {did_you_mean(name, data.classes)}")
     kept = [label for label, name in enumerate(data.classes) if name in names]
-    number = np.full(len(data.classes), -1)
-    number[kept] = np.arange(len(kept))
-    truth = data.ground_truth.take(np.flatnonzero(number[data.ground_truth.labels] >= 0))
-    predictions = data.predictions.take(np.flatnonzero(number[data.predictions.labels] >= 0))
-    return replace(
-        data,
-        ground_truth=replace(truth, labels=number[truth.labels]),
-        predictions=replace(predictions, labels=number[predictions.labels]),
-        classes=tuple(data.classes[label] for label in kept),
-    )
+    return _restricted(data, "labels", np.array(kept), len(data.classes), classes=tuple(data.classes[i] for i in kept))
 
 
 def of_images(data: ExternalData, rows: NDArray[np.int64]) -> ExternalData:
     """Return the data with some images only, in their order."""
-    number = np.full(len(data.images), -1)
-    number[rows] = np.arange(len(rows))
-    truth = data.ground_truth.take(np.flatnonzero(number[data.ground_truth.images] >= 0))
-    predictions = data.predictions.take(np.flatnonzero(number[data.predictions.images] >= 0))
-    return replace(
+    return _restricted(
         data,
-        ground_truth=replace(truth, images=number[truth.images]),
-        predictions=replace(predictions, images=number[predictions.images]),
+        "images",
+        rows,
+        len(data.images),
         images=tuple(data.images[row] for row in rows.tolist()),
         files=tuple(data.files[row] for row in rows.tolist()) if data.files else (),
         sizes=None if data.sizes is None else data.sizes[rows],
     )
+
+
+def _restricted(data: ExternalData, column: str, kept: NDArray[np.int64], count: int, **changes: Any) -> ExternalData:
+    """Keep the objects and detections whose `column`, a number below `count`, is in `kept`; renumber the column."""
+    number = np.full(count, -1)
+    number[kept] = np.arange(len(kept))
+    parts: dict[str, Any] = {}
+    for name in ("ground_truth", "predictions"):
+        part: Any = getattr(data, name)
+        part = part.take(np.flatnonzero(number[getattr(part, column)] >= 0))
+        parts[name] = replace(part, **{column: number[getattr(part, column)]})
+    return replace(data, **parts, **changes)
 
 
 def read(path: Path, data: ExternalData) -> Slices:

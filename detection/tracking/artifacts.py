@@ -28,7 +28,7 @@ PROXY_LIMIT = (
 )
 NO_ACCESS = "this user has no permission to write; run `detection sync` as another user"
 REFUSED = {401: NO_ACCESS, 403: NO_ACCESS, 413: PROXY_LIMIT}
-"""What to do, by HTTP status."""
+"""Fix by HTTP status."""
 TEMPORARY = (408, 425, 429)
 
 

@@ -37,7 +37,7 @@ REFUSALS = {
     "UNAUTHENTICATED": "refuses the credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     "PERMISSION_DENIED": "denies this user the access",
 }
-"""What MLflow's error codes of HTTP 401 and 403 mean."""
+"""Meaning of MLflow's error codes of HTTP 401 and 403."""
 DRIVERS = {
     "s3": ("boto3", "boto3"),
     "gs": ("google", "google-cloud-storage"),

@@ -45,7 +45,7 @@ def compile_parts(parts: Sequence[nn.Module]) -> None:
 
 
 class _State:
-    """Whether the compiler has failed, for all parts of a detector."""
+    """State of the compiler, shared by all parts of a detector."""
 
     failed = False
 

@@ -61,7 +61,7 @@ class Validator:
     tiles: Tiles | None = None
     """Windows that the images are cut into."""
     loaded: Index = field(init=False)
-    """What the detector sees: the images, or their windows."""
+    """Input of the detector: the images, or their windows."""
     loader: Loader = field(init=False)
     """Batches of `loaded`."""
 

@@ -25,7 +25,7 @@ Layout = list[tuple[int, torch.dtype, tuple[int, ...], tuple[int, ...]]]
 
 
 def to_send(batch: Any) -> Any:
-    """What a worker returns for a batch: the batch itself outside workers and where memory files are missing."""
+    """Return value of a worker for a batch: the batch itself outside workers and on systems without memory files."""
     return MemoryFile(batch) if get_worker_info() is not None and hasattr(os, "memfd_create") else batch
 
 

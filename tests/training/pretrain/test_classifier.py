@@ -82,15 +82,17 @@ def learn(folders: tuple[Folder, Folder], tmp_path: Path, monkeypatch: pytest.Mo
     return run
 
 
-def test_it_learns_stops_and_resumes_bit_equal(learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns(learn: Any) -> None:
+    _, curve = learn("long", replace(SETTINGS, iterations=64, milestones=(48,), lr=0.02))
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert curve[-1]["val_accuracy"] > 0.9, "chance is 1/3"
+
+
+def test_it_stops_and_resumes_bit_equal(learn: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, curve = learn("uninterrupted")
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
     assert [row["epoch"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert [round(row["lr"], 6) for row in curve] == [0.05] * 4 + [0.005] * 2
-    # 24 steps at a high rate are chaotic: of several seeds the last loss is 0.3 to 0.9 of the first
-    assert curve[-1]["loss"] < 0.95 * curve[0]["loss"]
-    assert curve[-1]["val_accuracy"] > 0.6, "chance is 1/3"
-
     steps, to_device = [0], classifier._to_device
 
     def counted(*args: Any) -> torch.Tensor:
