@@ -4,7 +4,7 @@
     python -m benchmarks.intervals --synthetic
 
 Random subsets of the images (without replacement) play the test splits of different users, all images the truth. For
-each subset every method of `confidence` computes a 95 % interval from the same rounds; a good method contains the
+each subset every method computes a 95 % interval from the same rounds; a good method contains the
 truth in 95 % of the subsets and misses it on both sides equally often. `half normal` draws half of the images without
 replacement instead of all with replacement and is corrected as `normal`; `unbiased normal` takes the spread of the
 estimates without bias (`resampling.Curve`), and `wilson` is what `bootstrap.intervals` returns.
@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import interval_methods as methods
 from detection.evaluation import external
-from detection.evaluation.analysis import bootstrap, confidence
+from detection.evaluation.analysis import bootstrap
 from detection.evaluation.analysis.resampling import BootstrapSample
 from detection.evaluation.protocol import voc_metrics
 from detection.evaluation.protocol.matching import match
@@ -78,11 +79,11 @@ def _others(sample: BootstrapSample, rounds: int, seed: int) -> dict[str, dict[s
     for name in COCO_SCORES:
         value, drawn = float(scores[name][0]), scores[name][1 : 1 + rounds]
         half, jackknife = scores[name][1 + rounds : 1 + 2 * rounds], scores[name][1 + 2 * rounds :]
-        result[name] = {method: (value, *confidence.interval(method, value, drawn)) for method in confidence.METHODS}
+        result[name] = {method: (value, *methods.interval(method, value, drawn)) for method in methods.METHODS}
         if len(jackknife):
-            result[name]["bca"] = (value, *confidence.bca(value, drawn[~np.isnan(drawn)], jackknife))
-        result[name]["half normal"] = (value, *confidence.interval("normal", value, half))
-        center, spread = float(unbiased[name][0]), confidence.Z * float(np.nanstd(unbiased[name][1:], ddof=1))
+            result[name]["bca"] = (value, *methods.bca(value, drawn[~np.isnan(drawn)], jackknife))
+        result[name]["half normal"] = (value, *methods.interval("normal", value, half))
+        center, spread = float(unbiased[name][0]), methods.Z * float(np.nanstd(unbiased[name][1:], ddof=1))
         result[name]["unbiased normal"] = (value, center - spread, center + spread)
     return result
 

@@ -239,7 +239,7 @@ def _difference(column: NDArray[np.float64], images: int) -> Difference:
         return Difference(value, np.nan, np.nan, np.nan, np.nan)
     better = float(np.mean((np.sign(known) + 1) / 2))
     p_value = confidence.two_sided_p(value, float(known.std()), images - 1)
-    return Difference(value, *confidence.percentile(value, known), better, p_value)
+    return Difference(value, *confidence.percentile(known), better, p_value)
 
 
 def _ground_truth(sample: BootstrapSample) -> tuple[int, int, bytes]:

@@ -2,64 +2,24 @@
 
 AP of few images is biased upward: precision is made monotone and read at 101 recalls. Images drawn with replacement
 are fewer different images, so their AP is biased again. The middle 95 % of the rounds (`percentile`) therefore lie
-too high; the other methods correct for the bias in different ways, and `wilson` starts from an estimate without it.
-`benchmarks.intervals` measures how often the interval of each contains the score on all images; the table is in
-RESULTS.md.
+too high; `wilson` starts from an estimate without that bias. `benchmarks.intervals` measures how often the interval of
+these and other methods contains the score on all images; the table is in RESULTS.md.
 
 Letters: C classes, S rounds.
 """
-
-from collections.abc import Callable
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE_LEVEL = 0.95
 TAILS = ((1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2)
-NORMAL = NormalDist()
-Z = NORMAL.inv_cdf(TAILS[1])
-"""Standard deviations on each side of a normal distribution's interval."""
 
 Values = NDArray[np.float64]
 
 
-def percentile(_: float, rounds: Values) -> tuple[float, float]:
+def percentile(rounds: Values) -> tuple[float, float]:
     """Middle 95 % of the rounds (Efron 1979); right for paired differences, whose biases cancel."""
     low, high = np.quantile(rounds, TAILS).tolist()
-    return low, high
-
-
-def basic(value: float, rounds: Values) -> tuple[float, float]:
-    """Percentiles mirrored at the score: `2 value - high` to `2 value - low` (Davison and Hinkley 1997)."""
-    low, high = percentile(value, rounds)
-    return 2 * value - high, 2 * value - low
-
-
-def normal(value: float, rounds: Values) -> tuple[float, float]:
-    """Score minus the bias of the rounds, plus and minus 1.96 of their standard deviations."""
-    center, half = 2 * value - float(rounds.mean()), Z * float(rounds.std())
-    return center - half, center + half
-
-
-def bca(value: float, rounds: Values, jackknife: Values) -> tuple[float, float]:
-    """Bias-corrected and accelerated percentiles (Efron 1987).
-
-    Args:
-        value: Score on all images.
-        rounds: [S] scores on drawn images.
-        jackknife: Scores with each image left out.
-    """
-    below = (np.sum(rounds < value) + np.sum(rounds == value) / 2) / len(rounds)
-    z0 = NORMAL.inv_cdf(min(max(below, 0.5 / len(rounds)), 1 - 0.5 / len(rounds)))
-    influence = jackknife.mean() - jackknife
-    spread = float(np.sum(influence**2))
-    acceleration = float(np.sum(influence**3)) / (6 * spread**1.5) if spread > 0 else 0.0
-    edges = []
-    for z in (-Z, Z):
-        shifted = z0 + z
-        edges.append(NORMAL.cdf(z0 + shifted / (1 - acceleration * shifted)))
-    low, high = np.quantile(rounds, edges).tolist()
     return low, high
 
 
@@ -108,26 +68,3 @@ def two_sided_p(value: float, spread: float, freedom: int) -> float:
     if freedom < 1 or value == 0:
         return 1.0
     return float(2 * stdtr(freedom, -abs(value) / spread)) if spread > 0 else 0.0
-
-
-METHODS: dict[str, Callable[[float, Values], tuple[float, float]]] = {
-    "percentile": percentile,
-    "basic": basic,
-    "normal": normal,
-}
-"""Methods that need the score and the rounds alone."""
-
-
-def interval(method: str, value: float, rounds: Values) -> tuple[float, float]:
-    """Interval of a score between 0 and 1 by a method of `METHODS`; NaN if no round has a value.
-
-    Args:
-        method: Name of the method.
-        value: Score on all images.
-        rounds: [S] scores on resampled images; NaN where a round has none.
-    """
-    known = rounds[~np.isnan(rounds)]
-    if not len(known) or np.isnan(value):
-        return np.nan, np.nan
-    low, high = METHODS[method](value, known)
-    return min(max(low, 0.0), 1.0), min(max(high, 0.0), 1.0)
