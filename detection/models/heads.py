@@ -23,8 +23,8 @@ CLASS_PRIOR = 0.01  # initial probability of every class (Lin et al. 2017, arXiv
 class GroupNorm(nn.GroupNorm):
     """Group normalization (Wu and He 2018, arXiv:1803.08494) that keeps bfloat16 under a GPU's autocast.
 
-    There torch runs it in float32, and with it the ReLU behind it: three times the memory traffic. The kernel sums in
-    float32 for bfloat16 inputs, too. Elsewhere it is torch's.
+    torch runs it and the following ReLU in float32 there, with three times the memory traffic, although the kernel
+    accumulates bfloat16 inputs in float32. On the CPU, identical to `nn.GroupNorm`.
     """
 
     def forward(self, input: Tensor) -> Tensor:

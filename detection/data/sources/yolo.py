@@ -164,7 +164,7 @@ def _classes(
     if not names:
         names = dict(enumerate(dataset.classes or ()))
     elif count is not None and count != len(names):
-        detail = f"{description.file} says {count} classes, and there are {len(names)} names; correct one of them"
+        detail = f"nc: {count} and {len(names)} names; correct one of them"
         problems.add("broken_annotation", where, detail)
     for name in description.repeated:
         problems.add("duplicate_id", where, f"several classes have the name {name!r}: read as one")

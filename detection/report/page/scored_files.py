@@ -29,7 +29,7 @@ DEFAULT_SCORE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the data come from."""
+    """Files of ground truth, detections and images."""
 
     detections: Path
     ground_truth: Path
