@@ -165,11 +165,9 @@ def _read_torch(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise CheckpointError(f"{path} needs the package safetensors; pip install safetensors") from None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from detection.commands.predict import predict
 from detection.errors import DataError
 from detection.video import Video, VideoWriter
 
-av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 HEIGHT, WIDTH, RATE = 96, 128, 20
 
 

@@ -50,8 +50,6 @@ class Team:
 
 @pytest.fixture(scope="package")
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    pytest.importorskip("moto", reason="moto, the S3 server of the test, is not installed")
-    pytest.importorskip("psycopg", reason="the extra `team` is not installed")
     if Postgres.binary("initdb") is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
     folder = tmp_path_factory.mktemp("team")
