@@ -75,13 +75,6 @@ def test_safetensors(state: dict[str, Tensor], tmp_path: Path) -> None:
         read_state_dict(tmp_path / "w.safetensors")
 
 
-def test_safetensors_without_the_package_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "safetensors", None)
-    (tmp_path / "w.safetensors").touch()
-    with pytest.raises(CheckpointError, match="pip install safetensors"):
-        read_state_dict(tmp_path / "w.safetensors")
-
-
 def bad_files(folder: Path) -> dict[str, str]:
     """Bad files by the problem that the message names."""
     save_weights(folder / "whole.pth", {"weight": torch.randn(64, 64)})
