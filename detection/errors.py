@@ -52,7 +52,7 @@ def user_message(error: BaseException) -> str | None:
         return (
             "out of GPU memory: raise train.accumulate, which splits each batch, or lower the recipe's "
             "batch_size or image_size (train.validate_batch_size if it happened in a validation, "
-            "evaluate.batch_size in evaluate)"
+            "evaluate.batch_size in evaluate, --batch-size in predict)"
         )
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         file = f" ({error.filename})" if error.filename else ""

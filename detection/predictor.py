@@ -24,7 +24,6 @@ from detection.files import DETECTOR
 from detection.inference import merge_windows, run_detector, run_on_batches
 from detection.input_files import image_files
 from detection.models.build import LoadedDetector, check_classes, load_detector
-from detection.models.detector import Detections
 
 if TYPE_CHECKING:
     from detection.evaluation.evaluate import Evaluation
@@ -164,7 +163,9 @@ class Predictor:
         return path, eval_sample(image, no_boxes, no_labels, 0, self.recipe)
 
     def _detect(self, images: list[tuple[Path | None, Sample]], threshold: float) -> Iterator[ImageDetections]:
-        found = self._forward([sample for _, sample in images])
+        batch = collate([sample for _, sample in images], self.recipe)
+        with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
+            found = self.detector.detect(batch.images.to(self.device), batch.sizes)
         for (path, sample), detections in zip(images, found, strict=True):
             keep = detections.scores >= threshold
             boxes, scores, labels = (
@@ -172,18 +173,6 @@ class Predictor:
             )
             names = tuple(self.classes[label] for label in labels)
             yield ImageDetections(boxes, scores, labels, names, sample.original, path)
-
-    def _forward(self, samples: list[Sample]) -> list[Detections]:
-        """Detections on a batch, or on its halves if the GPU has too little memory for it."""
-        batch = collate(samples, self.recipe)
-        try:
-            with torch.inference_mode(), exact_float32(self.device), autocast(self.device, self._dtype):
-                return self.detector.detect(batch.images.to(self.device), batch.sizes)
-        except torch.OutOfMemoryError:
-            if len(samples) == 1:
-                raise
-        middle = len(samples) // 2  # not in the handler: the error's traceback keeps the tensors of the batch alive
-        return self._forward(samples[:middle]) + self._forward(samples[middle:])
 
 
 def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str = "fp32") -> Predictor:
