@@ -16,6 +16,7 @@ from detection.commands import Command
 from detection.errors import CheckpointError, DataError
 from detection.files import DETECTOR, HEIF_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from detection.input_files import InputFiles, find_inputs
+from detection.training.common.signals import StopSignals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,7 +97,7 @@ def predict(
     * Each image with its boxes drawn.
     * Per video `NAME.jsonl`, a line `{frame, time, detections}` per frame, and `NAME.mp4` with the boxes drawn.
 
-    An interrupted command leaves what was done until then.
+    An interrupted command (SIGINT, SIGTERM, SIGHUP) finishes the current image or frame and keeps the results.
 
     Args:
         sources: Images, videos, folders of images, patterns, or text files with one path per line.
@@ -135,19 +136,20 @@ def predict(
     from detection.predictor import load
 
     threshold = threshold if threshold is not None else 0.0 if coco else DEFAULT_THRESHOLD
-    session = _Session(load(weights, device=device), out, threshold, batch_size, draw)
-    ids = _coco_ids(files.images, session.predictor.classes, ground_truth) if coco else None
+    predictor = load(weights, device=device)
+    ids = _coco_ids(files.images, predictor.classes, ground_truth) if coco else None
     out.mkdir(parents=True, exist_ok=True)
-    try:
+    with StopSignals() as stop:
+        session = _Session(predictor, out, threshold, batch_size, draw, stop)
         if files.images:
             session.detect_on_images(files.images, targets, ids)
         for file in files.videos:
             session.detect_on_video(file, targets[file], every)
         if camera is not None:
             session.detect_on_video(camera, out / f"camera{camera}.mp4", every)
-    except KeyboardInterrupt:
-        log.info("interrupted; %s", session.summary() or "no images processed")
-        raise
+    if stop.signal is not None:
+        log.info("interrupted; %s", session.summary())
+        raise SystemExit(128 + stop.signal)
     summary = session.summary()
     if session.unread:
         log.info("%s", summary)
@@ -196,6 +198,8 @@ class _Session:
     threshold: float
     batch_size: int
     draw: bool
+    stop: StopSignals
+    """Checked after each image and frame, so that the files are complete and the summary counts what they hold."""
     unread: list[str] = field(default_factory=list)
     """Files that cannot be read, or only in part."""
     num_images: int = 0
@@ -222,6 +226,8 @@ class _Session:
                 names = (f"{name} {score:.2f}" for name, score in zip(image.names, image.scores, strict=True))
                 found = ", ".join(names) if ids is None else f"{len(image)} detections"
                 log.info("%s: %s", file, found or "no detections")
+                if self.stop.signal is not None:
+                    return
 
     def _on_each(
         self, files: Sequence[Path], sizes: Mapping[Path, tuple[int, int]]
@@ -267,6 +273,8 @@ class _Session:
 
         from detection.video import Video, VideoWriter
 
+        if self.stop.signal is not None:
+            return
         try:
             video = Video.open(source) if isinstance(source, Path) else Video.open_camera(source)
         except DataError as error:
@@ -288,10 +296,12 @@ class _Session:
                     frames, detections = frames + 1, detections + len(image)
                     if frames % FRAMES_PER_LINE == 0:
                         log.info("%s: %d frames, %.1f s, %d detections", video.name, frames, frame.time, detections)
+                    if self.stop.signal is not None:
+                        break
         finally:
             drawn = f", {target}" if self.draw else ""
             self.videos.append(f"{detections} detections on {frames} frames of {video.name}: {lines}{drawn}")
-        if problem := video.problem():
+        if self.stop.signal is None and (problem := video.problem()):
             self._skip(video.name, f"{video.name}: {problem}")
 
     def _on_frames(self, video: "Video", every: int, batch_size: int) -> Iterator[tuple["Frame", "ImageDetections"]]:
