@@ -12,7 +12,6 @@ class Absent:
             raise ModuleNotFoundError(f"{name} is not installed", name=name)
 
 sys.meta_path.insert(0, Absent())
-import benchmarks.gpu
 from benchmarks.sides import CASES, build, make_batch, our_step
 import torch
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import psutil
-
 from detection.errors import DataError
 from detection.files import DETECTOR, EVALUATION_RUN_JSON, TRAIN_RUN_JSON, dvc_root, md5
 from detection.pipeline import LOCK, PARAMS, locked_outs, locked_stages, parse
@@ -121,6 +119,8 @@ class Repository:
 
     def running(self) -> str | None:
         """Command of a live process that writes outputs in the workspace, such as `dvc exp run`; None without one."""
+        import psutil  # not at the top: training without a run works without it
+
         try:
             written = json.loads((self.root / ".dvc/tmp/rwlock").read_bytes()).get("write", {})
         except (OSError, ValueError):
