@@ -229,8 +229,15 @@ KINDS: dict[str, tuple[Callable[[Bench, str], Figure], tuple[str, ...]]] = {
 }
 
 
-TINY = ("step/fasterrcnn_mobilenet_320", "agreement/ssdlite320", "train/ssdlite320", "evaluate/ssdlite320")
-TINY += ("train/fasterrcnn_mobilenet_320", "loader/ssdlite320", "compiled/ssdlite320")
+TINY = (
+    "step/fasterrcnn_mobilenet_320",
+    "agreement/ssdlite320",
+    "train/ssdlite320",
+    "evaluate/ssdlite320",
+    "train/fasterrcnn_mobilenet_320",
+    "loader/ssdlite320",
+    "compiled/ssdlite320",
+)
 """Figures of `--tiny`, unless it names others."""
 
 
