@@ -80,7 +80,7 @@ def experiment(bench: Bench, name: str) -> Params:
     raw = read_yaml(bench.params)
     dataset, epochs = ("shapes", 1) if bench.tiny else ("voc2007_320", EPOCHS.get(name, 20))
     budget = raw["budgets"][dataset]
-    budget["epochs"] = epochs
+    budget |= {"epochs": epochs, "batch_size": 32}
     raw["train"] |= {"device": bench.device.type, "validate_every": 5, "sample_every_epochs": 0, "log_every": 50}
     if bench.backbone is not None and raw["models"][name]["backbone"] in bench.backbone.name:
         raw["pretrain"] |= {"method": "file", "file": str(bench.backbone)}
@@ -88,7 +88,7 @@ def experiment(bench: Bench, name: str) -> Params:
     else:
         raw["pretrain"]["method"] = "crops"
         raw["presets"]["small"]["optimizer"]["lr"] = 6e-4  # 2.4e-3 at the batch size below
-        budget |= {"preset": "small", "batch_size": 32}
+        budget["preset"] = "small"
     if bench.tiny:
         raw["datasets"][dataset] |= {"image_size": 64, "train": 4, "val": 2, "test": 2}
         budget |= {"image_size": 64, "batch_size": 2}
