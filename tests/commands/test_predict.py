@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,6 +170,43 @@ def test_an_interrupted_process_keeps_its_results(project: Path, weights: Path) 
     assert 3 <= len(found) < 4000
     assert f"on {len(found)} image" in rest.splitlines()[-1]
     assert rest.splitlines()[-1].startswith("interrupted; ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_results_and_summary_agree_wherever_a_signal_arrives(
+    project: Path,
+    weights: Path,
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from detection.commands import predict
+
+    class Interrupted(predict._JsonList):
+        """Signals come before and after the second entry is written."""
+
+        count = 0
+
+        def extend(self, values: Sequence[dict[str, Any]], indent: int | None = None) -> None:
+            Interrupted.count += 1
+            if Interrupted.count == 2:
+                signal.raise_signal(number)
+            super().extend(values, indent)
+            if Interrupted.count == 2:
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(predict, "_JsonList", Interrupted)
+    images = [save_image(project / f"{i}.png") for i in range(4)]
+    before = signal.signal(number, lambda *_: None)  # a command that does not handle it must not end pytest
+    try:
+        with caplog.at_level("INFO"), pytest.raises(SystemExit) as stopped:
+            predict.predict(images, weights, project / "out", device="cpu", draw=False)
+    finally:
+        signal.signal(number, before)
+    assert stopped.value.code == 128 + number
+    assert len(json.loads((project / "out/detections.json").read_text())) == 2
+    assert caplog.messages[-1].startswith("interrupted; ")
+    assert " on 2 images: " in caplog.messages[-1]
 
 
 def test_the_list_is_complete_after_every_entry(tmp_path: Path) -> None:
