@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from detection import nodes
 from detection.errors import ParamsError
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,13 @@ def pick_devices(count: int | str, device: torch.device, batch_size: int) -> int
     """Number of devices to train on; `auto` is one CPU, or the most GPUs that divide the batch evenly.
 
     Raises:
-        ParamsError: More GPUs than available.
+        ParamsError: More GPUs than available, or a batch that the devices of several machines cannot share equally.
     """
     available = torch.cuda.device_count() if device.type == "cuda" else None
+    nodes.check_batch(batch_size, count)
     if isinstance(count, str):
-        return max(n for n in range(1, (available or 1) + 1) if batch_size % n == 0)
+        machines = nodes.count()
+        return max(n for n in range(1, (available or 1) + 1) if batch_size % (n * machines) == 0)
     if count < 1 or count > (available or count):
         limit = f"1 to {available} for the GPUs available" if available else "at least 1 (processes on the CPU)"
         raise ParamsError(f"params.yaml: train.devices: {count} is not possible here; set {limit}")

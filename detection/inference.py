@@ -1,7 +1,7 @@
 """Inference: a detector on every image of a split."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import nms
 
+from detection import distributed
 from detection.data.loading.batch import Batch, ImageSizes
 from detection.data.loading.index import Index
-from detection.data.loading.loader import DetectionDataset, Loader, loader_workers
+from detection.data.loading.loader import DetectionDataset, Loader, batches_of_equal_size, loader_workers
 from detection.data.loading.tiles import LEFT, OWNER, TOP, covered, cut, touches_inner_edge
 from detection.device import autocast, exact_float32, pick_device, pick_precision
 from detection.evaluation.protocol.results import SplitDetections
@@ -34,10 +35,12 @@ def run_detector(
     precision: str = "fp32",
     score_threshold: float | None = None,
     tiles: Tiles | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> SplitDetections:
     """Run a detector on every image of a split, in batches of images of equal size.
 
-    The detections do not depend on the batch size, and come in the order of the split.
+    The detections do not depend on the batch size, and come in the order of the split. Several ranks share the
+    batches; each gets the detections of all.
 
     Args:
         detector: Detector; its training mode is restored at the end.
@@ -50,14 +53,18 @@ def run_detector(
         precision: `auto`, `bf16` or `fp32`.
         score_threshold: Minimum score of returned detections; None for no further limit.
         tiles: Windows that the images are cut into; None for whole images.
+        before: Called once the loader has forked its workers.
     """
     if tiles is not None:
         index = cut(index, tiles)
     target = pick_device(device)
     dataset = DetectionDataset(index, root, recipe, train=False)
     loader = Loader(dataset, batch_size, loader_workers(workers, target), shuffle=False, equal_sizes=True)
+    loader.start()
+    before()
     detector.to(target)
-    found = run_on_batches(detector, loader.epoch(0), precision, score_threshold, "evaluate.batch_size")
+    mine = batches_of_equal_size(index.sizes, batch_size, recipe)[distributed.rank() :: distributed.world_size()]
+    found = run_on_batches(detector, loader.of_rows(mine), precision, score_threshold, "evaluate.batch_size")
     return found if tiles is None else merge_windows(found, index, recipe)
 
 
@@ -65,6 +72,8 @@ def run_on_batches(
     detector: Detector, batches: Iterable[Batch], precision: str, score_threshold: float | None, key: str
 ) -> SplitDetections:
     """Run a detector on batches, on the device that it is on.
+
+    Returns the detections of all ranks, in the order of the images.
 
     The first time that a GPU has too little memory for a batch, it and all later ones are halved.
 
@@ -95,7 +104,7 @@ def run_on_batches(
                 detections = [one for part in slices for one in _detect(detector, batch, part, device, dtype)]
             parts.append(_pack(batch.rows, detections, score_threshold))
     detector.train(was_training)
-    whole = SplitDetections.concat(parts)
+    whole = SplitDetections.concat(distributed.gather(SplitDetections.concat(parts)))
     return whole.select(np.argsort(whole.images, kind="stable"))
 
 

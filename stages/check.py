@@ -7,7 +7,7 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
-from detection import params
+from detection import nodes, params
 from detection.data.sources.fingerprint import fingerprint
 from detection.data.sources.layout import check_present
 from detection.errors import DataError, DetectionError
@@ -26,6 +26,7 @@ def main() -> None:
     """
     try:
         loaded = params.load()
+        nodes.check_batch(loaded.recipe.batch_size, loaded.train.devices)
         check_present(loaded.dataset, loaded.data)
         sources = {"backbone": _backbone_weights(loaded.pretrain), "start": _start(loaded)}
         raw_data, changes = fingerprint(loaded.dataset, loaded.data, loaded.prepare.checks)

@@ -31,6 +31,7 @@ def run(stage: Callable[[], None]) -> None:
     SystemExit, so that open files and runs are closed. Training handles them with `StopSignals`.
     """
     die_with_parent()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # warns of each connection to a machine without a name
     signal.signal(signal.SIGTERM, _exit)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored under `nohup`
         signal.signal(signal.SIGHUP, _exit)

@@ -2,10 +2,15 @@
 
 import logging
 import time
+from functools import partial
+from typing import TYPE_CHECKING
 
 from detection.files import DETECTOR, EVALUATED_JSON, EVALUATION_TABLES, REPORTS_EVALUATION, md5
-from detection.params import load
+from detection.params import Params, load
 from stages.entry import run
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 LOGGED_METRICS = ("AP", "AP50", "AP75", "voc_ap50_11pt")
@@ -14,9 +19,20 @@ LOGGED_METRICS = ("AP", "AP50", "AP75", "voc_ap50_11pt")
 def main() -> None:
     """Detect on every test image, compute COCO's and VOC's metrics, and log them to the MLflow run."""
     params = load()
+    from detection import launch
+    from detection.device import pick_device, pick_devices
+
+    device, devices = pick_device(params.evaluate.device), 1
+    if device == pick_device(params.train.device):
+        devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
+    launch.run(devices, "stages.evaluate", device, partial(evaluate, params, device), (REPORTS_EVALUATION,))
+
+
+def evaluate(params: Params, device: "torch.device") -> None:
+    """Evaluate in this process, alone or as one of several ranks, which share the images."""
     import msgspec
 
-    from detection import profiling
+    from detection import distributed, process_group, profiling
     from detection.data.loading.prepared import Prepared
     from detection.data.loading.tiles import cut
     from detection.evaluation.analysis.tables import Tables, write_tables
@@ -30,22 +46,22 @@ def main() -> None:
     prepared.check_unchanged("test")
     loaded, digest = load_detector(DETECTOR), md5(DETECTOR)
     check_classes(DETECTOR, loaded, prepared.classes)
-    index = prepared.index("test")
+    index, recipe = prepared.index("test"), loaded.recipe
     detections = run_detector(
-        loaded.detector,
-        index,
-        prepared.root,
-        loaded.recipe,
+        loaded.detector, index, prepared.root, recipe,
         batch_size=params.evaluate.batch_size,
         workers=params.train.workers,
         device=params.evaluate.device,
         precision=params.evaluate.precision,
         score_threshold=params.evaluate.score_threshold,
         tiles=loaded.tiles,
-    )
+        before=partial(process_group.join, device, "evaluate"),
+    )  # fmt: skip
+    if not distributed.is_main():
+        return
     evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)
     seen = cut(index, loaded.tiles) if loaded.tiles else index
-    speed = profiling.measure(loaded.detector, seen, prepared.root, loaded.recipe, params.evaluate)
+    speed = profiling.measure(loaded.detector, seen, prepared.root, recipe, params.evaluate)
     encoded = msgspec.json.encode(detections.to_coco(index))
     ids = msgspec.json.encode(describe_ids(index, loaded.classes))
     files: Tables = {"speed.json": speed, "detections.json": encoded, "detection_ids.json": ids}

@@ -23,22 +23,22 @@ def main() -> None:
     params = load()
     if resolved()["from"] is not None:  # the start weights hold a backbone
         params = replace(params, pretrain=replace(params.pretrain, method="none"))
+    from detection import launch
     from detection.device import pick_device, pick_devices
-    from detection.training.common import launch
 
     device = pick_device(params.train.device)
-    devices = 1
-    if params.pretrain.method == "imagefolder":  # the other methods take minutes on one device
+    devices, alone = 1, params.pretrain.method != "imagefolder"  # the other methods take minutes on one device
+    if not alone:
         devices = pick_devices(params.train.devices, device, params.pretrain.imagefolder.batch_size)
-    launch.run(devices, "stages.pretrain", device, partial(pretrain, params, device))
+    outputs = (BACKBONE, START, REPORTS_PRETRAIN)
+    launch.run(devices, "stages.pretrain", device, partial(pretrain, params, device), outputs, alone=alone)
 
 
 def pretrain(params: Params, device: "torch.device") -> None:
     """Make the weights in this process, alone or as one of several ranks, or reuse finished ones."""
-    from detection import distributed
+    from detection import distributed, launch, process_group
     from detection.experiments.start_weights import fetch_start
     from detection.files import save_weights
-    from detection.training.common import launch
     from detection.training.common.checkpoint import Checkpoints, content_key
     from detection.training.common.environment import determinism
     from detection.training.common.history import CsvTable
@@ -47,7 +47,7 @@ def pretrain(params: Params, device: "torch.device") -> None:
 
     backbone, method = params.recipe.backbone, params.pretrain.method
     inputs, make_weights = select_method(params, device)
-    launch.join(device)
+    process_group.join(device, "pretrain")
     source = resolved()
     origin = describe_start(params) if source["from"] is None else f"the detector {source['from']}"
     log.info("backbone %s from %s", backbone, origin)

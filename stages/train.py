@@ -4,7 +4,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
-from detection.files import DETECTOR, PREPARED, REPORTS_TRAIN, write_json
+from detection.files import DETECTOR, PREPARED, REPORTS_TRAIN, TRAIN_RUN_JSON, write_json
 from detection.params import Params, load
 from stages.entry import run
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 def main() -> None:
     """Read data/prepared, models/backbone.pt and models/start.pt, write models/detector.pt and reports/train."""
     params = load()
+    from detection import launch
     from detection.device import pick_device, pick_devices
-    from detection.training.common import launch
 
     device = pick_device(params.train.device)
     devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
-    launch.run(devices, "stages.train", device, partial(train, params, device))
+    outputs = (DETECTOR, REPORTS_TRAIN, TRAIN_RUN_JSON)
+    launch.run(devices, "stages.train", device, partial(train, params, device), outputs)
 
 
 def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several ranks."""
+    from detection import launch, process_group
     from detection.data.loading.prepared import Prepared
-    from detection.training.common import launch
     from detection.training.common.environment import determinism
     from detection.training.common.signals import StopSignals
     from detection.training.common.threads import settle_threads
@@ -42,8 +43,8 @@ def train(params: Params, device: "torch.device") -> None:
     prepared.check_unchanged("val")
     with launch.reports_folder(REPORTS_TRAIN) as reports, determinism(params.train.determinism):
         job = build_job(params, prepared, device, reports)
-        launch.join(device)
-        values = {k: v for k, v in asdict(params).items() if k in ("model", "dataset", "seed", "overrides")}
+        process_group.join(device, "train")
+        values = {key: asdict(params)[key] for key in ("model", "dataset", "seed", "overrides")}
         values |= {"recipe": asdict(job.recipe), "classes": prepared.classes}
         values |= {"start": asdict(job.transfer)} if job.transfer else {}
         write_json(reports / "recipe.json", values)
@@ -70,10 +71,8 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
         if distributed.is_main():
             write_json(REPORTS_TRAIN / "metrics.json", summary)
             DETECTOR.parent.mkdir(exist_ok=True)
-            recipe, classes = job.recipe, job.validator.classes
-            save_detector(
-                DETECTOR, job.detector.state_dict(), recipe, classes, params.model, summary, job.validator.tiles
-            )
+            state, classes, tiles = job.detector.state_dict(), job.validator.classes, job.validator.tiles
+            save_detector(DETECTOR, state, job.recipe, classes, params.model, summary, tiles)
             log_training_artifacts(mlflow_run)
 
 

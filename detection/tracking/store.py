@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detection import nodes
 from detection.errors import TrackingError, reason
 from detection.files import dvc_root, locked
 
@@ -67,8 +68,8 @@ class Store:
 
 
 def switched_off() -> bool:
-    """Return True where `DETECTION_TRACKING=off` is set."""
-    return os.environ.get("DETECTION_TRACKING", "").lower() in ("off", "0", "false", "no")
+    """Return True where `DETECTION_TRACKING=off` is set, and on all machines of a joint training but the first."""
+    return os.environ.get("DETECTION_TRACKING", "").lower() in ("off", "0", "false", "no") or nodes.is_other()
 
 
 def tracking_uri() -> str:

@@ -25,7 +25,7 @@ from detection.models.transfer import Transfer
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
 from detection.tracking.run import Run
-from detection.training.common import launch
+from detection.training.common import data_parallel
 from detection.training.common.checkpoint import (
     PARTIAL_SUFFIX,
     STATE_FILE,
@@ -117,12 +117,12 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
     """
     settings, schedule, checkpoints = job.settings, job.recipe.schedule, job.checkpoints
     steps, steps_per_epoch = job.steps(), len(job.loader)
-    model = launch.wrap(job.detector, job.device)
+    model = data_parallel.wrap(job.detector, job.device)
     optimizer = make_optimizer(job.detector, job.recipe.optimizer)
     ema = None if settings.ema is None else MovingAverage(job.detector, settings.ema)
     saved = checkpoints.load(STATE_FILE)
     state = restore(saved, job.detector, optimizer, ema) if saved else State()
-    launch.check_same_start(state.step, job.detector)
+    data_parallel.check_same_start(state.step, job.detector)
     history = History(job.reports, saved["history"] if saved else None)
     run.update(state.step)
     buffer = LossBuffer(history, job.loader.dataset.index)
@@ -178,7 +178,7 @@ def fit(job: TrainingJob, run: Run, stop: StopSignals) -> dict[str, float]:
             set_learning_rate(optimizer, factor, phase.freeze_backbone)
             if freeze_backbone(optimizer, phase.freeze_backbone):
                 del model  # DDP is made for the parameters that have gradients
-                model = launch.wrap(job.detector, job.device)
+                model = data_parallel.wrap(job.detector, job.device)
 
             # a single training step
             batch = next(batches)
@@ -263,7 +263,7 @@ def _validate(
         if values := train_rates | _score_train_sample(job, detector, run, epoch):
             history.add_metrics(epoch, state.step, values)
         return
-    launch.broadcast_buffers(detector)
+    data_parallel.broadcast_buffers(detector)
     metrics, detections = job.validator.validate(detector)
     if job.settings.validation_loss:
         metrics["val_loss"] = job.validator.loss(detector)
@@ -284,7 +284,7 @@ def _score_train_sample(job: TrainingJob, detector: Detector, run: Run, epoch: i
     """Score and draw the handful of training images, when samples are due."""
     if job.train_sample is None or not job.samples_due(epoch):
         return {}
-    launch.broadcast_buffers(detector)
+    data_parallel.broadcast_buffers(detector)
     metrics, detections = job.train_sample.validate(detector)
     _draw_samples(job, job.train_sample, detections, run, epoch)
     log.info("epoch %d  AP %.4f on %d training images", epoch, metrics["AP"], len(job.train_sample.index))
@@ -312,7 +312,7 @@ def _keep_weights(job: TrainingJob, detector: Detector, step: int) -> None:
     number, rest = divmod(step, length)
     if job.settings.keep_every is None or rest or not number or number % job.settings.keep_every:
         return
-    launch.broadcast_buffers(detector)
+    data_parallel.broadcast_buffers(detector)
     path = job.checkpoints.folder / KEPT / f"{unit}_{number:0{4 if unit == 'epoch' else 7}d}.pt"
     if not distributed.is_main() or path.exists():  # resumed: the same weights
         return

@@ -79,13 +79,12 @@ class Validator:
     def validate(self, detector: Detector) -> tuple[dict[str, float], SplitDetections]:
         """Return COCO's 12 metrics and VOC's two APs, and the detections.
 
-        Each rank runs the detector on its share of the images; all ranks compute the metrics of the split.
+        Each rank runs the detector on its share of the batches, so that the detections are those of a single process;
+        all ranks compute the metrics of the split.
         """
-        share = np.arange(distributed.rank(), len(self.loaded), distributed.world_size())
-        batches = batches_of_equal_size(self.loaded.sizes[share], self.batch_size, self.recipe)
-        loaded = self.loader.of_rows([share[rows] for rows in batches])
-        part = run_on_batches(detector, loaded, self.precision, None, "train.validate_batch_size")
-        detections = SplitDetections.concat(distributed.gather(part))
+        batches = batches_of_equal_size(self.loaded.sizes, self.batch_size, self.recipe)
+        loaded = self.loader.of_rows(batches[distributed.rank() :: distributed.world_size()])
+        detections = run_on_batches(detector, loaded, self.precision, None, "train.validate_batch_size")
         if self.tiles:
             detections = merge_windows(detections, self.loaded, self.recipe)
         overlaps = Overlaps.of_index(self.index, detections, len(self.classes))

@@ -22,14 +22,17 @@ NO_RESULT = (
     "detection/errors.py",
     "detection/experiments",
     "detection/files.py",
+    "detection/launch.py",
+    "detection/nodes.py",
     "detection/pipeline.py",
+    "detection/process_group.py",
     "detection/report",
     "detection/text.py",
     "detection/tracking",
     "stages/__init__.py",
     "stages/entry.py",
 )
-"""Code that cannot change a stage's result: it logs, draws, finds files or formats messages."""
+"""Code that cannot change a stage's result: it logs, draws, finds files, starts processes or formats messages."""
 RAW_DATA = ("detection/data/archives.py", "detection/data/sources")
 """Readers of raw data. After `prepare` their result is data/prepared, which is a dependency of its own."""
 EXEMPT = {

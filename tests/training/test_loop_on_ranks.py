@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from detection import distributed
+from detection import distributed, launch
 from detection.data.loading.batch import Targets
 from detection.data.loading.loader import BatchSampler
 from detection.device import pick_devices
@@ -26,7 +26,7 @@ from detection.models.heads import ConfusionMeter
 from detection.params import load
 from detection.tracking.run import NoRun
 from detection.training import loop
-from detection.training.common import launch
+from detection.training.common import data_parallel
 from detection.training.common.checkpoint import Checkpoints
 from detection.training.common.signals import StopSignals
 from detection.training.loop import fit
@@ -216,7 +216,7 @@ def test_ranks_that_start_differently_are_refused(tmp_path: Path) -> None:
         model = torch.nn.Linear(2, 2)
         torch.nn.init.constant_(model.weight, 1.0)
         torch.nn.init.constant_(model.bias, float(distributed.rank()) if differs == "weights" else 0.0)
-        launch.check_same_start(distributed.rank() if differs == "step" else 0, model)
+        data_parallel.check_same_start(distributed.rank() if differs == "step" else 0, model)
 
     for differs in ("weights", "step", "nothing"):
         outcomes = run_ranks(2, tmp_path, work)

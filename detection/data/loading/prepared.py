@@ -6,6 +6,7 @@ index = prepared.index("train")
 image = prepared.root / index[0].file
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ class Prepared:
                 f"the {split} images of {name} in {self.root} differ from those that were prepared; "
                 f"{restore}, or run `dvc repro` to use them"
             )
+
+    def describe_images(self, split: str) -> dict[str, str]:
+        """Hash of the objects and size in bytes of the file of each image, for comparisons with another machine."""
+        index, found = self.index(split), {}
+        sizes = image_sizes(self.root, index)
+        for record in (index[i] for i in range(len(index))):
+            columns = (record.boxes, record.labels, record.difficult, record.crowd, record.areas)
+            objects = b"".join(column.tobytes() for column in columns)
+            found[record.file] = f"{hashlib.blake2b(objects, digest_size=16).hexdigest()} {sizes[record.file]}"
+        return found
 
 
 def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED, tiles: Tiles | None = None) -> None:

@@ -9,15 +9,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from detection.distributed import STOPPING
+
 log = logging.getLogger(__name__)
 CHECKPOINT_INTERVAL_S = 30.0
 """Shortest time between two periodic checkpoints."""
 MIN_INTERVAL_PER_SAVE = 50
 """The interval is at least this many times the duration of the last save, which limits saving to 2 %."""
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a scheduler or `docker stop`, and a terminal that is closed."""
 
 
 class StopSignals:

@@ -21,7 +21,7 @@ from detection.device import autocast
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.recipe_base import Optimizer, Schedule
-from detection.training.common import launch
+from detection.training.common import data_parallel
 from detection.training.common.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
 from detection.training.common.history import CsvTable, Progress
 from detection.training.common.optim import learning_rate_factor, make_optimizer, set_learning_rate
@@ -123,11 +123,11 @@ def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor]
     torch.manual_seed(job.seed)
     model = Classifier(job.backbone, job.classes).to(job.device)
     model = model.to(memory_format=torch.channels_last)
-    network = launch.wrap(model, job.device)
+    network = data_parallel.wrap(model, job.device)
     optimizer = make_optimizer(model, job.optimizer)
     saved, steps_per_epoch = checkpoints.load(STATE_FILE), len(job.data)
     state = restore(saved, model, optimizer, None) if saved else State()
-    launch.check_same_start(state.step, model)
+    data_parallel.check_same_start(state.step, model)
     curve = CsvTable(job.curves, COLUMNS, saved["curve"] if saved else ())
     # loss, accuracy and number of steps since the curve's last row; on the device until they are read
     sums = (saved["sums"] if saved else torch.zeros(3)).to(job.device)
@@ -145,7 +145,7 @@ def fit(job: ClassifierJob, checkpoints: Checkpoints) -> tuple[dict[str, Tensor]
             # once in a while: add a row to the curve (all ranks take part)
             if (last or state.step % steps_per_epoch == 0) and state.validated < state.step:
                 state.validated = state.step
-                launch.broadcast_buffers(model)
+                data_parallel.broadcast_buffers(model)
                 values = {**_means(sums, state.step), "val_accuracy": _accuracy(model, job)}
                 curve.extend([{"epoch": epochs, "lr": optimizer.param_groups[0]["lr"], **values}])
                 log.info("epoch %.2f  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), epochs)

@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
+from detection import launch, process_group
 from detection.errors import DetectionError
-from detection.training.common import launch
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = """
 import time
 import torch
 from detection import distributed
-from detection.training.common import launch
+from detection import launch, process_group
 from detection.training.common.checkpoint import Checkpoints
 from detection.training.common.signals import StopSignals
 from stages.entry import run
 
 def work():
-    launch.join(torch.device("cpu"))
+    process_group.join(torch.device("cpu"))
     checkpoints = Checkpoints("train", "key")
     with checkpoints.locked(), StopSignals() as stop:
         start = (checkpoints.load("state.pt") or {"step": 0})["step"]
@@ -160,12 +160,14 @@ def test_the_place_among_the_processes() -> None:
 
 
 def test_a_timeout_is_one_line() -> None:
-    error = launch._timeout_error(RuntimeError("[gloo] Timed out waiting 900000ms for recv operation to complete"))
+    error = process_group._timeout_error(
+        RuntimeError("[gloo] Timed out waiting 900000ms for recv operation to complete")
+    )
     assert error is not None
     assert "waited 15 minutes" in str(error)
     assert "\n" not in str(error)
-    assert launch._timeout_error(RuntimeError("Connection closed by peer")) is None
-    assert launch._timeout_error(ValueError("timed out")) is None
+    assert process_group._timeout_error(RuntimeError("Connection closed by peer")) is None
+    assert process_group._timeout_error(ValueError("timed out")) is None
 
 
 class Failure:
@@ -173,7 +175,7 @@ class Failure:
 
     def __init__(self, rank: int, exitcode: int, timestamp: int, text: str = "", user_error: bool = False) -> None:
         self.local_rank, self.exitcode, self.timestamp = rank, exitcode, timestamp
-        message = {"message": text, "extraInfo": {"user_error": user_error}}
+        message = {"message": text, "extraInfo": {"user_error": user_error, "cause": user_error}}
         self.message: Any = message if text else "Signal"
 
 

@@ -1,18 +1,17 @@
-"""Training on several devices: one process per device, started by torchrun's launcher, joined by DDP.
+"""A stage on several devices and machines: one process per device, started by torchrun's launcher.
 
-    run(devices, "stages.train", device, work)
+    run(devices, "stages.train", device, work, outputs)
 
 The process that DVC starts becomes the launcher: it starts `python -m stages.train` once per device, waits,
-and forwards SIGINT and SIGTERM. Each of these processes, a rank, takes an equal share of every batch;
-DistributedDataParallel averages the gradients during the backward pass. Only rank 0 logs, saves and reports.
+and forwards SIGINT and SIGTERM. Each of these processes, a rank, takes an equal share of every batch. Only rank 0 logs,
+saves and reports. On several machines (`detection.nodes`) the launchers meet first, rank 0 is on node 0, and the others
+get copies of its outputs, since DVC expects them there too.
 
 Processes that torchrun, SLURM's `srun` or another launcher has started (see `Rank.from_environment`) become
-ranks as they are. `work` calls `join` before its first collective, after it has forked the loaders' workers: a
-child of a process with communication threads may inherit a lock that one of them holds, and wait for it forever.
+ranks as they are. `work` calls `process_group.join` before its first collective, after it has forked the loaders'
+workers: a child of a process with communication threads may inherit a lock that one of them holds, and wait for it.
 """
 
-import hashlib
-import inspect
 import json
 import logging
 import os
@@ -21,60 +20,81 @@ import signal
 import sys
 import time
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch._C._distributed_c10d import TCPStore
 
-from detection import distributed
-from detection.errors import CheckpointError, DetectionError, user_message
+from detection import distributed, nodes, process_group
+from detection.distributed import STOPPING
+from detection.errors import DetectionError, user_message
 from detection.files import LockedTemporaryDirectory
-from detection.training.common.signals import STOPPING
+from detection.nodes import Nodes
+from detection.process_group import COLLECTIVE_TIMEOUT, FollowUpError, lost_message
 
 log = logging.getLogger(__name__)
-DDP_OPTIONS = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in DDP_OPTIONS else "broadcast_buffers"
-"""Name of DDP's option: `broadcast_buffers` before torch 2.15."""
-COLLECTIVE_TIMEOUT = timedelta(minutes=15)
-"""Timeout of a collective operation. The launcher notices dead ranks of its own machine within seconds; this is for
-other machines, and long enough for rank 0 to write a large checkpoint while the others wait."""
-TIMED_OUT = re.compile(r"tim(ed|e) ?out", re.IGNORECASE)
-"""Messages of gloo, NCCL and the store about an operation that took longer than its timeout."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+ON_FIRST_NODE = "DETECTION_ON_FIRST_NODE"
+"""Variable of a rank that our launcher started for several machines: 1 on node 0, else 0."""
+MAX_RESTARTS = "DETECTION_MAX_RESTARTS"
+"""Variable: how often the launchers start the ranks again, for clusters that replace a dead node."""
 SHUTDOWN_TIMEOUT_S = "120"
 """Time for the ranks to stop: a step and the writing of a large checkpoint."""
 KILL_REPORT_DELAY_S = 5
 """Delay with which a killed rank may be reported, after the errors that its death causes in other ranks."""
 
 
-def run(devices: int, module: str, device: torch.device, work: Callable[[], None]) -> None:
+def run(
+    devices: int,
+    module: str,
+    device: torch.device,
+    work: Callable[[], None],
+    outputs: Sequence[Path] = (),
+    *,
+    alone: bool = False,
+) -> None:
     """Run `work` in this process, or for several devices in one process per device.
 
     Args:
         devices: Number of devices on this machine.
         module: Module that each process runs with `python -m`; it has to call this function again.
         device: Device of this process; gives the type.
-        work: The training.
+        work: The stage.
+        outputs: Files and folders that rank 0 writes.
+        alone: Rank 0 works as if there was no other; the others wait for its outputs.
 
     Raises:
         DetectionError: A rank died; gives the rank and the cause.
         SystemExit: SIGTERM or SIGINT was received; the checkpoint is saved.
     """
-    if rank := Rank.from_environment(os.environ):
+    group = nodes.from_environment() if ON_FIRST_NODE not in os.environ else None
+    if group is None and (rank := Rank.from_environment(os.environ)):
         with _as_rank(rank, device):
-            work()
-    elif devices == 1:
-        work()
+            if alone and distributed.world_size() > 1:
+                _run_alone(device, work)
+            else:
+                work()
+            process_group.share(outputs)
+    elif group or devices > 1:
+        _launch(devices, module, group)
     else:
-        _launch(devices, module)
+        work()
+
+
+def _run_alone(device: torch.device, work: Callable[[], None]) -> None:
+    """Run `work` in rank 0, and join the others."""
+    if distributed.is_main():
+        ranks = distributed.world_size()
+        distributed.expect(0, 1)
+        work()
+        distributed.expect(0, ranks)
+    process_group.join(device, timeout=process_group.ALONE_TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,66 +152,6 @@ def _first_host(nodes: str) -> str:
     return match[1] + (match[2] or "")
 
 
-def join(device: torch.device) -> None:
-    """Join the process group as the rank that this process is; a no-op in a process of its own."""
-    if distributed.world_size() == 1 or dist.is_initialized():
-        return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=COLLECTIVE_TIMEOUT, rank=distributed.rank(), world_size=distributed.world_size()
-    )
-
-
-def check_same_start(step: int, model: nn.Module) -> None:
-    """Check that all ranks start from the same step and the same weights.
-
-    Raises:
-        CheckpointError: They differ; names the first rank that does.
-    """
-    if distributed.world_size() == 1:
-        return
-    sha = hashlib.sha256()
-    for value in model.state_dict().values():
-        sha.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    starts = distributed.gather((step, sha.hexdigest()[:12]))
-    for rank, start in enumerate(starts):
-        if start != starts[0]:
-            raise CheckpointError(
-                "the processes start differently: "
-                + ", ".join(f"rank {r} at step {s} with weights {w}" for r, (s, w) in ((0, starts[0]), (rank, start)))
-                + "; use the same code, params.yaml and data on all machines"
-            )
-
-
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module to call in a training step: the model itself, or DDP around it if there are ranks.
-
-    On GPUs, BatchNorm with live statistics is converted to SyncBatchNorm, in place. torch has none for CPUs:
-    there each rank normalizes with the statistics of its share, and rank 0's running statistics are kept.
-    """
-    if distributed.world_size() == 1:
-        return model
-    # running statistics are synced, frozen or a rank's own, and each rank's meters count its own share
-    options: dict[str, Any] = {SYNC_BUFFERS: False}
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        options["device_ids"] = [torch.cuda.current_device()]
-    elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
-        ranks = distributed.world_size()
-        log.info("live BatchNorm on CPUs: each of %d processes uses the statistics of its share", ranks)
-    # raised for 1x1 kernels, whose memory is the same in both layouts
-    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-    return nn.parallel.DistributedDataParallel(model, **options)
-
-
-def broadcast_buffers(model: nn.Module) -> None:
-    """Copy rank 0's running statistics to every rank, before a joint validation."""
-    names = model.state_dict().keys()
-    for name, buffer in model.named_buffers():
-        if name in names and distributed.world_size() > 1:
-            dist.broadcast(buffer, 0)
-
-
 @contextmanager
 def reports_folder(path: Path) -> Iterator[Path]:
     """Return the folder for rank 0, and a temporary one for the other ranks."""
@@ -207,6 +167,7 @@ def _as_rank(rank: Rank, device: torch.device) -> Iterator[None]:
     """Run as a rank, which joins the group later; an error is written for the launcher, which reports the first."""
     try:
         os.environ.update(rank.rendezvous)
+        rank = _from_first_node(rank)
         if device.type == "cuda":
             torch.cuda.set_device(rank.local_rank % torch.cuda.device_count())
         elif "OMP_NUM_THREADS" not in os.environ:
@@ -217,7 +178,7 @@ def _as_rank(rank: Rank, device: torch.device) -> Iterator[None]:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
         yield
     except Exception as error:
-        _report(_timeout_error(error) or error)
+        _report(process_group.caused_by_others(error) or error)
         sys.stdout.flush()
         os._exit(1)  # a group with a dead member cannot be destroyed cleanly
     finally:
@@ -226,15 +187,17 @@ def _as_rank(rank: Rank, device: torch.device) -> Iterator[None]:
         distributed.expect(0, 1)
 
 
-def _timeout_error(error: Exception) -> DetectionError | None:
-    """Error for a collective that timed out; None for any other error."""
-    if not isinstance(error, RuntimeError) or not TIMED_OUT.search(str(error)):
-        return None
-    minutes = round(COLLECTIVE_TIMEOUT.total_seconds() / 60)
-    return DetectionError(
-        f"rank {distributed.rank()} of {distributed.world_size()} waited {minutes} minutes for the others: one has "
-        "stopped, or the network between the machines is down; rerun the command on all of them to resume"
-    )
+def _from_first_node(rank: Rank) -> Rank:
+    """Count the ranks from node 0 on; torchrun orders machines by their addresses."""
+    on_first = os.environ.get(ON_FIRST_NODE)
+    if on_first is None:
+        return rank
+    address, port = rank.rendezvous["MASTER_ADDR"], int(rank.rendezvous["MASTER_PORT"])
+    store = TCPStore(address, port, is_master=False, timeout=COLLECTIVE_TIMEOUT)
+    key = f"detection/first/{os.environ.get('TORCHELASTIC_RESTART_COUNT')}"
+    if on_first == "1" and rank.local_rank == 0:
+        store.set(key, str(rank.rank))
+    return replace(rank, rank=(rank.rank - int(store.get(key))) % rank.ranks)
 
 
 def _report(error: Exception) -> None:
@@ -244,33 +207,37 @@ def _report(error: Exception) -> None:
     if ERROR_FILE not in os.environ:
         print(f"error: rank {distributed.rank()}: {text}", file=sys.stderr, flush=True)  # noqa: T201
         return
-    extra = {"user_error": message is not None, "timestamp": str(int(time.time()))}
+    known = message is not None and not isinstance(error, FollowUpError)
+    extra = {"user_error": message is not None, "cause": known, "timestamp": str(int(time.time()))}
     content = {"message": {"message": text, "extraInfo": extra}}
     Path(os.environ[ERROR_FILE]).write_text(json.dumps(content), encoding="utf-8")
 
 
-def _launch(devices: int, module: str) -> None:
-    """Start the ranks and wait for them."""
+def _launch(devices: int, module: str, group: Nodes | None) -> None:
+    """Start the ranks of this machine and wait for them."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_TIMEOUT_S)
-    if sys.platform.startswith("linux"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # works even if the host name does not resolve
+    name = nodes.interface(group.address) if group else "lo"
+    if sys.platform.startswith("linux") and name:  # works even if the host name does not resolve
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+    meeting: dict[str, Any] = {"rdzv_endpoint": "localhost:0", "local_addr": "localhost", "run_id": str(os.getpid())}
+    if group:
+        meeting = _meet(group, module)
     logging.disable(logging.CRITICAL)  # messages of the launcher itself; the ranks have their own logging
     with LockedTemporaryDirectory("detection-ranks-") as logs, _raise_on_signal(SignalException):
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=group.count if group else 1,
+            max_nodes=group.count if group else 1,
             nproc_per_node=devices,
-            run_id=str(os.getpid()),
             rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
+            max_restarts=int(os.environ.get(MAX_RESTARTS) or 0),
             signals_to_handle="",
             logs_specs=DefaultLogsSpecs(log_dir=logs),
+            **meeting,
         )
         try:
             elastic_launch(config, sys.executable)("-m", module)
@@ -278,8 +245,33 @@ def _launch(devices: int, module: str) -> None:
             raise SystemExit(128 + stop.sigval) from None
         except ChildFailedError as error:
             raise _first_failure(error.failures, devices) from None
+        except RendezvousError as error:
+            assert group
+            raise _meeting_error(group, module, error) from None
         finally:
             logging.disable(logging.NOTSET)
+
+
+def _meet(group: Nodes, module: str) -> dict[str, Any]:
+    """Options of the launcher to meet those of the other machines."""
+    endpoint = f"{group.host}:{group.port_of(module)}"
+    if group.is_first:
+        log.info("node 0 of %d: waiting for the others at %s", group.count, endpoint)
+    else:
+        nodes.await_first(group, module, log.info)
+    os.environ[ON_FIRST_NODE] = str(int(group.is_first))
+    configs = {"is_host": group.is_first, "join_timeout": nodes.JOIN_TIMEOUT_S}
+    return {"rdzv_endpoint": endpoint, "local_addr": group.address, "run_id": module, "rdzv_configs": configs}
+
+
+def _meeting_error(group: Nodes, module: str, error: Exception) -> DetectionError:
+    """Error for launchers that have not met, or have lost each other."""
+    if "Timeout" in type(error).__name__:
+        minutes = nodes.JOIN_TIMEOUT_S // 60
+        return DetectionError(f"not all of {group.count} machines came within {minutes} minutes; start all of them")
+    if group.is_first:
+        return DetectionError(f"port {group.port_of(module)} is not free here; set another one in DETECTION_RDZV")
+    return DetectionError(lost_message(f"node 0 ({group.host})"))
 
 
 @contextmanager
@@ -311,7 +303,7 @@ def _first_failure(failures: dict[int, Any], devices: int) -> BaseException:
 
     def order(failure: Any) -> tuple[bool, float]:
         killed = failure.exitcode < 0
-        return not _is_user_error(failure), failure.timestamp - (KILL_REPORT_DELAY_S if killed else 0)
+        return not _is_user_error(failure, "cause"), failure.timestamp - (KILL_REPORT_DELAY_S if killed else 0)
 
     first = min(failures.values(), key=order)
     if first.exitcode in [128 + number for number in STOPPING]:  # all ranks have saved and stopped
@@ -329,6 +321,6 @@ def _first_failure(failures: dict[int, Any], devices: int) -> BaseException:
     return RuntimeError(f"process {first.local_rank} of {devices} failed:\n{message}")
 
 
-def _is_user_error(failure: Any) -> bool:
-    """Return True if a rank failed with an error that the user can fix."""
-    return isinstance(failure.message, dict) and failure.message["extraInfo"]["user_error"]
+def _is_user_error(failure: Any, key: str = "user_error") -> bool:
+    """Return True if a rank failed with an error that the user can fix; `cause`: and no other rank has caused it."""
+    return isinstance(failure.message, dict) and failure.message["extraInfo"][key]

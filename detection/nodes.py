@@ -1,0 +1,164 @@
+"""Machines that train together: how many, where they meet, and which of them this is.
+
+`DETECTION_NODES=2 DETECTION_RDZV=HOST:29500 dvc repro` on each of them. The machine with the address HOST is node 0,
+which alone keeps checkpoints and logs to MLflow. Imports no torch.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from detection.errors import DetectionError, ParamsError
+
+STAGES = ("stages.pretrain", "stages.train", "stages.evaluate")
+"""Stages that run on all nodes; each meets at a port of its own, the given one and the next two."""
+JOIN_TIMEOUT_S = 3600
+"""Limit for the wait for other nodes, which may still prepare their data."""
+BEHIND_S = 120.0
+"""Time for which node 0 may end an earlier stage while another one is here already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Machines that train together, and this one's place."""
+
+    count: int
+    """Number of machines."""
+    host: str
+    """Name or address of node 0."""
+    port: int
+    """Port of `pretrain` on node 0."""
+    address: str
+    """Address under which the others reach this machine."""
+    is_first: bool
+    """True on node 0."""
+
+    def port_of(self, module: str) -> int:
+        """Port at which a stage meets."""
+        return self.port + (STAGES.index(module) if module in STAGES else 0)
+
+
+def from_environment() -> Nodes | None:
+    """Read `DETECTION_NODES`, `DETECTION_RDZV`, and `DETECTION_NODE`; None for a single machine.
+
+    `DETECTION_NODE`, the number of this machine, is needed only where HOST resolves to another address than its own.
+
+    Raises:
+        DetectionError: A variable is missing or has no meaning.
+    """
+    value, meeting = os.environ.get("DETECTION_NODES", "1"), os.environ.get("DETECTION_RDZV", "")
+    if not value.isdigit() or int(value) < 1:
+        raise DetectionError(f"DETECTION_NODES={value}: set the number of machines that train together")
+    if value == "1":
+        return None
+    host, _, port = meeting.rpartition(":")
+    if not host or not port.isdigit():
+        raise DetectionError(
+            f"DETECTION_NODES={value} needs DETECTION_RDZV=HOST:PORT with the address of the first machine; "
+            f"it is {meeting!r}"
+        )
+    host = host.strip("[]")
+    try:
+        target = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)[0]
+        address = local_address(host, int(port))
+    except OSError as error:
+        raise DetectionError(f"DETECTION_RDZV={meeting}: {host} cannot be reached: {error.strerror}") from None
+    number = os.environ.get("DETECTION_NODE")
+    is_first = address == target[4][0] if number is None else number == "0"
+    return Nodes(int(value), host, int(port), address, is_first)
+
+
+def local_address(host: str, port: int) -> str:
+    """Address of this machine on its route to another; sends nothing."""
+    family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as one:
+        one.connect(target)
+        return str(one.getsockname()[0])
+
+
+def interface(address: str) -> str | None:
+    """Name of the network interface with this address; None if it is unknown."""
+    with suppress(ImportError):  # part of the tracking, which training does without
+        import psutil
+
+        for name, addresses in psutil.net_if_addrs().items():
+            if address in [one.address for one in addresses]:
+                return name
+    return None
+
+
+def count() -> int:
+    """Return the number of machines."""
+    nodes = from_environment()
+    return nodes.count if nodes else 1
+
+
+def is_other() -> bool:
+    """Return True on every machine of several but the first."""
+    nodes = from_environment()
+    return nodes is not None and not nodes.is_first
+
+
+def check_batch(batch_size: int, devices: int | str) -> None:
+    """Check that all devices of all machines get an equal part of a batch.
+
+    Args:
+        batch_size: Images per batch, over all machines.
+        devices: Devices per machine; `auto`: at least one.
+
+    Raises:
+        ParamsError: They do not.
+    """
+    nodes = from_environment()
+    processes = (nodes.count if nodes else 1) * (devices if isinstance(devices, int) else 1)
+    if nodes and batch_size % processes:
+        raise ParamsError(
+            f"params.yaml: batch_size: {batch_size} images cannot be divided equally among {processes} processes on "
+            f"{nodes.count} machines; change batch_size, train.devices or DETECTION_NODES"
+        )
+
+
+def await_first(nodes: Nodes, module: str, report: Callable[[str], object]) -> None:
+    """Wait until node 0 is at the same stage.
+
+    Args:
+        nodes: The machines; this is not the first.
+        module: The stage.
+        report: Function for a message to the user.
+
+    Raises:
+        DetectionError: Node 0 does not come, or is at another stage.
+    """
+    started, told = time.monotonic(), False
+    later = [one for one in STAGES if nodes.port_of(one) > nodes.port_of(module)]
+    earlier = [one for one in STAGES if nodes.port_of(one) < nodes.port_of(module)]
+    while not _listens(nodes, module):
+        waited = time.monotonic() - started
+        at = [one for one in later if _listens(nodes, one)]
+        at += [one for one in earlier if waited > BEHIND_S and _listens(nodes, one)]
+        if at:
+            here, there = (one.removeprefix("stages.") for one in (module, at[0]))
+            raise DetectionError(
+                f"node 0 ({nodes.host}) is at {there}, this node at {here}: their outputs in DVC differ; "
+                "run `dvc pull` on the node that lacks them, or `dvc repro --force` on both"
+            )
+        if waited > JOIN_TIMEOUT_S:
+            raise DetectionError(
+                f"node 0 does not answer at {nodes.host}:{nodes.port_of(module)}; start the same command there, or "
+                "correct DETECTION_RDZV"
+            )
+        if not told:
+            report(f"waiting for node 0 at {nodes.host}:{nodes.port_of(module)}")
+            told = True
+        time.sleep(0.5)
+
+
+def _listens(nodes: Nodes, module: str) -> bool:
+    try:
+        with socket.create_connection((nodes.host, nodes.port_of(module)), timeout=5):
+            return True
+    except OSError:
+        return False
