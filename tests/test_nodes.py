@@ -74,7 +74,7 @@ def start(network: Network, tmp_path: Path) -> Iterator[Start]:
             (tmp_path / f"node{number}" / name).write_text(text)
 
     def run(steps: int = 3000, **more: str) -> list["subprocess.Popen[str]"]:
-        processes = []
+        processes: list[subprocess.Popen[str]] = []
         for number in (1, 0):  # node 0 may come late
             folder = tmp_path / f"node{number}"
             env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "DVC_ROOT": str(folder)} | more
