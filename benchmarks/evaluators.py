@@ -31,7 +31,7 @@ def ours(truth: Path, detections: Path) -> tuple[list[float], float]:
     data = external.read_coco(truth, detections)
     loaded = time.process_time()
     overlaps = data.overlaps()
-    return list(coco_metrics.stats_of_matches(overlaps, match(overlaps)).values()), loaded
+    return list(coco_metrics.score_matches(overlaps, match(overlaps), for_stats=True).stats.values()), loaded
 
 
 def ours_with_analysis(truth: Path, detections: Path) -> tuple[list[float], float]:

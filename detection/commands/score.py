@@ -153,7 +153,7 @@ def _selected(data: ExternalData, args: argparse.Namespace) -> ExternalData:
 def coco_scores(data: ExternalData, overlaps: Overlaps, limits: CocoLimits, *, verify: bool) -> dict[str, Any]:
     """Return COCO's 12 numbers; `verify` computes them with pycocotools too and fails on any difference."""
     matches = match(overlaps, limits)
-    stats = coco_metrics.stats_of_matches(overlaps, matches)
+    stats = coco_metrics.score_matches(overlaps, matches, for_stats=True).stats
     if verify:
         score = coco_metrics.score_matches(overlaps, matches)
         oracle.verify(overlaps, dataclasses.replace(score, stats=stats), limits)

@@ -89,7 +89,8 @@ def evaluate_overlaps(
         VerificationError: A COCO number differs from that of pycocotools.
     """
     matches, voc_matches = match(overlaps, limits), voc_metrics.match(overlaps, **voc_rules)
-    by_coco, by_voc = coco_metrics.score_matches(overlaps, matches), voc_metrics.score_matches(overlaps, voc_matches)
+    by_coco = coco_metrics.score_matches(overlaps, matches, for_stats=not verify)
+    by_voc = voc_metrics.score_matches(overlaps, voc_matches)
     if verify:
         oracle.verify(overlaps, by_coco, limits)
     truth = overlaps.ground_truth

@@ -135,9 +135,10 @@ def voc_intervals(
     weights = _with_original(draw_halves(sample.num_images, rounds, seed))
     columns = {}
     for name, curve in VOC_CURVES.items():
-        value = average_precision(sample, weights[:1], curve)[0, 0]
-        unbiased = average_precision(sample, weights, Curve(curve.recalls, unbiased=True))[:, 0]
-        columns[name] = _intervals(_with_mean(value[None])[0], _with_mean(unbiased), sample)
+        (value,) = average_precision(sample, weights[:1], curve)
+        unbiased = average_precision(sample, weights, Curve(curve.recalls, unbiased=True))
+        by_round = np.concatenate([_with_mean(values[:, 0]) for values in unbiased])
+        columns[name] = _intervals(_with_mean(value[:, 0])[0], by_round, sample)
     return _result(sample, rounds, columns)
 
 
@@ -193,12 +194,14 @@ def _scores(
     sample: BootstrapSample, weights: NDArray[np.uint16], curve: Curve = COCO_CURVE
 ) -> dict[str, NDArray[np.float64]]:
     """[1 + S, 1 + C] by score name: mean over the classes, then each class."""
-    values = average_precision(sample, weights, curve)
-    per_class = {"AP": values.mean(axis=1)} if sample.thresholds == ALL_THRESHOLDS else {}
-    for name, threshold in (("AP50", AT_50), ("AP75", AT_75)):
-        if threshold in sample.thresholds:
-            per_class[name] = values[:, sample.thresholds.index(threshold)]
-    return {name: _with_mean(column) for name, column in per_class.items()}
+    blocks: dict[str, list[NDArray[np.float64]]] = {}
+    for values in average_precision(sample, weights, curve):
+        if sample.thresholds == ALL_THRESHOLDS:
+            blocks.setdefault("AP", []).append(_with_mean(values.mean(axis=1)))
+        for name, threshold in (("AP50", AT_50), ("AP75", AT_75)):
+            if threshold in sample.thresholds:
+                blocks.setdefault(name, []).append(_with_mean(values[:, sample.thresholds.index(threshold)]))
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
 
 
 def _with_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

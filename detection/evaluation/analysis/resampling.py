@@ -13,7 +13,7 @@ Letters: B rounds of a block, C classes, F detections that are false positives a
 detections that count, N true positives of one threshold, P images, S rounds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -178,23 +178,22 @@ class _PooledPrecision(NamedTuple):
 
 def average_precision(
     sample: BootstrapSample, weights: NDArray[np.uint16], curve: Curve = COCO_CURVE
-) -> NDArray[np.float64]:
-    """AP of every round, threshold and class.
+) -> Iterator[NDArray[np.float64]]:
+    """AP of every round, threshold and class, some rounds at a time.
 
     Args:
         sample: The experiment.
         weights: [S, P] weight of each image.
         curve: Definition of AP.
 
-    Returns:
-        [S, thresholds of the sample, C]; NaN where a round drew no object of a class.
+    Yields:
+        [B, thresholds of the sample, C]; NaN where a round drew no object of a class.
     """
-    width = len(sample.images) + len(sample.always_false_images) + len(sample.object_images) + sample.num_classes
+    width = len(sample.images) + len(sample.always_false_images) + len(sample.object_images)
+    width += len(sample.thresholds) * sample.num_classes
     step = max(1, BLOCK_SIZE // max(1, width))
-    result = np.full((len(weights), len(sample.thresholds), sample.num_classes), np.nan)
     for low in range(0, len(weights), step):
-        result[low : low + step] = _block_ap(sample, weights[low : low + step], curve)
-    return result
+        yield _block_ap(sample, weights[low : low + step], curve)
 
 
 def _block_ap(sample: BootstrapSample, weights: NDArray[np.uint16], curve: Curve) -> NDArray[np.float64]:

@@ -142,9 +142,14 @@ def pr_curve_table(classes: Sequence[str], coco: CocoScore) -> "pd.DataFrame":
     )
 
 
+def encode(tables: Tables) -> dict[str, bytes]:
+    """Contents of the files of tables."""
+    return {name: _encode(table) for name, table in tables.items()}
+
+
 def write_tables(folder: Path, tables: Tables) -> None:
     """Write tables to a folder: under temporary names first, so that an error leaves the old files intact."""
-    contents = {name: _encode(table) for name, table in tables.items()}
+    contents = encode(tables)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = {name: folder / f".{name}.{os.getpid()}" for name in contents}
     try:
@@ -217,11 +222,15 @@ def _confusion_table(matrix: NDArray[np.int64], classes: Sequence[str]) -> "pd.D
 def _sweep_table(sweeps: Sequence[tuple[str, Sweep]]) -> "pd.DataFrame":
     import pandas as pd
 
-    tables = [
-        pd.DataFrame({"class": name, "score": s.scores, "precision": s.precision, "recall": s.recall, "f1": s.f1})
-        for name, s in sweeps
-    ]
-    return pd.concat(tables, ignore_index=True)
+    names = np.array([name for name, _ in sweeps], dtype=object)
+    columns = {
+        "score": [sweep.scores for _, sweep in sweeps],
+        "precision": [sweep.precision for _, sweep in sweeps],
+        "recall": [sweep.recall for _, sweep in sweeps],
+        "f1": [sweep.f1 for _, sweep in sweeps],
+    }
+    rows = np.repeat(names, [len(scores) for scores in columns["score"]])
+    return pd.DataFrame({"class": rows, **{name: np.concatenate(parts) for name, parts in columns.items()}})
 
 
 def _calibration_table(calibration: Calibration) -> "pd.DataFrame":

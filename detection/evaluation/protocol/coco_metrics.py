@@ -15,18 +15,7 @@ from detection.evaluation.protocol.matching import COCO_LIMITS, THRESHOLDS, Coco
 from detection.evaluation.protocol.overlaps import Overlaps
 from detection.evaluation.protocol.results import SplitDetections
 
-__all__ = [
-    "AT_50",
-    "AT_75",
-    "RECALLS",
-    "STATS",
-    "THRESHOLDS",
-    "CocoScore",
-    "score",
-    "score_matches",
-    "stat_names",
-    "stats_of_matches",
-]
+__all__ = ["AT_50", "AT_75", "RECALLS", "STATS", "THRESHOLDS", "CocoScore", "score", "score_matches", "stat_names"]
 
 
 def stat_names(limits: CocoLimits) -> tuple[str, ...]:
@@ -96,15 +85,15 @@ def score(index: Index, detections: SplitDetections, classes: Sequence[str]) -> 
     return score_matches(overlaps, match(overlaps))
 
 
-def score_matches(overlaps: Overlaps, matches: Matches) -> CocoScore:
-    """Score matched detections."""
-    return CocoScore.of(accumulate(overlaps, matches), matches.limits)
+def score_matches(overlaps: Overlaps, matches: Matches, *, for_stats: bool = False) -> CocoScore:
+    """Score matched detections.
 
-
-def stats_of_matches(overlaps: Overlaps, matches: Matches) -> dict[str, float]:
-    """Only the twelve metrics of matched detections, without the curves."""
-    values = _summarize(accumulate(overlaps, matches, for_stats=True))
-    return dict(zip(stat_names(matches.limits), values, strict=True))
+    Args:
+        overlaps: Objects, detections and their pairs.
+        matches: Matching of the detections.
+        for_stats: Leave out the arrays that neither the twelve metrics nor `precision` and `per_class` read.
+    """
+    return CocoScore.of(accumulate(overlaps, matches, for_stats=for_stats), matches.limits)
 
 
 def _summarize(arrays: Arrays) -> list[float]:

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 MAX_POINTS = 400
 """Points of a curve; longer ones are thinned evenly. The raw loss has four times as many."""
 MAX_CLASSES_IN_ONE_COLUMN = 25
+MAX_CLASSES = 200
+"""Classes in a chart; the best and the worst, or the most confused ones, of more."""
 MAX_NAMED_CLASSES = 60
 """Classes up to which the confusion matrix has names on its axes, and fractions under 1 %."""
+OTHER_CLASSES = "(other classes)"
 PR_POINTS = 101
 """Rows of `pr_curves.csv` per class."""
 MONITORS = ("AP", "AP50", "AP75", "voc_ap50_11pt", "voc_ap50_area")
@@ -38,12 +41,12 @@ OFFSETS = {
 }
 
 
-def draw_charts(reports: Path, folder: Path, smoothing: float) -> dict[str, str]:
+def draw_charts(reports: Path, folder: Path | None, smoothing: float = 0.9) -> dict[str, str]:
     """Draw every chart whose data exist.
 
     Args:
         reports: Folder of all reports.
-        folder: Folder of the PNG files, `<name>.png`.
+        folder: Folder of the PNG files, `<name>.png`; None: do not write them.
         smoothing: Weight of the past in the moving average of the losses, 0 to 1.
 
     Returns:
@@ -57,7 +60,8 @@ def draw_charts(reports: Path, folder: Path, smoothing: float) -> dict[str, str]
         data = losses(reports, smoothing) if build is losses else build(reports)
         if data is not None:
             svg = to_svg(name, data)
-            to_png(svg, folder / f"{name}.png")
+            if folder is not None:
+                to_png(svg, folder / f"{name}.png")
             drawn[name] = for_page(svg, name)
     return drawn
 
@@ -129,19 +133,31 @@ def pr_curves(reports: Path) -> ChartData | None:
     table = read_table(reports / "evaluation/tables/pr_curves.csv")
     if table is None or table["precision"].isna().all():
         return None
-    known = int(table["precision"].notna().sum()) // PR_POINTS - 1
-    return ChartData(table, f"mean, best 5 and worst 5 of {known} classes" if known > 20 else "")
+    blocks = table["precision"].to_numpy().reshape(-1, PR_POINTS)
+    order = np.argsort(-blocks[1:].mean(axis=1), kind="stable")  # NaN last
+    known = int(np.sum(~np.isnan(blocks[1:, 0])))
+    if known <= 20:
+        return ChartData(table)
+    shown = [0, *np.sort(1 + np.concatenate([order[:5], order[known - 5 : known]]))]
+    rows = (np.array(shown)[:, None] * PR_POINTS + np.arange(PR_POINTS)).ravel()
+    return ChartData(table.iloc[rows], f"mean, best 5 and worst 5 of {known} classes")
 
 
 def ap_per_class(reports: Path) -> ChartData | None:
-    """`evaluation/tables/per_class.csv`: AP and AP50, best class first; many classes in two columns."""
+    """`evaluation/tables/per_class.csv`: AP and AP50, best class first; best and worst of more than `MAX_CLASSES`."""
+    import pandas as pd
+
     table = read_table(reports / "evaluation/tables/per_class.csv")
     if table is None or table["AP"].isna().all():
         return None
     table = table.dropna(subset=["AP"]).sort_values("AP", ascending=False, kind="stable")
+    title = ""
+    if len(table) > MAX_CLASSES:
+        title = f"best {MAX_CLASSES // 2} and worst {MAX_CLASSES // 2} of {len(table)} classes"
+        table = pd.concat([table.head(MAX_CLASSES // 2), table.tail(MAX_CLASSES // 2)])
     columns = 1 if len(table) <= MAX_CLASSES_IN_ONE_COLUMN else 2
     table["column"] = np.arange(len(table)) // -(-len(table) // columns)
-    return ChartData(table, size={"width": 640 // columns})
+    return ChartData(table, title, size={"width": 640 // columns})
 
 
 def errors(reports: Path) -> ChartData | None:
@@ -159,6 +175,8 @@ def confusion(reports: Path) -> ChartData | None:
     if table is None or classes is None:
         return None
     names = classes["class"].astype(str).tolist()
+    if len(names) > MAX_CLASSES:
+        table, names = _most_confused(table, names)
     rows, columns = [*names, BACKGROUND_ROW], [*names, MISSED_COLUMN]
     if len(names) > MAX_NAMED_CLASSES:
         of_class = table.groupby("actual")["count"].transform("sum")
@@ -174,6 +192,16 @@ def confusion(reports: Path) -> ChartData | None:
     side = max(150, min(640, 42 * len(rows)))
     named = {"names": len(names) <= MAX_NAMED_CLASSES}
     return ChartData(table, title, named, {"width": side, "height": side})
+
+
+def _most_confused(table: "pd.DataFrame", names: list[str]) -> tuple["pd.DataFrame", list[str]]:
+    """Counts of the classes with the most confusions, in label order, and of all others as one class."""
+    confused = table[table["actual"] != table["predicted"]]
+    count = confused.groupby("actual")["count"].sum().add(confused.groupby("predicted")["count"].sum(), fill_value=0)
+    most = count.drop([BACKGROUND_ROW, MISSED_COLUMN], errors="ignore").nlargest(MAX_NAMED_CLASSES - 1).index
+    kept = {*most, BACKGROUND_ROW, MISSED_COLUMN}
+    merged = {name: table[name].where(table[name].isin(kept), OTHER_CLASSES) for name in ("actual", "predicted")}
+    return table.assign(**merged), [*(name for name in names if name in kept), OTHER_CLASSES]
 
 
 def operating(reports: Path) -> ChartData | None:

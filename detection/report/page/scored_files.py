@@ -13,7 +13,7 @@ import numpy as np
 from detection.data.loading.index import Index
 from detection.errors import DataError, DetectionError
 from detection.evaluation import slices
-from detection.evaluation.analysis.tables import Tables, write_tables
+from detection.evaluation.analysis.tables import Tables, encode, write_tables
 from detection.evaluation.evaluate import Evaluation, evaluate_overlaps
 from detection.evaluation.external import ExternalData
 from detection.evaluation.protocol.matching import CocoLimits
@@ -71,12 +71,13 @@ def write(
         import pandas as pd
 
         tables = {**tables, "slices.csv": pd.DataFrame(slices.rows(content["slices"]))}
+    files = encode(tables)
     is_page = out.suffix.lower() in (".html", ".htm")
     try:
         if not is_page:
-            write_tables(out, tables)
+            write_tables(out, files)
         with tempfile.TemporaryDirectory() as folder:
-            page = _draw(Path(folder), tables, evaluation, data, content, source)
+            page = _draw(Path(folder), files, evaluation, data, content, source)
             (out.parent if is_page else out).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(page, out if is_page else out / "index.html")
     except OSError as error:
@@ -104,9 +105,9 @@ def _draw(
     }
     write_tables(reports / "evaluation/tables", tables)
     write_tables(reports / "evaluation", {"metrics.json": evaluation.stats, "scored.json": scored})
-    (reports / "plots").mkdir()
-    charts = draw_charts(reports, reports / "plots", smoothing=0.9)
-    return write_page(reports / "index.html", reports, charts, _album(reports, data, tables, source), advise(reports))
+    charts = draw_charts(reports, None)
+    album = _album(reports, data, evaluation.tables, source)
+    return write_page(reports / "index.html", reports, charts, album, advise(reports))
 
 
 def _album(reports: Path, data: ExternalData, tables: Tables, source: Source) -> Album | None:

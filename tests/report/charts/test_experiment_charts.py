@@ -188,6 +188,16 @@ def test_many_classes_take_two_columns(tmp_path: Path) -> None:
     assert columns == [names[:19:-1], names[19::-1]]
 
 
+def test_bars_of_a_thousand_classes_are_the_best_and_the_worst(tmp_path: Path) -> None:
+    names = [f"class {i:04}" for i in range(1203)]
+    ap = np.arange(1203) / 2000
+    write(tmp_path / "evaluation/tables/per_class.csv", **{"class": names, "objects": 7, "AP": ap, "AP50": ap})
+    data = built("ap_per_class", tmp_path)
+    assert data.title == "best 100 and worst 100 of 1203 classes"
+    columns = [part["class"].tolist() for _, part in table(data).groupby("column")]
+    assert columns == [names[:-101:-1], names[99::-1]]
+
+
 def test_errors_are_sorted_and_totals_left_out(tmp_path: Path) -> None:
     types = ["background", "missed", "false_positives"]
     write(tmp_path / "evaluation/tables/errors.csv", error_type=types, count=[2, 1500, 9], dAP50=[0.1, 0.2, 0.9])
@@ -224,6 +234,13 @@ def test_confusion_matrix_of_many_classes_has_colors_alone(tmp_path: Path) -> No
     data = built("confusion", confusion_files(tmp_path, ["cat", "dog", *map(str, range(100, 178))]))
     assert data.params == {"names": False}
     assert not {"7", "3", "2", "5"} & set(texts("confusion", data))
+
+
+def test_confusion_matrix_of_a_thousand_classes_names_the_most_confused(tmp_path: Path) -> None:
+    data = built("confusion", confusion_files(tmp_path, [*map(str, range(1201)), "cat", "dog"]))
+    shown = [text for text in texts("confusion", data) if text not in ("actual", "predicted") and text[0] in "cd("]
+    assert shown == [*("cat", "dog", "(other classes)", "(missed)"), *("cat", "dog", "(other classes)", "(background)")]
+    assert "cat predicted as dog\ncount: 3\nfraction of the row: 0.300" in tooltips("confusion", data)
 
 
 @pytest.mark.parametrize(
