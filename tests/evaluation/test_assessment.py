@@ -28,8 +28,8 @@ def test_scores_and_files(make_index: Callable[..., Index]) -> None:
 
 
 def test_a_difference_from_pycocotools_stops(make_index: Callable[..., Index], monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(overlaps: Overlaps, matches: Matches) -> CocoScore:
-        score = score_matches(overlaps, matches)
+    def wrong(overlaps: Overlaps, matches: Matches, *, for_stats: bool) -> CocoScore:
+        score = score_matches(overlaps, matches, for_stats=for_stats)
         return replace(score, stats=score.stats | {"AP50": 0.25})
 
     monkeypatch.setattr("detection.evaluation.protocol.coco_metrics.score_matches", wrong)
