@@ -14,6 +14,7 @@ from tests.tracking.team.servers import Postgres, start_s3
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "tropical-otter-9"}
+PASSWORDS |= {"carl": "marble-kettle-3", "dana": "quiet-lantern-4"}
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "team-key-id", "AWS_SECRET_ACCESS_KEY": "violet-bucket-secret"}
 S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
 AUTH_VARIABLES = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret"}

@@ -29,15 +29,16 @@ def login(team: Team, repo: Path, monkeypatch: pytest.MonkeyPatch) -> Login:
             monkeypatch.setenv(key, value)
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "failures")
     return set_variables
 
 
 @pytest.fixture
 def app(team: Team, login: Login) -> Any:
-    """MLflow's client for users and permissions, as the administrator, with the members ann and ben."""
+    """MLflow's client for users and permissions, as the administrator, with the members carl and dana."""
     login("admin")
     client = app_client(team.uri)
-    for user in ("ann", "ben"):
+    for user in ("carl", "dana"):
         create_user(client, user)
     return client
 
@@ -86,7 +87,7 @@ def one_line(caplog: pytest.LogCaptureFixture, says: str) -> None:
     assert not [line for line in lines for secret in PASSWORDS.values() if secret in line]
 
 
-@pytest.mark.parametrize("user", ["ann", "nobody"])
+@pytest.mark.parametrize("user", ["carl", "nobody"])
 def test_a_wrong_password(
     user: str, team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,26 +98,26 @@ def test_a_wrong_password(
     write_json(REPORTS_TRAIN / "environment.json", training)
     evaluated()
     one_line(caplog, "refuses the credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
-    login("ann")
+    login("carl")
     complete(team.uri, sync_workspace(params).run_id)
 
 
 def test_a_password_that_changes_during_the_training(
     team: Team, app: Any, login: Login, params: Params, train: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
-    login("ben")
+    login("dana")
     training = {"training_id": "expired"}
     with open_run(params, training) as run:
         login("admin")
-        app.update_user_password("ben", "a-new-password-1")
-        login("ben")
+        app.update_user_password("dana", "a-new-password-1")
+        login("dana")
         train(run)
     login("admin")
-    app.update_user_password("ben", PASSWORDS["ben"])
+    app.update_user_password("dana", PASSWORDS["dana"])
     write_json(REPORTS_TRAIN / "environment.json", training)
     evaluated()
     one_line(caplog, "refuses the credentials")
-    login("ben")
+    login("dana")
     complete(team.uri, sync_workspace(params).run_id)
 
 
@@ -139,10 +140,10 @@ def test_a_user_who_may_only_read(
     login("admin")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
     client = import_mlflow().MlflowClient(tracking_uri=private_server.url)
-    experiment = client.create_experiment("detection")
+    experiment = client.create_experiment("failures")
     app = app_client(private_server.url)
-    create_user(app, "ben")
-    login("ben")
+    create_user(app, "dana")
+    login("dana")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
     training = {"training_id": "reader"}
     with open_run(params, training) as run:
@@ -151,14 +152,14 @@ def test_a_user_who_may_only_read(
     evaluated()
     one_line(caplog, "denies this user the access")
     login("admin")
-    app.grant_user_permission("ben", "experiment", experiment, "EDIT")
-    login("ben")
+    app.grant_user_permission("dana", "experiment", experiment, "EDIT")
+    login("dana")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", private_server.url)
     complete(private_server.url, sync_workspace(params).run_id)
 
 
 def test_a_restart_in_the_middle(team: Team, app: Any, login: Login, params: Params, train: Train) -> None:
-    login("ann")
+    login("carl")
     training = {"training_id": "restart"}
     with open_run(params, training) as run:
         team.mlflow.kill()

@@ -25,6 +25,7 @@ def test_two_tasks_of_an_array(team: Team, git_remote: Path, tmp_path: Path, mon
         monkeypatch.setenv(key, value)
     env = Clone(tmp_path).environment(GIT_URL=str(git_remote), SCRATCH=str(tmp_path), SLURM_ARRAY_JOB_ID="7")
     env |= team.environment("admin") | {"PATH": f"{programs}:{env['PATH']}", "PYTHONPATH": "."}
+    env["MLFLOW_EXPERIMENT_NAME"] = "sweep"
 
     subprocess.run(["git", "clone", "-q", git_remote, tmp_path / "setup"], check=True)
     script = f"{REMOTE.format(team.s3.url)} && git commit -qam 'DVC remote' && git push -q origin HEAD"
@@ -44,7 +45,7 @@ def test_two_tasks_of_an_array(team: Team, git_remote: Path, tmp_path: Path, mon
     refs = subprocess.run(["git", "for-each-ref", "refs/exps"], cwd=git_remote, capture_output=True, text=True).stdout
     assert {"sweep-1", "sweep-2"} <= {line.rsplit("/", 1)[1] for line in refs.splitlines()}
     client = import_mlflow().MlflowClient(tracking_uri=team.uri)
-    experiment = client.get_experiment_by_name("detection").experiment_id
+    experiment = client.get_experiment_by_name("sweep").experiment_id
     runs = client.search_runs([experiment], "tags.`dvc.exp_name` LIKE 'sweep-%'")
     assert {(run.data.tags["dvc.exp_name"], run.data.params["seed"], run.info.status) for run in runs} == {
         ("sweep-1", "11", "FINISHED"),
