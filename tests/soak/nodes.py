@@ -2,8 +2,8 @@
 
     python -m tests.soak.nodes
 
-`dvc repro` on both nodes must give the losses, weights and detections of two processes on one machine, in one MLflow run
-of node 0, and the detections of a single process. A node that is killed ends the other one with one line; the same
+`dvc repro` on both nodes must give the losses, weights and detections of two processes on one machine, in one MLflow
+run of node 0, and the detections of a single process. A node that is killed ends the other one with one line; the same
 commands resume and give the same weights. A node with other data is refused, which names node and image. The last line
 is `ok` or the list of problems.
 """

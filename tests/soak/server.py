@@ -15,12 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from tests.soak.clones import Clone, wait
-from tests.soak.servers import Server
+from tests.soak.servers import Process, Server
 
 OUTPUTS = (
     "models/detector.pt",
@@ -31,18 +31,34 @@ Curves = dict[str, list[tuple[int, int, float]]]
 
 
 class Case:
-    """One training in a copy of the prepared clone, over a server of its own."""
+    """One training in a copy of the prepared clone, over a server of its own or a given one.
 
-    def __init__(self, start: Clone, folder: Path, name: str) -> None:
+    Args:
+        start: Prepared clone.
+        folder: Folder for the copy.
+        name: Name of the case, and of its MLflow experiment on a given server.
+        server: A server that runs already.
+        environment: Credentials for it.
+    """
+
+    def __init__(
+        self, start: Clone, folder: Path, name: str, server: Process | None = None, environment: Mapping[str, str] = {}
+    ) -> None:
         self.name, self.clone = name, start.copy_to(folder / name)
-        self.server = Server(folder / f"{name}-server")
+        self.server = server or Server(folder / f"{name}-server")
+        self.uri = self.server.uri if isinstance(self.server, Server) else self.server.url
+        self.experiment = name if server else "detection"
+        self._environment = dict(environment) | {
+            "MLFLOW_TRACKING_URI": self.uri,
+            "MLFLOW_EXPERIMENT_NAME": self.experiment,
+        }
         self.problems: list[str] = []
 
     def train(self, meanwhile: Callable[["Case"], None] = lambda case: None) -> float:
         """Run the pipeline beside a thread; return the duration of the training steps in seconds."""
         beside = threading.Thread(target=meanwhile, args=(self,))
         beside.start()
-        output = self.clone.run("dvc", "repro", MLFLOW_TRACKING_URI=self.server.uri)
+        output = self.clone.run("dvc", "repro", **self._environment)
         beside.join()
         Path(f"{self.clone.folder}.log").write_text(output)
         metrics = json.loads((self.clone.folder / "reports/train/metrics.json").read_text())
@@ -50,14 +66,14 @@ class Case:
 
     def sync(self) -> None:
         """Run `detection sync`, as a user does once the server is back."""
-        print(f"  {self.name}: {self.clone.run('detection', 'sync', MLFLOW_TRACKING_URI=self.server.uri)}", end="")
+        print(f"  {self.name}: {self.clone.run('detection', 'sync', **self._environment)}", end="")
 
     def run_id(self) -> str:
         """Id of the only run; records a problem if there are others or it is not FINISHED."""
         from detection.tracking.store import import_mlflow
 
-        client = import_mlflow().MlflowClient(tracking_uri=self.server.uri)
-        experiment = client.get_experiment_by_name("detection")
+        client = import_mlflow().MlflowClient(tracking_uri=self.uri)
+        experiment = client.get_experiment_by_name(self.experiment)
         runs = client.search_runs([experiment.experiment_id]) if experiment else []
         if [run.info.status for run in runs] != ["FINISHED"]:
             self.problems.append(f"{self.name}: runs {[run.info.status for run in runs]}")
@@ -70,7 +86,7 @@ class Case:
 
     def curves(self) -> Curves:
         """All points that the training logged."""
-        return self.clone.curves(self.run_id(), self.server.uri)
+        return self.clone.curves(self.run_id(), self.uri)
 
     def compare(self, reference: Curves) -> None:
         """Record differences from the reference run and from the training's own CSV."""
@@ -180,6 +196,7 @@ def other_cases(case: Callable[[str], Case], reference: Curves) -> None:
     away.compare(reference)
 
     before = away.curves()
+    assert isinstance(away.server, Server)
     away.server.kill()
     shutil.rmtree(away.server.folder)
     shutil.rmtree(away.clone.folder / ".checkpoints")
