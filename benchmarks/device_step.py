@@ -3,10 +3,9 @@
 `benchmarks.device` is the command.
 """
 
+import re
 import statistics
 import time
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,8 +131,7 @@ def measure_step(bench: Bench, name: str) -> Figure:
         figure[side] |= {"images_per_s": rate, "share_of_peak": rate * work / PEAK_FLOPS}
     if theirs is not None:
         figure["ratio"] = figure["ours"]["images_per_s"] / figure["torchvision"]["images_per_s"]
-    figure |= {"gflop_per_image": work / 1e9, "host_waits": host_waits(bench, sides["ours"])}
-    return figure | {"kernels_ms": longest_kernels(bench, sides["ours"])}
+    return figure | {"gflop_per_image": work / 1e9} | profile_step(bench, sides["ours"])
 
 
 def flops_per_image(bench: Bench, recipe: Recipe, losses: Callable[[], dict[str, Tensor]]) -> float:
@@ -180,37 +178,29 @@ def throughputs(bench: Bench, sides: dict[str, Step], count: int) -> dict[str, f
     return {side: statistics.median(values) for side, values in rates.items()}
 
 
-def host_waits(bench: Bench, step: Step) -> dict[str, int] | None:
-    """Number of waits of the host for the GPU in a step, by the line of code that waits."""
-    if bench.device.type != "cuda":
-        return None
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return dict(
-        Counter(f"{Path(one.filename).name}:{one.lineno}" for one in caught if "synchroniz" in str(one.message))
-    )
-
-
-def longest_kernels(bench: Bench, step: Step, count: int = 12) -> list[tuple[str, int, float]]:
-    """Kernels that take the most time in a step: name, calls, milliseconds."""
+def profile_step(bench: Bench, step: Step, count: int = 15) -> Figure:
+    """Number of calls that wait for the GPU, and the kernels that take the most time: name, calls, milliseconds."""
     on_gpu = bench.device.type == "cuda"
+    bench.synchronize()
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         step()
-        bench.synchronize()
+    events = profiler.key_averages()
+    waits = {event.key: int(event.count) for event in events if "ynchronize" in event.key or event.key == "cudaMemcpy"}
     rows = [
         (
-            event.key[:80],
+            short_name(event.key),
             int(event.count),
             (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e3,
         )
-        for event in profiler.key_averages()
+        for event in events
     ]
-    return sorted(rows, key=lambda row: -row[2])[:count]
+    return {"host_waits": waits, "kernels_ms": sorted(rows, key=lambda row: -row[2])[:count]}
+
+
+def short_name(kernel: str) -> str:
+    """Name of a kernel without namespaces, and the functor that an elementwise kernel applies."""
+    name = re.sub(r"\b(?:void|at|native|vision|ops|cuda|c10|detail)\b(?:::)?|\(anonymous namespace\)::", "", kernel)
+    return re.sub(r"\s+", " ", name).strip()[:160]
 
 
 def measure_agreement(bench: Bench, name: str) -> Figure:

@@ -35,8 +35,6 @@ VIEWS = frozenset(
     )
 )
 """Operations that move no data."""
-KEPT_BY_NMS = 3
-"""The fake suppression keeps one box in this many."""
 
 
 @dataclass
@@ -129,7 +127,7 @@ def fake_gpu(image_size: tuple[int, int] = (0, 0)) -> Iterator[torch.device]:
             ("torch._C._conv_determine_backend_memory_format", _conv_layout),
         ):
             stack.enter_context(mock.patch(target, value))
-        stack.enter_context(mock.patch.object(nms, "nms", _fake_nms))
+        stack.enter_context(mock.patch.object(nms, "_in_parallel", _fake_nms))
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", _fake_lists(image_size)))
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_Saved, _Saved.unpack))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -173,10 +171,10 @@ def _waiting(name: str) -> None:
             mode.traffic.waits.append(name)
 
 
-def _fake_nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Keep a third of the boxes; the real kernel waits to get their number."""
+def _fake_nms(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float) -> Tensor:
+    """Keep all boxes; the real suppression, whose work depends on the boxes, waits."""
     _waiting("nms")
-    return scores.argsort(descending=True)[: max(1, len(scores) // KEPT_BY_NMS)]
+    return valid.clone()
 
 
 def _fake_lists(image_size: tuple[int, int]) -> Callable[[Tensor], list[list[int]]]:

@@ -31,9 +31,7 @@ class FrozenBatchNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision h
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize Tensor[B, C, H, W]; the result has its dtype."""
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        return _normalize(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
 
 class FrozenStatsBatchNorm(nn.modules.batchnorm._NormBase):
@@ -44,9 +42,45 @@ class FrozenStatsBatchNorm(nn.modules.batchnorm._NormBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize Tensor[B, C, H, W] by the running statistics, in training mode too."""
-        return nn.functional.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        return _normalize(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
+
+
+def _normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`batch_norm` by fixed statistics."""
+    if x.requires_grad and not torch.compiler.is_compiling():
+        normalized: Tensor = _FixedBatchNorm.apply(x, mean, var, weight, bias, eps)  # type: ignore[no-untyped-call]
+        return normalized
+    return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
+class _FixedBatchNorm(torch.autograd.Function):
+    """`batch_norm` by fixed statistics whose gradient has the input's layout and needs the input for the weights only.
+
+    On a GPU torch's own gradient is contiguous for an input in channels_last, too: it and the copies that the
+    convolutions then make took up to 26 of 109 ms of a RetinaNet step of 16 images on an H100.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Normalize Tensor[B, C, H, W]."""
+        trainable = weight.requires_grad or bias.requires_grad
+        ctx.save_for_backward(mean, var, weight, *[x][:trainable])
+        ctx.eps = eps
+        return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Gradients of the input, the weight and the bias."""
+        mean, var, weight, *saved = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:  # the same scaling without the shift
+            grad_x = nn.functional.batch_norm(grad, torch.zeros_like(mean), var, weight, None, False, 0.0, ctx.eps)
+        if saved:
+            needed = [False, *ctx.needs_input_grad[3:5]]
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, saved[0], weight, mean, var, None, None, False, ctx.eps, needed
+            )
+        return grad_x, None, None, grad_weight, grad_bias, None
 
 
 class Float32DepthwiseConv(nn.Conv2d):

@@ -3,14 +3,20 @@
 Letters: B images, N boxes of an image, G groups of an image.
 """
 
-import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import nms
 
-MAX_BOXES = 2**15
-"""Boxes per call on a GPU, unless one image has more: the kernel stores one bit per pair of boxes."""
+from detection.ops.matcher import batched_iou
+
+TILE = 512
+"""Boxes of a group whose suppression by each other is resolved at a time, on a GPU."""
+MAX_PAIRS = 2**25
+"""Pairs of boxes compared at a time on a GPU, unless one group has more: about 0.5 GiB."""
 
 
 @torch.no_grad()
@@ -31,7 +37,7 @@ def grouped_nms(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid
     Returns:
         Tensor[B, N], bool: true for kept boxes.
     """
-    implementation = _group_by_group if boxes.device.type == "cpu" else _on_tiles
+    implementation = _group_by_group if boxes.device.type == "cpu" else _in_parallel
     return implementation(boxes, scores, group.expand_as(scores), groups, valid, threshold)
 
 
@@ -50,24 +56,61 @@ def _group_by_group(
     return keep.view_as(valid)
 
 
-def _on_tiles(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float) -> Tensor:
-    """GPU: one call for all groups of at most `MAX_BOXES` boxes, with each group on a tile of its own.
+def _in_parallel(boxes: Tensor, scores: Tensor, group: Tensor, groups: int, valid: Tensor, threshold: float) -> Tensor:
+    """GPU: the groups side by side, since torchvision's kernel passes over all boxes of a call one after the other.
 
-    The tiles are arranged in a square, which keeps coordinates small and rounding errors with them: 80 groups
-    of 1333 pixels in one line would round to 0.008 pixels.
+    It took 53 of 190 ms of a Faster R-CNN step of 16 images on an H100.
     """
-    images = max(1, MAX_BOXES // max(scores.shape[1], 1))
-    if len(valid) > images:
-        parts = zip(*(torch.split(rows, images) for rows in (boxes, scores, group, valid)), strict=True)
-        return torch.cat([_on_tiles(b, s, g, groups, v, threshold) for b, s, g, v in parts])
-    valid_flat, group = valid.flatten(), _groups_of_batch(group, groups)
-    boxes = torch.where(valid_flat[:, None], boxes.flatten(0, 1), 0.0)  # NaN must not affect the tile size
-    side = math.ceil(math.sqrt(groups * len(valid)))
-    tile = (boxes.amax() - boxes.amin().clamp(max=0)) + 1
-    corner = torch.stack([group % side, group // side], dim=1).to(boxes.dtype) * tile  # [B * N, 2]
-    boxes = torch.where(valid_flat[:, None], boxes + corner.repeat(1, 2), 0.0)  # empty: suppresses nothing
-    kept = nms(boxes, scores.flatten().masked_fill(~valid_flat, -math.inf), threshold)
-    return (torch.zeros_like(valid_flat).index_fill_(0, kept, True) & valid_flat).view_as(valid)
+    boxes, group = boxes.flatten(0, 1), _groups_of_batch(group, groups)
+    rows = valid.flatten().nonzero()[:, 0]
+    rows = rows[scores.flatten()[rows].argsort(descending=True, stable=True)]
+    rows = rows[group[rows].argsort(stable=True)]
+    starts = torch.searchsorted(group[rows], torch.arange(groups * len(valid) + 1, device=rows.device))
+    keep = torch.zeros_like(group, dtype=torch.bool)  # [B * N]
+    for chosen, width in _alike(starts.diff().cpu().numpy()):
+        first, end = starts[chosen, None], starts[chosen + 1, None]
+        position = first + torch.arange(width, device=rows.device)  # [groups of this part, width]
+        row = rows[position.clamp(max=len(rows) - 1)]
+        kept = _suppress(boxes[row], position < end, threshold)
+        keep.index_fill_(0, row[kept], True)
+    return keep.view_as(valid)
+
+
+def _alike(sizes: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Parts of the groups that are not empty, with the largest size: groups of about a size, few enough pairs."""
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] > 0]
+    while len(order):
+        width = int(sizes[order[0]])
+        count = min(max(1, MAX_PAIRS // (width * min(width, TILE))), int(np.count_nonzero(2 * sizes[order] >= width)))
+        yield order[:count], width
+        order = order[count:]
+
+
+def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    """Greedy suppression within each row of boxes [P, N, 4] by descending score; `valid` is Tensor[P, N].
+
+    A tile of boxes is first compared with the kept ones before it. Within it, the boxes that no kept box suppresses
+    are determined again until they stay: the best of the tile stays after the first round, and so on.
+
+    Returns:
+        Tensor[P, N], bool: true for kept boxes.
+    """
+    limit = np.float32(threshold)  # float32 IoUs compare with the float64 threshold, as in torchvision
+    limit = float(limit if limit <= threshold else np.nextafter(limit, np.float32(-np.inf)))
+    keep = valid.clone()
+    for first in range(0, valid.shape[1], TILE):
+        tile = slice(first, first + TILE)
+        if first:
+            keep[:, tile] &= batched_iou(boxes[:, :first], keep[:, :first], boxes[:, tile]).amax(dim=1) <= limit
+        start = keep[:, tile].clone()
+        overlaps = (batched_iou(boxes[:, tile], start, boxes[:, tile]) > limit).triu(1)  # of a better box, by rows
+        while True:
+            kept = start & ~(overlaps & keep[:, tile, None]).any(dim=1)
+            if torch.equal(kept, keep[:, tile]):
+                break
+            keep[:, tile] = kept
+    return keep
 
 
 def _groups_of_batch(group: Tensor, groups: int) -> Tensor:

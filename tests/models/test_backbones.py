@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.models.backbones import Float32DepthwiseConv, FrozenBatchNorm, make_backbone
+from detection.models.backbones import Float32DepthwiseConv, FrozenBatchNorm, _FixedBatchNorm, make_backbone
 
 
 def test_depthwise_convolutions_that_are_slow_in_bf16_run_in_float32() -> None:
@@ -54,6 +54,27 @@ def test_frozen_batch_norm_is_torchvisions_and_keeps_bfloat16() -> None:
     low = x.detach().bfloat16()
     assert (ours(low).dtype, theirs(low).dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(ours(low).float(), theirs(low), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("trainable", [(), ("weight",), ("weight", "bias")])
+def test_gradient_by_fixed_statistics_is_torchs_in_the_inputs_layout(trainable: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 9, 7).to(memory_format=torch.channels_last).requires_grad_()
+    mean, var = torch.randn(16), torch.rand(16) + 0.5
+    weight, bias = torch.rand(16) + 0.5, torch.randn(16)
+    for name in trainable:
+        {"weight": weight, "bias": bias}[name].requires_grad_()
+    inputs = [one for one in (x, weight, bias) if one.requires_grad]
+    upstream = torch.randn_like(x)
+    ours = _FixedBatchNorm.apply(x, mean, var, weight, bias, 1e-5)
+    theirs = nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, 1e-5)
+    assert torch.equal(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        assert a.stride() == b.stride()
+    assert torch.autograd.grad(_FixedBatchNorm.apply(x, mean, var, weight, bias, 1e-5), x, upstream)[0].is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def test_no_layer_of_a_frozen_backbone_leaves_autocasts_dtype() -> None:
