@@ -45,10 +45,10 @@ class FrozenStatsBatchNorm(nn.modules.batchnorm._NormBase):
         return _normalize(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
 
-def _normalize(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def _normalize(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`batch_norm` by fixed statistics."""
     if x.requires_grad and not torch.compiler.is_compiling():
-        normalized: Tensor = _FixedBatchNorm.apply(x, mean, var, weight, bias, eps)  # type: ignore[no-untyped-call]
+        normalized: Tensor = _FixedBatchNorm.apply(x, mean, var, weight, bias, eps)
         return normalized
     return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
@@ -69,7 +69,7 @@ class _FixedBatchNorm(torch.autograd.Function):
         return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the input, the weight and the bias."""
         mean, var, weight, *saved = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None

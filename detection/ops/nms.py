@@ -96,8 +96,8 @@ def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     Returns:
         Tensor[P, N], bool: true for kept boxes.
     """
-    limit = np.float32(threshold)  # float32 IoUs compare with the float64 threshold, as in torchvision
-    limit = float(limit if limit <= threshold else np.nextafter(limit, np.float32(-np.inf)))
+    rounded = np.float32(threshold)  # float32 IoUs compare with the float64 threshold, as in torchvision
+    limit = float(rounded if rounded <= threshold else np.nextafter(rounded, np.float32(-np.inf)))
     keep = valid.clone()
     for first in range(0, valid.shape[1], TILE):
         tile = slice(first, first + TILE)
