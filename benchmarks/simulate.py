@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from benchmarks.fake_gpu import Traffic, TrafficMeter, fake_gpu, move
 from detection import inference
+from detection.data.loading.augment import is_square
 from detection.data.loading.batch import Batch, ImageSizes, Targets
 from detection.models.build import build_detector
 from detection.models.detector import Detector
@@ -69,7 +70,7 @@ class Row:
 def batch_shape(recipe: Recipe) -> tuple[int, int, int]:
     """Images, height and width of a typical batch: photos of 4:3 where the aspect ratio is kept."""
     side = recipe.image_size
-    if recipe.resize == "stretch" or recipe.augmentation in ("letterbox", "crop"):
+    if recipe.resize == "stretch" or is_square(recipe.steps):
         return recipe.batch_size, side, side
     width = min(side * 4 / 3, recipe.max_size or math.inf)
     return recipe.batch_size, math.ceil(side / 32) * 32, math.ceil(width / 32) * 32

@@ -27,11 +27,18 @@ def number(value: float | None, form: str = ".3f", missing: str = "-") -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as one mapping of dotted keys to plain values; tuples become lists."""
+    """Return a nested mapping as one mapping of dotted keys to plain values.
+
+    Tuples become lists, in which mappings lose their keys without a value.
+    """
     values: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             values |= flatten(value, f"{prefix}{key}.")
         else:
-            values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+            values[f"{prefix}{key}"] = list(map(_without_nulls, value)) if isinstance(value, tuple | list) else value
     return values
+
+
+def _without_nulls(value: Any) -> Any:
+    return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value

@@ -3,11 +3,12 @@
 import argparse
 import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ruamel.yaml import YAML
+from yaml import YAMLError
 
 from detection import params
 from detection.commands import Command
@@ -17,9 +18,10 @@ from detection.data.sources.fingerprint import fingerprint
 from detection.doctor import findings
 from detection.errors import DataError, ParamsError
 from detection.files import PARAMS_YAML, data_root
+from detection.params import schema
+from detection.params.augmentation import POLICIES, describe
 from detection.params.reader import read_yaml
 from detection.params.recipe import Recipe
-from detection.params.recipe_base import Augmentation
 from detection.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
 def _add_browse(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", metavar="DATASET")
     parser.add_argument("--model", help="model for image size and augmentation; default: that of params.yaml")
-    parser.add_argument("--augmentation", metavar="POLICY", help="another policy than the model's")
+    parser.add_argument("--augmentation", metavar="POLICY", help="another policy than the model's, or a list of steps")
     parser.add_argument("--out", type=Path, default=Path("browse.png"), help="default: %(default)s")
     parser.add_argument("--count", type=int, default=12, help="number of images; default: %(default)s")
 
@@ -105,7 +107,7 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
     Args:
         dataset: Dataset in params.yaml; need not be prepared.
         model: Model for image size and augmentation; None for that of params.yaml.
-        augmentation: Another policy than the recipe's.
+        augmentation: Another policy than the recipe's, or a list of steps in YAML.
         out: Image file to write.
         count: Number of images.
 
@@ -139,19 +141,25 @@ def browse(dataset: str, model: str | None, augmentation: str | None, out: Path,
         contact_sheet(tiles, raw.classes, min(SHEET_COLUMNS, count)).save(out)
     except (OSError, ValueError) as error:
         raise DataError(f"--out {out} cannot be written: {error}") from None
-    return f"{count} images of {dataset} for {loaded.model} with augmentation {recipe.augmentation}: {out}"
+    return f"{count} images of {dataset} for {loaded.model} with augmentation {describe(recipe.augmentation)}: {out}"
 
 
 def _with_policy(recipe: Recipe, augmentation: str | None) -> Recipe:
+    """Recipe with another augmentation: a policy's name, or a list of steps as in params.yaml."""
     if augmentation is None:
         return recipe
-    policies = get_args(Augmentation)
-    if augmentation not in policies:
-        raise ParamsError(f"--augmentation: no policy {augmentation!r}; {did_you_mean(augmentation, policies)}")
-    try:
-        return replace(recipe, augmentation=augmentation)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ParamsError(f"--augmentation {augmentation}: {error}") from None
+    value: object = augmentation
+    if augmentation.lstrip().startswith("["):
+        try:
+            value = schema.read(augmentation)
+        except YAMLError as error:
+            raise ParamsError(f"--augmentation {augmentation}: not valid YAML: {error}") from None
+    elif augmentation not in POLICIES:
+        advice = did_you_mean(augmentation, POLICIES)
+        raise ParamsError(f"--augmentation: no policy {augmentation!r}; {advice} Or a list: '[{{flip: {{}}}}]'")
+    values = {**asdict(recipe), "augmentation": value}
+    changed: Recipe = schema.validate(type(recipe), values, "recipe", f"--augmentation {augmentation}")
+    return changed
 
 
 def _tile(dataset: "DetectionDataset", key: tuple[int, int]) -> "Tile":

@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from detection.params.recipe_base import Bounds, Count, CountOrZero
+from detection.params.bounds import Bounds, Count, CountOrZero
 
 HoldoutFraction = Annotated[float, Bounds(at_least=0, below=1)]
 

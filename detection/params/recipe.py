@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from detection.params.recipe_base import MOBILENETS, RESNETS, Bounds, Count, Fraction, NonNegative, Positive, RecipeBase
+from detection.params.bounds import Bounds, Count, Fraction, NonNegative, Positive
+from detection.params.recipe_base import MOBILENETS, RESNETS, RecipeBase
 
 SSD_MAPS = 6
 """Feature maps of SSD300 and SSDlite."""

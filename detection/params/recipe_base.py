@@ -2,47 +2,19 @@
 
 Rules between fields are checked in `__post_init__`, which raises `ValueError("field: reason")`;
 `detection.params.schema` puts the rest of the key and the file before it.
-
-Bounds of a params field, given in its annotation: `batch_size: Count`, `momentum: Fraction`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from math import inf, isfinite
 from typing import Annotated, Any, Literal, Self
 
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """Interval of the valid finite numbers of a field, or of every number in a list."""
-
-    at_least: float = -inf
-    at_most: float = inf
-    above: float = -inf
-    below: float = inf
-
-    def allow(self, value: float) -> bool:
-        """Return True if a finite number lies in the interval."""
-        return self.at_least <= value <= self.at_most and self.above < value < self.below and isfinite(value)
-
-    def __str__(self) -> str:
-        """The limits in words: `at least 0 and at most 1`."""
-        limits = {field.name: getattr(self, field.name) for field in fields(self)}
-        return " and ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in limits.items() if isfinite(v))
-
-
-Count = Annotated[int, Bounds(at_least=1)]
-CountOrZero = Annotated[int, Bounds(at_least=0)]
-Positive = Annotated[float, Bounds(above=0)]
-NonNegative = Annotated[float, Bounds(at_least=0)]
-Fraction = Annotated[float, Bounds(at_least=0, at_most=1)]
-
+from detection.params.augmentation import Augmentation, Step, check_steps, steps_of
+from detection.params.bounds import Bounds, Count, CountOrZero, Fraction, NonNegative, Positive
 
 Backbone = Literal[
     "resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v3_small", "mobilenet_v3_large", "vgg16"
 ]  # fmt: skip
-Augmentation = Literal["none", "flip", "multiscale", "ssd", "ssd_legacy", "ssdlite", "letterbox", "crop"]
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 MOBILENETS = ("mobilenet_v3_small", "mobilenet_v3_large")
 
@@ -158,7 +130,7 @@ class RecipeBase:
     image_std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
     """Standard deviation per RGB channel of pixels in 0..1."""
     augmentation: Augmentation = "flip"
-    """Training augmentation; see the table in `detection.data.loading.augment`."""
+    """Training augmentation: a policy, or a list of steps, such as `[{affine: {rotate: 10}}, {flip: {}}]`."""
     train_difficult: bool = False
     """Train on objects that VOC marks difficult."""
 
@@ -190,12 +162,14 @@ class RecipeBase:
             raise ValueError("epochs: give either epochs or iterations")
         if self.resize == "keep" and self.max_size is not None and self.max_size < self.image_size:
             raise ValueError(f"max_size: is below image_size ({self.max_size} < {self.image_size})")
-        if self.augmentation == "multiscale" and (self.resize != "keep" or self.fixed_size):
-            raise ValueError(
-                "augmentation: multiscale varies the short side; it needs resize: keep and fixed_size: false"
-            )
+        check_steps(self.augmentation, self.resize, self.fixed_size)
         if self.trainable_layers > (stages := stages_of(self.backbone)):
             raise ValueError(f"trainable_layers: {self.backbone} has {stages} stages: 0 to {stages}")
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """Steps of the training augmentation."""
+        return steps_of(self.augmentation)
 
     def update(self, values: Mapping[str, Any]) -> Self:
         """Return a copy with other values, by dotted key: `recipe.update({"roi.hidden_channels": 64})`."""

@@ -12,6 +12,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from detection.params.augmentation import Step
 from detection.params.datasets import FORMATS, Budget
 from detection.params.recipe import ARCHITECTURES
 from detection.params.recipe_base import RecipeBase
@@ -36,6 +37,7 @@ SECTIONS: dict[str, type[Any]] = {
         for name, cls in ARCHITECTURES.items()
         if name != "ssdlite"  # in the table of ssd
     },
+    "`augmentation` as a list": Step,
     **{f"`datasets.NAME` with `format: {name}`": cls for name, cls in FORMATS.items()},
     "`budgets.NAME`": Budget,
     **{f"`{cls.__name__.lower()}`": cls for cls in (Prepare, Pretrain, Start, Train, Evaluate, Plots)},

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from detection.params.recipe_base import Bounds, Count, CountOrZero, Fraction, NonNegative, Positive
+from detection.params.bounds import Bounds, Count, CountOrZero, Fraction, NonNegative, Positive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

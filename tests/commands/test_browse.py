@@ -21,12 +21,22 @@ def test_a_sheet_of_training_images(project: Path, with_shapes: Callable[[str], 
     assert len(np.unique(colors, axis=0)) > 500  # images
 
 
+def test_a_sheet_of_a_list_of_steps(project: Path, with_shapes: Callable[[str], Path]) -> None:
+    with_shapes("  shapes: {format: shapes, path: shapes, image_size: 64, train: 4, val: 2, test: 2}")
+    steps = "[{mosaic: {p: 1}}, {affine: {rotate: 10}}, {copy_paste: {p: 1}}, {mixup: {p: 1}}, {color: {hue: 0.1}}]"
+    done = detection(project, "browse", "shapes", "--augmentation", steps, "--count", "4")
+    assert done.returncode == 0, done.stderr
+    assert "with augmentation mosaic + affine + copy_paste + mixup + color: browse.png" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["shape"], "did you mean 'shapes'?"),
         (["shapes", "--augmentation", "leterbox"], "did you mean 'letterbox'?"),
         (["shapes", "--model", "ssd300", "--augmentation", "multiscale"], "needs resize: keep"),
+        (["shapes", "--augmentation", "[{flop: {}}]"], "did you mean 'flip'?"),
+        (["shapes", "--augmentation", "[{affine: {rotate: 200}}]"], "at most 180"),
         (["shapes", "--count", "0"], "at least one image"),
         (["bccd"], "bccd"),
     ],

@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
 from detection.params import schema
-from detection.params.recipe_base import Count, Fraction, Positive
+from detection.params.bounds import Count, Fraction, Positive
 
 PROJECT = Path(__file__).parents[2]
 

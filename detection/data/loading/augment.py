@@ -1,94 +1,152 @@
-"""Augmentation policies. The geometry is drawn from the boxes alone, before a pixel is touched.
+"""Geometric steps of augmentation. They are drawn from the boxes alone, before a pixel is touched.
 
-| policy       | window                                             | result                   | colors          |
-|--------------|----------------------------------------------------|--------------------------|-----------------|
-| `none`       | whole image                                        | the recipe's size        | -               |
-| `flip`       | whole image                                        | the recipe's size        | -               |
-| `multiscale` | whole image                                        | short side 60 to 100 %   | -               |
-| `ssd`        | zoom out with probability 0.5, then IoU crop       | the recipe's size        | distortion      |
-| `ssd_legacy` | as `ssd`, but the crop needs no minimum IoU        | the recipe's size        | its original's  |
-| `ssdlite`    | IoU crop                                           | the recipe's size        | -               |
-| `letterbox`  | image stretched to about a square, scaled, padded  | square of `image_size`   | HSV jitter      |
-| `crop`       | 85 to 100 % of the image area                      | square of `image_size`   | -               |
-
-All policies but `none` flip horizontally with probability 0.5. The recipe's size follows its `resize`, which
-also holds for validation, test and prediction under every policy: they always see the whole image. With
-`letterbox`, the published evaluation is `resize: keep` without `max_size`; a `max_size` of `image_size`
-gives the geometry of the square without padding. With `crop`, `stretch` gives the geometry of the square.
-`detection.data.loading.color_jitter` has the colors.
-
-Sources: `flip`, `multiscale`, `ssd`, `ssdlite`: torchvision's detection references; `ssd`: Liu et al. 2015
-(arXiv:1512.02325), section 2.2; `letterbox`, `crop`: the public implementations of Faster R-CNN (bubbliiiing,
-commit 51f9b62) and RetinaNet (xytpai) whose settings the recipes use.
+`detection.params.augmentation` has the steps, their settings, and the named policies with their sources. Each step
+draws a window of the image, or of the window of the step before; flips and the recipe's size follow. The recipe's
+`resize` also holds for validation, test and prediction under every policy: they always see the whole image. With
+`letterbox`, the published evaluation is `resize: keep` without `max_size`; a `max_size` of `image_size` gives the
+geometry of the square without padding. With `crop`, `stretch` gives the geometry of the square.
 
 Letters: M objects of the image, K trials of a crop.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.geometry import Floats, Geometry, Window, result_size
 from detection.ops.boxes import iou
+from detection.params.augmentation import Affine, Crop, CropByOverlap, Flip, Letterbox, Multiscale, Step, ZoomOut, has
 from detection.params.recipe import Recipe
 
-MIN_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Minimum IoU of a crop with some object; 1 keeps the whole image."""
-LEGACY_MIN_IOUS = (0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
-"""Effective values of a widely used SSD (77.43 on VOC2007): its list lacks 0.5, a bug accepts every crop."""
 CROP_TRIALS = 40
-MULTISCALE_SIDES = tuple(range(480, 801, 32))
-"""Short sides of `multiscale` at an `image_size` of 800."""
 RATIOS = (3 / 4, 4 / 3)
 """Smallest and largest width / height of an area crop."""
+MIN_VISIBLE, MIN_SIDE_PX = 0.2, 2.0
+"""Least visible fraction of an object, and least side in the result, after `mosaic` and `affine`."""
 
 
-def draw_geometry(recipe: Recipe, rng: np.random.Generator, height: int, width: int, boxes: Floats) -> Geometry:
-    """Draw the geometric transform of an image with boxes [M, 4] by the recipe's policy and size."""
-    policy, window, side = recipe.augmentation, (0, 0, width, height), recipe.image_size
-    if policy == "letterbox":
-        window = _letterbox(rng, height, width, side)
-    elif policy == "crop":
-        window = area_crop(rng, height, width)
-    elif policy in ("ssd", "ssd_legacy", "ssdlite"):
-        if policy != "ssdlite" and rng.random() < 0.5:
-            window = _zoom_out(rng, height, width)
-        window = _iou_crop(rng, window, boxes, LEGACY_MIN_IOUS if policy == "ssd_legacy" else MIN_IOUS)
-    elif policy == "multiscale":
-        side = round(side * int(rng.choice(MULTISCALE_SIDES)) / MULTISCALE_SIDES[-1])
-    resize = "stretch" if policy in ("letterbox", "crop") else recipe.resize
+def draw_geometry(
+    recipe: Recipe,
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    boxes: Floats,
+    steps: Sequence[Step] | None = None,
+) -> Geometry:
+    """Draw the geometric transform of an image with boxes [M, 4] by the recipe's steps, or by others, and its size."""
+    steps = recipe.steps if steps is None else steps
+    window: Window = (0, 0, width, height)
+    side, warp, flip = recipe.image_size, None, Flip(horizontal=0)
+    for step in steps:
+        match step.settings:
+            case Letterbox() as letterbox:
+                window = _letterbox(rng, window, side, letterbox)
+            case Crop(scale=scale):
+                x1, y1, x2, y2 = window
+                window = _shifted(area_crop(rng, y2 - y1, x2 - x1, scale), x1, y1)
+            case ZoomOut(p=p, max_ratio=ratio) if happens(rng, p):
+                window = _zoom_out(rng, window, ratio)
+            case CropByOverlap(p=p, min_overlaps=overlaps) if happens(rng, p):
+                window = _iou_crop(rng, window, boxes, overlaps)
+            case Affine(p=p) as affine if happens(rng, p):
+                window, warp = _affine(rng, window, affine)
+            case Multiscale(scale=(low, high), count=count):
+                side = max(1, round(side * float(rng.choice(np.linspace(low, high, count)))))
+            case Flip() as flip:
+                pass
+    resize = "stretch" if is_square(steps) else recipe.resize
     shown = window[3] - window[1], window[2] - window[0]
     size = result_size(*shown, resize, side, recipe.max_size, recipe.size_rounding)
-    return Geometry(window, *size, flip=policy != "none" and rng.random() < 0.5, antialias=recipe.antialias)
+    return Geometry(
+        window,
+        *size,
+        flip=happens(rng, flip.horizontal),
+        vertical=happens(rng, flip.vertical),
+        quarter_turn=happens(rng, flip.rotate90),
+        warp=warp,
+        antialias=recipe.antialias,
+    )
 
 
-def keep_mask(policy: str, geometry: Geometry, boxes: Floats) -> NDArray[np.bool_]:
+def is_square(steps: Sequence[Step]) -> bool:
+    """Return True if the result is a square of `image_size` whatever the recipe's `resize`."""
+    return has(steps, "letterbox", "crop")
+
+
+def happens(rng: np.random.Generator, p: float) -> bool:
+    """Draw whether something of probability `p` happens; 0 and 1 draw no number."""
+    return p >= 1 or (p > 0 and rng.random() < p)
+
+
+def keep_mask(
+    steps: Sequence[Step], geometry: Geometry, boxes: Floats, visible: NDArray[np.float32] | None = None
+) -> NDArray[np.bool_]:
     """[M] mask of the objects that remain after the transform.
 
     IoU crops keep objects whose center is in the window and of which at least one pixel per axis is visible,
-    `letterbox` those with both sides above 1 pixel of the result, `crop` those with an area above 25 pixels.
+    `letterbox` those with both sides above 1 pixel of the result, `crop` those with an area above 25 pixels, `mosaic`
+    and `affine` those of which `MIN_VISIBLE` is visible with sides above `MIN_SIDE_PX`.
+
+    Args:
+        steps: Steps of the augmentation.
+        geometry: The transform.
+        boxes: [M, 4] in pixels of the image.
+        visible: [M] visible fraction of each object before the transform; None: all of it.
     """
-    if policy in ("letterbox", "crop"):
+    if has(steps, "mosaic", "affine"):
+        moved, clipped = geometry.moved(boxes), geometry.boxes(boxes)
+        sides = clipped[:, 2:] - clipped[:, :2]
+        whole = np.prod(moved[:, 2:] - moved[:, :2], axis=1) / (1 if visible is None else visible)
+        enough = (sides.min(axis=1, initial=np.inf) > MIN_SIDE_PX) & (sides.prod(axis=1) >= MIN_VISIBLE * whole)
+        return np.asarray(enough, dtype=np.bool_)
+    if is_square(steps):
         moved = geometry.boxes(boxes)
         sides = moved[:, 2:] - moved[:, :2]
-        large: NDArray[np.bool_] = sides.min(axis=1) > 1 if policy == "letterbox" else sides.prod(axis=1) > 25
+        large: NDArray[np.bool_] = sides.min(axis=1) > 1 if has(steps, "letterbox") else sides.prod(axis=1) > 25
         return large
     x1, y1, x2, y2 = geometry.window
     x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    visible: NDArray[np.bool_] = (x1 < x) & (x < x2) & (y1 < y) & (y < y2)
-    if policy in ("ssd", "ssd_legacy", "ssdlite"):
-        visible &= np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1) >= 1
-        visible &= np.minimum(boxes[:, 3], y2) - np.maximum(boxes[:, 1], y1) >= 1
-    return visible
+    inside: NDArray[np.bool_] = (x1 < x) & (x < x2) & (y1 < y) & (y < y2)
+    if has(steps, "crop_by_overlap"):
+        inside &= np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1) >= 1
+        inside &= np.minimum(boxes[:, 3], y2) - np.maximum(boxes[:, 1], y1) >= 1
+    return inside
 
 
-def _zoom_out(rng: np.random.Generator, height: int, width: int) -> Window:
-    """Canvas with one to four times the image's sides, the image at a random position in it."""
-    ratio = rng.uniform(1, 4)
+def _shifted(window: Window, x: int, y: int) -> Window:
+    return window[0] + x, window[1] + y, window[2] + x, window[3] + y
+
+
+def _affine(
+    rng: np.random.Generator, window: Window, settings: Affine
+) -> tuple[Window, tuple[float, float, float, float] | None]:
+    """Window of a scale and shift, and the matrix of rotation and shear, if any."""
+    low, high = (math.log(limit) for limit in settings.scale)
+    scale = math.exp(rng.uniform(low, high))
+    x1, y1, x2, y2 = window
+    shift_x, shift_y = rng.uniform(-settings.translate, settings.translate, 2)
+    width, height = (x2 - x1) / scale, (y2 - y1) / scale
+    left = round((x1 + x2 - width) / 2 + shift_x * (x2 - x1))
+    top = round((y1 + y2 - height) / 2 + shift_y * (y2 - y1))
+    shown = left, top, left + max(1, round(width)), top + max(1, round(height))
+    if not (settings.rotate or settings.shear):
+        return shown, None
+    angle = math.radians(rng.uniform(-settings.rotate, settings.rotate))
+    slant_x, slant_y = np.tan(np.radians(rng.uniform(-settings.shear, settings.shear, 2))).tolist()
+    cos, sin = math.cos(angle), math.sin(angle)
+    return shown, (cos - sin * slant_y, cos * slant_x - sin, sin + cos * slant_y, sin * slant_x + cos)
+
+
+def _zoom_out(rng: np.random.Generator, window: Window, max_ratio: float) -> Window:
+    """Canvas with one to `max_ratio` times the window's sides, the window at a random position in it."""
+    ratio = rng.uniform(1, max_ratio)
+    x1, y1, x2, y2 = window
+    height, width = y2 - y1, x2 - x1
     canvas_h, canvas_w = int(height * ratio), int(width * ratio)
     left, top = int((canvas_w - width) * rng.random()), int((canvas_h - height) * rng.random())
-    return -left, -top, canvas_w - left, canvas_h - top
+    return _shifted((-left, -top, canvas_w - left, canvas_h - top), x1, y1)
 
 
 def _iou_crop(rng: np.random.Generator, window: Window, boxes: Floats, min_ious: tuple[float, ...]) -> Window:
@@ -120,18 +178,19 @@ def _iou_crop(rng: np.random.Generator, window: Window, boxes: Floats, min_ious:
     return window
 
 
-def _letterbox(rng: np.random.Generator, height: int, width: int, side: int) -> Window:
+def _letterbox(rng: np.random.Generator, window: Window, side: int, settings: Letterbox) -> Window:
     """Square canvas around an image that is scaled to 1/4 to 2 times `side` at a jittered aspect ratio.
 
     The ratio is around 1, that of the canvas, and does not depend on the image's: a wide image is squeezed. The
     window is rounded to whole pixels of the image, and the boxes follow the rounded window.
     """
-    ratio = rng.uniform(0.7, 1.3) / rng.uniform(0.7, 1.3)  # width / height
-    longer = rng.uniform(0.25, 2) * side
+    low, high = 1 - settings.jitter, 1 + settings.jitter
+    ratio = rng.uniform(low, high) / rng.uniform(low, high)  # width / height
+    longer = rng.uniform(*settings.scale) * side
     scaled_h, scaled_w = (longer, longer * ratio) if ratio < 1 else (longer / ratio, longer)
-    x1, x2 = _canvas_span(rng, width, scaled_w, side)
-    y1, y2 = _canvas_span(rng, height, scaled_h, side)
-    return x1, y1, x2, y2
+    x1, x2 = _canvas_span(rng, window[2] - window[0], scaled_w, side)
+    y1, y2 = _canvas_span(rng, window[3] - window[1], scaled_h, side)
+    return _shifted((x1, y1, x2, y2), *window[:2])
 
 
 def _canvas_span(rng: np.random.Generator, length: int, scaled: float, side: int) -> tuple[int, int]:

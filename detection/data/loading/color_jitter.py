@@ -1,42 +1,105 @@
 """Color transforms of training images.
 
-| policy       | transforms                                                                                  |
-|--------------|---------------------------------------------------------------------------------------------|
-| `ssd`        | brightness, contrast, saturation, hue and channel order (Liu et al. 2015, section 2.2), in  |
-|              | the ranges of torchvision's references; every step clips to 8 bits                          |
-| `ssd_legacy` | the same steps in the arithmetic of a widely used SSD (77.43 on VOC2007): brightness is     |
-|              | added, contrast multiplies by itself, nothing is clipped or rounded                         |
-| `letterbox`  | hue, saturation and value at once, also of the padding, as its original does                |
+| step                   | transforms                                                                              |
+|------------------------|-----------------------------------------------------------------------------------------|
+| `photometric_distort`  | brightness, contrast, saturation, hue and channel order (Liu et al. 2015, section 2.2), |
+|                        | in the ranges of torchvision's references; every step clips to 8 bits                   |
+| `clip: false`          | the same steps in the arithmetic of a widely used SSD (77.43 on VOC2007): brightness is |
+|                        | added, contrast multiplies by itself, nothing is clipped or rounded                     |
+| `hsv_jitter`           | hue, saturation and value at once, also of the padding, as its original does            |
+| `color`                | brightness, contrast, saturation and hue as one 3 x 3 matrix per image, clipped once;   |
+|                        | the hue is rotated in YIQ, as NVIDIA DALI does, not in HSV                              |
 
 HSV of floats: hue in degrees, saturation and value as OpenCV defines them, also for pixels below 0.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from detection.params.augmentation import Color, HsvJitter, PhotometricDistort, Step
+
 EPSILON = float(np.finfo(np.float32).eps)
+GRAY = np.array([0.2989, 0.587, 0.114])
+"""Weights of RGB in the gray level, as torchvision's."""
+YIQ = np.array([GRAY / GRAY.sum(), [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+"""Matrix of RGB to YIQ."""
+MAX_SIGMA, BLUR_KERNEL = 2.0, 5
 
 
-def jitter_colors(policy: str, rng: np.random.Generator, image: Tensor) -> Tensor:
-    """Apply the color transform of a policy, if any; not in place.
+def jitter_colors(steps: Sequence[Step], rng: np.random.Generator, image: Tensor) -> Tensor:
+    """Apply the color transforms of the steps, if any; not in place.
 
     Args:
-        policy: Value of `augmentation`.
+        steps: Steps of the augmentation.
         rng: Source of randomness.
         image: Tensor[3, H, W], uint8, RGB.
 
     Returns:
-        Tensor[3, H, W], uint8; float32 with `ssd_legacy`, where 1 is white and values leave 0..1.
+        Tensor[3, H, W], uint8; float32 with `clip: false`, where 1 is white and values leave 0..1.
     """
-    if policy == "ssd":
-        return _photometric_distort(rng, image)
-    if policy == "ssd_legacy":
-        return _unclipped_distort(rng, image)
-    return _hsv_jitter(rng, image) if policy == "letterbox" else image
+    for step in steps:
+        match step.settings:
+            case PhotometricDistort(clip=clip):
+                image = _photometric_distort(rng, image) if clip else _unclipped_distort(rng, image)
+            case HsvJitter():
+                image = _hsv_jitter(rng, image)
+            case Color() as color:
+                image = _linear(rng, image, color)
+    return image
+
+
+def _linear(rng: np.random.Generator, image: Tensor, settings: Color) -> Tensor:
+    """Draw brightness, contrast, saturation and hue, apply them as one matrix; then gray and blur with their p."""
+    factors = [
+        float(rng.uniform(max(0, 1 - change), 1 + change)) if change else 1.0
+        for change in (settings.brightness, settings.contrast, settings.saturation)
+    ]
+    hue = float(rng.uniform(-settings.hue, settings.hue)) if settings.hue else 0.0
+    gray = settings.grayscale > 0 and rng.random() < settings.grayscale
+    blur = settings.blur > 0 and rng.random() < settings.blur
+    if gray or hue or factors != [1.0, 1.0, 1.0]:
+        image = change_colors(image, factors[0], factors[1], 0.0 if gray else factors[2], hue)
+    if blur:
+        sigma = float(rng.uniform(0.1, MAX_SIGMA))
+        image = F.gaussian_blur(image, [BLUR_KERNEL, BLUR_KERNEL], [sigma, sigma])
+    return image
+
+
+def change_colors(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """Brightness, contrast, saturation and hue of an image as one linear transform of its pixels.
+
+    Args:
+        image: Tensor[3, H, W], uint8, RGB.
+        brightness: Factor of the pixels.
+        contrast: Factor of the distance from the image's mean gray level.
+        saturation: Factor of the distance of each pixel from its gray level.
+        hue: Rotation as a fraction of the circle.
+
+    Returns:
+        Tensor[3, H, W], uint8, in the same memory format.
+    """
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * np.outer(np.ones(3), GRAY))
+    matrix = _hue_rotation(hue) @ matrix
+    pixels = image.permute(1, 2, 0)
+    flat = pixels.reshape(-1, 3).float()
+    bias = 0.0
+    if contrast != 1:
+        bias = (1 - contrast) * brightness * float(flat.mean(dim=0).double() @ torch.from_numpy(GRAY))
+    changed = torch.addmm(torch.tensor(bias), flat, torch.from_numpy(matrix.T).float())
+    return changed.add_(0.5).clamp_(0, 255).to(torch.uint8).view(pixels.shape).permute(2, 0, 1)
+
+
+def _hue_rotation(hue: float) -> NDArray[np.float64]:
+    """[3, 3] rotation of the color plane of YIQ; gray stays gray."""
+    cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
+    rotation: NDArray[np.float64] = np.linalg.inv(YIQ) @ np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ YIQ
+    return rotation
 
 
 def _photometric_distort(rng: np.random.Generator, image: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Geometric transform of an image: crop a window, resize it, flip it horizontally.
+"""Geometric transform of an image: crop a window, resize it, rotate or shear it, flip it.
 
 The window is drawn from the boxes alone. Pixels are touched once, by one crop and one uint8 resize to the
 final size; colors change before or after the resize, whichever has fewer pixels. This is four times faster
-than augmenting the full-size image step by step.
+than augmenting the full-size image step by step. A rotation or shear follows the resize, by Pillow's bilinear
+transform of 8-bit pixels; the window is then widened by what it brings into view.
 
 Letters: M boxes of one image; boxes are float32 `x1, y1, x2, y2`, absolute pixels, half-open.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -23,61 +25,191 @@ Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """An image on a canvas, of which a rectangle is shown."""
+
+    image: Tensor
+    """Tensor[3, H, W], uint8."""
+    scale: float
+    """Pixels of the canvas per pixel of the image."""
+    left: float
+    """Position of the image's left side on the canvas."""
+    top: float
+    """Position of its upper side."""
+    shown: Window
+    """Rectangle of the canvas that it fills as far as it reaches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """Several images that are cropped and resized as if they were one, each of them once."""
+
+    height: int
+    width: int
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Geometry:
-    """Crop, resize and flip of one image and its boxes."""
+    """Crop, resize, warp and flip of one image and its boxes."""
 
     window: Window
     """Part of the image that is shown; padded where it extends beyond the image."""
     height: int
-    """Height of the result in pixels."""
+    """Height of the result in pixels, before a quarter turn."""
     width: int
-    """Width of the result in pixels."""
+    """Width of the result in pixels, before a quarter turn."""
     flip: bool = False
     """Flip horizontally."""
     antialias: bool = True
     """Smooth when the image shrinks."""
+    warp: tuple[float, float, float, float] | None = None
+    """Rows of a 2 x 2 matrix that maps points around the window's center, in pixels of the image; null: none."""
+    vertical: bool = False
+    """Flip vertically."""
+    quarter_turn: bool = False
+    """Rotate by 90 degrees to the left, last."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return (self.width, self.height) if self.quarter_turn else (self.height, self.width)
 
     def boxes(self, boxes: Floats) -> Floats:
         """Transform boxes [M, 4] of the image and clip them to the result."""
+        height, width = self.size
+        clipped: Floats = np.clip(self.moved(boxes), 0, np.array([width, height] * 2, np.float32)).astype(np.float32)
+        return clipped
+
+    def moved(self, boxes: Floats) -> Floats:
+        """Transform boxes [M, 4]; a warped box is the box of its corners."""
         x1, y1, x2, y2 = self.window
         scale = np.array([self.width / (x2 - x1), self.height / (y2 - y1)] * 2, np.float32)
         moved = (boxes - np.array([x1, y1, x1, y1], np.float32)) * scale
+        if self.warp is not None:
+            matrix, center = self._matrix(), np.array([self.width, self.height]) / 2
+            middle = ((moved[:, :2] + moved[:, 2:]) / 2 - center) @ matrix.T + center
+            half = (moved[:, 2:] - moved[:, :2]) / 2 @ np.abs(matrix).T
+            moved = np.concatenate([middle - half, middle + half], axis=1)
         if self.flip:
             moved = moved[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [self.width, 0, self.width, 0]
-        limit = np.array([self.width, self.height] * 2, np.float32)
-        clipped: Floats = np.clip(moved, 0, limit).astype(np.float32)
-        return clipped
+        if self.vertical:
+            moved = moved[:, [0, 3, 2, 1]] * [1, -1, 1, -1] + [0, self.height, 0, self.height]
+        if self.quarter_turn:  # (x, y) to (y, width - x)
+            moved = moved[:, [1, 2, 3, 0]] * [1, -1, 1, -1] + [0, self.width, 0, self.width]
+        return moved
 
     def image(
-        self, image: Tensor, fill: tuple[int, int, int], color: Callable[[Tensor], Tensor] | None = None
+        self, image: Tensor | Canvas, fill: tuple[int, int, int], color: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        """Transform an image, Tensor[3, H, W] uint8, to Tensor[3, height, width] of the same or color's dtype.
+        """Transform an image, Tensor[3, H, W] uint8, to Tensor[3, *size] of the same or color's dtype.
 
         Args:
-            image: The whole image.
+            image: The whole image, or several.
             fill: RGB of the padding.
-            color: Color transform, to uint8 or float32. It gets the pixels of the image without padding, before or
-                after the resize, whichever has fewer pixels.
+            color: Color transform, to uint8 or float32. It gets the pixels of one image without padding, before or
+                after the resize, whichever has fewer pixels; those of several images and of a warp after it.
         """
-        x1, y1, x2, y2 = self.window
-        top, left = max(y1, 0), max(x1, 0)
-        bottom, right = min(y2, image.shape[1]), min(x2, image.shape[2])
-        scale_y, scale_x = self.height / (y2 - y1), self.width / (x2 - x1)
-        rows = _span((top - y1) * scale_y, (bottom - y1) * scale_y, self.height)
-        columns = _span((left - x1) * scale_x, (right - x1) * scale_x, self.width)
-        part = image[:, top:bottom, left:right]
-        size = rows.stop - rows.start, columns.stop - columns.start
-        if color is None:
-            part = _resize(part, *size, self.antialias)
-        elif part[0].numel() < size[0] * size[1]:
-            part = _resize(color(part), *size, self.antialias)
+        if self.warp is not None:
+            pixels = self._warped(image, fill)
+            pixels = color(pixels) if color else pixels
+        elif isinstance(image, Canvas):
+            pixels = _shown_parts(image, self.window, (self.height, self.width), self.antialias, fill)
+            pixels = color(pixels) if color else pixels
         else:
-            part = color(_resize(part, *size, self.antialias))
-        if part.shape[1:] != (self.height, self.width):
-            canvas = filled_canvas(fill, part.dtype, self.height, self.width)
-            canvas[:, rows, columns] = part
-            part = canvas
-        return part.flip(2) if self.flip else part
+            pixels = _shown(image, self.window, (self.height, self.width), self.antialias, fill, color)
+        pixels = pixels.flip(2) if self.flip else pixels
+        pixels = pixels.flip(1) if self.vertical else pixels
+        return pixels.rot90(1, (1, 2)) if self.quarter_turn else pixels
+
+    def _matrix(self) -> NDArray[np.float64]:
+        """`warp` in pixels of the result, whose sides may be scaled differently."""
+        x1, y1, x2, y2 = self.window
+        scale = np.array([self.width / (x2 - x1), self.height / (y2 - y1)])
+        matrix: NDArray[np.float64] = np.array(self.warp).reshape(2, 2) * scale[:, None] / scale
+        return matrix
+
+    def _warped(self, image: Tensor | Canvas, fill: tuple[int, int, int]) -> Tensor:
+        """Show the window and what the warp brings into it, and warp that."""
+        inverse = np.linalg.inv(self._matrix())
+        center = np.array([self.width, self.height]) / 2
+        reach = np.abs(inverse) @ center  # half sides of what is shown, in pixels of the result
+        low, high = np.array(self.window[:2]), np.array(self.window[2:])
+        scale = np.array([self.width, self.height]) / (high - low)
+        wide_low = np.floor(low + (center - reach) / scale).astype(int)
+        wide_high = np.ceil(low + (center + reach) / scale).astype(int)
+        width, height = np.maximum(np.round((wide_high - wide_low) * scale), 1).astype(int).tolist()
+        window = (*wide_low.tolist(), *wide_high.tolist())
+        shown = _shown_parts if isinstance(image, Canvas) else _shown
+        pixels = shown(image, window, (height, width), self.antialias, fill)  # type: ignore[operator]
+        wide_scale = np.array([width, height]) / (wide_high - wide_low)
+        offset = ((center - inverse @ center) / scale + low - wide_low) * wide_scale
+        (a, b), (d, e) = (inverse * (wide_scale / scale)[:, None]).tolist()
+        warped = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).transform(
+            (self.width, self.height),
+            Image.Transform.AFFINE,
+            (a, b, float(offset[0]), d, e, float(offset[1])),
+            Image.Resampling.BILINEAR,
+            fillcolor=fill,
+        )
+        return torch.from_numpy(np.array(warped)).permute(2, 0, 1)
+
+
+def _shown(
+    image: Tensor,
+    window: Window,
+    size: tuple[int, int],
+    antialias: bool,
+    fill: tuple[int, int, int],
+    color: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Crop a window, resize it to `size` (height, width), and pad it where it extends beyond the image."""
+    (x1, y1, x2, y2), (height, width) = window, size
+    top, left = max(y1, 0), max(x1, 0)
+    bottom, right = min(y2, image.shape[1]), min(x2, image.shape[2])
+    if top >= bottom or left >= right:
+        return filled_canvas(fill, image.dtype, height, width)
+    scale_y, scale_x = height / (y2 - y1), width / (x2 - x1)
+    rows = _span((top - y1) * scale_y, (bottom - y1) * scale_y, height)
+    columns = _span((left - x1) * scale_x, (right - x1) * scale_x, width)
+    part = image[:, top:bottom, left:right]
+    resized = rows.stop - rows.start, columns.stop - columns.start
+    if color is None:
+        part = _resize(part, *resized, antialias)
+    elif part[0].numel() < resized[0] * resized[1]:
+        part = _resize(color(part), *resized, antialias)
+    else:
+        part = color(_resize(part, *resized, antialias))
+    if part.shape[1:] == size:
+        return part
+    canvas = filled_canvas(fill, part.dtype, height, width)
+    canvas[:, rows, columns] = part
+    return canvas
+
+
+def _shown_parts(
+    canvas: Canvas, window: Window, size: tuple[int, int], antialias: bool, fill: tuple[int, int, int]
+) -> Tensor:
+    """Crop and resize each image's part of a window into its place, and pad the rest."""
+    (x1, y1, x2, y2), (height, width) = window, size
+    scale_y, scale_x = height / (y2 - y1), width / (x2 - x1)
+    result = filled_canvas(fill, torch.uint8, height, width)
+    for part in canvas.parts:
+        image_h, image_w = part.image.shape[1:]
+        left = max(part.shown[0], part.left, x1)
+        top = max(part.shown[1], part.top, y1)
+        right = min(part.shown[2], part.left + part.scale * image_w, x2)
+        bottom = min(part.shown[3], part.top + part.scale * image_h, y2)
+        if right - left <= 0 or bottom - top <= 0:
+            continue
+        rows = _span((top - y1) * scale_y, (bottom - y1) * scale_y, height)
+        columns = _span((left - x1) * scale_x, (right - x1) * scale_x, width)
+        inner_rows = _span((top - part.top) / part.scale, (bottom - part.top) / part.scale, image_h)
+        inner_columns = _span((left - part.left) / part.scale, (right - part.left) / part.scale, image_w)
+        shown = part.image[:, inner_rows, inner_columns]
+        resized = _resize(shown, rows.stop - rows.start, columns.stop - columns.start, antialias)
+        result[:, rows, columns] = resized
+    return result
 
 
 def filled_canvas(fill: tuple[int, int, int], dtype: torch.dtype, height: int, width: int) -> Tensor:
@@ -92,6 +224,7 @@ def fill_value(fill: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
 
 
 def _span(start: float, stop: float, limit: int) -> slice:
+    """Whole pixels from `start` to `stop` of a side of `limit` pixels, at least one."""
     first = min(round(start), limit - 1)
     return slice(first, max(round(stop), first + 1))
 

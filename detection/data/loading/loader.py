@@ -23,16 +23,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from detection import distributed
-from detection.data.loading.augment import draw_geometry, keep_mask
+from detection.data.loading.augment import is_square
 from detection.data.loading.batch import Batch, Sample, collate, fill_color, padded_size
 from detection.data.loading.batch_transfer import to_send
-from detection.data.loading.color_jitter import jitter_colors
+from detection.data.loading.compose import Labeled, Source, compose
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.image_cache import ImageCache
 from detection.data.loading.image_io import read_image
 from detection.data.loading.index import Index, Record
 from detection.device import available_cores
 from detection.errors import DataError, ParamsError
+from detection.params.augmentation import has
 from detection.params.recipe import Recipe
 
 T = TypeVar("T")
@@ -59,7 +60,10 @@ class DetectionDataset(Dataset[Sample]):
 
     def __init__(self, index: Index, root: Path, recipe: Recipe, train: bool, seed: int = 0, cache_mb: int = 0) -> None:
         self.index, self.root, self.recipe, self.train, self.seed = index, root, recipe, train, seed
-        self.fill = LETTERBOX_FILL if recipe.augmentation == "letterbox" else fill_color(recipe)
+        self.fill = LETTERBOX_FILL if has(recipe.steps, "letterbox") else fill_color(recipe)
+        epochs = recipe.epochs or (recipe.iterations or 0) * recipe.batch_size / max(1, len(index))
+        self.epochs = max(1.0, epochs)
+        """Length of training, for steps that end before it."""
         self._last: tuple[str, Tensor] | None = None
         """File and pixels of the last image of which a window was loaded."""
         self.cache = ImageCache(index.sizes, cache_mb) if cache_mb > 0 else None
@@ -69,12 +73,20 @@ class DetectionDataset(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, row = key
-        record = self.index[row]
-        image = self._decoded(row, record)
         if not self.train:
-            return eval_sample(image, record.boxes, record.labels, row, self.recipe)
+            record = self.index[row]
+            return eval_sample(self._decoded(row, record), record.boxes, record.labels, row, self.recipe)
+        rng = np.random.default_rng((self.seed, epoch, row))
+        source = Source(self._labeled, len(self), self.fill)
+        image, boxes, labels = compose(self.recipe, source, row, rng, epoch / self.epochs)
+        height, width = self.index.sizes[row].tolist()
+        return Sample(image, boxes, labels, (height, width), row)
+
+    def _labeled(self, row: int) -> Labeled:
+        """Decoded image with the objects that training learns."""
+        record = self.index[row]
         trained = ~record.crowd & (self.recipe.train_difficult | ~record.difficult)
-        return self._augmented(epoch, row, image, record.boxes[trained], record.labels[trained])
+        return Labeled(self._decoded(row, record), record.boxes[trained], record.labels[trained])
 
     def _decoded(self, row: int, record: Record) -> Tensor:
         cached = self.cache.get(row) if self.cache is not None else None
@@ -96,20 +108,6 @@ class DetectionDataset(Dataset[Sample]):
         if self._last is None or self._last[0] != record.file:
             self._last = record.file, read_image(self.root / record.file, (height, width))
         return self._last[1][:, top : top + record.height, left : left + record.width]
-
-    def _augmented(
-        self, epoch: int, row: int, image: Tensor, boxes: NDArray[np.float32], labels: NDArray[np.int64]
-    ) -> Sample:
-        policy = self.recipe.augmentation
-        rng = np.random.default_rng((self.seed, epoch, row))
-        height, width = image.shape[1:]
-        geometry = draw_geometry(self.recipe, rng, height, width, boxes)
-        keep = keep_mask(policy, geometry, boxes)
-        if policy == "letterbox":  # its original changes the padding as well
-            augmented = jitter_colors(policy, rng, geometry.image(image, self.fill))
-        else:
-            augmented = geometry.image(image, self.fill, lambda part: jitter_colors(policy, rng, part))
-        return Sample(augmented, geometry.boxes(boxes[keep]), labels[keep], (height, width), row)
 
 
 def eval_sample(
@@ -230,7 +228,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
 def aspect_ratio_groups(dataset: DetectionDataset) -> NDArray[np.int64] | None:
     """[N] bins of width / height, which keep padding small; None for a single bin and for square results."""
     recipe = dataset.recipe
-    if recipe.resize == "stretch" or recipe.augmentation in ("letterbox", "crop"):
+    if recipe.resize == "stretch" or is_square(recipe.steps):
         return None
     height, width = dataset.index.sizes.T
     ratios = width / np.maximum(height, 1)

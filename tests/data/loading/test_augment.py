@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from detection.data.loading.augment import MIN_IOUS, MULTISCALE_SIDES, draw_geometry, keep_mask
+from detection.data.loading.augment import draw_geometry, keep_mask
 from detection.data.loading.geometry import Geometry
 from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset
 from detection.params import Recipe, load
-from detection.params.recipe_base import Augmentation
+from detection.params.augmentation import POLICIES, CropByOverlap, Policy
 
-POLICIES = get_args(Augmentation)
+MIN_IOUS = CropByOverlap().min_overlaps
+MULTISCALE_SIDES = range(480, 801, 32)
 SQUARE = ("letterbox", "crop")
 SEEDS = 20
 SIZES = st.integers(20, 90)
@@ -79,7 +80,7 @@ def test_boxes_stay_on_their_objects(drawn: Any, policy: str, monkeypatch: Any) 
     Color transforms are disabled; the next test checks that they move nothing.
     """
     folder, index, colors = drawn
-    monkeypatch.setattr("detection.data.loading.loader.jitter_colors", lambda policy, rng, image: image)
+    monkeypatch.setattr("detection.data.loading.compose.jitter_colors", lambda steps, rng, image: image)
     shapes: tuple[Any, ...] = ("keep",) if policy == "multiscale" else ("keep", "stretch")
     sets = [DetectionDataset(index, folder, recipe_for(policy, resize=shape), train=True) for shape in shapes]
     for dataset in sets:
@@ -121,6 +122,10 @@ def test_color_transforms_move_nothing(drawn: Any, policy: str) -> None:
                 assert seen[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].min() > 80
 
 
+def test_each_policy_has_a_name_in_params() -> None:
+    assert tuple(POLICIES) == get_args(Policy)
+
+
 # -- the rules of each policy
 
 
@@ -130,7 +135,7 @@ def boxes_in(rng: np.random.Generator, count: int, height: int, width: int) -> n
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.sampled_from(POLICIES), SIZES, SIZES, st.integers(0, 10_000), st.integers(0, 6))
+@given(st.sampled_from([*POLICIES]), SIZES, SIZES, st.integers(0, 10_000), st.integers(0, 6))
 def test_windows_are_valid_and_crops_show_an_object(policy: str, h: int, w: int, seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = boxes_in(rng, count, h, w)
@@ -140,9 +145,9 @@ def test_windows_are_valid_and_crops_show_an_object(policy: str, h: int, w: int,
     assert max(y1, 0) < min(y2, h)
     if policy in ("none", "flip", "multiscale"):
         assert geometry.window == (0, 0, w, h)
-        assert keep_mask(policy, geometry, boxes).all()
+        assert keep_mask(POLICIES[policy], geometry, boxes).all()
     if policy in ("ssd", "ssd_legacy", "ssdlite") and count:
-        assert keep_mask(policy, geometry, boxes).any()
+        assert keep_mask(POLICIES[policy], geometry, boxes).any()
     if policy in ("ssdlite", "crop"):
         assert 0 <= x1 < x2 <= w
         assert 0 <= y1 < y2 <= h
@@ -257,7 +262,7 @@ def test_letterbox_has_the_statistics_of_its_original(voc_images: tuple[Index, P
         boxes = record.boxes[~record.difficult]
         for seed in range(20):
             geometry = draw_geometry(recipe, np.random.default_rng((seed, row)), record.height, record.width, boxes)
-            kept = boxes[keep_mask("letterbox", geometry, boxes)]
+            kept = boxes[keep_mask(POLICIES["letterbox"], geometry, boxes)]
             moved = geometry.boxes(kept)
             w, h = (moved[:, 2:] - moved[:, :2]).T
             uncut = (moved > 0).all(axis=1) & (moved < 600).all(axis=1)
@@ -291,8 +296,8 @@ def test_crop_keeps_most_of_the_image() -> None:
 def test_objects_that_become_too_small_are_dropped() -> None:
     boxes = np.array([[0, 0, 100, 100], [50, 50, 54, 54], [50, 50, 60, 60], [90, 0, 100, 100]], np.float32)
     shrunk = Geometry((0, 0, 80, 80), 40, 40)  # halved, without the last 20 columns and rows
-    assert keep_mask("crop", shrunk, boxes).tolist() == [True, False, False, False]  # areas 1600, 4, 25, 0
-    assert keep_mask("letterbox", shrunk, boxes).tolist() == [True, True, True, False]
+    assert keep_mask(POLICIES["crop"], shrunk, boxes).tolist() == [True, False, False, False]  # areas 1600, 4, 25, 0
+    assert keep_mask(POLICIES["letterbox"], shrunk, boxes).tolist() == [True, True, True, False]
     thin = np.array([[10, 10, 12, 70], [79, 10, 99, 70], [60, 10, 99, 70]], np.float32)
-    assert keep_mask("letterbox", shrunk, thin).tolist() == [False, False, True]
-    assert keep_mask("ssd", shrunk, thin).tolist() == [True, False, True]  # by the center
+    assert keep_mask(POLICIES["letterbox"], shrunk, thin).tolist() == [False, False, True]
+    assert keep_mask(POLICIES["ssd"], shrunk, thin).tolist() == [True, False, True]  # by the center

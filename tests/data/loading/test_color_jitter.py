@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
-from detection.data.loading.color_jitter import adjust_hue, from_hsv, jitter_colors, to_hsv
+from detection.data.loading.color_jitter import adjust_hue, change_colors, from_hsv, jitter_colors, to_hsv
 from detection.data.loading.index import Index
 from detection.data.loading.loader import DetectionDataset
 from detection.params import load
+from detection.params.augmentation import POLICIES, Color, Step
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.05, 0.0, 0.013, 0.05, 0.3, 0.5])
@@ -42,8 +43,8 @@ def test_transforms_follow_the_seed_and_do_not_write_to_the_input(policy: str, l
     if layout == "channels last":
         image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     before = image.clone()
-    changed = [jitter_colors(policy, np.random.default_rng(s), image) for s in range(8)]
-    again = [jitter_colors(policy, np.random.default_rng(s), before.contiguous()) for s in range(8)]
+    changed = [jitter_colors(POLICIES[policy], np.random.default_rng(s), image) for s in range(8)]
+    again = [jitter_colors(POLICIES[policy], np.random.default_rng(s), before.contiguous()) for s in range(8)]
     assert all(torch.equal(a, b) for a, b in zip(changed, again, strict=True))
     assert sum(not torch.equal(one, image) for one in changed) >= 5
     dtype = torch.float32 if policy == "ssd_legacy" else torch.uint8
@@ -54,7 +55,7 @@ def test_transforms_follow_the_seed_and_do_not_write_to_the_input(policy: str, l
 @pytest.mark.parametrize("policy", ["none", "flip", "multiscale", "ssdlite", "crop"])
 def test_other_policies_keep_the_colors(policy: str) -> None:
     image = torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8)
-    assert jitter_colors(policy, np.random.default_rng(0), image) is image
+    assert jitter_colors(POLICIES[policy], np.random.default_rng(0), image) is image
 
 
 def test_hsv_jitter_stays_within_its_limits() -> None:
@@ -64,7 +65,7 @@ def test_hsv_jitter_stays_within_its_limits() -> None:
     image = torch.tensor([red, green, blue], dtype=torch.uint8).view(3, 1, 1).repeat(1, 4, 4)
     shifts, ratios = [], []
     for seed in range(300):
-        changed = jitter_colors("letterbox", np.random.default_rng(seed), image)
+        changed = jitter_colors(POLICIES["letterbox"], np.random.default_rng(seed), image)
         assert (changed == changed[:, :1, :1]).all()
         h, s, v = colorsys.rgb_to_hsv(*(changed[:, 0, 0].double() / 255).tolist())
         shifts.append((h - hue + 0.5) % 1 - 0.5)
@@ -163,7 +164,7 @@ def test_legacy_distortion_is_its_originals_arithmetic() -> None:
     below = above = 0.0
     for seed in range(60):
         rng = Recorded(seed)
-        ours = jitter_colors("ssd_legacy", rng, image).flatten(1).T.numpy() * 255
+        ours = jitter_colors(POLICIES["ssd_legacy"], rng, image).flatten(1).T.numpy() * 255
         expected = np.array([distorted(pixel, iter(rng.draws)) for pixel in pixels])
         np.testing.assert_allclose(ours, expected, atol=2e-3)
         below, above = below + (expected < -0.01).mean(), above + (expected > 255.01).mean()
@@ -177,7 +178,7 @@ def test_letterbox_jitter_is_its_originals_arithmetic() -> None:
     pixels = image.flatten(1).T.numpy()
     for seed in range(60):
         rng = Recorded(seed)
-        ours = jitter_colors("letterbox", rng, image).flatten(1).T.numpy()
+        ours = jitter_colors(POLICIES["letterbox"], rng, image).flatten(1).T.numpy()
         shift, amounts, signs = rng.draws
         expected = []
         for pixel in pixels:
@@ -230,3 +231,40 @@ def real_images(images: tuple[Index, Path], policy: str) -> DetectionDataset:
     model = "ssd300" if policy == "ssd_legacy" else "fasterrcnn_resnet50_c4"
     recipe = load(model=model, dataset="voc2007").recipe.update({"augmentation": policy})
     return DetectionDataset(*images, recipe, train=True, seed=1)
+
+
+# -- the linear step `color`
+
+
+@pytest.mark.parametrize(
+    ("factors", "name"), [((0.7, 1, 1), "brightness"), ((1, 1.3, 1), "contrast"), ((1, 1, 0.4), "saturation")]
+)
+def test_a_linear_change_equals_torchvisions(factors: tuple[float, float, float], name: str) -> None:
+    """Equal to one level: torchvision truncates."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8)
+    theirs = getattr(F, f"adjust_{name}")(image, next(one for one in factors if one != 1))
+    assert (change_colors(image, *factors, 0.0).int() - theirs.int()).abs().max() <= 1
+
+
+def test_hue_rotates_the_colors_and_keeps_the_gray_level() -> None:
+    torch.manual_seed(0)
+    image = torch.randint(100, 156, (3, 40, 50), dtype=torch.uint8)  # no color is clipped
+    weights = torch.tensor([0.2989, 0.587, 0.114]).view(3, 1, 1)
+    turned = change_colors(image, 1, 1, 1, 1 / 3)
+    assert ((turned - image.float()) * weights).sum(0).abs().max() < 1
+    assert (turned.int() - image.int()).abs().float().mean() > 5
+    back = change_colors(turned, 1, 1, 1, -1 / 3)
+    assert (back.int() - image.int()).abs().max() <= 3
+    gray = torch.full((3, 4, 4), 77, dtype=torch.uint8)
+    assert torch.equal(change_colors(gray, 1, 1, 1, 0.2), gray)
+
+
+def test_color_settings_of_zero_change_nothing_and_gray_is_gray() -> None:
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 20, 24), dtype=torch.uint8)
+    assert jitter_colors([Step(color=Color())], np.random.default_rng(0), image) is image
+    gray = jitter_colors([Step(color=Color(grayscale=1, hue=0.1))], np.random.default_rng(0), image)
+    assert (gray.amax(0) - gray.amin(0)).max() <= 1
+    blurred = jitter_colors([Step(color=Color(blur=1))], np.random.default_rng(0), image)
+    assert blurred.float().std() < image.float().std()
