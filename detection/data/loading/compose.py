@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
     load: Callable[[int], Labeled]
     """Image of a row."""
-    count: int
+    num_images: int
     """N."""
     fill: tuple[int, int, int]
     """RGB of the padding."""
@@ -65,7 +65,7 @@ def compose(recipe: Recipe, source: Source, row: int, rng: np.random.Generator, 
     (height, width), boxes, labels, visible = first.image.shape[1:], first.boxes, first.labels, None
     for step in steps:
         if step.mosaic and happens(rng, step.mosaic.p):
-            others = [source.load(int(other)) for other in rng.integers(source.count, size=3)]
+            others = [source.load(int(other)) for other in rng.integers(source.num_images, size=3)]
             pixels, boxes, labels, visible = _mosaic(rng, step.mosaic, [first, *others])
     geometry = draw_geometry(recipe, rng, height, width, boxes, steps)
     keep = keep_mask(steps, geometry, boxes, visible)
@@ -77,11 +77,11 @@ def compose(recipe: Recipe, source: Source, row: int, rng: np.random.Generator, 
     for step in steps:
         match step.settings:
             case CopyPaste(p=p) as settings if happens(rng, p):
-                other = source.load(int(rng.integers(source.count)))
+                other = source.load(int(rng.integers(source.num_images)))
                 scale = geometry.width / (geometry.window[2] - geometry.window[0])
                 sample = _paste(rng, settings, sample, other, scale)
             case Mixup(p=p, alpha=alpha) if happens(rng, p):
-                other = source.load(int(rng.integers(source.count)))
+                other = source.load(int(rng.integers(source.num_images)))
                 sample = _mix(recipe, source.fill, rng, alpha, sample, other, steps)
     return sample._replace(image=jitter_colors(steps, rng, sample.image))
 
@@ -92,7 +92,8 @@ def _mosaic(
     """Canvas of four images that meet at a point; boxes and labels on it, and the visible fraction of each object."""
     height, width = images[0].image.shape[1:]
     x, y = (round(side * rng.uniform(*CENTERS)) for side in (width, height))
-    ratio = math.exp(rng.uniform(*(math.log(limit) for limit in settings.scale)))
+    low, high = (math.log(limit) for limit in settings.scale)
+    ratio = math.exp(rng.uniform(low, high))
     parts, boxes, labels, visible = [], [], [], []
     for i, one in enumerate(images):
         image_h, image_w = one.image.shape[1:]
@@ -148,7 +149,7 @@ def _mix(
     """Weighted mean with another image, which is transformed by its own draw and fitted into the sample's size."""
     height, width = sample.image.shape[1:]
     own = [step for step in steps if not step.mosaic]
-    drawn = draw_geometry(recipe, rng, *other.image.shape[1:], other.boxes, own)
+    drawn = draw_geometry(recipe, rng, other.image.shape[1], other.image.shape[2], other.boxes, own)
     ratio = min(1.0, height / drawn.size[0], width / drawn.size[1])
     geometry = replace(drawn, height=max(1, int(drawn.height * ratio)), width=max(1, int(drawn.width * ratio)))
     keep = keep_mask(own, geometry, other.boxes)

@@ -140,8 +140,10 @@ class Geometry:
         wide_high = np.ceil(low + (center + reach) / scale).astype(int)
         width, height = np.maximum(np.round((wide_high - wide_low) * scale), 1).astype(int).tolist()
         window = (*wide_low.tolist(), *wide_high.tolist())
-        shown = _shown_parts if isinstance(image, Canvas) else _shown
-        pixels = shown(image, window, (height, width), self.antialias, fill)  # type: ignore[operator]
+        if isinstance(image, Canvas):
+            pixels = _shown_parts(image, window, (height, width), self.antialias, fill)
+        else:
+            pixels = _shown(image, window, (height, width), self.antialias, fill)
         wide_scale = np.array([width, height]) / (wide_high - wide_low)
         offset = ((center - inverse @ center) / scale + low - wide_low) * wide_scale
         (a, b), (d, e) = (inverse * (wide_scale / scale)[:, None]).tolist()

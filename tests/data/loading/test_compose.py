@@ -16,6 +16,7 @@ from detection.data.loading.compose import Labeled, Source, compose
 from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.errors import ParamsError
+from detection.models.build import build_detector, load_detector, save_detector
 from detection.params import Recipe, load
 from detection.params.augmentation import Affine, CopyPaste, Flip, Mixup, Mosaic, Step
 from detection.params.reader import read_yaml
@@ -96,7 +97,7 @@ def test_a_quarter_turn_exchanges_the_sides_and_four_are_the_identity() -> None:
     geometry = draw_geometry(
         recipe_of(Step(flip=Flip(horizontal=0, rotate90=1))), np.random.default_rng(0), 150, 400, boxes
     )
-    turned, moved = geometry.image(image, FILL), geometry.boxes(boxes)
+    turned, moved = geometry.image(image, FILL), geometry.boxes(boxes).astype(np.float64)
     assert turned.shape[1:] == geometry.size == (geometry.width, geometry.height)
     for _ in range(3):
         moved = moved[:, [1, 2, 3, 0]] * [1, -1, 1, -1] + [0, turned.shape[2], 0, turned.shape[2]]
@@ -204,7 +205,7 @@ def split(tmp_path: Path) -> Index:
         image, boxes, labels = drawn_image(row)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{row}.png")
         none, areas = np.zeros(6, np.bool_), np.zeros(6, np.float32)
-        records.append(Record(f"{row}.png", str(row), *image.shape[1:], boxes, labels, none, none, areas))
+        records.append(Record(f"{row}.png", str(row), image.shape[1], image.shape[2], boxes, labels, none, none, areas))
     return pack(records)
 
 
@@ -270,3 +271,10 @@ def test_invalid_lists_are_one_line(params_of: Callable[..., Recipe], steps: str
         params_of(steps)
     assert message in str(error.value)
     assert "presets.small.augmentation" in str(error.value)
+
+
+def test_a_detector_file_keeps_the_list(params_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = params_of(ALL_STEPS)
+    detector = build_detector(recipe, 2)
+    save_detector(tmp_path / "detector.pt", detector.state_dict(), recipe, ("a", "b"), "retinanet_resnet18")
+    assert load_detector(tmp_path / "detector.pt").recipe == recipe
