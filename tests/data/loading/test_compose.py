@@ -275,6 +275,6 @@ def test_invalid_lists_are_one_line(params_of: Callable[..., Recipe], steps: str
 
 def test_a_detector_file_keeps_the_list(params_of: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = params_of(ALL_STEPS)
-    detector = build_detector(recipe, 2)
+    detector = build_detector(recipe, 2, None)
     save_detector(tmp_path / "detector.pt", detector.state_dict(), recipe, ("a", "b"), "retinanet_resnet18")
     assert load_detector(tmp_path / "detector.pt").recipe == recipe
