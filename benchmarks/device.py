@@ -296,7 +296,9 @@ def main() -> None:
     )
     os.environ["DATA_ROOT"] = str(data_folder(bench))
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = {figure["figure"] for figure in read_figures(file) if "error" not in figure}
+    figures = read_figures(file)
+    file.write_text("".join(json.dumps(figure) + "\n" for figure in figures), encoding="utf-8")  # no line cut off
+    done = {figure["figure"] for figure in figures if "error" not in figure}
     chosen = list(TINY) if options.tiny and not options.figures else names(bench)
     wanted = tuple(options.figures) or ("",)
     left, failed = [name for name in chosen if name not in done and name.startswith(wanted)], 0

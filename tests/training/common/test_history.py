@@ -36,6 +36,23 @@ def test_a_resumed_table_is_what_the_checkpoint_knows(tmp_path: Path) -> None:
     assert [row["step"] for row in read(again.path)] == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("old", [False, True])  # a checkpoint of rows, as they were saved before
+def test_a_history_from_a_checkpoint_writes_the_same_file(old: bool, tmp_path: Path) -> None:
+    history = History(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"step": i, "epoch": round(i / 7, 4), "time": 1_764_000_000_000 + i, "lr": 0.1 / 3, "loss": 1 / (i + 1)}
+        for i in range(5)
+    ]
+    history.add_losses(rows[:3])
+    history.add_losses([row | {"box": 2.5} for row in rows[3:]])
+    before = history.losses.path.read_text()
+    torch.save({"losses": history.losses.rows, "metrics": []} if old else history.state(), tmp_path / "state.pt")
+    history.add_losses(rows)  # after the checkpoint: lost
+    again = History(tmp_path, torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.losses.path.read_text() == before
+    assert again.losses.rows == rows[:3] + [row | {"box": 2.5} for row in rows[3:]]
+
+
 @pytest.fixture
 def buffer(tmp_path: Path) -> LossBuffer:
     none = np.zeros(0, np.float32)
