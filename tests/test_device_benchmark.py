@@ -43,15 +43,13 @@ def test_every_figure_is_a_line(folder: Path) -> None:
 
 
 def test_only_what_is_missing_is_measured_again(folder: Path) -> None:
-    before = figures(folder)
-    (folder / "figures.jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in before[1:]) + json.dumps(before[0])[:40]  # cut off while writing
-    )
+    *kept, last = sorted(figures(folder), key=lambda line: line["figure"] == "loader/ssdlite320")
+    lines = "".join(json.dumps(line) + "\n" for line in kept)
+    (folder / "figures.jsonl").write_text(lines + json.dumps(last)[:40])  # cut off while writing
     assert run(folder, "--minutes", "0").returncode == CUT_OFF
     assert run(folder).returncode == 0
-    after = figures(folder)
-    assert after[:-1] == before[1:]
-    assert after[-1]["figure"] == before[0]["figure"]
+    assert figures(folder)[:-1] == kept
+    assert figures(folder)[-1]["figure"] == last["figure"]
 
 
 def test_the_table_has_a_row_per_figure(folder: Path) -> None:
