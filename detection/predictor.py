@@ -78,7 +78,7 @@ class Predictor:
 
     def __init__(self, loaded: LoadedDetector, precision: str = "fp32") -> None:
         self.detector, self.recipe, self.classes = loaded.detector, loaded.recipe, loaded.classes
-        self.model, self.tiles = loaded.model, loaded.tiles
+        self.model, self.tiles, self.upright = loaded.model, loaded.tiles, loaded.upright
         self.device = next(loaded.detector.parameters()).device
         self._precision, self._dtype = precision, pick_precision(precision, self.device)
 
@@ -100,9 +100,9 @@ class Predictor:
             DataError: A file or folder is missing or not an image, or an array has another shape or dtype.
         """
         if self.tiles is not None:
-            yield from (self._tiled(path, image, score_threshold, batch_size) for path, image in _images(images))
+            yield from (self._tiled(path, image, score_threshold, batch_size) for path, image in self._images(images))
             return
-        waiting = (self._sample(path, image) for path, image in _images(images))
+        waiting = (self._sample(path, image) for path, image in self._images(images))
         while window := list(islice(waiting, batch_size * WINDOW if batch_size > 1 else 1)):
             sizes = np.array([sample.original for _, sample in window], dtype=np.int32)
             results: dict[int, ImageDetections] = {}
@@ -158,6 +158,19 @@ class Predictor:
         names = tuple(self.classes[label] for label in merged.labels)
         return ImageDetections(merged.boxes, merged.scores, merged.labels, names, (height, width), path)
 
+    def _images(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Tensor]]:
+        """File (if any) and tensor [3, H, W] of every image."""
+        if isinstance(images, str | Path):
+            yield from ((path, read_image(path, upright=self.upright)) for path in image_files(Path(images)))
+        elif isinstance(images, np.ndarray | Tensor | Image.Image):
+            yield None, _tensor(images)
+        else:
+            for image in images:
+                if isinstance(image, str | Path):
+                    yield Path(image), read_image(image, upright=self.upright)
+                else:
+                    yield None, _tensor(image)
+
     def _sample(self, path: Path | None, image: Tensor) -> tuple[Path | None, Sample]:
         no_boxes, no_labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         return path, eval_sample(image, no_boxes, no_labels, 0, self.recipe)
@@ -197,20 +210,6 @@ def load(source: str | Path = DETECTOR, *, device: str = "auto", precision: str 
 
         path = extract_detector(str(source), Path(folder))
         return Predictor(load_detector(path, chosen), precision)
-
-
-def _images(images: ImageLike | Iterable[ImageLike]) -> Iterator[tuple[Path | None, Tensor]]:
-    """File (if any) and tensor [3, H, W] of every image."""
-    if isinstance(images, str | Path):
-        yield from ((path, read_image(path, upright=True)) for path in image_files(Path(images)))
-    elif isinstance(images, np.ndarray | Tensor | Image.Image):
-        yield None, _tensor(images)
-    else:
-        for image in images:
-            if isinstance(image, str | Path):
-                yield Path(image), read_image(image, upright=True)
-            else:
-                yield None, _tensor(image)
 
 
 def _tensor(image: NDArray[np.uint8] | Tensor | Image.Image) -> Tensor:

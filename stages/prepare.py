@@ -23,6 +23,8 @@ def main() -> None:
     figures.save_figures(raw)
     counts = ", ".join(f"{split} {len(index)}" for split, index in raw.splits.items())
     log.info("%s: images: %s; classes: %d", raw.name, counts, len(raw.classes))
+    if raw.orientation.line:
+        log.info("%s: %s", raw.name, raw.orientation.line)
     for line in raw.problems.lines(raw.problems.counts()):
         log.warning("%s", line)
     for line in reliability_warnings(raw.name, raw.entry, raw.splits, raw.classes):

@@ -50,10 +50,10 @@ def train(params: Params, device: "torch.device") -> None:
         write_json(reports / "recipe.json", values)
         with job.checkpoints.locked(), StopSignals() as stop:
             settle_threads(job.settings, device, job.steps(), job.checkpoints, partial(step_on_a_copy, job))
-            train_in_run(params, job, stop)
+            train_in_run(params, job, stop, upright="exif" not in prepared.meta)
 
 
-def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> None:
+def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals", upright: bool = True) -> None:
     """Open the MLflow run, train, and write the detector."""
     from detection import distributed
     from detection.models.build import save_detector
@@ -72,7 +72,7 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals") -> Non
             write_json(REPORTS_TRAIN / "metrics.json", summary)
             DETECTOR.parent.mkdir(exist_ok=True)
             state, classes, tiles = job.detector.state_dict(), job.validator.classes, job.validator.tiles
-            save_detector(DETECTOR, state, job.recipe, classes, params.model, summary, tiles)
+            save_detector(DETECTOR, state, job.recipe, classes, params.model, summary, tiles, upright)
             log_training_artifacts(mlflow_run)
 
 

@@ -238,7 +238,7 @@ class _Session:
         def tensors() -> Iterator["Tensor"]:
             for file in files:
                 try:
-                    image = _read(file, sizes.get(file))
+                    image = _read(file, sizes.get(file), self.predictor.upright)
                 except DataError as error:
                     self._skip(file, error)
                     continue
@@ -258,7 +258,7 @@ class _Session:
 
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._with_boxes(decode(file, upright=True), image).save(target)
+            self._with_boxes(decode(file, upright=self.predictor.upright), image).save(target)
         except DataError as error:  # Pillow refuses a few files that torchvision decodes
             self._skip(file, error)
 
@@ -322,13 +322,13 @@ class _Session:
         return "\n".join(parts)
 
 
-def _read(file: Path, size: tuple[int, int] | None) -> "Tensor":
-    """Read an image upright, or as stored if only then it has the size that its ground truth gives."""
+def _read(file: Path, size: tuple[int, int] | None, upright: bool) -> "Tensor":
+    """Read an image as in training, or the other way if only then it has the size that its ground truth gives."""
     from detection.data.loading.image_io import read_image
 
-    image = read_image(file, upright=True)
+    image = read_image(file, upright=upright)
     if size is not None and tuple(image.shape[1:]) == size[::-1] != size:
-        image = read_image(file)
+        image = read_image(file, upright=not upright)
     return image
 
 

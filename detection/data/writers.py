@@ -61,6 +61,8 @@ def write(raw: RawDataset, target_format: str, folder: Path, link: bool = False)
     inside = root.is_relative_to(data_root().resolve())
     path = root.relative_to(data_root().resolve()).as_posix() if inside else root.as_posix()
     keys, losses = WRITERS[target_format](splits, raw.classes, names, folder)
+    if raw.orientation.line:
+        keys = [*keys, f"exif: {'upright' if raw.orientation.upright else 'stored'}"]
     entry = ", ".join([f"format: {target_format}", f"path: {_quoted(path)}", *keys])
     return Written(f"{{{entry}}}", tuple(losses))
 

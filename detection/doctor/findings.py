@@ -48,6 +48,7 @@ def problems(raw: RawDataset) -> list[str]:
     """Per problem type its count, the action of `prepare` and the first examples."""
     counts = raw.problems.counts()
     lines = [] if counts else ["  no problems"]
+    lines += [f"  {raw.orientation.line}"] if raw.orientation.line else []
     for name, count in counts.items():
         lines.append(f"  {count:>6,}  {PROBLEM_TYPES[name]}   [{name}: {raw.problems.action(name)}]")
         lines += [f"            {problem}" for problem in raw.problems.of_type(name)[:MAX_PROBLEMS]]

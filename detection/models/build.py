@@ -101,6 +101,8 @@ class LoadedDetector:
     """Name of the recipe."""
     tiles: Tiles | None = None
     """Windows that images are cut into, as in training."""
+    upright: bool = True
+    """Turn images as their EXIF orientation says, as in training."""
 
 
 def save_detector(
@@ -111,8 +113,9 @@ def save_detector(
     model: str,
     notes: Mapping[str, Any] | None = None,
     tiles: Tiles | None = None,
+    upright: bool = True,
 ) -> None:
-    """Write a detector's file: weights, recipe, class names, tiles, and notes (monitored metric, dataset, ...)."""
+    """Write a detector's file: weights, recipe, class names, tiles, EXIF reading, and notes (monitored metric, ...)."""
     import msgspec  # not at the top: building and training work without it
 
     content = {
@@ -125,6 +128,8 @@ def save_detector(
     }
     if tiles is not None:
         content["tiles"] = asdict(tiles)
+    if not upright:
+        content["exif"] = "stored"
     save_weights(path, content)
 
 
@@ -154,7 +159,8 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
         detector.load_state_dict(saved["state_dict"], strict=True)
     except (KeyError, msgspec.ValidationError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit its own recipe: {str(error).splitlines()[-1].strip()}") from None
-    return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"], tiles)
+    upright = saved.get("exif") != "stored"
+    return LoadedDetector(detector.to(device).eval(), recipe, classes, saved["model"], tiles, upright)
 
 
 def check_classes(path: str | Path, loaded: LoadedDetector, classes: tuple[str, ...]) -> None:

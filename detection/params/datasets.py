@@ -67,6 +67,9 @@ class VocDataset(DatasetBase):
     annotations: str | None = None
     """Folder of the XML files in each folder of the splits; null: `Annotations`, `annotations` or `annots`, else the
     folder itself. Both are read with their sub-folders."""
+    exif: Literal["auto", "upright", "stored"] = "auto"
+    """Reading of images with an EXIF orientation, in `predict` too. `auto`: as the sizes in the annotations tell, with
+    one decision for all that do not, and `upright` if none does; `upright`: turned; `stored`: not turned."""
     corners: Literal["1-based", "0-based", "swapped", "relative", "width-height"] = "1-based"
     """Meaning of xmin, ymin, xmax, ymax: pixels from `1-based` (VOC) or `0-based`; `swapped`: opposite corners in any
     order; `relative`: fractions of the image size; `width-height`: xmax and ymax are width and height."""
@@ -100,6 +103,8 @@ class CocoDataset(DatasetBase):
     """Same as for VOC; torchvision's references do, 1,021 of the images of `train2017`."""
     classes: tuple[str, ...] | None = None
     """Class names in order; null: the categories of the training files, those of the first file by id first."""
+    exif: Literal["auto", "upright", "stored"] = "auto"
+    """Same as for VOC."""
     corners: Literal["width-height", "0-based", "swapped", "relative"] = "width-height"
     """Meaning of `bbox`: `x, y, width, height` (COCO); `0-based`: `x1, y1, x2, y2`; `swapped`: width or height may be
     negative; `relative`: `x, y, width, height` as fractions of the image size."""
@@ -134,6 +139,8 @@ class YoloDataset(DatasetBase):
     classes: tuple[str, ...] | None = None
     """Class names in order; null: those of `data`, `classes.txt`, `obj.names` or `notes.json`. Without such a file the
     names of class 0, 1, …"""
+    exif: Literal["auto", "upright", "stored"] = "auto"
+    """Same as for VOC."""
     corners: Literal["center", "center-pixels", "relative", "0-based"] = "center"
     """Meaning of the four numbers of a box: `center`: `cx, cy, width, height` as fractions of the image size (YOLO);
     `center-pixels`: the same in pixels; `relative`: `x1, y1, x2, y2` as fractions; `0-based`: the same in pixels."""

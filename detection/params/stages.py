@@ -37,7 +37,7 @@ class Checks:
     image_size_mismatch: Literal["error", "drop", "keep"] = "error"
     """Image size differs from its annotation; `keep` trusts the image."""
     exif_rotation: Literal["error", "drop", "keep"] = "keep"
-    """EXIF orientation other than upright. `keep` rotates if the annotation has the rotated size."""
+    """EXIF orientation other than upright; `exif` of the dataset says how `keep` reads the images."""
     box_outside_image: Literal["error", "drop", "clip", "keep"] = "clip"
     """Box that exceeds its image by more than a pixel; `clip` drops a box that lies completely outside."""
     degenerate_box: Literal["error", "drop", "keep"] = "keep"

@@ -117,7 +117,7 @@ class Validator:
         rows = []
         for i in range(min(count, len(self.index))):
             record = self.index[i]
-            image = decode(self.root / record.file, (record.height, record.width))
+            image = decode(self.root / record.file, (record.height, record.width), upright=record.upright)
             mine = (detections.images == i) & (detections.scores >= SAMPLE_SCORE_THRESHOLD)
             boxes, labels, scores = detections.boxes[mine], detections.labels[mine], detections.scores[mine]
             left = draw_boxes(image, record.boxes, record.labels, self.classes)

@@ -37,6 +37,8 @@ class Record(NamedTuple):
     """[M] COCO's `iscrowd`."""
     areas: NDArray[np.float32]
     """[M] COCO's `area` (of the segmentation, if any), else the box area."""
+    upright: bool = False
+    """The file is turned as its EXIF orientation says; size and boxes are those of the turned image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +67,8 @@ class Index:
     """[C] ids of the classes in COCO files, as in the annotation file of the split; empty for 1, 2, …"""
     windows: NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 5), np.int32))
     """[N, 5] place of each row in a larger image, see `tiles`; empty if rows are whole images."""
+    upright: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    """[N] mask of the images that are turned as their EXIF orientation says; empty if none is."""
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,7 +77,8 @@ class Index:
         part = slice(self.offsets[i], self.offsets[i + 1])
         height, width = self.sizes[i].tolist()
         columns: dict[str, Any] = {name: getattr(self, name)[part] for name in BOX_COLUMNS}
-        return Record(self.files[i].decode(), self.ids[i].decode(), height, width, **columns)
+        upright = bool(len(self.upright) and self.upright[i])
+        return Record(self.files[i].decode(), self.ids[i].decode(), height, width, **columns, upright=upright)
 
     def image_ids(self) -> NDArray[np.int64]:
         """[N] integer ids for COCO files: the dataset's own if all are distinct numbers, else 1, 2, …."""
@@ -112,7 +117,7 @@ class Index:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         box_rows = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
         images: dict[str, Any] = {name: getattr(self, name)[rows] for name in IMAGE_COLUMNS}
-        images |= {"windows": self.windows[rows]} if len(self.windows) else {}
+        images |= {name: getattr(self, name)[rows] for name in OPTIONAL_COLUMNS if len(getattr(self, name))}
         return replace(self, offsets=offsets, **images, **self._boxes(box_rows))
 
     def scaled(self) -> "Index":
@@ -132,7 +137,7 @@ class Index:
     def save(self, path: str | Path) -> None:
         """Write an uncompressed npz file; optional arrays only where they are set."""
         arrays: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name in ("category_ids", "windows"):
+        for name in ("category_ids", *OPTIONAL_COLUMNS):
             if not len(arrays[name]):
                 del arrays[name]
         np.savez(path, **arrays)
@@ -146,6 +151,8 @@ class Index:
 
 IMAGE_COLUMNS = ("files", "ids", "sizes")
 """Arrays of an index with one row per image."""
+OPTIONAL_COLUMNS = ("windows", "upright")
+"""The same, or no row at all."""
 BOX_COLUMNS = ("boxes", "labels", "difficult", "crowd", "areas")
 """Arrays of an index, and of a record, with one row per box."""
 

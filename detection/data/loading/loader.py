@@ -100,13 +100,13 @@ class DetectionDataset(Dataset[Sample]):
         return image
 
     def _whole(self, record: Record) -> Tensor:
-        return read_image(self.root / record.file, (record.height, record.width))
+        return read_image(self.root / record.file, (record.height, record.width), upright=record.upright)
 
     def _window(self, row: int, record: Record) -> Tensor:
         """Crop a window; its image is kept, since the next window is often of the same one."""
         _, left, top, height, width = self.index.windows[row].tolist()
         if self._last is None or self._last[0] != record.file:
-            self._last = record.file, read_image(self.root / record.file, (height, width))
+            self._last = record.file, read_image(self.root / record.file, (height, width), upright=record.upright)
         return self._last[1][:, top : top + record.height, left : left + record.width]
 
 

@@ -33,7 +33,8 @@ class Prepared:
     classes: tuple[str, ...]
     """Class names in label order."""
     meta: dict[str, Any]
-    """`dataset`, `classes`, `path`, `listing` (hash of the images) per split, `shapes` and `tiles` (settings)."""
+    """`dataset`, `classes`, `path`, `listing` (hash of the images) per split, `shapes` and `tiles` (settings),
+    `exif` if images with an EXIF orientation are read as `stored`."""
 
     @classmethod
     def load(cls, folder: str | Path = PREPARED) -> "Prepared":
@@ -114,6 +115,8 @@ def save(raw: RawDataset, dataset: Dataset, folder: str | Path = PREPARED, tiles
         meta["shapes"] = {key: value for key, value in asdict(dataset).items() if key not in ("digest", "license")}
     if tiles is not None:
         meta["tiles"] = asdict(tiles)
+    if raw.orientation.line and not raw.orientation.upright:
+        meta["exif"] = "stored"
     for split, index in raw.splits.items():
         index.save(folder / f"{split}.npz")
     write_json(folder / "meta.json", meta)

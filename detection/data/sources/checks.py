@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from detection.data.loading.index import Index
 from detection.data.sources.image_headers import Header
+from detection.data.sources.orientation import Orientation
 from detection.ops import boxes as box_ops
 from detection.params.stages import Checks
 
@@ -144,20 +145,22 @@ class Problems:
 OUTSIDE_TOLERANCE_PX = 1.0
 """Distance by which a box may extend beyond its image: annotations and resized datasets are rounded."""
 MIN_SIDE_PX, MAX_ASPECT_RATIO = 1.0, 100.0
-TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
-"""EXIF orientations that exchange height and width."""
 Headers = dict[str, Header]
 """Header of each image, by its name relative to the dataset folder."""
 
 
-def check_images(index: Index, headers: Headers, problems: Problems) -> Index:
-    """Remove missing and broken images, and replace unknown or invalid sizes by the stored size.
+def check_images(index: Index, headers: Headers, problems: Problems, orientation: Orientation | None = None) -> Index:
+    """Remove missing and broken images, replace unknown or invalid sizes by those of the images, mark turned ones.
 
-    Images are read as stored. If the annotation has the size after EXIF rotation, the annotator saw the image
-    rotated, and `image_io.read_image` rotates it.
+    Args:
+        index: A split.
+        headers: Header of each image by name.
+        problems: Problems of the dataset, which are added to.
+        orientation: Reading of images with an EXIF orientation; None: upright unless their size tells otherwise.
     """
+    orientation = orientation or Orientation()
     sizes = index.sizes.copy()
-    keep = np.ones(len(index), dtype=np.bool_)
+    keep, upright = np.ones(len(index), dtype=np.bool_), np.zeros(len(index), dtype=np.bool_)
     missing = sum(headers[name].missing for name in map(bytes.decode, index.files.tolist()))
     if missing > MAX_EXAMPLES and 2 * missing > len(index):
         folder = index.files[0].decode().rpartition("/")[0] or "."
@@ -177,29 +180,28 @@ def check_images(index: Index, headers: Headers, problems: Problems) -> Index:
             problems.add("broken_image", name, header.problem)
             keep[row] = False
         elif annotated != stored or header.orientation != 1:
-            sizes[row], keep[row] = _resolve_size(name, annotated, header, problems)
-    index = replace(index, sizes=sizes)
+            upright[row] = orientation.turns(annotated, header)
+            sizes[row] = orientation.size(annotated, header)
+            keep[row] = _report_size(name, annotated, header, orientation, problems)
+    index = replace(index, sizes=sizes, upright=upright if upright.any() else index.upright)
     return index if keep.all() else index.select(np.flatnonzero(keep))
 
 
-def _resolve_size(
-    name: str, annotated: tuple[int, int], header: Header, problems: Problems
-) -> tuple[tuple[int, int], bool]:
-    """Return the height and width to use, and whether to keep the image."""
-    stored = (header.height, header.width)
-    rotated = header.orientation in TRANSPOSING_ORIENTATIONS and annotated == stored[::-1] != stored
-    keep = True
+def _report_size(
+    name: str, annotated: tuple[int, int], header: Header, orientation: Orientation, problems: Problems
+) -> bool:
+    """Report an EXIF orientation and a wrong size; return whether to keep the image."""
+    size, keep = orientation.size(annotated, header), True
     if header.orientation != 1:
-        effect = "annotated with the rotated size: rotated on reading" if rotated else "read as stored"
+        effect = "turned upright" if orientation.turns(annotated, header) else "read as stored"
         problems.add("exif_rotation", name, f"orientation {header.orientation}; {effect}")
         keep = problems.action("exif_rotation") == "keep"
-    if rotated:
-        return annotated, keep
-    if annotated not in ((0, 0), stored):
-        detail = f"has {stored[1]}x{stored[0]} pixels, annotated with {annotated[1]}x{annotated[0]}"
+    switched = header.orientation != 1 and not orientation.by_size and annotated == size[::-1]
+    if annotated not in ((0, 0), size) and not switched:
+        detail = f"has {size[1]}x{size[0]} pixels, annotated with {annotated[1]}x{annotated[0]}"
         problems.add("image_size_mismatch", name, detail)
         keep &= problems.action("image_size_mismatch") == "keep"
-    return stored, keep
+    return keep
 
 
 def check_boxes(index: Index, classes: tuple[str, ...], problems: Problems) -> Index:

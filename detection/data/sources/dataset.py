@@ -15,6 +15,7 @@ from detection.data.sources.fingerprint import changes_since_pinned, pin_message
 from detection.data.sources.holdout import hold_out, split_keys
 from detection.data.sources.image_headers import read_headers
 from detection.data.sources.layout import check_present, shapes_folder
+from detection.data.sources.orientation import Orientation, decide
 from detection.data.sources.shapes_render import CLASSES
 from detection.errors import DataError
 from detection.files import data_root
@@ -44,6 +45,8 @@ class RawDataset:
     """Hash over the names and file sizes of the images, per split."""
     problems: Problems
     """Problems of the data, including those that `prepare.checks` tolerates."""
+    orientation: Orientation = Orientation()  # noqa: RUF009 - frozen
+    """Reading of the images that have an EXIF orientation."""
 
 
 def read(name: str, dataset: Dataset, checks: Checks | None = None) -> RawDataset:
@@ -97,7 +100,8 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
     if fraction:
         missing = [split for split in ("val", "test") if not getattr(dataset, split)]
         splits = hold_out(splits, missing, fraction, split_keys(root, splits["train"], headers))
-    splits = {split: check_images(index, headers, problems) for split, index in splits.items()}
+    orientation = decide(splits.values(), headers, "auto" if isinstance(dataset, ShapesDataset) else dataset.exif)
+    splits = {split: check_images(index, headers, problems, orientation) for split, index in splits.items()}
     if not isinstance(dataset, ShapesDataset):
         sizes = {
             file.decode(): (height, width)
@@ -125,6 +129,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         digest=digest.hexdigest(),
         listing={split: listing_hash(sizes) for split, sizes in lengths.items()},
         problems=problems,
+        orientation=orientation,
     )
 
 

@@ -96,7 +96,7 @@ def _tile(raw: RawDataset, index: Index, row: int) -> Tile:
     record = index[row]
     colors = [class_color(int(label)) for label in record.labels]
     return Tile(
-        image=decode(raw.root / record.file, (record.height, record.width)),
+        image=decode(raw.root / record.file, (record.height, record.width), upright=record.upright),
         boxes=record.boxes,
         labels=record.labels,
         text=Path(record.file).name,

@@ -100,7 +100,7 @@ def prediction_tiles(matches: ImageMatches, root: Path, score: float) -> tuple[T
         DataError: The image cannot be read.
     """
     record, kept = matches.record, matches.scores >= score
-    image = decode(root / record.file, (record.height, record.width))
+    image = decode(root / record.file, (record.height, record.width), upright=record.upright)
     detected = matches.counted & (matches.matched_scores >= score)
     ground_truth = Tile(
         image=image,

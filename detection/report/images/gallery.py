@@ -77,7 +77,7 @@ def draw_image(matches: ImageMatches, root: Path, classes: Sequence[str], key: s
         DataError: The image cannot be read.
     """
     record = matches.record
-    image = decode(root / record.file, (record.height, record.width))
+    image = decode(root / record.file, (record.height, record.width), upright=record.upright)
     image.thumbnail((SIDE, SIDE))
     scale = SIDE / max(record.height, record.width)
     size = record.width * scale, record.height * scale

@@ -94,7 +94,7 @@ def cut_crops(index: Index, root: Path, settings: Crops, classes: int, seed: int
     for row in rows:
         record = index[int(row)]
         keep = ~record.difficult & ~record.crowd
-        image = read_image(root / record.file, (record.height, record.width))
+        image = read_image(root / record.file, (record.height, record.width), upright=record.upright)
         windows = [_square_around(box, (1 + settings.context) * STORED_SCALE) for box in record.boxes[keep]]
         labels += [int(label) for label in record.labels[keep]]
         for _ in range(rng.binomial(max(len(windows), 1), settings.background)):
