@@ -55,7 +55,8 @@ def voc(root: Path, photos: Mapping[str, tuple[int, tuple[int, int], bool]], **k
             f"<annotation><size><width>{width}</width><height>{height}</height></size>"
             f"<object><name>red</name><bndbox>{box}</bndbox></object></annotation>"
         )
-    return examine("mine", VocDataset(format="voc", path="mine", train=("./",), holdout_fraction=0.01, **keys), Checks())
+    entry = VocDataset(format="voc", path="mine", train=("./",), holdout_fraction=0.01, **keys)
+    return examine("mine", entry, Checks())
 
 
 def red_fraction(raw: RawDataset, index: Index, row: int) -> float:
