@@ -11,6 +11,8 @@ from detection.errors import DetectionError, user_message
 
 COMMANDS = {
     "predict": ("predict", "detect objects on images and videos; JSON, and both with boxes drawn"),
+    "export": ("export", "write a detector as ONNX or .pt2, checked against it"),
+    "serve": ("serve", "answer HTTP requests with a detector's detections, and serve a page to try it"),
     "score": ("score", "evaluate detections from COCO or VOC files"),
     "summary": ("workspace", "scores of the experiment in the workspace"),
     "check": ("workspace", "validate params.yaml and its dataset"),

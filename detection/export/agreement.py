@@ -1,0 +1,200 @@
+"""Agreement of an exported file with the detector, on real images.
+
+Letters: N detections of an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detection.data.loading.batch import ImageSizes, Sample, collate
+from detection.data.loading.loader import eval_sample
+from detection.errors import VerificationError
+from detection.export.onnx_file import INPUTS
+from detection.export.torch_program import ExportedDetector
+from detection.models.build import LoadedDetector
+from detection.models.detector import Detections
+
+MAX_BOX_DIFFERENCE, MAX_SCORE_DIFFERENCE = 0.05, 1e-4
+"""Greatest accepted differences of boxes in pixels of the image, and of scores."""
+CONFIDENT = 0.3
+"""Score of the detections that are compared after another resize."""
+
+
+class OnnxDetector(ExportedDetector):
+    """A network file of `write_network`.
+
+    Args:
+        path: The file.
+        threads: Threads; 0 for all cores.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        super().__init__()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
+        """See `Detector.detect`."""
+        values = (images.numpy(), sizes.resized.numpy(), sizes.original.numpy())
+        outputs = self.session.run(None, dict(zip(INPUTS, values, strict=True)))
+        boxes, scores, labels, counts = (torch.from_numpy(output) for output in outputs)
+        return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Greatest differences of matched detections."""
+
+    images: int
+    detections: int
+    box: float
+    """Pixels of the image."""
+    score: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.detections} detections on {self.images} images agree: boxes to {self.box:.4f} px, "
+            f"scores to {self.score:.1e}"
+        )
+
+
+def check(loaded: LoadedDetector, exported: ExportedDetector, images: Sequence[Tensor]) -> Agreement:
+    """Compare an exported file with the detector: each image alone, and four at once at two sizes.
+
+    Args:
+        loaded: The detector, on the CPU.
+        exported: The exported file.
+        images: Tensor[3, H, W], uint8 RGB, one or more.
+
+    Raises:
+        VerificationError: A detection of one is not among the other's.
+    """
+    batches = [[image] for image in images]
+    for size in (images[0].shape[1:], [max(32, side * 3 // 4) for side in images[0].shape[1:]]):
+        batches.append([_resized(images[i % len(images)], size) for i in range(4)])
+    count, boxes, scores = 0, 0.0, 0.0
+    for number, part in enumerate(batches):
+        batch = collate([_sample(image, loaded) for image in part], loaded.recipe)
+        with torch.inference_mode():
+            expected = loaded.detector.detect(batch.images, batch.sizes)
+            actual = exported.detect(batch.images, batch.sizes)
+        for ours, theirs in zip(expected, actual, strict=True):
+            problem, box, score = compare(ours, theirs)
+            if problem:
+                raise VerificationError(f"the exported file disagrees with the detector in check {number}: {problem}")
+            count, boxes, scores = count + len(ours.scores), max(boxes, box), max(scores, score)
+    return Agreement(sum(len(part) for part in batches), count, boxes, scores)
+
+
+def check_resize(loaded: LoadedDetector, path: Path, images: Sequence[Tensor]) -> str:
+    """Compare a file with the resize inside with `detection predict`, and report the greatest differences.
+
+    The pixels differ by up to two gray levels, and the scores with them; matched are detections of a score of at
+    least 0.3 that overlap by more than one half.
+
+    Raises:
+        VerificationError: More than one in ten detections has no counterpart.
+    """
+    import onnxruntime
+    from torchvision.ops import box_iou
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    scores, unmatched, total = 0.0, 0, 0
+    for image in images:
+        batch = collate([_sample(image, loaded)], loaded.recipe)
+        with torch.inference_mode():
+            (ours,) = loaded.detector.detect(batch.images, batch.sizes)
+        boxes, values, labels, counts = session.run(None, {"images": image[None].numpy()})
+        count = int(counts[0])
+        keep = ours.scores >= CONFIDENT
+        overlaps = box_iou(ours.boxes[keep], torch.from_numpy(boxes[0, :count]))
+        overlaps[ours.labels[keep][:, None] != torch.from_numpy(labels[0, :count])] = 0
+        total += int(keep.sum())
+        if not keep.any():
+            continue
+        best = overlaps.max(1) if count else None
+        found = best.values > 0.5 if best is not None else torch.zeros(int(keep.sum()), dtype=torch.bool)
+        unmatched += int((~found).sum())
+        if best is not None and found.any():
+            off = (torch.from_numpy(values[0])[best.indices] - ours.scores[keep]).abs()[found]
+            scores = max(scores, float(off.max()))
+    if unmatched > total / 10:
+        raise VerificationError(
+            f"with the resize inside, {unmatched} of {total} detections differ; use --resize outside"
+        )
+    return (
+        f"with the resize inside, {total - unmatched} of {total} detections match; scores differ by up to {scores:.4f}"
+    )
+
+
+def compare_ap(loaded: LoadedDetector, exported: ExportedDetector) -> str:
+    """Compare the AP on the prepared test split.
+
+    Raises:
+        DataError: Nothing is prepared, or the images changed.
+        VerificationError: The AP differs in the fourth digit.
+    """
+    from detection.data.loading.prepared import Prepared
+    from detection.evaluation.protocol import coco_metrics
+    from detection.inference import run_detector
+
+    prepared = Prepared.load()
+    prepared.check_unchanged("test")
+    index = prepared.index("test")
+    values = []
+    for detector in (loaded.detector, exported):
+        found = run_detector(detector, index, prepared.root, loaded.recipe, batch_size=4, device="cpu")
+        values.append(coco_metrics.score(index, found, prepared.classes).stats["AP"])
+    ours, theirs = values
+    if round(ours, 4) != round(theirs, 4):
+        raise VerificationError(f"the exported file's AP on test is {theirs:.4f}, the detector's {ours:.4f}")
+    return f"AP on the {len(index)} test images: {theirs:.4f}, as the detector's"
+
+
+def _sample(image: Tensor, loaded: LoadedDetector) -> Sample:
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    return eval_sample(image, *none, 0, loaded.recipe)
+
+
+def _resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    resized: Tensor = functional.resize(image, list(size), antialias=True)
+    return resized
+
+
+def compare(ours: Detections, theirs: Detections) -> tuple[str, float, float]:
+    """Match detections one to one.
+
+    Detections whose score is that of the lowest, to the accepted difference, may be missing: the limit of
+    detections cuts ties in any order.
+
+    Returns:
+        The problem, or an empty string; and the greatest differences of boxes in pixels and of scores.
+    """
+    free = torch.ones(len(theirs.scores), dtype=torch.bool)
+    box_difference, score_difference = 0.0, 0.0
+    lowest = float(ours.scores.min()) if len(ours.scores) else 0.0
+    for box, score, label in zip(ours.boxes, ours.scores, ours.labels, strict=True):
+        score_off = (theirs.scores - score).abs()
+        box_off = (theirs.boxes - box).abs().amax(1)
+        fits = free & (theirs.labels == label) & (score_off <= MAX_SCORE_DIFFERENCE) & (box_off <= MAX_BOX_DIFFERENCE)
+        if not fits.any():
+            if float(score) - lowest <= MAX_SCORE_DIFFERENCE and len(ours.scores) <= len(theirs.scores):
+                continue
+            return f"no counterpart for class {int(label)}, score {float(score):.4f}, {box.tolist()}", 0.0, 0.0
+        match = int(torch.where(fits, box_off, torch.inf).argmin())
+        free[match] = False
+        box_difference = max(box_difference, float(box_off[match]))
+        score_difference = max(score_difference, float(score_off[match]))
+    if bool((free & (theirs.scores > lowest + MAX_SCORE_DIFFERENCE)).any()):
+        return f"{int(free.sum())} detections that the detector does not have", 0.0, 0.0
+    return "", box_difference, score_difference

@@ -1,0 +1,118 @@
+"""A detector traced by torch.export: for ONNX, and as a `.pt2` file that runs with torch and torchvision alone.
+
+The file is loaded by `torch.export.load(path).module()`, after `import torchvision`; its extra file `detection` is the
+metadata. Inputs and outputs are those of `DetectorGraph`.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from detection.data.loading.batch import STRIDE, ImageSizes, padded_size, pads_to_stride
+from detection.export.detector_graph import DetectorGraph
+from detection.export.operators import plain_operators
+from detection.models.build import LoadedDetector
+from detection.models.detector import Detections, Detector, Targets
+from detection.params.recipe import Recipe
+
+METADATA = "detection"
+"""Key of an exported file's metadata: a JSON object."""
+MIN_SIDE, MAX_SIDE, MAX_BATCH = 64, 4096, 1024
+"""Bounds of a batch's sides in pixels, after resizing, and of its number of images."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings and messages of the exporters about their own internals."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def has_fixed_size(recipe: Recipe) -> bool:
+    """Return True if every image is stretched to one size."""
+    return recipe.resize == "stretch"
+
+
+def trace(loaded: LoadedDetector, *, plain: bool) -> ExportedProgram:
+    """Trace a detector with a dynamic number of images, and dynamic sides unless the recipe stretches images.
+
+    Args:
+        loaded: Detector on the CPU.
+        plain: Use torchvision's operators instead of those that `operators.translations` knows.
+    """
+    recipe = loaded.recipe
+    if has_fixed_size(recipe):
+        height, width = padded_size((recipe.image_size, recipe.image_size), recipe)
+    else:
+        height, width = 8 * STRIDE, 10 * STRIDE
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
+    sizes = torch.tensor([[height, width]] * 2)
+    batch = Dim("batch", min=1, max=MAX_BATCH)
+    dims: dict[int, Any] = {0: batch}
+    if not has_fixed_size(recipe):
+        step = STRIDE if pads_to_stride(recipe) else 1
+        for axis, name in ((2, "h"), (3, "w")):
+            side = Dim(name, min=MIN_SIDE // step, max=MAX_SIDE // step)
+            dims[axis] = STRIDE * side if step == STRIDE else side
+    graph = DetectorGraph(loaded.detector).eval()
+    with torch.no_grad(), quiet(), plain_operators() if plain else nullcontext():
+        return torch.export.export(
+            graph, (images, sizes, sizes.clone()), dynamic_shapes=(dims, {0: batch}, {0: batch}), strict=False
+        )
+
+
+def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a program as a `.pt2` file."""
+    with quiet():
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+
+
+class ExportedDetector(Detector):
+    """An exported file in place of a detector, for `run_detector` and `Predictor`; it detects only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.placeholder = nn.Parameter(torch.zeros(0), requires_grad=False)  # its device is the detector's
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Not available."""
+        raise AssertionError("an exported detector detects only")
+
+    def core(self, images: Tensor) -> dict[str, Tensor]:
+        """Not available."""
+        raise AssertionError("an exported detector detects only")
+
+
+class ProgramDetector(ExportedDetector):
+    """A `.pt2` file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        with quiet():
+            self.program = torch.export.load(path).module()
+
+    def train(self, mode: bool = True) -> "ProgramDetector":
+        """Do nothing: the program detects only."""
+        return self
+
+    def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
+        """See `Detector.detect`."""
+        boxes, scores, labels, counts = self.program(images, sizes.resized, sizes.original)
+        return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]

@@ -1,0 +1,1 @@
+"""HTTP server of a detector: JSON for programs, and a page for people."""

@@ -1,0 +1,69 @@
+"""Detectors with random weights that detect something, and real-looking images."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from detection.models.build import LoadedDetector, build_detector, save_detector, without_weights
+from detection.params import load
+
+SMALL: dict[str, Any] = {"model": "retinanet_resnet18", "resize": "stretch", "image_size": 128}
+CLASSES = ("ring", "cross", "leaf")
+
+
+@pytest.fixture(scope="session")
+def random_detector() -> Callable[..., LoadedDetector]:
+    """Builds a small detector of a recipe, whose scores all count."""
+
+    def build(model: str, seed: int = 0, **changes: Any) -> LoadedDetector:
+        recipe = without_weights(load(model=model, dataset="shapes").recipe)
+        recipe = replace(recipe, score_threshold=0.01, **changes)
+        torch.manual_seed(seed)
+        detector = build_detector(recipe, len(CLASSES), None).eval()
+        for name, layer in detector.named_modules():  # initial heads give almost the same output everywhere
+            if isinstance(layer, nn.Conv2d | nn.Linear) and name.split(".")[0] != "backbone":
+                nn.init.kaiming_normal_(layer.weight)
+                if "bbox" in name or "regression" in name:
+                    layer.weight.data *= 0.1
+        return LoadedDetector(detector, recipe, CLASSES, model)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def images() -> list[Tensor]:
+    """Four images of two sizes: smooth noise and rectangles."""
+    rng = np.random.default_rng(0)
+    result = []
+    for height, width in ((150, 200), (150, 200), (230, 160), (97, 131)):
+        coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        pixels = np.array(coarse.resize((width, height), Image.Resampling.BICUBIC))
+        for _ in range(4):
+            top, left = int(rng.integers(0, height - 40)), int(rng.integers(0, width - 40))
+            pixels[top : top + 35, left : left + 25] = rng.integers(0, 256, 3)
+        result.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return result
+
+
+@pytest.fixture(scope="session")
+def image_folder(images: list[Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images as PNG files."""
+    folder = tmp_path_factory.mktemp("images")
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def detector_file(random_detector: Callable[..., LoadedDetector], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """File of a small RetinaNet on square images of one size, which are the fastest to export."""
+    loaded, path = random_detector(**SMALL), tmp_path_factory.mktemp("detector") / "detector.pt"
+    save_detector(path, loaded.detector.state_dict(), loaded.recipe, loaded.classes, loaded.model)
+    return path

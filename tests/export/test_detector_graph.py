@@ -1,0 +1,85 @@
+"""The graph without data-dependent control flow detects what each detector detects."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from detection.data.loading.batch import collate
+from detection.data.loading.loader import eval_sample
+from detection.export.agreement import compare
+from detection.export.detector_graph import DetectorGraph
+from detection.export.operators import plain_operators
+from detection.models.build import LoadedDetector
+from detection.models.detector import Detections
+
+MODELS = [
+    "fasterrcnn_resnet18",
+    "retinanet_resnet18",
+    "fasterrcnn_v2",
+    "fasterrcnn_mobilenet_320",
+    "fasterrcnn_resnet50_c4",
+    "fasterrcnn_vgg16",
+    "retinanet_v2",
+    "retinanet_257",
+    "fcos",
+    "ssd300",
+    "ssdlite320",
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_graph_equals_the_detector(
+    model: str, random_detector: Callable[..., LoadedDetector], images: list[Tensor]
+) -> None:
+    loaded = random_detector(model)
+    graph = DetectorGraph(loaded.detector).eval()
+    none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    batch = collate([eval_sample(image, *none, i, loaded.recipe) for i, image in enumerate(images[:2])], loaded.recipe)
+    with torch.inference_mode():
+        expected = loaded.detector.detect(batch.images, batch.sizes)
+        nodes = graph(batch.images, batch.sizes.resized, batch.sizes.original)
+        with plain_operators():
+            plain = graph(batch.images, batch.sizes.resized, batch.sizes.original)
+    assert sum(len(one.scores) for one in expected) > 0
+    for boxes, scores, labels, counts in (nodes, plain):
+        for i, ours in enumerate(expected):
+            n = int(counts[i])
+            problem, box, score = compare(ours, Detections(boxes[i, :n], scores[i, :n], labels[i, :n]))
+            assert not problem
+            assert box < 1e-3
+            assert score < 1e-5
+            assert not boxes[i, n:].any()
+
+
+def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
+    values = torch.tensor([row[:5] for row in rows]).reshape(-1, 5)
+    return Detections(values[:, :4], values[:, 4], torch.tensor([row[5] for row in rows], dtype=torch.int64))
+
+
+ONE, OTHER = (10.0, 10.0, 30.0, 40.0, 0.9, 1), (50.0, 5.0, 80.0, 45.0, 0.6, 0)
+
+
+def test_equal_detections_agree_in_any_order() -> None:
+    moved = (10.01, 10.0, 30.0, 40.0, 0.90005, 1)
+    problem, box, score = compare(detections(ONE, OTHER), detections(OTHER, moved))
+    assert not problem
+    assert box == pytest.approx(0.01, abs=1e-4)
+    assert score == pytest.approx(5e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        detections(ONE),
+        detections((10.1, *ONE[1:]), OTHER),
+        detections((*ONE[:4], 0.899, 1), OTHER),
+        detections((*ONE[:5], 2), OTHER),
+        detections(ONE, OTHER, (0.0, 0.0, 9.0, 9.0, 0.7, 1)),
+        detections(),
+    ],
+)
+def test_other_detections_are_a_problem(theirs: Detections) -> None:
+    assert compare(detections(ONE, OTHER), theirs)[0]
