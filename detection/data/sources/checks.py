@@ -55,6 +55,10 @@ FIXES = {
     "unknown_class": "such as prepare.checks.unknown_class: drop, or complete the dataset's `classes`",
 }
 """Actions that suit a problem type; `drop` suits the others."""
+LISTED_TWICE = (
+    "give each image one entry with all its objects; prepare.checks.duplicate_id: drop leaves out the second entry "
+    "with its objects, for entries that are equal"
+)
 MAX_EXAMPLES = 3
 
 
@@ -126,6 +130,16 @@ class Problems:
             lines.append(f"{name}: {counts[name]}{action}: {'; '.join(self._examples(name))}{more}")
         return lines
 
+    def ask_for_folder(self, num_images: int) -> None:
+        """Suggest another folder instead of an action if more images are missing than there are."""
+        missing = self.of_type("missing_image")
+        if len(missing) > max(MAX_EXAMPLES, num_images):
+            _, within, folder = missing[0].detail.rpartition(" in ")
+            folder = folder if within else missing[0].where.rpartition("/")[0]
+            count = f"{len(missing)} of {len(missing) + num_images}"
+            hint = f"{count} images are missing: is {folder.strip('/') or '.'} their folder?"
+            self.hints["missing_image"] = f"{hint} Set `images` of the dataset"
+
     def message(self, dataset: str) -> str:
         """Return the error message for a refused dataset: one line for a single type with few problems."""
         names = list(self.refused())
@@ -161,10 +175,6 @@ def check_images(index: Index, headers: Headers, problems: Problems, orientation
     orientation = orientation or Orientation()
     sizes = index.sizes.copy()
     keep, upright = np.ones(len(index), dtype=np.bool_), np.zeros(len(index), dtype=np.bool_)
-    missing = sum(headers[name].missing for name in map(bytes.decode, index.files.tolist()))
-    if missing > MAX_EXAMPLES and 2 * missing > len(index):
-        folder = index.files[0].decode().rpartition("/")[0] or "."
-        problems.hints["missing_image"] = f"{missing} of {len(index)} images are missing: is {folder} their folder?"
     seen: dict[str, int] = {}
     for row, name in enumerate(map(bytes.decode, index.files.tolist())):
         header = headers[name]
@@ -172,6 +182,7 @@ def check_images(index: Index, headers: Headers, problems: Problems, orientation
         if (first := seen.setdefault(name, row)) != row:
             ids = " and ".join(index.ids[one].decode() for one in (first, row))
             problems.add("duplicate_id", name, f"is listed twice, with the ids {ids}")
+            problems.hints["duplicate_id"] = LISTED_TWICE
             keep[row] = False
         elif header.missing:
             problems.add("missing_image", name, "does not exist")

@@ -102,6 +102,7 @@ def examine(name: str, dataset: Dataset, checks: Checks, decode: bool = False) -
         splits = hold_out(splits, missing, fraction, split_keys(root, splits["train"], headers))
     orientation = decide(splits.values(), headers, "auto" if isinstance(dataset, ShapesDataset) else dataset.exif)
     splits = {split: check_images(index, headers, problems, orientation) for split, index in splits.items()}
+    problems.ask_for_folder(sum(map(len, splits.values())))
     if not isinstance(dataset, ShapesDataset):
         sizes = {
             file.decode(): (height, width)

@@ -221,7 +221,9 @@ def test_another_encoding_is_named(data_root: Path) -> None:
 def test_an_image_under_two_ids_is_reported(data_root: Path) -> None:
     values = document(int)
     values["images"].append({**values["images"][0], "id": 77})
-    with pytest.raises(DataError, match=r"duplicate_id: 1: images/0\.jpg: is listed twice, with the ids 0 and 77"):
+    with pytest.raises(
+        DataError, match=r"duplicate_id: 1: images/0\.jpg: is listed twice, with the ids 0 and 77; give each"
+    ):
         coco(data_root, values)
 
 
