@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +71,11 @@ def refused(**values: object) -> str:
     return str(error.value)
 
 
+def with_action(problem_type: str, action: str) -> Checks:
+    values: dict[str, Any] = {problem_type: action}
+    return Checks(**values)
+
+
 def names(raw: RawDataset, split: str = "train") -> list[str]:
     return sorted(Path(file.decode()).stem for file in raw.splits[split].files.tolist())
 
@@ -99,7 +104,7 @@ def test_the_action_that_a_message_names(
     found = re.search(r"prepare\.checks\.(\w+): (\w+)", refused())
     assert found is not None
     assert f"{found[1]}: {found[2]}" == action
-    raw = read("mine", entry(), replace(Checks(), **{found[1]: found[2]}))
+    raw = read("mine", entry(), with_action(found[1], found[2]))
     assert "".join(names(raw)) == left
     assert len(raw.splits["train"].boxes) == objects
     assert names(raw, "test") == ["f"]
@@ -126,5 +131,5 @@ def test_exif_and_duplicates_that_are_refused_on_demand_can_be_kept(voc_tree: Tr
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(root / "JPEGImages/a.jpg", exif=exif)
     for problem_type in ("duplicate_object", "exif_rotation"):
         with pytest.raises(DataError, match=rf"prepare\.checks\.{problem_type}: keep"):
-            read("mine", entry(), replace(Checks(), **{problem_type: "error"}))
+            read("mine", entry(), with_action(problem_type, "error"))
     assert len(read("mine", entry()).splits["train"].boxes) == 10
