@@ -58,7 +58,7 @@ class Phase:
     lr_factor: NonNegative = 1.0
     """Learning rate of the phase relative to the optimizer's `lr`."""
     freeze_backbone: bool = False
-    """Train the head alone."""
+    """Train the head alone: the backbone has no backward pass, and its optimizer state starts when the phase ends."""
     reset_optimizer: bool = False
     """Start with a new optimizer: without the momentum and the moments of the phase before."""
     reload_best: bool = False
