@@ -191,9 +191,9 @@ class Train:
     """Memory format of images and weights."""
     compile: bool | Literal["auto"] = False
     """Compile the losses of one-stage detectors, and backbone and heads of two-stage ones, by `torch.compile`; not yet
-    timed on a GPU (RetinaNet had not compiled after 75 s on an H100). `auto`: on a GPU unless `determinism` is `bitwise`.
-    Changes results by rounding, so a changed value trains again. The first steps take minutes. Without a working
-    compiler, a warning is logged and the training is not compiled."""
+    timed on a GPU (RetinaNet was not compiled after 75 s on an H100). `auto`: on a GPU unless `determinism` is
+    `bitwise`. Changes results by rounding, so a changed value trains again. The first steps take minutes. Without a
+    working compiler, a warning is logged and the training is not compiled."""
     workers: CountOrZero | Literal["auto"] = "auto"
     """Data loading processes of each device, for validation and `evaluate` too; 0 loads in the process itself. `auto`:
     one per CPU core that this process may use, at most 32, for a GPU; none for a CPU."""
