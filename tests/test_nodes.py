@@ -139,6 +139,17 @@ def test_a_dead_node_ends_the_others_with_one_line_that_names_it(dead: int, star
     assert "has stopped or cannot be reached" in err
 
 
+def test_restarts_join_again(start: Start) -> None:
+    processes = start(400, DETECTION_MAX_RESTARTS="1")
+    until(processes[0], "step 1")
+    launcher = processes[1].pid
+    (rank,) = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    os.kill(int(rank), signal.SIGKILL)
+    first, other = results(processes)
+    assert (first[0], other[0]) == (0, 0), (first, other)
+    assert "step 2 of 2 in node0" in first[1]
+
+
 def test_rank_0_works_alone(start: Start, tmp_path: Path) -> None:
     first, other = results(start(3, ALONE="1"))
     assert "step 1 of 1 in node0" in first[1]

@@ -99,9 +99,9 @@ def kill(pair: Pair, undisturbed: Clone, node: int) -> list[str]:
 
 def refuse(pair: Pair) -> list[str]:
     """Change the boxes of an image on node 1."""
-    (folder,) = (pair.clones[1].folder / "data/raw").iterdir()
-    listed = (folder / "ImageSets/Main/train.txt").read_text().split()
-    file = folder / f"Annotations/{listed[3]}.xml"
+    (names,) = (pair.clones[1].folder / "data/raw").glob("shapes/*/ImageSets/Main/train.txt")
+    listed = names.read_text().split()
+    file = names.parents[2] / f"Annotations/{listed[3]}.xml"
     text = file.read_text()
     left = text.partition("<xmin>")[2].partition("<")[0]
     file.write_text(text.replace(f"<xmin>{left}<", f"<xmin>{int(float(left)) + 1}<", 1))
