@@ -4,18 +4,20 @@
 which alone keeps checkpoints and logs to MLflow. Imports no torch.
 """
 
+import json
 import os
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import Any, TextIO
 
-from detection.errors import DetectionError, ParamsError
+from detection.errors import DataError, DetectionError, ParamsError
 
-STAGES = ("stages.pretrain", "stages.train", "stages.evaluate")
-"""Stages that run on all nodes; each meets at a port of its own, the given one and the next two."""
-JOIN_TIMEOUT_S = 3600
+STAGES = ("stages.pretrain", "stages.train", "stages.evaluate", "stages.check")
+"""Stages at which nodes meet, each at a port of its own: the given one and the next three."""
+JOIN_TIMEOUT_S = 1800
 """Limit for the wait for other nodes, which may still prepare their data."""
 BEHIND_S = 120.0
 """Time for which node 0 may end an earlier stage while another one is here already."""
@@ -121,6 +123,90 @@ def check_batch(batch_size: int, devices: int | str) -> None:
         )
 
 
+def compare(inputs: Mapping[str, str], listing: Mapping[str, str], report: Callable[[str], object]) -> None:
+    """Compare code, params and raw data of all machines, before any of them starts; a no-op on a single one.
+
+    Args:
+        inputs: Hash by name.
+        listing: Hash or size of each raw file, to name those that differ.
+        report: Function for a message to the user.
+
+    Raises:
+        DataError: They differ; names machine and file.
+        DetectionError: A machine does not come.
+    """
+    nodes = from_environment()
+    if nodes is None:
+        return
+    mine = {"name": f"{socket.gethostname()}, {nodes.address}", "inputs": dict(inputs), "listing": dict(listing)}
+    report(f"comparing code, params and data of {nodes.count} machines at {nodes.host}:{nodes.port_of('stages.check')}")
+    try:
+        verdict = _collect(nodes, mine) if nodes.is_first else _submit(nodes, mine)
+    except TimeoutError:
+        raise DetectionError(
+            f"not all of {nodes.count} machines came to {nodes.host}:{nodes.port_of('stages.check')} within "
+            f"{JOIN_TIMEOUT_S // 60} minutes; start the same command on each of them, or correct DETECTION_RDZV"
+        ) from None
+    except OSError as error:
+        raise DetectionError(f"{nodes.host}:{nodes.port_of('stages.check')}: {error.strerror or error}") from None
+    if verdict:
+        raise DataError(verdict)
+
+
+def _collect(nodes: Nodes, mine: Mapping[str, Any]) -> str:
+    """Compare what the other machines send with node 0's, and answer them."""
+    with ExitStack() as opened:
+        server = opened.enter_context(socket.create_server(("", nodes.port_of("stages.check"))))
+        server.settimeout(JOIN_TIMEOUT_S)
+        others: list[tuple[Mapping[str, Any], TextIO]] = []
+        while len(others) < nodes.count - 1:
+            connection = opened.enter_context(server.accept()[0])
+            stream = opened.enter_context(connection.makefile("rw", encoding="utf-8"))
+            if line := stream.readline():
+                others.append((json.loads(line), stream))
+        found = (_difference(mine, theirs, number) for number, (theirs, _) in enumerate(others, 1))
+        verdict = next(filter(None, found), "")
+        for _, other in others:
+            other.write(json.dumps(verdict) + "\n")
+    return verdict
+
+
+def _submit(nodes: Nodes, mine: Mapping[str, Any]) -> str:
+    until = time.monotonic() + JOIN_TIMEOUT_S
+    while True:
+        try:
+            connection = socket.create_connection((nodes.host, nodes.port_of("stages.check")), timeout=5)
+            break
+        except OSError:
+            if time.monotonic() > until:
+                raise TimeoutError from None
+            time.sleep(0.5)
+    connection.settimeout(JOIN_TIMEOUT_S)
+    with connection, connection.makefile("rw", encoding="utf-8") as stream:
+        stream.write(json.dumps(mine) + "\n")
+        stream.flush()
+        line = stream.readline()
+    return str(json.loads(line)) if line else f"node 0 ({nodes.host}) has stopped, see its log"
+
+
+def _difference(first: Mapping[str, Any], other: Mapping[str, Any], number: int) -> str:
+    """Message about the first input of a machine that differs from node 0's; empty if there is none."""
+    names = _names(first["inputs"], other["inputs"])
+    if names == ["raw data"]:  # shapes may be generated on one machine only
+        names = _names(first["listing"], other["listing"]) or names
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{more} on node {number} ({other['name']}) is not that of node 0 ({first['name']}); use the same "
+        "commit, params.yaml and data on all machines"
+    )
+
+
+def _names(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
+
+
 def await_first(nodes: Nodes, module: str, report: Callable[[str], object]) -> None:
     """Wait until node 0 is at the same stage.
 
@@ -133,7 +219,7 @@ def await_first(nodes: Nodes, module: str, report: Callable[[str], object]) -> N
         DetectionError: Node 0 does not come, or is at another stage.
     """
     started, told = time.monotonic(), False
-    later = [one for one in STAGES if nodes.port_of(one) > nodes.port_of(module)]
+    later = [one for one in STAGES[:-1] if nodes.port_of(one) > nodes.port_of(module)]
     earlier = [one for one in STAGES if nodes.port_of(one) < nodes.port_of(module)]
     while not _listens(nodes, module):
         waited = time.monotonic() - started

@@ -8,14 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from detection import nodes, params
-from detection.data.sources.fingerprint import fingerprint
+from detection.data.sources.fingerprint import fingerprint, last_listing
 from detection.data.sources.layout import check_present
 from detection.errors import DataError, DetectionError
-from detection.files import RAW_DATA_JSON, RECIPE_JSON, WEIGHTS_JSON, dvc_root, sha256, write_json
-from detection.pipeline import undo_hint
+from detection.files import PARAMS_YAML, RAW_DATA_JSON, RECIPE_JSON, WEIGHTS_JSON, dvc_root, sha256, write_json
+from detection.pipeline import code_files, undo_hint
 from stages.entry import run
 
 log = logging.getLogger("check")
+CODE_STAGES = ("prepare", "pretrain", "train", "evaluate")
+"""Stages whose code must be the same on all machines that train together."""
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
         check_present(loaded.dataset, loaded.data)
         sources = {"backbone": _backbone_weights(loaded.pretrain), "start": _start(loaded)}
         raw_data, changes = fingerprint(loaded.dataset, loaded.data, loaded.prepare.checks)
+        _compare_nodes(loaded, raw_data)
     except DetectionError as error:
         raise type(error)(f"{error}{undo_hint()}") from None
     if changes:
@@ -37,6 +40,14 @@ def main() -> None:
     write_json(RAW_DATA_JSON, {"fingerprint": raw_data})
     write_json(RECIPE_JSON, asdict(loaded.recipe))
     write_json(WEIGHTS_JSON, sources)
+
+
+def _compare_nodes(loaded: params.Params, raw_data: str) -> None:
+    """Compare code, params and raw data of the machines that train together."""
+    if nodes.from_environment():
+        files = {"params.yaml": PARAMS_YAML} | {str(file): file for file in code_files(CODE_STAGES)}
+        inputs = {"raw data": raw_data} | {name: sha256(file) for name, file in files.items()}
+        nodes.compare(inputs, last_listing(loaded.data, loaded.prepare.checks), log.info)
 
 
 def _backbone_weights(pretrain: params.Pretrain) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +199,43 @@ def test_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             read(**variables)
     with pytest.raises(ParamsError, match="16 images cannot be divided equally among 6 processes on 3 machines"):
         read(NODES="3", RDZV="127.0.0.1:29500")
+
+
+def test_inputs_are_compared_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first = nodes.Nodes(3, "127.0.0.1", port, "127.0.0.1", True)
+    role = threading.local()
+    monkeypatch.setattr(nodes, "from_environment", lambda: replace(first, is_first=role.number == 0))
+
+    def compare(*values: tuple[dict[str, str], dict[str, str]]) -> list[str]:
+        def one(number: int) -> str:
+            role.number = number
+            try:
+                nodes.compare(*values[min(number, len(values) - 1)], lambda line: None)
+            except DetectionError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(one, range(3)))
+
+    same: tuple[dict[str, str], dict[str, str]] = ({"params.yaml": "a", "raw data": "b"}, {"1.xml": "1", "2.xml": "2"})
+    assert compare(same) == ["", "", ""]
+    assert compare(same, (same[0], {})) == ["", "", ""], "shapes that are not generated yet"
+    for other, text in (
+        (({**same[0], "params.yaml": "c"}, same[1]), "params.yaml on node"),
+        (({**same[0], "raw data": "c"}, {"1.xml": "1", "2.xml": "3"}), "2.xml on node"),
+        (({**same[0], "raw data": "c"}, {"1.xml": "0", "3.xml": "3"}), "1.xml and 2 more on node"),
+    ):
+        said = compare(same, other)
+        assert len(set(said)) == 1
+        assert said[0].startswith(text)
+    monkeypatch.setattr(nodes, "JOIN_TIMEOUT_S", 0.1)
+    role.number = 1
+    with pytest.raises(DetectionError, match="not all of 3 machines came"):
+        nodes.compare(*same, lambda line: None)
 
 
 def test_nodes_at_different_stages(monkeypatch: pytest.MonkeyPatch) -> None:

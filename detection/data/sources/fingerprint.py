@@ -78,6 +78,12 @@ def fingerprint(name: str, dataset: Dataset, checks: Checks) -> tuple[str, str]:
     return result, changes
 
 
+def last_listing(dataset: Dataset, checks: Checks) -> dict[str, str]:
+    """Value by name of the raw files that `fingerprint` has seen last."""
+    root = data_root() / (shapes_folder(dataset) if isinstance(dataset, ShapesDataset) else dataset.path)
+    return {name: stored.value for name, stored in _listing(_read_record(_record_file(root, dataset, checks))).items()}
+
+
 def changes_since_pinned(dataset: Dataset, checks: Checks, root: Path) -> str:
     """Describe how the raw files differ from those last seen with the pinned digest; empty if that is unknown."""
     before = _read_record(_record_file(root, dataset, checks))
