@@ -1,4 +1,4 @@
-"""Training and its benchmarks run where only torch, torchvision and numpy are installed."""
+"""Training and its benchmarks run where only torch, torchvision and numpy are installed; scoring imports little."""
 
 import subprocess
 import sys
@@ -25,3 +25,9 @@ print("stepped")
 def test_a_step_needs_nothing_else() -> None:
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == "stepped", ran.stderr
+
+
+def test_scoring_imports_neither_recipes_nor_pillow() -> None:
+    program = "import sys; from detection.evaluation import external; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"detection.params.recipe", "PIL", "torch", "pandas"} & set(ran.stdout.split())

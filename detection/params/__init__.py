@@ -4,18 +4,19 @@
     params.recipe.optimizer.lr      # the selected model's recipe, merged for the selected dataset
 
 Imports neither torch nor mlflow, so that an error in `params.yaml` is shown within half a second. The
-dataclasses need the standard library only; the YAML reader is imported on first use.
+dataclasses need the standard library only; the YAML reader and the dataclasses are imported on first use, as
+`detection score` needs neither recipes nor datasets.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
-from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
-from detection.params.recipe_base import Optimizer, Schedule
-from detection.params.stages import Evaluate, Plots, Pretrain, Train
-
 if TYPE_CHECKING:
+    from detection.params.datasets import CocoDataset, Dataset, ShapesDataset, VocDataset, YoloDataset
     from detection.params.reader import Params, load
+    from detection.params.recipe import FasterRCNNRecipe, FCOSRecipe, Recipe, RetinaNetRecipe, SSDRecipe
+    from detection.params.recipe_base import Optimizer, Schedule
+    from detection.params.stages import Evaluate, Plots, Pretrain, Train
 
 __all__ = [
     "CocoDataset", "Dataset", "Evaluate", "FCOSRecipe", "FasterRCNNRecipe", "Optimizer", "Params", "Plots",
@@ -25,9 +26,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Params` and `load` on first use."""
-    if name not in ("Params", "load"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from detection.params import reader
-
-    return getattr(reader, name)
+    """Import a name of `__all__` on first use."""
+    if name in __all__:
+        for module in ("stages", "datasets", "recipe_base", "recipe", "reader"):
+            content = vars(import_module(f"{__name__}.{module}"))
+            if name in content:
+                return content[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detection.data.loading.index import Index
-from detection.data.sources.image_headers import Header
 from detection.data.sources.orientation import Orientation
 from detection.ops import boxes as box_ops
 from detection.params.stages import Checks
+
+if TYPE_CHECKING:
+    from detection.data.sources.image_headers import Header
 
 PROBLEM_TYPES = {
     "missing_annotation": "images or list entries without an annotation file",
@@ -159,7 +161,7 @@ class Problems:
 OUTSIDE_TOLERANCE_PX = 1.0
 """Distance by which a box may extend beyond its image: annotations and resized datasets are rounded."""
 MIN_SIDE_PX, MAX_ASPECT_RATIO = 1.0, 100.0
-Headers = dict[str, Header]
+Headers = dict[str, "Header"]
 """Header of each image, by its name relative to the dataset folder."""
 
 
@@ -199,7 +201,7 @@ def check_images(index: Index, headers: Headers, problems: Problems, orientation
 
 
 def _report_size(
-    name: str, annotated: tuple[int, int], header: Header, orientation: Orientation, problems: Problems
+    name: str, annotated: tuple[int, int], header: "Header", orientation: Orientation, problems: Problems
 ) -> bool:
     """Report an EXIF orientation and a wrong size; return whether to keep the image."""
     size, keep = orientation.size(annotated, header), True

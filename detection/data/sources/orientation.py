@@ -6,10 +6,12 @@ square were annotated with the same tool, and follow them.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from detection.data.loading.index import Index
-from detection.data.sources.image_headers import Header
+
+if TYPE_CHECKING:
+    from detection.data.sources.image_headers import Header
 
 TRANSPOSING_ORIENTATIONS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
@@ -27,20 +29,20 @@ class Orientation:
     line: str = ""
     """Description for the log; empty if no image has an orientation."""
 
-    def turns(self, annotated: tuple[int, int], header: Header) -> bool:
+    def turns(self, annotated: tuple[int, int], header: "Header") -> bool:
         """Return True if an image is to be turned; `annotated` is its height and width, 0 if unknown."""
         if header.orientation == 1:
             return False
         told = told_by_size(annotated, header) if self.by_size else None
         return self.upright if told is None else told
 
-    def size(self, annotated: tuple[int, int], header: Header) -> tuple[int, int]:
+    def size(self, annotated: tuple[int, int], header: "Header") -> tuple[int, int]:
         """Height and width as the image is read."""
         transposed = header.orientation in TRANSPOSING_ORIENTATIONS and self.turns(annotated, header)
         return (header.width, header.height) if transposed else (header.height, header.width)
 
 
-def told_by_size(annotated: tuple[int, int], header: Header) -> bool | None:
+def told_by_size(annotated: tuple[int, int], header: "Header") -> bool | None:
     """Return True if an image was annotated upright, False if as stored, None if its size does not tell."""
     stored = header.height, header.width
     if header.orientation not in TRANSPOSING_ORIENTATIONS or stored == stored[::-1]:
@@ -48,7 +50,7 @@ def told_by_size(annotated: tuple[int, int], header: Header) -> bool | None:
     return {stored[::-1]: True, stored: False}.get(annotated)
 
 
-def decide(splits: Iterable[Index], headers: Mapping[str, Header], setting: Exif) -> Orientation:
+def decide(splits: Iterable[Index], headers: Mapping[str, "Header"], setting: Exif) -> Orientation:
     """Decide how the images of a dataset are read.
 
     Args:
