@@ -140,6 +140,32 @@ class Predictor:
         )
         return evaluate(index, results, self.classes, verify=verify)
 
+    def export(
+        self, out: str | Path, *, to: str = "onnx", resize: str = "inside", images: str | Path | None = None
+    ) -> Path:
+        """Export to ONNX or `.pt2`, checked on images; see `detection export`.
+
+        Args:
+            out: Folder for `detector.onnx` and `infer.py`, or `detector.pt2`.
+            to: `onnx` or `pt2`.
+            resize: `inside` or `outside` the ONNX file.
+            images: Image or folder for the check; None for the prepared val split.
+
+        Returns:
+            The exported file.
+
+        Raises:
+            DataError: No images for the check, packages are missing, or the detector is not on the CPU.
+            VerificationError: The exported file's detections differ from the detector's.
+        """
+        from detection.export.checked import PACKAGES, read_images, require_packages, write_checked
+
+        require_packages(*(PACKAGES if to == "onnx" else ()))
+        if self.device.type != "cpu":
+            raise DataError("a detector is exported on the CPU: detection.load(…, device='cpu')")
+        loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model, self.tiles, self.upright)
+        return write_checked(loaded, Path(out), read_images(Path(images) if images else None), to=to, resize=resize)[1]
+
     def _tiled(self, path: Path | None, image: Tensor, threshold: float, batch_size: int) -> ImageDetections:
         """Detect on the windows of an image, and merge."""
         assert self.tiles is not None

@@ -1,23 +1,15 @@
 """`detection export`: a detector as an ONNX file or a `.pt2` program that runs without this package."""
 
 import argparse
-import logging
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detection.commands import Command
-from detection.errors import DataError
-from detection.files import DETECTOR, PREPARED, md5
+from detection.files import DETECTOR, md5
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from detection.models.build import LoadedDetector
-
-log = logging.getLogger(__name__)
-CHECKED_IMAGES = 8
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,43 +51,15 @@ def export(
         DataError: No detector, no images for the check, or packages are missing.
         VerificationError: The exported file's detections differ.
     """
-    from detection.export.onnx_file import require_packages
+    from detection.export.checked import PACKAGES, read_images, require_packages, write_checked
 
-    require_packages(*(("onnx", "onnxscript", "onnxruntime") if to == "onnx" else ()))
+    require_packages(*(PACKAGES if to == "onnx" else ()))
     loaded, origin = _load(source)
-    if loaded.tiles is not None:
-        log.warning(
-            "the detector was trained on windows of %d px: the exported file detects on one window", loaded.tiles.size
-        )
-    pictures = _check_images(images)
-    from detection.export import agreement, onnx_file, torch_program
-
-    program = torch_program.trace(loaded, plain=to == "pt2")
-    out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
-        if to == "pt2":
-            path = Path(folder, "detector.pt2")
-            torch_program.write(program, path, onnx_file.settings(loaded, "outside", origin))
-            lines.append(str(agreement.check(loaded, torch_program.ProgramDetector(path), pictures)))
-        else:
-            network, path = Path(folder, "network.onnx"), Path(folder, "detector.onnx")
-            onnx_file.write_network(program, network)
-            runtime = agreement.OnnxDetector(network)
-            lines.append(str(agreement.check(loaded, runtime, pictures)))
-            if evaluate:
-                lines.append(agreement.compare_ap(loaded, runtime))
-            onnx_file.finish(network, path, onnx_file.settings(loaded, resize, origin), loaded.recipe)
-            if resize == "inside":
-                lines.append(agreement.check_resize(loaded, path, pictures))
-            shutil.copy(Path(onnx_file.__file__).with_name("infer_script.txt"), out / "infer.py")
-        target = out / path.name
-        path.replace(target)
-    size = target.stat().st_size / 1e6
-    lines.append(
-        f"wrote {target} ({size:.1f} MB)" + (f"; try it: python {out / 'infer.py'} IMAGE" if to == "onnx" else "")
+    lines, target = write_checked(
+        loaded, out, read_images(images), to=to, resize=resize, origin=origin, evaluate=evaluate
     )
-    return "\n".join(lines)
+    hint = f"; try it: python {out / 'infer.py'} IMAGE" if to == "onnx" else ""
+    return "\n".join([*lines, f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB){hint}"])
 
 
 def _load(source: str) -> tuple["LoadedDetector", dict[str, str]]:
@@ -114,30 +78,6 @@ def _load(source: str) -> tuple["LoadedDetector", dict[str, str]]:
         if not source.startswith(("models:/", "runs:/")) and (run := find(source, Repository()).run_id()):
             origin["run_id"] = run
         return load_detector(path), origin
-
-
-def _check_images(folder: Path | None) -> list["Tensor"]:
-    """Images for the check.
-
-    Raises:
-        DataError: There are none.
-    """
-    from detection.data.loading.image_io import read_image
-    from detection.input_files import find_inputs
-
-    if folder is not None:
-        files = find_inputs([folder]).images
-    else:
-        from detection.data.loading.prepared import Prepared
-
-        if not (PREPARED / "meta.json").is_file():
-            raise DataError("the exported file is checked on images, and none are prepared; name some: --images FOLDER")
-        prepared = Prepared.load()
-        split = next(split for split in ("val", "test", "train") if len(prepared.index(split)))
-        prepared.check_unchanged(split)
-        index = prepared.index(split)
-        files = [prepared.root / index[row].file for row in range(min(CHECKED_IMAGES, len(index)))]
-    return [read_image(file, upright=True) for file in files[:CHECKED_IMAGES]]
 
 
 def _run(args: argparse.Namespace) -> str:

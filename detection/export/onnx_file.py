@@ -15,7 +15,6 @@ import torch
 from torch.export import ExportedProgram
 
 from detection.data.loading.batch import STRIDE, fill_color, pads_to_stride
-from detection.errors import DataError
 from detection.export.operators import translations
 from detection.export.torch_program import METADATA, has_fixed_size, quiet
 from detection.models.build import LoadedDetector
@@ -23,18 +22,6 @@ from detection.params.recipe import Recipe
 
 OPSET, IR_VERSION = 18, 10
 INPUTS, OUTPUTS = ("images", "resized", "original"), ("boxes", "scores", "labels", "count")
-
-
-def require_packages(*names: str) -> None:
-    """Check that optional packages are installed.
-
-    Raises:
-        DataError: One is missing.
-    """
-    from importlib.util import find_spec
-
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise DataError(f"export needs the packages {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def settings(loaded: LoadedDetector, resize: str, source: Mapping[str, str]) -> dict[str, Any]:
@@ -50,6 +37,7 @@ def settings(loaded: LoadedDetector, resize: str, source: Mapping[str, str]) -> 
         "max_size": recipe.max_size,
         "size_rounding": recipe.size_rounding,
         "antialias": recipe.antialias,
+        "upright": loaded.upright,
         "stride": STRIDE if pads_to_stride(recipe) else 1,
         "fill": list(fill_color(recipe)),
         "score_threshold": recipe.score_threshold,

@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from torch import Tensor
 
 from detection import __version__
 from detection.errors import DataError
@@ -158,8 +159,8 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
         """
         with metrics.seconds.time():
             uploads = await _read(request, limits)
-            tensors = [await run_in_threadpool(_decode, name, content, limits) for name, content in uploads]
             model = batcher.predictor
+            tensors = [await run_in_threadpool(_decode, *upload, limits, model.upright) for upload in uploads]
             try:
                 found = await asyncio.wait_for(batcher.detect(tensors), limits.timeout_s)
             except QueueFullError:
@@ -171,7 +172,7 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
             except Exception:
                 raise HTTPException(500, "the detector failed on this batch; see the server's log") from None
             if annotated:
-                content = await run_in_threadpool(_draw, uploads[0][1], found[0], model.classes, threshold)
+                content = await run_in_threadpool(_draw, tensors[0], found[0], model.classes, threshold)
                 return Response(content, media_type="image/png")
             pairs = zip(uploads, found, strict=True)
             images = [_entry(name, one, threshold) for (name, _), one in pairs]
@@ -224,9 +225,9 @@ async def _read(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
         await form.close()
 
 
-def _decode(name: str, content: bytes, limits: Limits) -> Any:
+def _decode(name: str, content: bytes, limits: Limits, upright: bool) -> Tensor:
     try:
-        return decode_upload(name, content, limits.pixels)
+        return decode_upload(name, content, limits.pixels, upright=upright)
     except DataError as error:
         raise HTTPException(413 if " pixels, " in str(error) else 400, str(error)) from None
 
@@ -238,17 +239,15 @@ def _entry(name: str, image: ImageDetections, threshold: float) -> dict[str, Any
     return {"file": name, "width": width, "height": height, "detections": detections}
 
 
-def _draw(content: bytes, found: ImageDetections, classes: tuple[str, ...], threshold: float) -> bytes:
+def _draw(image: Tensor, found: ImageDetections, classes: tuple[str, ...], threshold: float) -> bytes:
     """PNG of an image with boxes drawn."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    from detection.data.loading.image_io import to_rgb
     from detection.report.images.contact_sheet import draw_boxes
 
     keep = found.scores >= threshold
-    with Image.open(io.BytesIO(content)) as opened:
-        image = to_rgb(ImageOps.exif_transpose(opened))
-    drawn = draw_boxes(image, found.boxes[keep], found.labels[keep], classes, found.scores[keep])
+    pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
+    drawn = draw_boxes(pixels, found.boxes[keep], found.labels[keep], classes, found.scores[keep])
     buffer = io.BytesIO()
     drawn.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -12,13 +12,14 @@ from detection.data.loading.image_io import read_image
 from detection.errors import DataError
 
 
-def decode_upload(name: str, content: bytes, max_pixels: int) -> Tensor:
-    """Decode an uploaded image file to uint8 RGB [3, H, W], turned by its EXIF orientation.
+def decode_upload(name: str, content: bytes, max_pixels: int, *, upright: bool) -> Tensor:
+    """Decode an uploaded image file to uint8 RGB [3, H, W].
 
     Args:
         name: File name of the client, for messages.
         content: The file.
         max_pixels: Maximum width times height.
+        upright: Turn the image as its EXIF orientation says.
 
     Raises:
         DataError: The content is not an image, is damaged, or has too many pixels.
@@ -35,7 +36,7 @@ def decode_upload(name: str, content: bytes, max_pixels: int) -> Tensor:
                     pixels = image.width * image.height
             if pixels > max_pixels:
                 raise DataError(f"{name} has {pixels:,} pixels, and {max_pixels:,} are accepted; send a smaller image")
-            return read_image(path, upright=True)
+            return read_image(path, upright=upright)
         except UnidentifiedImageError:
             raise DataError(f"{name} is no image: its content is of no known type") from None
         except DataError as error:

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+import detection
 from detection.cli import main
 from detection.data.loading.batch import collate
 from detection.data.loading.loader import eval_sample
 from detection.errors import DataError, VerificationError
 from detection.export import agreement, onnx_file, torch_program
 from detection.export.agreement import OnnxDetector, check
+from detection.export.checked import require_packages
 from detection.models.build import LoadedDetector
 from detection.params import load
 from detection.predictor import Predictor
@@ -114,13 +116,15 @@ def test_errors_before_anything_is_exported(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="--images FOLDER"):
         main(["export", str(detector_file)])
+    with pytest.raises(DataError, match="--images FOLDER"):
+        detection.load(detector_file, device="cpu").export(tmp_path / "export")
     with pytest.raises(SystemExit, match=r"missing\.pt does not exist"):
         main(["export", "missing.pt"])
     (tmp_path / "broken.pt").write_bytes(b"no weights")
     with pytest.raises(SystemExit, match=r"broken\.pt is not a detector's file"):
         main(["export", "broken.pt"])
     with pytest.raises(DataError, match="pip install no-such-package"):
-        onnx_file.require_packages("no-such-package")
+        require_packages("no-such-package")
     assert not (tmp_path / "export").exists()
 
 

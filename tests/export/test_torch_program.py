@@ -4,9 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from detection.cli import main
+import detection
 
 PROGRAM = """
 import json, sys, torch, torchvision
@@ -20,11 +18,9 @@ print(tuple(boxes.shape)[::2], counts.min().item() > 0, json.loads(files["detect
 """
 
 
-def test_a_program_runs_without_this_package(
-    detector_file: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["export", str(detector_file), "--to", "pt2", "--out", str(tmp_path), "--images", str(image_folder)])
-    assert "images agree" in capsys.readouterr().out
+def test_a_program_runs_without_this_package(detector_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    path = detection.load(detector_file, device="cpu").export(tmp_path, to="pt2", images=image_folder)
+    assert path == tmp_path / "detector.pt2"
     assert [path.name for path in tmp_path.iterdir()] == ["detector.pt2"]
     command = [sys.executable, "-W", "ignore", "-I", "-c", PROGRAM, str(tmp_path / "detector.pt2")]
     done = subprocess.run(command, capture_output=True, text=True)
