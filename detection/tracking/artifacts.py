@@ -128,12 +128,17 @@ def files_below(root: Path, folder: str | None = None) -> list[tuple[Path, str |
 
 
 def _put(repository: Any, path: Path, folder: str | None, progress: Progress) -> None:
+    """Send a file in one request.
+
+    Not by MLflow's multipart upload, which sends files of 500 MB and more around the server, to a store that may be
+    closed to this machine, and gives it the timeout of a short call to join the parts.
+    """
     from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
 
     size = path.stat().st_size
-    if not isinstance(repository, HttpArtifactRepository) or repository._should_multipart_upload(str(path)):
+    if not isinstance(repository, HttpArtifactRepository):
         progress.expect(confirmation_s(size))
         repository.log_artifact(str(path), folder)
         return

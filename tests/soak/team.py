@@ -123,7 +123,7 @@ def volume(team: Team, folder: Path) -> list[str]:
         return int(client.list_artifacts(run.info.run_id)[0].file_size) >> 20
 
     def bare_file(run: Any) -> int:
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "3600"
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "3600"  # of MLflow; this project's 10 s are too short for it
         client.log_artifact(run.info.run_id, str(large))
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "10"
         return int(client.list_artifacts(run.info.run_id)[0].file_size) >> 20

@@ -49,6 +49,7 @@ def test_a_large_file_over_a_slow_connection_arrives_once(
         client.log_artifact(run_id, str(file), "models")  # MLflow's own upload
     time.sleep(2.5)
     server.received.clear()
+    monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", "1000")  # of 500 MB and more, around the server
     progress = Progress()
     of_run(client, run_id, progress).send(file, "models")
     (path,) = server.received
@@ -97,10 +98,10 @@ def test_what_a_proxy_refuses_costs_nothing_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """nginx refuses bodies above 1 MB by default."""
-    server.limit = 100_000
+    server.limit = 1_000_000
     with open_run(params, {"training_id": "abc"}) as run:
         train(run)
-        (repo / "models/detector.pt").write_bytes(b"w" * 150_000)
+        (repo / "models/detector.pt").write_bytes(b"w" * 1_500_000)
         (repo / "reports/train/metrics.json").write_text("{}")
         log_training_artifacts(run)
     log_evaluation(params, {"test/AP": 0.4})
@@ -108,9 +109,9 @@ def test_what_a_proxy_refuses_costs_nothing_else(
     assert only.info.status == "FINISHED"
     assert only.data.metrics["test/AP"] == 0.4
     assert any(path.endswith("train/losses.csv") for path in server.received)
-    assert any(path.endswith("/code/detection/predictor.py") for path in server.received)
+    assert any(path.endswith("/code/detection.zip") for path in server.received)
     warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
-    assert all("detector.pt (0.1 MB)" in one and "HTTP 413" in one for one in warnings)
+    assert all("detector.pt (1.5 MB)" in one and "HTTP 413" in one for one in warnings)
     assert all("client_max_body_size" in one and "detection sync" in one for one in warnings)
     assert 1 <= len(warnings) <= 2, "once by each stage"
     (model,) = client.search_logged_models([only.info.experiment_id])
