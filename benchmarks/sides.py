@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from detection.data.loading.batch import Targets
-from detection.device import autocast
+from detection.device import autocast, pick_memory_format
 from detection.models.build import build_detector
 from detection.models.detector import Detector
 from detection.params.recipe import (
@@ -184,9 +184,10 @@ Step = Callable[[], None]
 
 
 def our_step(detector: Detector, images: Tensor, targets: Targets, precision: torch.dtype) -> Step:
-    """Optimizer step as in the training loop, in channels_last."""
-    detector.to(memory_format=torch.channels_last)
-    images = images.contiguous(memory_format=torch.channels_last)
+    """Optimizer step as in the training loop, with `train.channels_last: auto`."""
+    memory_format = pick_memory_format("auto", images.device, detector)
+    detector.to(memory_format=memory_format)
+    images = images.contiguous(memory_format=memory_format)
     optimizer = make_optimizer(detector, TINY_STEP)
 
     def step() -> None:

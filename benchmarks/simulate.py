@@ -144,8 +144,13 @@ def _update(detector: Detector, optimizer: Optimizer, average: MovingAverage) ->
 def _step(detector: Detector, optimizer: Optimizer, batch: Batch, live: Sequence[Tensor]) -> Traffic:
     """Traffic of the project's own training step."""
     device = next(detector.parameters()).device
-    settings = SimpleNamespace(accumulate=1, channels_last=True, clip_gradients=None)
-    job: Any = SimpleNamespace(detector=detector, device=device, precision=torch.bfloat16, settings=settings)
+    job: Any = SimpleNamespace(
+        detector=detector,
+        device=device,
+        precision=torch.bfloat16,
+        memory_format=torch.channels_last,
+        settings=SimpleNamespace(accumulate=1, clip_gradients=None),
+    )
     with TrafficMeter(live) as meter:
         total, losses = loop._step(job, detector, optimizer, batch)
     for value in (total, *losses.values()):

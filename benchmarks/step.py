@@ -5,8 +5,7 @@
     python -m benchmarks.step --rounds 9 --threads 1
 
 Both sides alternate within one process, and medians are compared; the peak memory of each side is measured in
-its own process. Ours uses channels_last, float32 and, on a CPU that multiplies in bfloat16, also bf16, its
-default precision there.
+its own process. Ours uses float32 and, on a CPU that multiplies in bfloat16, also bf16, its default precision there.
 """
 
 import argparse

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from detection import device
-from detection.device import pick_device
+from detection.device import pick_device, pick_memory_format
 from detection.errors import ParamsError
 
 DRIVER = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 01:44:30 UTC 2024\n"
@@ -69,3 +70,27 @@ def test_the_package_that_mlflow_reads_gpu_metrics_with_is_installed() -> None:
     root = Path(__file__).resolve().parents[1]
     assert '"nvidia-ml-py' in (root / "pyproject.toml").read_text(encoding="utf-8")
     assert 'name = "nvidia-ml-py"' in (root / "uv.lock").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("setting", "capability", "device", "groups", "expected"),
+    [
+        ("auto", "AVX512", "cpu", 1, torch.channels_last),
+        ("auto", "AVX2", "cpu", 1, torch.contiguous_format),
+        ("auto", "AVX2", "cpu", 8, torch.channels_last),
+        ("auto", "AVX2", "cuda", 1, torch.channels_last),
+        (True, "AVX2", "cpu", 1, torch.channels_last),
+        (False, "AVX512", "cpu", 1, torch.contiguous_format),
+    ],
+)
+def test_memory_format(
+    setting: bool | str,
+    capability: str,
+    device: str,
+    groups: int,
+    expected: torch.memory_format,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3, groups=groups))
+    assert pick_memory_format(setting, torch.device(device), network) == expected

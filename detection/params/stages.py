@@ -187,8 +187,9 @@ class Train:
     or one CPU."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """`auto`: bf16 autocast on hardware with bf16 matrix multiplication."""
-    channels_last: bool = True
-    """Memory format of images and weights."""
+    channels_last: bool | Literal["auto"] = "auto"
+    """Memory format of images and weights. `auto`: channels_last, except on a CPU with AVX2 only, unless the network
+    has depthwise convolutions (MobileNet): SSD300 takes 1.4 times as long in channels_last there."""
     compile: bool | Literal["auto"] = False
     """Compile the losses of one-stage detectors, and backbone and heads of two-stage ones, by `torch.compile`; not yet
     timed on a GPU (RetinaNet was not compiled after 75 s on an H100). `auto`: on a GPU unless `determinism` is

@@ -78,6 +78,8 @@ class TrainingJob:
     """Folder of the curves."""
     checkpoints: Checkpoints
     """Checkpoints, locked by the caller."""
+    memory_format: torch.memory_format = torch.channels_last
+    """Memory format of images and weights."""
     transfer: Transfer | None = None
     """Record of the start weights that were loaded; None: the detector starts from its backbone."""
     train_sample: Validator | None = None
@@ -218,8 +220,7 @@ def _step(job: TrainingJob, model: nn.Module, optimizer: Optimizer, batch: Batch
     for part in split(len(batch.rows), job.settings.accumulate):
         weight = len(batch.rows[part]) / len(batch.rows)
         images = batch.images[part].to(job.device, non_blocking=True)
-        channels_last = job.settings.channels_last
-        images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        images = images.contiguous(memory_format=job.memory_format)
         with autocast(job.device, job.precision):
             losses: dict[str, Tensor] = model(images, batch.targets[part].to(job.device))
         total = torch.stack(list(losses.values())).sum() * weight

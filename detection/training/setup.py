@@ -13,7 +13,7 @@ from detection.data.loading.loader import DetectionDataset, Loader, loader_worke
 from detection.data.loading.prepared import Prepared
 from detection.data.loading.tiles import cut
 from detection.data.sources.dataset import check_learnable, without_empty
-from detection.device import pick_precision
+from detection.device import pick_memory_format, pick_precision
 from detection.errors import ParamsError
 from detection.files import BACKBONE, START
 from detection.models.backbones import read_weights
@@ -75,9 +75,8 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
     (sample or validator).start()
     detector = build_detector(recipe, len(prepared.classes), weights)
     transferred = transfer(detector, start, prepared.classes, asdict(recipe)) if start else None
-    detector = detector.to(device).train()
-    if settings.channels_last:
-        detector = detector.to(memory_format=torch.channels_last)
+    memory_format = pick_memory_format(settings.channels_last, device, detector)
+    detector = detector.to(device).to(memory_format=memory_format).train()
     if is_compiled(settings.compile, settings.determinism, device):
         compile_detector(detector)
     if device.type == "cpu" or ranks == 1:  # SyncBatchNorm joins the statistics of several GPUs
@@ -102,6 +101,7 @@ def build_job(params: Params, prepared: Prepared, device: torch.device, reports:
         model=params.model,
         device=device,
         precision=precision,
+        memory_format=memory_format,
         reports=reports,
         checkpoints=Checkpoints("train", key),
     )
