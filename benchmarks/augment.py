@@ -15,6 +15,9 @@ references, PIL's decoder and the v2 transforms in their stock order:
   boxes come from COCO JSON through our own equivalent of ConvertCocoPolysToMask: crowds removed, xywh to
   xyxy, clamped, every polygon rasterized to a mask (pycocotools). A variant without masks shows their cost.
 
+* Lists of steps: the same steps as v2 transforms, PIL images, in the order of the list, and the resize of the model.
+  `mosaic`, `copy_paste` and `mixup` of boxes are not in v2; ours alone is timed with them.
+
 Our `adjust_hue` equals torchvision's within one gray level (tested); a variant uses torchvision's code in its
 place. Three boxes per image. CPU time of one thread, medians over rounds in which the sides alternate.
 
@@ -45,6 +48,7 @@ from detection import params
 from detection.data.loading import color_jitter
 from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset, Loader
+from detection.params.augmentation import Affine, Color, CopyPaste, CropByOverlap, Flip, Mixup, Mosaic, Step
 from detection.params.recipe import Recipe
 
 SIDE = 300
@@ -52,6 +56,24 @@ OBJECTS = 3
 VERTICES = 24
 NOISE_STD = 0.3  # of the photo-like images: gives files of 85 KiB, about as VOC's
 COCO_IMAGES = 118_287
+AFFINE = Step(affine=Affine(rotate=10, scale=(0.5, 1.5), translate=0.1, shear=2))
+FLIPS = Step(flip=Flip(horizontal=0.5, vertical=0.1))
+COLOR = Step(color=Color(brightness=0.3, contrast=0.3, saturation=0.4, hue=0.02, grayscale=0.01, blur=0.01))
+CROP = Step(crop_by_overlap=CropByOverlap(p=0.5))
+LISTS = {
+    "affine": (AFFINE,),
+    "scale and shift": (Step(affine=Affine(scale=(0.5, 1.5), translate=0.1)),),
+    "crop_by_overlap": (CROP,),
+    "flip": (FLIPS,),
+    "color": (COLOR,),
+    "affine to color": (AFFINE, CROP, FLIPS, COLOR),
+}
+MIXED = {
+    "mosaic": (Step(mosaic=Mosaic(p=1)),),
+    "mosaic to color": (
+        Step(mosaic=Mosaic(p=0.5)), AFFINE, CROP, Step(mixup=Mixup()), Step(copy_paste=CopyPaste()), FLIPS, COLOR,
+    ),
+}  # fmt: skip
 
 
 def photo(rng: np.random.Generator, height: int, width: int) -> Image.Image:
@@ -126,6 +148,9 @@ def reference(policy: str, root: Path, index: Index, polygons: bool = True) -> C
     """Function that loads and augments one image and its boxes as torchvision's references do."""
     ends = [v2.PILToTensor(), v2.ToDtype(torch.float, scale=True)]
     transform = v2.Compose([v2.RandomHorizontalFlip(p=0.5), *ends])
+    if policy in LISTS:
+        steps = [one for step in LISTS[policy] for one in v2_steps(step)]
+        transform = v2.Compose([*steps, *ends, v2.SanitizeBoundingBoxes()])
     if policy == "ssd":
         steps = [
             v2.RandomPhotometricDistort(),
@@ -153,6 +178,23 @@ def reference(policy: str, root: Path, index: Index, polygons: bool = True) -> C
         return pixels, target["boxes"]
 
     return sample
+
+
+def v2_steps(step: Step) -> list[Any]:
+    """Transforms of torchvision with the settings of a step."""
+    fill = {Image.Image: (123, 117, 104), tv_tensors.Image: (123, 117, 104), "others": 0}
+    bilinear = v2.InterpolationMode.BILINEAR
+    turn, shear = (step.affine.rotate, step.affine.shear) if step.affine else (0, 0)
+    return {
+        "affine": [v2.RandomAffine(turn, (0.1, 0.1), (0.5, 1.5), shear, interpolation=bilinear, fill=fill)],
+        "crop_by_overlap": [v2.RandomApply([v2.RandomIoUCrop()], p=0.5)],
+        "flip": [v2.RandomHorizontalFlip(0.5), v2.RandomVerticalFlip(0.1)],
+        "color": [
+            v2.ColorJitter(0.3, 0.3, 0.4, 0.02),
+            v2.RandomGrayscale(0.01),
+            v2.RandomApply([v2.GaussianBlur(5)], p=0.01),
+        ],
+    }[step.name]
 
 
 def ours(policy: Any, root: Path, index: Index, **more: Any) -> Callable[[int], Any]:
@@ -244,6 +286,22 @@ def time_policies(index: Index, root: Path, rounds: int) -> dict[str, float]:
     return ratios
 
 
+def time_lists(index: Index, root: Path, rounds: int) -> dict[str, float]:
+    """Print a table of the lists of steps; return each list's ratio of ours to torchvision."""
+    ratios = {}
+    for name, steps in {**LISTS, **MIXED}.items():
+        sides = {"ours": ours(steps, root, index)}
+        if name in LISTS:
+            sides["torchvision"] = reference(name, root, index)
+        rates = measure(sides, len(index), rounds)
+        line = f"  {name:16} ours {rates['ours']:7.1f}"
+        if name in LISTS:
+            ratios[name] = rates["ours"] / rates["torchvision"]
+            line += f"  v2 {rates['torchvision']:7.1f} images per CPU second  {ratios[name]:5.2f}x"
+        print(line)
+    return ratios
+
+
 def time_images(source: Path | None, num_images: int, rounds: int) -> dict[str, float]:
     """Time both policies on real or photo-like images; return the ratios of `time_policies`."""
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +309,7 @@ def time_images(source: Path | None, num_images: int, rounds: int) -> dict[str, 
         kib = sum(file.stat().st_size for file in Path(folder).iterdir()) / len(index) / 1024
         name = "real" if source else "photo-like"
         print(f"{len(index)} {name} images, {kib:.0f} KiB each, to {SIDE} x {SIDE}")
-        return time_policies(index, Path(folder), rounds)
+        return time_policies(index, Path(folder), rounds) | time_lists(index, Path(folder), rounds)
 
 
 def print_memory(num_images: int) -> None:

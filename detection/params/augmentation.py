@@ -29,8 +29,9 @@ class Mosaic:
     """Probability."""
     until: Fraction = 1.0
     """Fraction of the training after which the step is off."""
-    scale: Range = (0.5, 1.0)
-    """Smallest and largest size of the four images relative to the canvas."""
+    scale: Range = (0.75, 1.25)
+    """Smallest and largest size of the four images relative to the canvas; 0.5 shows all of them, 0.75 and above leave
+    no gap between images of equal shape."""
 
     def __post_init__(self) -> None:
         """Refuse an empty range."""

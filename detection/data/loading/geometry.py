@@ -130,12 +130,15 @@ class Geometry:
         return matrix
 
     def _warped(self, image: Tensor | Canvas, fill: tuple[int, int, int]) -> Tensor:
-        """Show the window and what the warp brings into it, and warp that."""
+        """Show the window and what the warp brings into it, and warp that; an image that is not smoothed, at once."""
         inverse = np.linalg.inv(self._matrix())
         center = np.array([self.width, self.height]) / 2
         reach = np.abs(inverse) @ center  # half sides of what is shown, in pixels of the result
         low, high = np.array(self.window[:2]), np.array(self.window[2:])
         scale = np.array([self.width, self.height]) / (high - low)
+        if isinstance(image, Tensor) and (not self.antialias or (scale >= 1).all()):
+            offset = (center - inverse @ center) / scale + low
+            return self._transformed(image, inverse / scale[:, None], offset, fill)
         wide_low = np.floor(low + (center - reach) / scale).astype(int)
         wide_high = np.ceil(low + (center + reach) / scale).astype(int)
         width, height = np.maximum(np.round((wide_high - wide_low) * scale), 1).astype(int).tolist()
@@ -146,7 +149,13 @@ class Geometry:
             pixels = _shown(image, window, (height, width), self.antialias, fill)
         wide_scale = np.array([width, height]) / (wide_high - wide_low)
         offset = ((center - inverse @ center) / scale + low - wide_low) * wide_scale
-        (a, b), (d, e) = (inverse * (wide_scale / scale)[:, None]).tolist()
+        return self._transformed(pixels, inverse * (wide_scale / scale)[:, None], offset, fill)
+
+    def _transformed(
+        self, pixels: Tensor, matrix: NDArray[np.float64], offset: NDArray[np.float64], fill: tuple[int, int, int]
+    ) -> Tensor:
+        """Pixels at `matrix @ (x, y) + offset` for every point of the result."""
+        (a, b), (d, e) = matrix.tolist()
         warped = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())).transform(
             (self.width, self.height),
             Image.Transform.AFFINE,
