@@ -68,7 +68,7 @@ def clients(team: Team, start: Clone, folder: Path) -> list[str]:
     evaluated = [run for run in runs if run.info.status == "FINISHED" and "test/AP" in run.data.metrics]
     complete = [run for run in evaluated if {f.path for f in client.list_artifacts(run.info.run_id)} >= ARTIFACTS]
     names = sorted(run.data.tags["dvc.exp_name"] for run in runs)
-    ready = [model.status for model in models]
+    ready = [str(model.status.value) for model in models]
     print(
         f"8 clients at once: {time.monotonic() - began:.0f} s, exit codes {codes}, {len(runs)} runs of which "
         f"{len(complete)} complete, names {names}, models {ready}", flush=True,
