@@ -110,9 +110,9 @@ def measure_training(bench: Bench, name: str) -> Figure:
     Raises:
         SystemExit: The time is over; the checkpoint is saved.
     """
+    from detection.signals import StopSignals
     from detection.tracking.run import NoRun
     from detection.training.common.environment import determinism
-    from detection.training.common.signals import StopSignals
     from detection.training.loop import fit
     from detection.training.setup import build_job
     from stages.pretrain import pretrain

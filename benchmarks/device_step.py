@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sides import KeepSize, Step, make_batch, our_step, their_step
+from benchmarks.sides import KeepSize, Step, background_labels, make_batch, our_step, their_step
 from detection.data.loading.batch import Targets
 from detection.device import autocast, exact_float32
 from detection.errors import ParamsError
@@ -104,11 +104,6 @@ def torchvision_model(name: str, ours: Detector, recipe: Recipe) -> Any:
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(key in trained)
     return model.train()
-
-
-def background_labels(recipe: Recipe) -> int:
-    """Offset of torchvision's labels to ours: 1 where its label 0 is the background."""
-    return 0 if recipe.architecture in ("retinanet", "fcos") else 1
 
 
 def measure_step(bench: Bench, name: str) -> Figure:

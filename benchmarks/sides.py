@@ -59,8 +59,13 @@ class Case:
 
     @property
     def background(self) -> int:
-        """Offset of torchvision's labels to ours: 1 where its label 0 is the background."""
-        return 0 if self.recipe.architecture in ("retinanet", "fcos") else 1
+        """See `background_labels`."""
+        return background_labels(self.recipe)
+
+
+def background_labels(recipe: Recipe) -> int:
+    """Offset of torchvision's labels to ours: 1 where its label 0 is the background."""
+    return 0 if recipe.architecture in ("retinanet", "fcos") else 1
 
 
 R50: dict[str, Any] = {"backbone": "resnet50", "image_size": 800, "batch_size": 16, "epochs": 1}

@@ -110,8 +110,8 @@ def pick_memory_format(channels_last: bool | str, device: torch.device, network:
     gradient of the weights of a 3×3 convolution takes 1.5 to 4 times as long in it.
     """
     if channels_last == "auto":
-        narrow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        channels_last = not narrow or any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+        avx2_only = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        channels_last = not avx2_only or any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

@@ -12,7 +12,6 @@ A launched process knows its rank before it joins the group (`expect`), so that 
 while it has no communication threads. Collectives work only after it has joined.
 """
 
-import signal
 from typing import TypeVar
 
 import torch
@@ -20,8 +19,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, a scheduler or `docker stop`, and a terminal that is closed: all ranks stop and save."""
 _expected = (0, 1)
 """Rank and number of ranks of this process until it joins the group."""
 

@@ -32,11 +32,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from detection import distributed, nodes, process_group
-from detection.distributed import STOPPING
 from detection.errors import DetectionError, user_message
 from detection.files import LockedTemporaryDirectory
 from detection.nodes import Nodes
 from detection.process_group import COLLECTIVE_TIMEOUT, FollowUpError, lost_message
+from detection.signals import STOPPING, stop_handler
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -284,13 +284,8 @@ def _raise_on_signal(exception: type[Exception]) -> Iterator[None]:
         if len(received) == 1:
             raise exception("stop requested", sigval=signal.Signals(number))  # type: ignore[call-arg]
 
-    numbers = [one for one in STOPPING if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    with stop_handler(handle):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _first_failure(failures: dict[int, Any], devices: int) -> BaseException:

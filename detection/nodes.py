@@ -191,9 +191,9 @@ def _submit(nodes: Nodes, mine: Mapping[str, Any]) -> str:
 
 def _difference(first: Mapping[str, Any], other: Mapping[str, Any], number: int) -> str:
     """Message about the first input of a machine that differs from node 0's; empty if there is none."""
-    names = _names(first["inputs"], other["inputs"])
+    names = differing(first["inputs"], other["inputs"])
     if names == ["raw data"]:  # shapes may be generated on one machine only
-        names = _names(first["listing"], other["listing"]) or names
+        names = differing(first["listing"], other["listing"]) or names
     if not names:
         return ""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -203,7 +203,8 @@ def _difference(first: Mapping[str, Any], other: Mapping[str, Any], number: int)
     )
 
 
-def _names(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+def differing(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
+    """Names of a mapping whose values differ in another one, or are missing in one of them."""
     return sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
 
 
@@ -218,7 +219,7 @@ def await_first(nodes: Nodes, module: str, report: Callable[[str], object]) -> N
     Raises:
         DetectionError: Node 0 does not come, or is at another stage.
     """
-    started, told = time.monotonic(), False
+    started, reported = time.monotonic(), False
     later = [one for one in STAGES[:-1] if nodes.port_of(one) > nodes.port_of(module)]
     earlier = [one for one in STAGES if nodes.port_of(one) < nodes.port_of(module)]
     while not _listens(nodes, module):
@@ -236,9 +237,9 @@ def await_first(nodes: Nodes, module: str, report: Callable[[str], object]) -> N
                 f"node 0 does not answer at {nodes.host}:{nodes.port_of(module)}; start the same command there, or "
                 "correct DETECTION_RDZV"
             )
-        if not told:
+        if not reported:
             report(f"waiting for node 0 at {nodes.host}:{nodes.port_of(module)}")
-            told = True
+            reported = True
         time.sleep(0.5)
 
 

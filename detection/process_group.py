@@ -78,8 +78,7 @@ def _check_same_inputs(stage: str) -> None:
     files |= {str(PARAMS_YAML): sha256(PARAMS_YAML)}
     everywhere = distributed.gather(files)
     for rank, theirs in enumerate(everywhere):
-        names = {name for name, digest in [*files.items(), *theirs.items()] if everywhere[0].get(name) != digest}
-        names = {name for name in names if theirs.get(name) != everywhere[0].get(name)}
+        names = nodes.differing(everywhere[0], theirs)
         if not names:
             continue
         what = min(names, key=lambda name: (name.startswith(f"{PREPARED}/meta"), name))
@@ -97,8 +96,7 @@ def _different_image(indexes: Sequence[str]) -> str:
 
     prepared = Prepared.load()
     mine = {key: value for name in indexes for key, value in prepared.describe_images(Path(name).stem).items()}
-    first = distributed.broadcast(mine)
-    return min((name for name in mine.keys() | first.keys() if mine.get(name) != first.get(name)), default="")
+    return next(iter(nodes.differing(distributed.broadcast(mine), mine)), "")
 
 
 def share(outputs: Sequence[Path]) -> None:

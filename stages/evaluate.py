@@ -25,10 +25,10 @@ def main() -> None:
     device, devices = pick_device(params.evaluate.device), 1
     if device == pick_device(params.train.device):
         devices = pick_devices(params.train.devices, device, params.recipe.batch_size)
-    launch.run(devices, "stages.evaluate", device, partial(evaluate, params, device), (REPORTS_EVALUATION,))
+    launch.run(devices, "stages.evaluate", device, partial(evaluate_detector, params, device), (REPORTS_EVALUATION,))
 
 
-def evaluate(params: Params, device: "torch.device") -> None:
+def evaluate_detector(params: Params, device: "torch.device") -> None:
     """Evaluate in this process, alone or as one of several ranks, which share the images."""
     import msgspec
 
@@ -48,7 +48,10 @@ def evaluate(params: Params, device: "torch.device") -> None:
     check_classes(DETECTOR, loaded, prepared.classes)
     index, recipe = prepared.index("test"), loaded.recipe
     detections = run_detector(
-        loaded.detector, index, prepared.root, recipe,
+        loaded.detector,
+        index,
+        prepared.root,
+        recipe,
         batch_size=params.evaluate.batch_size,
         workers=params.train.workers,
         device=params.evaluate.device,
@@ -56,7 +59,7 @@ def evaluate(params: Params, device: "torch.device") -> None:
         score_threshold=params.evaluate.score_threshold,
         tiles=loaded.tiles,
         before=partial(process_group.join, device, "evaluate"),
-    )  # fmt: skip
+    )
     if not distributed.is_main():
         return
     evaluation = evaluate(index, detections, loaded.classes, verify=params.evaluate.verify)

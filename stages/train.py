@@ -11,7 +11,7 @@ from stages.entry import run
 if TYPE_CHECKING:
     import torch
 
-    from detection.training.common.signals import StopSignals
+    from detection.signals import StopSignals
     from detection.training.loop import TrainingJob
 
 
@@ -31,8 +31,8 @@ def train(params: Params, device: "torch.device") -> None:
     """Train in this process, alone or as one of several ranks."""
     from detection import launch, process_group
     from detection.data.loading.prepared import Prepared
+    from detection.signals import StopSignals
     from detection.training.common.environment import determinism
-    from detection.training.common.signals import StopSignals
     from detection.training.common.threads import settle_threads
     from detection.training.loop import step_on_a_copy
     from detection.training.setup import build_job, like_start
@@ -57,10 +57,10 @@ def train_in_run(params: Params, job: "TrainingJob", stop: "StopSignals", uprigh
     """Open the MLflow run, train, and write the detector."""
     from detection import distributed
     from detection.models.build import save_detector
+    from detection.signals import stop_with_workspace
     from detection.tracking.lifecycle import log_training_artifacts, open_run
     from detection.tracking.run import NoRun
     from detection.training.common.environment import write_environment
-    from detection.training.common.signals import stop_with_workspace
     from detection.training.loop import fit
 
     training_id = job.checkpoints.training_id()

@@ -22,7 +22,7 @@ import torch
 from detection import distributed
 from detection import launch, process_group
 from detection.training.common.checkpoint import Checkpoints
-from detection.training.common.signals import StopSignals
+from detection.signals import StopSignals
 from stages.entry import run
 
 def work():

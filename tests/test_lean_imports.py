@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 
@@ -25,6 +27,13 @@ print("stepped")
 def test_a_step_needs_nothing_else() -> None:
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
     assert ran.stdout.strip() == "stepped", ran.stderr
+
+
+@pytest.mark.parametrize("command", ["predict", "export", "serve"])
+def test_the_flags_of_a_command_need_no_torch(command: str) -> None:
+    program = f"import sys; import detection.commands.{command}; print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "mlflow", "fastapi"} & set(ran.stdout.split())
 
 
 def test_scoring_imports_neither_recipes_nor_pillow() -> None:

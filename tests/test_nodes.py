@@ -28,7 +28,7 @@ def work():
     import torch
     from detection import distributed, process_group
     from detection.training.common.checkpoint import Checkpoints
-    from detection.training.common.signals import StopSignals
+    from detection.signals import StopSignals
 
     process_group.join(torch.device("cpu"), "stage")
     checkpoints = Checkpoints("stage", "key")
@@ -236,6 +236,12 @@ def test_inputs_are_compared_before_anything_starts(monkeypatch: pytest.MonkeyPa
     role.number = 1
     with pytest.raises(DetectionError, match="not all of 3 machines came"):
         nodes.compare(*same, lambda line: None)
+
+
+def test_a_missing_file_differs() -> None:
+    assert nodes.differing({"a": "1", "b": "2"}, {"a": "1"}) == ["b"]
+    assert nodes.differing({"a": "1"}, {"a": "1", "b": "2"}) == ["b"]
+    assert nodes.differing({"a": "1"}, {"a": "1"}) == []
 
 
 def test_nodes_at_different_stages(monkeypatch: pytest.MonkeyPatch) -> None:

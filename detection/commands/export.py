@@ -5,8 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detection.commands import Command
-from detection.files import DETECTOR, md5
+from detection.commands import Command, add_source
+from detection.files import md5
 
 if TYPE_CHECKING:
     from detection.models.build import LoadedDetector
@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "source",
-        nargs="?",
-        default=str(DETECTOR),
-        help="detector file, experiment, MLflow run, or models:/NAME@ALIAS; default: %(default)s",
-    )
+    add_source(parser)
     add("--to", choices=("onnx", "pt2"), default="onnx", help="default: %(default)s")
     add("--out", type=Path, default=Path("export"), help="folder; default: %(default)s")
     add(

@@ -16,7 +16,7 @@ from detection.commands import Command
 from detection.errors import CheckpointError, DataError
 from detection.files import DETECTOR, HEIF_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from detection.input_files import InputFiles, find_inputs
-from detection.training.common.signals import StopSignals
+from detection.signals import StopSignals
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,21 +3,15 @@
 import argparse
 import logging
 
-from detection.commands import Command
+from detection.commands import Command, add_source
 from detection.errors import DataError
-from detection.files import DETECTOR
 
 log = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "source",
-        nargs="?",
-        default=str(DETECTOR),
-        help="detector file, experiment, MLflow run, or models:/NAME@ALIAS; default: %(default)s",
-    )
+    add_source(parser)
     add("--host", default="127.0.0.1", help="address; 0.0.0.0 for other machines; default: %(default)s")
     add("--port", type=int, default=8000, help="default: %(default)s")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from detection.export.operators import align_by_level, keep_by_nms, pool_rois
 from detection.models.detector import BackboneDetector, Detector
-from detection.models.faster_rcnn import ROI_WEIGHTS, FasterRCNN, _centered_inside
+from detection.models.faster_rcnn import ROI_WEIGHTS, FasterRCNN, centered_inside
 from detection.models.fcos import FCOS
 from detection.models.postprocess import MIN_SIZE, Decode, batched_gather, clip
 from detection.models.retinanet import RetinaNet
@@ -83,7 +83,7 @@ def _detections(detector: BackboneDetector, images: Tensor, resized: Tensor) -> 
 def _anchors(generator: AnchorGenerator, features: list[Tensor], images: Tensor) -> tuple[Tensor, list[int]]:
     """Anchors Tensor[A, 4], computed in the graph, and their number per level."""
     sizes = feature_sizes(features)
-    return generator._generate(sizes, (images.shape[2], images.shape[3])), generator.counts(sizes)
+    return generator.generate(sizes, (images.shape[2], images.shape[3])), generator.counts(sizes)
 
 
 def _topk(values: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ def _proposals(detector: FasterRCNN, features: list[Tensor], images: Tensor, res
     logits, deltas = detector.rpn(features)
     anchors, counts = _anchors(detector.rpn.anchors, features, images)
     if detector.recipe.anchors.strides is not None:
-        logits = logits.masked_fill(~_centered_inside(anchors, resized), -torch.inf)
+        logits = logits.masked_fill(~centered_inside(anchors, resized), -torch.inf)
     limit, first, parts = rpn.pre_nms_top_n.test, 0, []
     for count in counts:
         values, rows = _topk(logits.narrow(1, first, count), count, limit)
@@ -201,7 +201,7 @@ def _heads(detector: FasterRCNN, features: list[Tensor], proposals: Tensor, imag
     if isinstance(roi.pool, PyramidRoIAlign):
         first = detector.recipe.fpn_levels[0]
         strides = [2 ** (first + i) for i in range(len(maps))]
-        level = roi.pool._level_index(boxes, strides)
+        level = roi.pool.level_index(boxes, strides)
         pooled = align_by_level(maps, boxes, image, level, [1 / stride for stride in strides], roi.pool.output_size)
     else:
         assert isinstance(roi.pool, RoIPool)

@@ -152,7 +152,7 @@ class RPN(nn.Module):
         """
         rpn = self.recipe.rpn
         if self.recipe.anchors.strides is not None:
-            logits = logits.masked_fill(~_centered_inside(anchors, sizes), -torch.inf)
+            logits = logits.masked_fill(~centered_inside(anchors, sizes), -torch.inf)
         limit = rpn.pre_nms_top_n.train if self.training else rpn.pre_nms_top_n.test
         index, level = _topk_per_map(logits, counts, limit)
         scores = batched_gather(logits, index)  # [B, N]
@@ -195,7 +195,7 @@ def _inside(anchors: Tensor, sizes: Tensor) -> Tensor:
     return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] <= limits).all(dim=2)
 
 
-def _centered_inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+def centered_inside(anchors: Tensor, sizes: Tensor) -> Tensor:
     """Tensor[B, A]: true for anchors [A, 4] whose center, their location, lies inside an image of `sizes` [B, 2]."""
     limits = sizes.flip(1).to(anchors.dtype)[:, None]  # [B, 1, 2], width and height
     return ((anchors[:, :2] + anchors[:, 2:]) / 2 < limits).all(dim=2)

@@ -53,7 +53,7 @@ class AnchorGenerator(ABC):
                 del self._cache[next(iter(self._cache))]
             # a tensor created in inference mode cannot take part in autograd later
             with torch.inference_mode(False), torch.no_grad():
-                self._cache[key] = self._generate(sizes, image_size).to(device)
+                self._cache[key] = self.generate(sizes, image_size).to(device)
         return self._cache[key]
 
     def for_batch(self, features: Sequence[Tensor], images: Tensor) -> tuple[Tensor, list[int]]:
@@ -66,7 +66,7 @@ class AnchorGenerator(ABC):
         return [h * w * each for (h, w), each in zip(sizes, self.anchors_per_cell, strict=True)]
 
     @abstractmethod
-    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+    def generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
         """Tensor[A, 4], float32, on the CPU."""
 
 
@@ -111,7 +111,8 @@ class PyramidAnchorGenerator(AnchorGenerator):
         boxes = torch.stack([-x, -y, x, y], dim=1)
         return boxes.round() if round else boxes
 
-    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+    def generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+        """See `AnchorGenerator.generate`."""
         levels = []
         for i, (rows, columns) in enumerate(sizes):
             stride_y, stride_x = image_size[0] // rows, image_size[1] // columns
@@ -164,7 +165,8 @@ class DefaultBoxGenerator(AnchorGenerator):
             pairs += [(wide, narrow), (narrow, wide)]
         return torch.tensor(pairs, dtype=torch.float32).clamp(0, 1)
 
-    def _generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+    def generate(self, sizes: Sequence[Size], image_size: Size) -> Tensor:
+        """See `AnchorGenerator.generate`."""
         height, width = image_size
         levels = []
         for i, (rows, columns) in enumerate(sizes):

@@ -52,7 +52,7 @@ class PyramidRoIAlign(nn.Module):
         """
         strides = [_stride(level, image_height) for level in levels]
         boxes, image = proposals.flatten(0, 1), _image_index(proposals)
-        level_index = self._level_index(boxes, strides)
+        level_index = self.level_index(boxes, strides)
         if boxes.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
             return self._pool_by_level(levels, strides, boxes, image, level_index)
         return self._pool_all(levels, strides, boxes, image, level_index)
@@ -107,7 +107,7 @@ class PyramidRoIAlign(nn.Module):
         return pooled
 
     @staticmethod
-    def _level_index(boxes: Tensor, strides: list[int]) -> Tensor:
+    def level_index(boxes: Tensor, strides: list[int]) -> Tensor:
         """Tensor[R]: index into the levels, by the square root of the area."""
         size = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
         level = torch.floor(CANONICAL_LEVEL + torch.log2(size / CANONICAL_SIZE) + 1e-6)

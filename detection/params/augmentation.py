@@ -16,13 +16,20 @@ Shear = Annotated[float, Bounds(at_least=0, at_most=60)]
 Hue = Annotated[float, Bounds(at_least=0, at_most=0.5)]
 
 
-def _check_range(name: str, limits: tuple[float, float]) -> None:
-    if len(limits) != 2 or limits[0] > limits[1]:
-        raise ValueError(f"{name}: must be the smallest and the largest value, not {list(limits)}")
+class _Scaled:
+    """Settings with a range of scales."""
+
+    __slots__ = ()
+    scale: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty range."""
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale: must be the smallest and the largest value, not {list(self.scale)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mosaic:
+class Mosaic(_Scaled):
     """Four images around a random point; the canvas has the size of the first."""
 
     p: Fraction = 0.5
@@ -33,13 +40,9 @@ class Mosaic:
     """Smallest and largest size of the four images relative to the canvas; 0.5 shows all of them, 0.75 and above leave
     no gap between images of equal shape."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty range."""
-        _check_range("scale", self.scale)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Affine:
+class Affine(_Scaled):
     """Scale, shift, rotation and shear around the center."""
 
     p: Fraction = 1.0
@@ -52,10 +55,6 @@ class Affine:
     """Largest shift as a fraction of the sides."""
     shear: Shear = 0.0
     """Largest shear in degrees, along both axes."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty range."""
-        _check_range("scale", self.scale)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,19 +83,15 @@ class CropByOverlap:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Crop:
+class Crop(_Scaled):
     """Crop by area, at an aspect ratio of 3:4 to 4:3, stretched to a square of `image_size`."""
 
     scale: tuple[Fraction, Fraction] = (0.85, 1.0)
     """Smallest and largest fraction of the area."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty range."""
-        _check_range("scale", self.scale)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Letterbox:
+class Letterbox(_Scaled):
     """The image, stretched to about a square, on a gray square of `image_size`, or a part of it."""
 
     scale: Range = (0.25, 2.0)
@@ -104,23 +99,15 @@ class Letterbox:
     jitter: Annotated[float, Bounds(at_least=0, below=1)] = 0.3
     """Change of the sides, whose ratio lies between (1 - jitter) / (1 + jitter) and its inverse."""
 
-    def __post_init__(self) -> None:
-        """Refuse an empty range."""
-        _check_range("scale", self.scale)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Multiscale:
+class Multiscale(_Scaled):
     """A random short side instead of `image_size`, with `resize: keep`."""
 
-    scale: tuple[Positive, Positive] = (0.6, 1.0)
+    scale: Range = (0.6, 1.0)
     """Smallest and largest fraction of `image_size`."""
     count: Count = 11
     """Number of different sides."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty range."""
-        _check_range("scale", self.scale)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ from detection.predictor import ImageDetections, Predictor
 from detection.serving.batcher import Batcher, QueueFullError
 from detection.serving.body_limit import BodyLimit
 from detection.serving.model_source import ModelSource
-from detection.serving.uploads import decode_upload
+from detection.serving.uploads import TooManyPixelsError, decode_upload
 
 log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
@@ -120,18 +120,10 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
     batcher = Batcher(predictor, limits.batch_size, limits.delay_s, limits.waiting, metrics.on_batch)
     metrics.waiting.set_function(lambda: batcher.waiting)
 
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(limits.reload_s)
-            other = await asyncio.to_thread(source.reload)
-            if other is not None:
-                batcher.predictor = other
-                metrics.reloads.inc()
-
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
-        watcher = asyncio.create_task(watch())
+        watcher = asyncio.create_task(_reload(source, batcher, limits.reload_s, metrics))
         yield
         watcher.cancel()
         with suppress(asyncio.CancelledError):
@@ -204,6 +196,16 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
     return app
 
 
+async def _reload(source: ModelSource, batcher: Batcher, interval_s: float, metrics: Metrics) -> None:
+    """Replace the detector whenever the file changes or the alias moves."""
+    while True:
+        await asyncio.sleep(interval_s)
+        other = await asyncio.to_thread(source.reload)
+        if other is not None:
+            batcher.predictor = other
+            metrics.reloads.inc()
+
+
 async def _read(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
     """Name and content of each image of a request."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -231,7 +233,7 @@ def _decode(name: str, content: bytes, limits: Limits, upright: bool) -> Tensor:
     try:
         return decode_upload(name, content, limits.pixels, upright=upright)
     except DataError as error:
-        raise HTTPException(413 if " pixels, " in str(error) else 400, str(error)) from None
+        raise HTTPException(413 if isinstance(error, TooManyPixelsError) else 400, str(error)) from None
 
 
 def _entry(name: str, image: ImageDetections, threshold: float) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Batcher:
             images = [entry.image for entry in batch]
             try:
                 found = await asyncio.to_thread(self._detect, images)
-            except Exception as error:  # one batch fails, the server goes on
+            except Exception as error:  # the batch fails, the server keeps running
                 log.exception("a batch of %d images failed", len(batch))
                 for entry in batch:
                     if not entry.result.done():

@@ -12,6 +12,10 @@ from detection.data.loading.image_io import read_image
 from detection.errors import DataError
 
 
+class TooManyPixelsError(DataError):
+    """An image has more pixels than the server accepts."""
+
+
 def decode_upload(name: str, content: bytes, max_pixels: int, *, upright: bool) -> Tensor:
     """Decode an uploaded image file to uint8 RGB [3, H, W].
 
@@ -22,7 +26,8 @@ def decode_upload(name: str, content: bytes, max_pixels: int, *, upright: bool) 
         upright: Turn the image as its EXIF orientation says.
 
     Raises:
-        DataError: The content is not an image, is damaged, or has too many pixels.
+        DataError: The content is not an image, or is damaged.
+        TooManyPixelsError: The image is too large.
     """
     if not content:
         raise DataError(f"{name} is empty")
@@ -35,10 +40,14 @@ def decode_upload(name: str, content: bytes, max_pixels: int, *, upright: bool) 
                 with open_image(path) as image:
                     pixels = image.width * image.height
             if pixels > max_pixels:
-                raise DataError(f"{name} has {pixels:,} pixels, and {max_pixels:,} are accepted; send a smaller image")
+                raise TooManyPixelsError(
+                    f"{name} has {pixels:,} pixels, and {max_pixels:,} are accepted; send a smaller image"
+                )
             return read_image(path, upright=upright)
         except UnidentifiedImageError:
             raise DataError(f"{name} is no image: its content is of no known type") from None
+        except TooManyPixelsError:
+            raise
         except DataError as error:
             raise DataError(str(error).replace(str(path), name)) from None
         except Exception as error:  # decoders raise errors of any type for damaged files

@@ -24,6 +24,7 @@ from detection.models.heads import meters, rates
 from detection.models.transfer import Transfer
 from detection.params.recipe import Recipe
 from detection.params.stages import Train
+from detection.signals import CheckpointTimer, StopSignals, stopped
 from detection.tracking.run import Run
 from detection.training.common import data_parallel
 from detection.training.common.checkpoint import (
@@ -44,7 +45,6 @@ from detection.training.common.optim import (
     phase_at,
     set_learning_rate,
 )
-from detection.training.common.signals import CheckpointTimer, StopSignals, stopped
 from detection.training.validation import Validator
 
 log = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ NO_RESULT = (
     "detection/pipeline.py",
     "detection/process_group.py",
     "detection/report",
+    "detection/signals.py",
     "detection/text.py",
     "detection/tracking",
     "stages/__init__.py",

@@ -13,9 +13,9 @@ from detection.data.sources.dataset import read
 from detection.models.build import build_detector, without_weights
 from detection.models.detector import Detector
 from detection.params import Recipe, ShapesDataset, Train, load
+from detection.signals import StopSignals
 from detection.tracking.run import NoRun
 from detection.training.common.checkpoint import Checkpoints
-from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
 from detection.training.validation import Validator
 

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from detection import signals
 from detection.errors import DivergedError, ParamsError
 from detection.models.build import load_detector, without_weights
 from detection.params import load
 from detection.params.recipe_base import Phase
 from detection.params.stages import EarlyStop
+from detection.signals import StopSignals
 from detection.tracking.run import NoRun
 from detection.training import loop
-from detection.training.common import signals
 from detection.training.common.checkpoint import STATE_FILE
-from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
 from detection.training.setup import check_batch_parts
 from detection.training.validation import Validator, train_sample

@@ -24,11 +24,11 @@ from detection.models.backbones import FrozenStatsBatchNorm, make_backbone
 from detection.models.build import build_detector
 from detection.models.heads import ConfusionMeter
 from detection.params import load
+from detection.signals import StopSignals
 from detection.tracking.run import NoRun
 from detection.training import loop
 from detection.training.common import data_parallel
 from detection.training.common.checkpoint import Checkpoints
-from detection.training.common.signals import StopSignals
 from detection.training.loop import fit
 from tests.training.conftest import job_maker, small_recipe
 

@@ -71,7 +71,7 @@ def draw_geometry(
 
 
 def is_square(steps: Sequence[Step]) -> bool:
-    """Return True if the result is a square of `image_size` whatever the recipe's `resize`."""
+    """Return True if the result is a square of `image_size`, independent of the recipe's `resize`."""
     return has(steps, "letterbox", "crop")
 
 

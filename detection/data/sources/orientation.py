@@ -33,8 +33,8 @@ class Orientation:
         """Return True if an image is to be turned; `annotated` is its height and width, 0 if unknown."""
         if header.orientation == 1:
             return False
-        told = told_by_size(annotated, header) if self.by_size else None
-        return self.upright if told is None else told
+        by_size = upright_by_size(annotated, header) if self.by_size else None
+        return self.upright if by_size is None else by_size
 
     def size(self, annotated: tuple[int, int], header: "Header") -> tuple[int, int]:
         """Height and width as the image is read."""
@@ -42,7 +42,7 @@ class Orientation:
         return (header.width, header.height) if transposed else (header.height, header.width)
 
 
-def told_by_size(annotated: tuple[int, int], header: "Header") -> bool | None:
+def upright_by_size(annotated: tuple[int, int], header: "Header") -> bool | None:
     """Return True if an image was annotated upright, False if as stored, None if its size does not tell."""
     stored = header.height, header.width
     if header.orientation not in TRANSPOSING_ORIENTATIONS or stored == stored[::-1]:
@@ -58,15 +58,15 @@ def decide(splits: Iterable[Index], headers: Mapping[str, "Header"], setting: Ex
         headers: Header of each image by name.
         setting: `exif` of the dataset.
     """
-    told, count = [], 0
+    by_size, count = [], 0
     for index in splits:
         for name, (height, width) in zip(index.files.tolist(), index.sizes.tolist(), strict=True):
             header = headers[name.decode()]
             count += header.orientation != 1
-            told.append(told_by_size((height, width), header))
+            by_size.append(upright_by_size((height, width), header))
     if not count:
         return Orientation()
-    turned, stored = told.count(True), told.count(False)
+    turned, stored = by_size.count(True), by_size.count(False)
     head = f"{count} images have an EXIF orientation: "
     if setting != "auto":
         how = "turned upright" if setting == "upright" else "read as stored"

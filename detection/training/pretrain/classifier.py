@@ -21,11 +21,11 @@ from detection.device import autocast
 from detection.errors import DivergedError
 from detection.models.backbones import feature_state, make_backbone
 from detection.params.recipe_base import Optimizer, Schedule
+from detection.signals import CheckpointTimer, StopSignals, stopped
 from detection.training.common import data_parallel
 from detection.training.common.checkpoint import STATE_FILE, Checkpoints, State, restore, resumed_batches, snapshot
 from detection.training.common.history import CsvTable, Progress
 from detection.training.common.optim import learning_rate_factor, make_optimizer, set_learning_rate
-from detection.training.common.signals import CheckpointTimer, StopSignals, stopped
 
 log = logging.getLogger(__name__)
 COLUMNS = ("epoch", "lr", "loss", "accuracy", "val_accuracy")

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from detection.errors import ParamsError
+from detection.signals import StopSignals
 from detection.tracking.run import NoRun
 from detection.training.common.checkpoint import STATE_FILE
 from detection.training.common.environment import code_diff, determinism, write_environment
-from detection.training.common.signals import StopSignals
 from detection.training.loop import TrainingJob, fit
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from detection.params import Train
+from detection.signals import StopSignals
 from detection.tracking.run import NoRun
 from detection.training.common import threads
 from detection.training.common.checkpoint import STATE_FILE, Checkpoints
-from detection.training.common.signals import StopSignals
 from detection.training.common.threads import THREADS_FILE, faster_threads, settle_threads
 from detection.training.loop import fit, step_on_a_copy
 

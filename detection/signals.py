@@ -3,25 +3,35 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
-
-from detection.distributed import STOPPING
+from typing import Self
 
 log = logging.getLogger(__name__)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a scheduler or `docker stop`, and a terminal that is closed."""
 CHECKPOINT_INTERVAL_S = 30.0
 """Shortest time between two periodic checkpoints."""
 MIN_INTERVAL_PER_SAVE = 50
 """The interval is at least this many times the duration of the last save, which limits saving to 2 %."""
 
 
+@contextmanager
+def stop_handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle the signals of `STOPPING`. SIGHUP stays ignored where it is, as under `nohup`."""
+    numbers = [one for one in STOPPING if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handling in previous.items():
+            signal.signal(number, handling)
+
+
 class StopSignals:
     """Context in which the signals of `STOPPING` only set `signal`; repeated ones have no further effect.
-
-    SIGHUP stays ignored where it is, as under `nohup`.
 
     A stage enters it before it opens its run and leaves it after the run is closed, so that a second Ctrl-C
     cannot interrupt the closing.
@@ -29,19 +39,16 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._context = stop_handler(self._handle)
 
     def __enter__(self) -> Self:
-        for number in STOPPING:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
+        self._context.__enter__()
         return self
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._context.__exit__(error_type, error, trace)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from detection.training.common import signals
-from detection.training.common.signals import (
+from detection import signals
+from detection.signals import (
     CHECKPOINT_INTERVAL_S,
     MIN_INTERVAL_PER_SAVE,
     CheckpointTimer,
