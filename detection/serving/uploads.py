@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from detection.data.loading.image_guard import open_image
+from detection.data.loading.image_guard import TooLargeError, open_image
 from detection.data.loading.image_io import read_image
 from detection.errors import DataError
 
@@ -44,6 +44,8 @@ def decode_upload(name: str, content: bytes, max_pixels: int, *, upright: bool) 
                     f"{name} has {pixels:,} pixels, and {max_pixels:,} are accepted; send a smaller image"
                 )
             return read_image(path, upright=upright)
+        except TooLargeError as error:
+            raise TooManyPixelsError(f"{name} {error}") from None
         except UnidentifiedImageError:
             raise DataError(f"{name} is no image: its content is of no known type") from None
         except TooManyPixelsError:

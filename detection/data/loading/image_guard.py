@@ -18,22 +18,27 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TOO_LARGE = f"more than the {MAX_PIXELS:,} that are read; cut it into smaller images"
 
 
+class TooLargeError(ValueError):
+    """An image has more pixels than are read."""
+
+
 @contextmanager
 def open_image(file: str | Path | IO[bytes]) -> Iterator[Image.Image]:
     """Open an image with Pillow, without decoding it.
 
     Raises:
-        ValueError: The image is too large, or its pixels have no fixed range.
+        TooLargeError: The image is too large.
+        ValueError: Its pixels have no fixed range.
     """
     if Image.MAX_IMAGE_PIXELS is not None and MAX_PIXELS // 2 > Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice this number
     try:
         opened = Image.open(file)
     except Image.DecompressionBombError:
-        raise ValueError(f"has too many pixels, {TOO_LARGE}") from None
+        raise TooLargeError(f"has too many pixels, {TOO_LARGE}") from None
     with opened as image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"has {image.width}x{image.height} pixels, {TOO_LARGE}")
+            raise TooLargeError(f"has {image.width}x{image.height} pixels, {TOO_LARGE}")
         check_dtype(image)
         yield image
 
