@@ -1,7 +1,5 @@
 # The packages of uv.lock, for runs in a clone that is mounted or made inside: the code is not in the image.
-#   docker build --tag detection .                                                                 # CUDA, as in uv.lock
-#   docker build --tag detection --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .    # CPU, or an older CUDA
-#   docker run --gpus all --ipc host --volume "$PWD:/work" --user "$(id -u):$(id -g)" detection dvc exp run
+# docs/deployment.md has the commands.
 ARG PYTHON=3.12
 FROM python:${PYTHON}-slim
 RUN apt-get update && apt-get install --yes --no-install-recommends git make openssh-client \
@@ -15,7 +13,7 @@ ARG TORCH_INDEX=
 RUN set -eu; skip=; if [ -n "$TORCH_INDEX" ]; then \
       skip=$(sed -n '/^name = "nvidia-ml-py"/d; s/^name = "\(\(cuda\|nvidia\|torch\|triton\)[^"]*\)"/--no-install-package \1/p' uv.lock); \
     fi; \
-    uv sync --locked --no-install-project --extra team --no-default-groups --no-cache $skip; \
+    uv sync --locked --no-install-project --extra export --extra serve --extra team --no-default-groups --no-cache $skip; \
     if [ -n "$TORCH_INDEX" ]; then \
       uv pip install --no-cache --index-url "$TORCH_INDEX" "torch>=2.11" "torchvision>=0.26"; \
     fi

@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install torch identity repro fresh ui compare test soak
+.PHONY: help install torch identity repro fresh ui compare docs test soak
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -80,6 +80,10 @@ ui: install  ## Serve the MLflow runs (PORT=5000)
 
 compare: install  ## Table of the experiments: differing params, and the scores
 	@dvc exp show --only-changed --drop '.*/.*|params.yaml'
+
+docs: install  ## Build the documentation in site/
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet
+	@echo "open site/index.html"
 
 # One test process per core, one thread each: threads of several processes that wait for each other spin.
 test: install  ## Lint, types and tests

@@ -4,6 +4,7 @@ import argparse
 import io
 import logging
 import sys
+from collections.abc import Collection
 from importlib import import_module
 
 from detection.commands import Command
@@ -33,19 +34,23 @@ COMMANDS = {
 ON_EXPERIMENTS = ("summary", "compare", "noise", "apply", "promote", "sync")
 
 
+def build_parser(names: Collection[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Parser of the command line, and those of its commands; only the named ones have their flags."""
+    parser = argparse.ArgumentParser(prog="detection", description="Object-detection experiments.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {one: subparsers.add_parser(one, help=text) for one, (_, text) in COMMANDS.items()}
+    for name in names:
+        _command(name).add_arguments(parsers[name])
+    return parser, parsers
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run one command; on an error the user can fix, print one line on stderr and exit with 1."""
     argv = sys.argv[1:] if argv is None else argv
     name = next((word for word in argv if word in COMMANDS), None)
-    parser = argparse.ArgumentParser(prog="detection", description="Object-detection experiments.")
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    parsers = {one: subparsers.add_parser(one, help=text) for one, (_, text) in COMMANDS.items()}
-    command: Command | None = None
-    if name is not None:  # modules of other commands are not imported, so that `--help` is fast
-        command = import_module(f"detection.commands.{COMMANDS[name][0]}").COMMANDS[name]
-        command.add_arguments(parsers[name])
+    parser, _ = build_parser([name] if name else [])  # other modules are not imported, so that `--help` is fast
     args = parser.parse_args(argv)
-    assert command is not None, "argparse requires a command"
+    command = _command(args.command)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8
     stream = sys.stderr if name == "score" else sys.stdout  # JSON is alone on stdout
@@ -62,6 +67,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.close()
     except OSError as error:  # a path that cannot be read or written
         sys.exit(f"error: {user_message(error) or error}")
+
+
+def _command(name: str) -> Command:
+    command: Command = import_module(f"detection.commands.{COMMANDS[name][0]}").COMMANDS[name]
+    return command
 
 
 def _warn_of_lost_branch() -> None:

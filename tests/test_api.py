@@ -39,7 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_exported_names() -> None:
-    assert detection.__all__ == ["DetectionError", "ImageDetections", "Predictor", "__version__", "load"]
+    names = ["DetectionError", "Evaluation", "ImageDetections", "Predictor", "__version__", "load"]
+    assert detection.__all__ == names
     assert all(getattr(detection, name) for name in detection.__all__)
     assert dir(detection) == detection.__all__
     with pytest.raises(AttributeError):
