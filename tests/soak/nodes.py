@@ -4,8 +4,8 @@
 
 `dvc repro` on both nodes must give the losses, weights and detections of two processes on one machine, in one MLflow
 run of node 0, and the detections of a single process. A node that is killed ends the other one with one line; the same
-commands resume and give the same weights. A node with other data is refused, which names node and image. The last line
-is `ok` or the list of problems.
+commands resume and give the same weights. A node with other data is refused, which names node and image. Each case ends in
+a line with its verdict; the last line is `ok` or the list of problems, and the exit code is 0 or 1.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from tests.soak.network import Network
 
 DETECTOR = "models/detector.pt"
 DETECTIONS = "reports/evaluation/tables/detections.json"
+TOLERANCE = 1e-6
+"""Largest difference allowed between losses of one step."""
 
 
 class Pair:
@@ -57,21 +59,30 @@ def compare(pair: Pair, reference: Clone, single: Clone) -> list[str]:
     losses = [[{key: row[key] for key in row if key != "time"} for row in one.losses()] for one in (first, reference)]
     pairs = list(zip(*losses, strict=True))
     worst = max(abs(float(a[key]) - float(b[key])) for a, b in pairs for key in a if a[key])
-    print(f"losses of {len(pairs)} steps: largest difference from two processes on one machine {worst:g}")
-    problems += ["the losses differ"] * (worst > 1e-6)
+    problems += [f"the losses differ by {worst:g}"] * (worst > TOLERANCE)
     for name, one in (("two processes on one machine", reference), ("node 1's copy", other)):
         problems += [f"the weights differ from {name}"] * (
             not same_weights(first.folder / DETECTOR, one.folder / DETECTOR)
         )
     detections = {(one.folder / DETECTIONS).read_bytes() for one in (first, reference, other, single)}
-    print(f"detections of two nodes, two processes, one process: {len(detections)} different file")
     problems += ["the detections differ"] * (len(detections) != 1)
     runs = [(run.info.status, "test/AP" in run.data.metrics) for run in first.runs()]
     print(f"runs of node 0: {runs}; node 1 has {'a' if (other.folder / 'mlflow.db').exists() else 'no'} store")
     problems += [f"runs {runs}"] * (runs != [("FINISHED", True)] or (other.folder / "mlflow.db").exists())
     locks = [(one.folder / "dvc.lock").read_text() for one in (first, other)]
     problems += ["dvc.lock differs"] * (locks[0] != locks[1])
+    terms = len(pairs[0][0]) - 2
+    print(
+        f"two nodes and two processes on one machine: {verdict(problems)}; {len(pairs)} steps of {terms} values, largest "
+        f"difference {worst:g} (limit {TOLERANCE:g}); detections of node 0, node 1, two processes and one process: "
+        f"{len(detections)} distinct of 4 files", flush=True,
+    )  # fmt: skip
     return problems
+
+
+def verdict(problems: list[str]) -> str:
+    """Verdict for the terminal."""
+    return f"differs ({'; '.join(problems)})" if problems else "equal"
 
 
 def kill(pair: Pair, undisturbed: Clone, node: int) -> list[str]:
@@ -83,17 +94,18 @@ def kill(pair: Pair, undisturbed: Clone, node: int) -> list[str]:
         one.kill()
     codes = [process.wait(900) for process in processes]
     errors = pair.errors(1 - node)
-    print(f"node {node} killed at step {pair.clones[0].step()}: {codes}, {errors}")
-    if len(errors) != 1 or f"error: node {node} (" not in errors[0]:
-        problems.append(f"node {node} killed: {errors}")
+    print(f"node {node} killed at step {pair.clones[0].step()} of {steps}: exit codes {codes}, {errors}")
+    if len(errors) != 1 or f"error: node {node} (" not in errors[0] or not all(codes):
+        problems.append(f"node {node} killed: {codes}, {errors}")
     if any(codes := pair.run()):
         problems.append(f"node {node} killed, then repeated: exit codes {codes}")
     log = Path(f"{pair.clones[0].folder}.log").read_text()
-    print(f"  repeated: {[line for line in log.splitlines() if line.startswith('resuming')]}")
     if not same_weights(pair.clones[0].folder / DETECTOR, undisturbed.folder / DETECTOR):
         problems.append(f"node {node} killed: the weights differ")
     if len(pair.clones[0].runs()) != 1:
         problems.append(f"node {node} killed: {len(pair.clones[0].runs())} runs")
+    resumed = [line for line in log.splitlines() if line.startswith("resuming")]
+    print(f"  repeated: {resumed}, weights of the undisturbed training, one run: {verdict(problems)}", flush=True)
     return problems
 
 
@@ -106,11 +118,13 @@ def refuse(pair: Pair) -> list[str]:
     left = text.partition("<xmin>")[2].partition("<")[0]
     file.write_text(text.replace(f"<xmin>{left}<", f"<xmin>{int(float(left)) + 1}<", 1))
     codes = pair.run()
-    for node in (0, 1):
-        print(f"other data, node {node}: {pair.errors(node)}")
     problems = [] if all(codes) else [f"other data: exit codes {codes}"]
-    if not all(f"{listed[3]}." in error and "on node 1 (" in error for node in (0, 1) for error in pair.errors(node)):
-        problems.append("other data: not named")
+    for node in (0, 1):
+        errors = pair.errors(node)
+        print(f"other data, node {node}: exit code {codes[node]}, {errors}")
+        if len(errors) != 1 or f"{listed[3]}." not in errors[0] or "on node 1 (" not in errors[0]:
+            problems.append(f"other data: node {node} does not name it")
+    print(f"  refused on both nodes, image and node named: {'no' if problems else 'yes'}", flush=True)
     return problems
 
 
