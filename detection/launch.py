@@ -224,6 +224,8 @@ def _launch(devices: int, module: str, group: Nodes | None) -> None:
     name = nodes.interface(group.address) if group else "lo"
     if sys.platform.startswith("linux") and name:  # works even if the host name does not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        if group:  # NCCL takes the first interface, which may lead elsewhere
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
     meeting: dict[str, Any] = {"rdzv_endpoint": "localhost:0", "local_addr": "localhost", "run_id": str(os.getpid())}
     if group:
         meeting = _meet(group, module)

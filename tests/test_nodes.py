@@ -36,6 +36,7 @@ def work():
         start = (checkpoints.load("state.pt") or {"step": 0})["step"]
         checkpoints.save("state.pt", {"step": start + 1})
         if distributed.is_main():
+            print(*(f"{one} {os.environ[one + '_SOCKET_IFNAME']}" for one in ("GLOO", "NCCL")), flush=True)
             print("step", start + 1, "of", distributed.world_size(), "in", Path.cwd().name, flush=True)
             for name in ("out.pt", "reports/a.txt"):
                 Path(name).write_text(f"step {start + 1}")
@@ -116,7 +117,7 @@ def test_node_0_keeps_checkpoints_and_the_others_get_its_outputs(start: Start, t
     (tmp_path / "node1/reports/old.txt").write_text("of an earlier run")
     first, other = results(start(3, late=True))
     assert (first[0], other[0]) == (0, 0), (first, other)
-    assert "step 1 of 2 in node0" in first[1]
+    assert "GLOO eth0 NCCL =eth0\nstep 1 of 2 in node0" in first[1]
     assert [path.read_text() for path in sorted(tmp_path.glob("node?/out.pt"))] == ["step 1"] * 2
     assert {path.name for path in (tmp_path / "node1/reports").iterdir()} == {"a.txt"}
     assert not (tmp_path / "node1/.checkpoints").exists()

@@ -6,6 +6,7 @@
 import csv
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from detection import distributed
 from detection.data.loading.index import Index
-from detection.errors import DivergedError
+from detection.errors import DataError, DivergedError
 
 log = logging.getLogger(__name__)
 UNTIMED_STEPS = 3  # the first steps fill caches and would bias the ETA
@@ -44,13 +45,30 @@ class CsvTable:
         self._rewrite()
 
     def extend(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows; new columns rewrite the file."""
+        """Append rows; new columns rewrite the file.
+
+        Raises:
+            DataError: Another command has removed or replaced the file.
+        """
+        self._check_unchanged()
         self.rows += rows
         if any(self._add_columns(row) for row in rows):
             self._rewrite()
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerows(rows)
+        self._size = self.path.stat().st_size
+
+    def _check_unchanged(self) -> None:
+        """Check that the file is as this table left it: a second `dvc exp run` in the folder removes or restores it."""
+        os.getcwd()  # raises FileNotFoundError if the whole workspace was deleted, which is a stop
+        if self.path.is_file() and self.path.stat().st_size == self._size:
+            return
+        raise DataError(
+            f"{self.path} was removed or replaced while the training ran, as a second `dvc exp run` in the same folder "
+            "does, which also changes params.yaml: set its values back and repeat the command, which resumes from the "
+            "last checkpoint; experiments run side by side with --temp or --queue"
+        )
 
     def _add_columns(self, row: Mapping[str, Any]) -> bool:
         new = [column for column in row if column not in self.columns]
@@ -64,6 +82,7 @@ class CsvTable:
             writer.writeheader()
             writer.writerows(self.rows)
         temporary.replace(self.path)  # the upload to MLflow may be reading the file
+        self._size = self.path.stat().st_size
 
 
 class History:

@@ -1,6 +1,7 @@
 import csv
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from detection.data.loading.index import Record, pack
-from detection.errors import DivergedError
+from detection.errors import DataError, DivergedError
 from detection.training.common.history import CsvTable, History, LossBuffer, Progress
 
 
@@ -34,6 +35,29 @@ def test_a_resumed_table_is_what_the_checkpoint_knows(tmp_path: Path) -> None:
     again = CsvTable(tmp_path / "t.csv", ("step",), table.rows[:3])
     again.extend([{"step": 3, "loss": 3.0}])
     assert [row["step"] for row in read(again.path)] == ["0", "1", "2", "3"]
+
+
+def test_a_table_that_another_command_removes_or_replaces_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second `dvc exp run` in the folder removes the outputs, or restores those of the last commit."""
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    monkeypatch.chdir(workspace)
+    for text in (None, "step\n1\n2\n3\n"):
+        table = CsvTable(Path("reports/t.csv"), ("step",))
+        table.extend([{"step": 1}])
+        table.extend([{"step": 2}])
+        shutil.rmtree("reports")
+        if text:
+            Path("reports").mkdir()
+            Path("reports/t.csv").write_text(text)
+        with pytest.raises(DataError, match=r"reports/t\.csv was removed or replaced .* repeat the command") as error:
+            table.extend([{"step": 3}])
+        assert "\n" not in str(error.value)
+    shutil.rmtree(workspace)
+    with pytest.raises(FileNotFoundError):  # the whole workspace: `stop_with_workspace` handles it
+        table.extend([{"step": 3}])
 
 
 @pytest.mark.parametrize("old", [False, True])  # a checkpoint of rows, as they were saved before
