@@ -36,7 +36,7 @@ from detection.errors import DetectionError, user_message
 from detection.files import LockedTemporaryDirectory
 from detection.nodes import Nodes
 from detection.process_group import COLLECTIVE_TIMEOUT, FollowUpError, lost_message
-from detection.signals import STOPPING, stop_handler
+from detection.signals import LAUNCHER, STOPPING, stop_handler
 
 log = logging.getLogger(__name__)
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -221,6 +221,7 @@ def _launch(devices: int, module: str, group: Nodes | None) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", SHUTDOWN_TIMEOUT_S)
+    os.environ[LAUNCHER] = str(os.getpid())
     name = nodes.interface(group.address) if group else "lo"
     if sys.platform.startswith("linux") and name:  # works even if the host name does not resolve
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

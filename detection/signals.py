@@ -12,6 +12,8 @@ from typing import Self
 log = logging.getLogger(__name__)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a scheduler or `docker stop`, and a terminal that is closed."""
+LAUNCHER = "DETECTION_LAUNCHER"
+"""Variable of a rank: process id of the launcher that started it, with which it ends."""
 CHECKPOINT_INTERVAL_S = 30.0
 """Shortest time between two periodic checkpoints."""
 MIN_INTERVAL_PER_SAVE = 50

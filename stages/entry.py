@@ -10,15 +10,19 @@ from types import FrameType
 
 from detection.errors import user_message
 from detection.pipeline import StageInputs
+from detection.signals import LAUNCHER
 
 PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have Linux send SIGTERM when the parent dies; otherwise a stage would outlive a killed `dvc`."""
+    """Have Linux send SIGTERM when the parent dies; otherwise a stage would outlive a killed `dvc`.
+
+    A rank that is still starting when its launcher dies would wait for the other ranks until the join times out.
+    """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = int(os.environ.get(LAUNCHER) or os.getppid())
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the call
         os.kill(os.getpid(), signal.SIGTERM)

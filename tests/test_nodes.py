@@ -93,8 +93,8 @@ def start(network: Network, tmp_path: Path) -> Iterator[Start]:
         return processes
 
     yield run
+    network.kill()  # the ranks too, which hold the pipes
     for process in started:
-        process.kill()
         process.communicate(timeout=60)
 
 
@@ -109,7 +109,7 @@ def until(process: "subprocess.Popen[str]", text: str) -> None:
 
 def results(processes: list["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each."""
-    outputs = [process.communicate(timeout=240) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import signal
 import subprocess
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +55,14 @@ class Network:
     def inside(self, node: int, *words: str) -> list[str]:
         """Command that runs on a node."""
         return ["ip", "netns", "exec", self.names[node], *words]
+
+    def kill(self) -> None:
+        """Kill all processes on the nodes."""
+        for name in self.names:
+            listed = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
+            for number in map(int, listed.stdout.split()):
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
     @staticmethod
     def _ip(*words: str) -> None:

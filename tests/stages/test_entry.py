@@ -14,10 +14,10 @@ START = "import time; from stages.entry import run\n"
 WAIT = "def stage():\n  try:\n    print('on', flush=True)\n    time.sleep(60)\n  finally: print('closed')\n"
 
 
-def start(code: str) -> subprocess.Popen[str]:
+def start(code: str, **variables: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", START + code + "run(stage)"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -32,6 +32,15 @@ def test_a_signal_runs_the_cleanup_without_a_traceback(number: signal.Signals, c
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out, err) == (code, "closed\n", "")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl")
+def test_a_rank_whose_launcher_died_before_it_had_started_ends() -> None:
+    alive = start("def stage(): print('on')\n", DETECTION_LAUNCHER=str(os.getpid()))
+    assert alive.communicate(timeout=30) == ("on\n", "")
+    orphan = start(WAIT, DETECTION_LAUNCHER="1")
+    assert orphan.communicate(timeout=30) == ("", "")
+    assert orphan.returncode == -signal.SIGTERM
 
 
 def test_out_of_gpu_memory_is_one_line_with_the_fix() -> None:
