@@ -4,8 +4,8 @@
 
 `dvc repro` on both nodes must give the losses, weights and detections of two processes on one machine, in one MLflow
 run of node 0, and the detections of a single process. A node that is killed ends the other one with one line; the same
-commands resume and give the same weights. A node with other data is refused, which names node and image. Each case ends in
-a line with its verdict; the last line is `ok` or the list of problems, and the exit code is 0 or 1.
+commands resume and give the same weights. A node with other data is refused, which names node and image. Each case
+ends in a line with its verdict; the last line is `ok` or the list of problems, and the exit code is 0 or 1.
 """
 
 import argparse
@@ -73,8 +73,8 @@ def compare(pair: Pair, reference: Clone, single: Clone) -> list[str]:
     problems += ["dvc.lock differs"] * (locks[0] != locks[1])
     terms = len(pairs[0][0]) - 2
     print(
-        f"two nodes and two processes on one machine: {verdict(problems)}; {len(pairs)} steps of {terms} values, largest "
-        f"difference {worst:g} (limit {TOLERANCE:g}); detections of node 0, node 1, two processes and one process: "
+        f"two nodes and two processes on one machine: {verdict(problems)}; {len(pairs)} steps of {terms} values, "
+        f"largest difference {worst:g} (limit {TOLERANCE:g}); detections of node 0, node 1, two processes and one process: "
         f"{len(detections)} distinct of 4 files", flush=True,
     )  # fmt: skip
     return problems

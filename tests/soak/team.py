@@ -5,8 +5,9 @@
 
 `clients`: eight clones train at once on a fresh server: eight complete runs, none double. `kills`: the server is killed
 with SIGKILL and restarted five times while a training runs: its run equals that of an undisturbed training point by
-point, with its params, tags, dataset inputs, artifacts and model. `volume`: 100,000 points and a 500-MB file through the
-uploader, beside a bare MLflow client, in turn. The last line is `ok` or the list of problems; the exit code is 0 or 1.
+point, with its params, tags, dataset inputs, artifacts and model. `volume`: 100,000 points and a 500-MB file through
+the uploader, beside a bare MLflow client, in turn. The last line is `ok` or the list of problems; the exit code is 0
+or 1.
 """
 
 import argparse
