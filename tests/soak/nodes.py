@@ -74,7 +74,7 @@ def compare(pair: Pair, reference: Clone, single: Clone) -> list[str]:
     terms = len(pairs[0][0]) - 2
     print(
         f"two nodes and two processes on one machine: {verdict(problems)}; {len(pairs)} steps of {terms} values, "
-        f"largest difference {worst:g} (limit {TOLERANCE:g}); detections of node 0, node 1, two processes and one process: "
+        f"largest difference {worst:g} (limit {TOLERANCE:g}); detections of both nodes, two processes, one process: "
         f"{len(detections)} distinct of 4 files", flush=True,
     )  # fmt: skip
     return problems
