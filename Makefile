@@ -19,7 +19,7 @@ export DVC_NO_ANALYTICS := true
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 .DEFAULT_GOAL := help
-.PHONY: help install torch identity repro fresh ui compare docs test soak
+.PHONY: help install torch identity repro fresh ui compare docs test coverage soak
 
 help:  ## This list
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -86,11 +86,17 @@ docs: install  ## Build the documentation in site/
 	@echo "open site/index.html"
 
 # One test process per core, one thread each: threads of several processes that wait for each other spin.
+# tests/conftest.py puts the longest files first.
+PYTEST_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+
 test: install  ## Lint, types and tests
 	ruff check .
 	ruff format --check .
 	mypy
-	OMP_NUM_THREADS=1 pytest -n auto --dist loadfile --cov
+	OMP_NUM_THREADS=1 pytest $(PYTEST_PARALLEL)
+
+coverage: install  ## Tests with the lines that they run: half as long again
+	OMP_NUM_THREADS=1 pytest $(PYTEST_PARALLEL) --cov
 
 soak: install  ## Kills, races, dead servers: real processes, about half an hour
 	python -m tests.soak.kills --kills 10

@@ -9,6 +9,22 @@ from tests.experiment_projects import finished_project, project
 
 __all__ = ["finished_project", "project", "shared_data"]
 
+LONGEST = (
+    "tests/pipeline/test_whole.py",
+    "tests/tracking/team/test_page.py",
+    "tests/tracking/team/test_sweep.py",
+    "tests/export/test_onnx_file.py",
+    "tests/training/common/test_checkpoint.py",
+    "tests/experiments/test_noise.py",
+)
+"""Test files of a minute or more: at the end of the suite, one of them would leave the other cores idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

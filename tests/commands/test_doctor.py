@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ruamel.yaml import YAML
 
+from detection.params import schema
 from detection.params.stages import Checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,12 +28,12 @@ def run(folder: Path, data: Path, *words: str) -> subprocess.CompletedProcess[st
 
 def project(folder: Path, entry: Mapping[str, object], **checks: str) -> Path:
     """A copy of params.yaml with the dataset `mine`, selected."""
-    document = YAML(typ="safe").load(ROOT / "params.yaml")
+    document = schema.read((ROOT / "params.yaml").read_text())
     document |= {"dataset": "mine"}
     document["datasets"]["mine"], document["budgets"]["mine"] = entry, {}
     document["prepare"]["checks"] |= checks
     folder.mkdir(exist_ok=True)
-    YAML(typ="safe").dump(document, folder / "params.yaml")
+    (folder / "params.yaml").write_text(json.dumps(document))
     return folder
 
 
@@ -214,9 +214,9 @@ def test_the_doctor_on_real_blood_cells(shared_data: Path, tmp_path: Path) -> No
 def test_published_anchors_miss_platelets(shared_data: Path, tmp_path: Path) -> None:
     """The sizes of `overrides.small` fit them."""
     folder = project(tmp_path / "work", ENTRY)
-    document = YAML(typ="safe").load(folder / "params.yaml")
+    document = schema.read((folder / "params.yaml").read_text())
     del document["models"]["retinanet_v2"]["overrides"]["small"]["anchors"]
-    YAML(typ="safe").dump(document, folder / "params.yaml")
+    (folder / "params.yaml").write_text(json.dumps(document))
     published, ours = (
         run(folder, shared_data, "detection.cli", "doctor", "bccd", "--model", model)
         for model in ("retinanet_v2", "retinanet")

@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from dvc.utils.hydra import apply_overrides
-from ruamel.yaml import YAML
 
 from detection.errors import ParamsError
-from detection.params import load
+from detection.params import load, schema
 from detection.params.recipe_base import stages_of
 from detection.params.stages import Checks
 
@@ -19,7 +19,7 @@ def edited(tmp_path: Path) -> Any:
     """Write a copy of params.yaml with some dotted keys changed; returns its path."""
 
     def edit(*edits: Edit) -> Path:
-        raw = YAML(typ="safe").load(Path("params.yaml"))
+        raw = schema.read(Path("params.yaml").read_text())
         for key, value in edits:
             *path, last = key.split(".")
             node = raw
@@ -30,7 +30,7 @@ def edited(tmp_path: Path) -> Any:
             else:
                 node[last] = value
         target = tmp_path / "params.yaml"
-        YAML(typ="safe").dump(raw, target)
+        target.write_text(yaml.dump(raw, Dumper=yaml.CSafeDumper))
         return target
 
     return edit
@@ -205,15 +205,15 @@ def test_a_default_learning_rate_is_scaled_too(edited: Any) -> None:
 
 @pytest.fixture(scope="module")
 def new_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    raw = YAML(typ="safe").load(Path("params.yaml"))
+    raw = schema.read(Path("params.yaml").read_text())
     raw["datasets"]["mine"] = {"format": "voc", "path": "mine", "train": ["./"], "holdout_fraction": 0.1}
     raw["budgets"]["mine"] = {"image_size": 160, "batch_size": 8, "epochs": 15}
     path = tmp_path_factory.mktemp("params") / "params.yaml"
-    YAML(typ="safe").dump(raw, path)
+    path.write_text(yaml.dump(raw, Dumper=yaml.CSafeDumper))
     return path
 
 
-@pytest.mark.parametrize("model", YAML(typ="safe").load(Path("params.yaml"))["models"])
+@pytest.mark.parametrize("model", schema.read(Path("params.yaml").read_text())["models"])
 def test_a_new_dataset_gets_the_preset_for_small_data(new_dataset: Path, model: str) -> None:
     recipe = load(new_dataset, model=model, dataset="mine").recipe
     assert recipe.optimizer.name == "adamw"
@@ -250,7 +250,7 @@ def test_an_epoch_budget_replaces_iterations(edited: Any) -> None:
 
 
 def test_every_model_loads_with_every_dataset() -> None:
-    raw = YAML(typ="safe").load(Path("params.yaml"))
+    raw = schema.read(Path("params.yaml").read_text())
     for model in raw["models"]:
         for dataset in raw["datasets"]:
             assert load(model=model, dataset=dataset).recipe.batch_size > 0
@@ -265,12 +265,12 @@ def test_flat_params_have_a_scalar_or_list_under_each_key() -> None:
 @pytest.mark.parametrize("section", ["prepare", "pretrain", "train", "evaluate", "plots"])
 def test_every_key_of_a_section_is_in_the_file(section: str) -> None:
     """`dvc exp run -S` changes existing keys only."""
-    raw = YAML(typ="safe").load(Path("params.yaml"))[section]
+    raw = schema.read(Path("params.yaml").read_text())[section]
     assert raw.keys() == {field.name for field in fields(getattr(load(), section))}
 
 
 def test_every_check_is_in_the_file_with_its_default() -> None:
-    raw = YAML(typ="safe").load(Path("params.yaml"))["prepare"]["checks"]
+    raw = schema.read(Path("params.yaml").read_text())["prepare"]["checks"]
     assert raw == asdict(Checks())
 
 

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from detection.params import schema
 from detection.pipeline import PARAMS, is_code, paths
 from tests.pipeline.import_closure import closure, lies_in
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES: dict[str, Any] = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+STAGES: dict[str, Any] = schema.read((ROOT / "dvc.yaml").read_text())["stages"]
 HEAVY = {"torch", "torchvision", "mlflow", "pycocotools"}
 
 

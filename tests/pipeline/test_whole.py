@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
 from detection.files import EVALUATION_RUN_JSON, TRAIN_RUN_JSON
+from detection.params import schema
 
 Done = subprocess.CompletedProcess[str]
 Command = Callable[..., Done]
@@ -103,7 +103,7 @@ def repro(execute: Callable[..., Step]) -> Step:
 @pytest.fixture(scope="module")
 def workspace(copy: Path, command: Command, repro: Step) -> Workspace:
     outs = []
-    for stage in YAML(typ="safe").load(copy / "dvc.yaml")["stages"].values():
+    for stage in schema.read((copy / "dvc.yaml").read_text())["stages"].values():
         for out in stage.get("outs", []) + stage.get("metrics", []):
             outs.append(out if isinstance(out, str) else next(iter(out)))
     status = command("dvc", "status").stdout.strip()
@@ -297,7 +297,7 @@ def test_other_evaluation_settings_in_a_temporary_workspace_are_a_new_run_of_the
 def test_plots_of_two_experiments_need_no_network(copy: Path, plots_page: str) -> None:
     assert "default-src 'none'" in plots_page
     assert not re.search(r"<script[^>]*\ssrc=", plots_page)
-    pipeline = YAML(typ="safe").load(copy / "dvc.yaml")
+    pipeline = schema.read((copy / "dvc.yaml").read_text())
     titles = [next(iter(plot)) for plot in pipeline["plots"] if not isinstance(plot, str)]
     specs = [json.loads(spec) for spec in re.findall(r"var spec = (.*);\n", plots_page)]
     plots = {text["text"] if isinstance(text := spec["title"], dict) else text: spec for spec in specs}

@@ -6,15 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ruamel.yaml import YAML
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from detection.data.loading.geometry import Geometry, result_size
 from detection.data.loading.loader import eval_sample
-from detection.params import load
+from detection.params import load, schema
 
 SIZES = st.integers(20, 90)
-MODELS = tuple(YAML(typ="safe").load(Path("params.yaml"))["models"])
+MODELS = tuple(schema.read(Path("params.yaml").read_text())["models"])
 
 
 def image_with(box: tuple[int, int, int, int], height: int, width: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Training on an ImageFolder of three classes of generated shapes."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -13,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from ruamel.yaml import YAML
 
 from detection.errors import DivergedError
 from detection.files import WEIGHTS_JSON, write_json
 from detection.models.backbones import feature_state, make_backbone
+from detection.params import schema
 from detection.params.stages import ImageFolder
 from detection.training.common.checkpoint import Checkpoints
 from detection.training.pretrain import classifier
@@ -127,10 +128,10 @@ def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
     """Started by the launcher, each rank with its own loader process."""
     draw_folder(tmp_path / "raw/imagenet/train", 16, 0)
     draw_folder(tmp_path / "raw/imagenet/val", 8, 1)
-    document = YAML(typ="safe").load(ROOT / "params.yaml")
+    document = schema.read((ROOT / "params.yaml").read_text())
     document["pretrain"] = {"method": "imagefolder", "imagefolder": asdict(SETTINGS)}
     document["train"] |= {"device": "cpu", "devices": 2, "workers": 1, "precision": "fp32", "threads": 1}
-    YAML(typ="safe").dump(document, tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(json.dumps(document))
     for name in ("dvc.yaml", "detection", "stages"):
         (tmp_path / name).symlink_to(ROOT / name)
     write_json(tmp_path / WEIGHTS_JSON, {"start": {"from": None}})
