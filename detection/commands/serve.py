@@ -41,8 +41,10 @@ def serve(args: argparse.Namespace) -> str:
             f"serve needs the package {error.name}: pip install fastapi uvicorn python-multipart prometheus-client"
         ) from None
     from detection.serving.app import Limits, create_app
+    from detection.serving.memory import share_arenas
     from detection.serving.model_source import ModelSource
 
+    share_arenas()
     source = ModelSource(args.source, args.device)
     predictor = source.load()
     limits = Limits(

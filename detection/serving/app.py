@@ -4,8 +4,10 @@ import asyncio
 import io
 import logging
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,9 +32,45 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 MAX_FILES = 1000
 """Files of a multipart body that are counted; the number accepted is a limit of the server."""
+DECODERS = 4
+"""Threads that decode images."""
 RETRY_S = 1
 """Seconds after which a client may retry when too many images wait."""
+DETECTION = {
+    "type": "object",
+    "required": ["box", "label", "class", "score"],
+    "properties": {
+        "box": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+        "label": {"type": "integer", "minimum": 0},
+        "class": {"type": "string"},
+        "score": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+}
+IMAGE = {
+    "type": "object",
+    "required": ["file", "width", "height", "detections"],
+    "properties": {
+        "file": {"type": "string"},
+        "width": {"type": "integer"},
+        "height": {"type": "integer"},
+        "detections": {"type": "array", "items": DETECTION},
+    },
+}
+ANSWER = {
+    "type": "object",
+    "required": ["model", "version", "images"],
+    "properties": {
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "images": {"type": "array", "items": IMAGE},
+    },
+}
+PNG = {"schema": {"type": "string", "format": "binary"}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Detections of each image, or an image with boxes drawn",
+        "content": {"application/json": {"schema": ANSWER}, "image/png": PNG},
+    },
     400: {"description": "No image, or one that cannot be decoded"},
     413: {"description": "The body or an image is too large"},
     415: {"description": "The body is neither multipart/form-data nor an image"},
@@ -119,12 +157,15 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
     metrics = Metrics()
     batcher = Batcher(predictor, limits.batch_size, limits.delay_s, limits.waiting, metrics.on_batch)
     metrics.waiting.set_function(lambda: batcher.waiting)
+    # fewer threads than Starlette's forty, each of which would keep the memory of its largest image
+    decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         batcher.start()
         watcher = asyncio.create_task(_reload(source, batcher, limits.reload_s, metrics))
         yield
+        decoders.shutdown()
         watcher.cancel()
         with suppress(asyncio.CancelledError):
             await watcher
@@ -154,7 +195,8 @@ def create_app(source: ModelSource, predictor: Predictor, limits: Limits) -> Fas
         with metrics.seconds.time():
             uploads = await _read(request, limits)
             model = batcher.predictor
-            tensors = [await run_in_threadpool(_decode, *upload, limits, model.upright) for upload in uploads]
+            loop, decode = asyncio.get_running_loop(), partial(_decode, limits=limits, upright=model.upright)
+            tensors = [await loop.run_in_executor(decoders, decode, *upload) for upload in uploads]
             try:
                 found = await asyncio.wait_for(batcher.detect(tensors), limits.timeout_s)
             except QueueFullError:
@@ -238,9 +280,16 @@ def _decode(name: str, content: bytes, limits: Limits, upright: bool) -> Tensor:
 
 def _entry(name: str, image: ImageDetections, threshold: float) -> dict[str, Any]:
     height, width = image.size
-    pairs = zip(image.to_json(), image.scores, strict=True)
-    detections = [one for one, score in pairs if score >= threshold]  # the score in the JSON is rounded
-    return {"file": name, "width": width, "height": height, "detections": detections}
+    count = int((image.scores >= threshold).sum())  # the best come first
+    first = slice(0, count)
+    kept = replace(
+        image,
+        boxes=image.boxes[first],
+        scores=image.scores[first],
+        labels=image.labels[first],
+        names=image.names[first],
+    )
+    return {"file": name, "width": width, "height": height, "detections": kept.to_json()}
 
 
 def _draw(image: Tensor, found: ImageDetections, classes: tuple[str, ...], threshold: float) -> bytes:

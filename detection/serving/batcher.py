@@ -4,14 +4,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from detection.predictor import ImageDetections, Predictor
+from detection.serving.memory import return_free_memory
 
 log = logging.getLogger(__name__)
+TRIM_S = 5
+"""Seconds between two returns of freed memory."""
 
 
 class QueueFullError(Exception):
@@ -49,6 +53,8 @@ class Batcher:
         self._on_batch = on_batch
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        # always the same thread: torch and malloc keep memory for each thread that ever ran the detector
+        self._thread = ThreadPoolExecutor(1, "detector")
 
     def start(self) -> None:
         """Start the task that takes images from the queue; in a running event loop."""
@@ -60,6 +66,7 @@ class Batcher:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        self._thread.shutdown()
 
     @property
     def waiting(self) -> int:
@@ -85,6 +92,7 @@ class Batcher:
                 entry.result.cancel()
 
     async def _run(self) -> None:
+        loop, trimmed = asyncio.get_running_loop(), time.monotonic()
         while True:
             batch = [entry for entry in await self._next_batch() if not entry.result.done()]
             if not batch:
@@ -92,7 +100,7 @@ class Batcher:
             start = time.perf_counter()
             images = [entry.image for entry in batch]
             try:
-                found = await asyncio.to_thread(self._detect, images)
+                found = await loop.run_in_executor(self._thread, self._detect, images)
             except Exception as error:  # the batch fails, the server keeps running
                 log.exception("a batch of %d images failed", len(batch))
                 for entry in batch:
@@ -100,6 +108,9 @@ class Batcher:
                         entry.result.set_exception(error)
                 continue
             self._on_batch(len(batch), time.perf_counter() - start)
+            if time.monotonic() - trimmed > TRIM_S:
+                await loop.run_in_executor(self._thread, return_free_memory)
+                trimmed = time.monotonic()
             for entry, detections in zip(batch, found, strict=True):
                 if not entry.result.done():
                     entry.result.set_result(detections)

@@ -1,6 +1,7 @@
 """MLflow's real registry: promote, load in a process that has only the model's own code, and predict."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from detection import params as parameters
+from detection import predictor
 from detection.commands.predict import predict
 from detection.errors import DataError, TrackingError
 from detection.experiments import start_source
@@ -158,6 +160,43 @@ def test_the_experiments_model_card_is_stored(store: Any, experiment: Experiment
     (model,) = store.client.search_logged_models([store.experiment])
     card = artifact_folder(model) / "model_card.md"
     assert len(card.read_bytes()) == 6020, "complete in the artifacts"
+
+
+def test_serve_loads_the_version_that_an_alias_moves_to(store: Any, experiment: Experiment, tmp_path: Path) -> None:
+    pytest.importorskip("fastapi")
+    from detection.serving.app import Limits
+    from detection.serving.model_source import ModelSource
+    from tests.serving.test_server import Client, png, serving, write_detector
+
+    assert isinstance(experiment.files, InMemory)
+
+    def promoted(seed: int) -> None:
+        write_detector(tmp_path / f"{seed}.pt", seed)
+        experiment.files.content["models/detector.pt"] = (tmp_path / f"{seed}.pt").read_bytes()
+        promote(experiment, None, "champion")
+
+    promoted(0)
+    source = ModelSource("models:/detector-shapes@champion", "cpu")
+    with serving(source, Limits(reload_s=0.1)) as port:
+        client = Client(port, tmp_path)
+        first = client.predict(("a.png", png()), path="/predict?threshold=0")[1]
+        assert first["version"] == "1"
+        promoted(1)
+        deadline = time.monotonic() + 60
+        while json.loads(client.get("/healthz"))["version"] == "1":
+            assert time.monotonic() < deadline, "the new version was not loaded"
+            time.sleep(0.2)
+        second = client.predict(("a.png", png()), path="/predict?threshold=0")[1]
+        assert second["version"] == "2"
+        assert second["images"] != first["images"]
+        (expected,) = predictor.load(tmp_path / "1.pt").predict([Image.open(io.BytesIO(png()))], score_threshold=0)
+        assert second["images"][0]["detections"] == expected.to_json()
+        store.client.set_registered_model_alias("detector-shapes", "champion", "1")  # back
+        while json.loads(client.get("/healthz"))["version"] == "2":
+            assert time.monotonic() < deadline, "the old version was not loaded again"
+            time.sleep(0.2)
+        again = client.predict(("a.png", png()), path="/predict?threshold=0")[1]
+        assert again["images"] == first["images"]
 
 
 def test_errors_of_promote(store: Any, experiment: Experiment) -> None:

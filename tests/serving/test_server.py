@@ -17,6 +17,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,16 @@ from PIL import Image
 import detection
 from detection.models.build import build_detector, save_detector, without_weights
 from detection.params import load
+from detection.predictor import Predictor
 from detection.serving.app import Limits, create_app
 from detection.serving.model_source import ModelSource
 
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("ring", "cross", "leaf")
 
 
 def write_detector(path: Path, seed: int) -> None:
-    recipe = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
+    recipe = without_weights(load(ROOT / "params.yaml", model="retinanet_resnet18", dataset="shapes").recipe)
     recipe = replace(recipe, image_size=64, max_size=96, score_threshold=0.0)
     torch.manual_seed(seed)
     save_detector(path, build_detector(recipe, 3, None).state_dict(), recipe, CLASSES, "retinanet_resnet18")
@@ -72,24 +75,32 @@ class Client:
         return code, json.loads(answer) if answer[:1] == b"{" else answer
 
 
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    path = tmp_path_factory.mktemp("serve") / "detector.pt"
-    write_detector(path, seed=0)
-    source = ModelSource(str(path), "cpu")
-    limits = Limits(body_bytes=2_000_000, pixels=1_000_000, images=4, waiting=16, timeout_s=60, reload_s=0.2)
+@contextmanager
+def serving(source: ModelSource, limits: Limits) -> Iterator[int]:
+    """Serve in a thread; yields the port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(create_app(source, source.load(), limits), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.05)
-    yield Client(port, path)
-    server.should_exit = True
-    thread.join(20)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    path = tmp_path_factory.mktemp("serve") / "detector.pt"
+    write_detector(path, seed=0)
+    limits = Limits(body_bytes=2_000_000, pixels=1_000_000, images=4, waiting=16, timeout_s=60, reload_s=0.2)
+    with serving(ModelSource(str(path), "cpu"), limits) as port:
+        yield Client(port, path)
 
 
 def png(seed: int = 0, size: tuple[int, int] = (60, 80)) -> bytes:
@@ -197,6 +208,32 @@ def test_health_page_and_api(client: Client) -> None:
     predict = json.loads(client.get("/openapi.json"))["paths"]["/predict"]["post"]
     assert {"200", "400", "413", "415", "422", "503", "504"} <= set(predict["responses"])
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
+
+
+@pytest.mark.skipif(not shutil.which("schemathesis"), reason="schemathesis is not installed (pip install schemathesis)")
+def test_generated_requests_follow_the_api(client: Client, tmp_path: Path) -> None:
+    """Valid and invalid requests made from the OpenAPI document: documented answers, and no error of the server."""
+    command = ["schemathesis", "run", f"http://127.0.0.1:{client.port}/openapi.json", "--max-examples", "25"]
+    command += ["--seed", "0", "--checks", "all"]
+    command += ["--exclude-checks", "positive_data_acceptance"]  # the document cannot say which bytes are an image
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""})
+    print(done.stdout[-2000:])  # noqa: T201
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert client.predict(("a.png", png()))[0] == 200
+
+
+def test_the_detector_always_runs_in_one_thread(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread that ever ran it would keep memory of its own."""
+    threads, detect = set(), Predictor.predict
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        threads.add(threading.get_ident())
+        return detect(*args, **options)
+
+    monkeypatch.setattr(Predictor, "predict", recorded)
+    with ThreadPoolExecutor(4) as pool:
+        assert {code for code, _ in pool.map(lambda i: client.predict(("a.png", png(i))), range(12))} == {200}
+    assert len(threads) == 1
 
 
 def test_another_detector_is_loaded_without_a_restart(client: Client, tmp_path: Path) -> None:
