@@ -63,7 +63,7 @@ def measure(loaded: LoadedDetector, images: list[torch.Tensor], repetitions: int
             result = f"{found.detections} | {found.box:.4f} | {found.score:.0e}"
         except DetectionError as error:
             result = f"{error} | – | –"
-        batch = collate([agreement._sample(images[0], loaded)], loaded.recipe)
+        batch = collate([agreement.sample(images[0], loaded)], loaded.recipe)
         times: tuple[list[float], list[float]] = ([], [])
         with torch.inference_mode():
             for _ in range(repetitions + 1):

@@ -141,7 +141,14 @@ class Predictor:
         return evaluate(index, results, self.classes, verify=verify)
 
     def export(
-        self, out: str | Path, *, to: str = "onnx", resize: str = "inside", images: str | Path | None = None
+        self,
+        out: str | Path,
+        *,
+        to: str = "onnx",
+        resize: str = "inside",
+        precision: str = "fp32",
+        core: bool = False,
+        images: str | Path | None = None,
     ) -> Path:
         """Export to ONNX or `.pt2`, checked on images; see `detection export`.
 
@@ -149,6 +156,8 @@ class Predictor:
             out: Folder for `detector.onnx` and `infer.py`, or `detector.pt2`.
             to: `onnx` or `pt2`.
             resize: `inside` or `outside` the ONNX file.
+            precision: `fp32`, `fp16` or `int8` weights of backbone and heads.
+            core: Write `core.onnx` too, the network without decoding and suppression.
             images: Image or folder for the check; None for the prepared val split.
 
         Returns:
@@ -158,13 +167,14 @@ class Predictor:
             DataError: No images for the check, packages are missing, or the detector is not on the CPU.
             VerificationError: The exported file's detections differ from the detector's.
         """
-        from detection.export.checked import PACKAGES, read_images, require_packages, write_checked
+        from detection.export.checked import Options, write_checked
 
-        require_packages(*(PACKAGES if to == "onnx" else ()))
         if self.device.type != "cpu":
             raise DataError("a detector is exported on the CPU: detection.load(…, device='cpu')")
         loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model, self.tiles, self.upright)
-        return write_checked(loaded, Path(out), read_images(Path(images) if images else None), to=to, resize=resize)[1]
+        folder = Path(images) if images else None
+        options = Options(to=to, resize=resize, precision=precision, core=core, images=folder)
+        return write_checked(loaded, Path(out), options)[1]
 
     def _tiled(self, path: Path | None, image: Tensor, threshold: float, batch_size: int) -> ImageDetections:
         """Detect on the windows of an image, and merge."""

@@ -9,6 +9,7 @@ from detection.commands import Command, add_source
 from detection.files import md5
 
 if TYPE_CHECKING:
+    from detection.export.checked import Options
     from detection.models.build import LoadedDetector
 
 
@@ -24,36 +25,36 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="inside: the file takes images of any size; outside: images that the caller resizes; default: %(default)s",
     )
     add("--images", type=Path, metavar="FOLDER", help="images to check the file on; default: the prepared val split")
+    add(
+        "--precision",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="of backbone and heads; default: %(default)s",
+    )
+    add("--core", action="store_true", help="write core.onnx too: the network without decoding and suppression")
     add("--evaluate", action="store_true", help="compare the AP on the test split too")
 
 
-def export(
-    source: str, to: str, out: Path, resize: str = "inside", images: Path | None = None, evaluate: bool = False
-) -> str:
+def export(source: str, out: Path, options: "Options") -> str:
     """Export a detector and check the result against it.
 
     Writes `out/detector.onnx` and `out/infer.py`, or `out/detector.pt2`. Nothing is written if the check fails.
 
     Args:
         source: A detector file, an experiment, an MLflow run, or a registry URI.
-        to: `onnx` or `pt2`.
         out: Folder.
-        resize: `inside` or `outside` the ONNX file.
-        images: Folder of images for the check; None for the prepared val split.
-        evaluate: Compare the AP on the prepared test split as well.
+        options: What to write.
 
     Raises:
         DataError: No detector, no images for the check, or packages are missing.
         VerificationError: The exported file's detections differ.
     """
-    from detection.export.checked import PACKAGES, read_images, require_packages, write_checked
+    from detection.export.checked import PACKAGES, require_packages, write_checked
 
-    require_packages(*(PACKAGES if to == "onnx" else ()))
+    require_packages(*(PACKAGES if options.to == "onnx" else ()))
     loaded, origin = _load(source)
-    lines, target = write_checked(
-        loaded, out, read_images(images), to=to, resize=resize, origin=origin, evaluate=evaluate
-    )
-    hint = f"; try it: python {out / 'infer.py'} IMAGE" if to == "onnx" else ""
+    lines, target = write_checked(loaded, out, options, origin)
+    hint = f"; try it: python {out / 'infer.py'} IMAGE" if options.to == "onnx" else ""
     return "\n".join([*lines, f"wrote {target} ({target.stat().st_size / 1e6:.1f} MB){hint}"])
 
 
@@ -76,7 +77,10 @@ def _load(source: str) -> tuple["LoadedDetector", dict[str, str]]:
 
 
 def _run(args: argparse.Namespace) -> str:
-    return export(args.source, args.to, args.out, args.resize, args.images, args.evaluate)
+    from detection.export.checked import Options
+
+    names = ("to", "resize", "precision", "core", "images", "evaluate")
+    return export(args.source, args.out, Options(**{name: getattr(args, name) for name in names}))
 
 
 COMMANDS = {"export": Command(_add_arguments, _run)}

@@ -62,6 +62,46 @@ class DetectorGraph(nn.Module):
         )
 
 
+class CoreGraph(nn.Module):
+    """Images to the raw outputs of the heads, and the anchors that they belong to.
+
+    Args:
+        detector: Detector in evaluation mode, on the CPU.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = cast(BackboneDetector, detector)
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw outputs for Tensor[B, 3, H, W], uint8 RGB, resized and padded; see `Detector.core`."""
+        features = self.detector.features(images)
+        outputs = self.detector.raw_outputs(features)
+        outputs["anchors"], _ = _anchors(self.detector.anchors, features, images)  # type: ignore[arg-type]
+        return outputs
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Values of `outputs`."""
+        return tuple(self.outputs(images).values())
+
+
+class BoxHead(nn.Module):
+    """Second stage of a two-stage detector: pooled features Tensor[R, C, P, P] to class logits and deltas.
+
+    Args:
+        detector: Detector in evaluation mode, on the CPU.
+    """
+
+    def __init__(self, detector: FasterRCNN) -> None:
+        super().__init__()
+        self.head, self.predictor = detector.roi_heads.box_head, detector.roi_heads.box_predictor
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [R, K + 1], class 0 being the background, and deltas [R, (K + 1) * 4]."""
+        logits, deltas = self.predictor(self.head(pooled))
+        return logits, deltas
+
+
 def _detections(detector: BackboneDetector, images: Tensor, resized: Tensor) -> Padded:
     features = detector.features(images)
     if isinstance(detector, FasterRCNN):

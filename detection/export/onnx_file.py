@@ -7,7 +7,7 @@ The network's inputs are resized and padded `images` with their sizes; with the 
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ OPSET, IR_VERSION = 18, 10
 INPUTS, OUTPUTS = ("images", "resized", "original"), ("boxes", "scores", "labels", "count")
 
 
-def settings(loaded: LoadedDetector, resize: str, source: Mapping[str, str]) -> dict[str, Any]:
+def settings(loaded: LoadedDetector, resize: str, precision: str, source: Mapping[str, str]) -> dict[str, Any]:
     """Metadata of the file: classes, how images are prepared, thresholds, and where the detector is from."""
     recipe = loaded.recipe
     return {
@@ -32,6 +32,7 @@ def settings(loaded: LoadedDetector, resize: str, source: Mapping[str, str]) -> 
         "architecture": recipe.architecture,
         "classes": list(loaded.classes),
         "resize": resize,
+        "precision": precision,
         "mode": recipe.resize,
         "image_size": recipe.image_size,
         "max_size": recipe.max_size,
@@ -47,8 +48,10 @@ def settings(loaded: LoadedDetector, resize: str, source: Mapping[str, str]) -> 
     }
 
 
-def write_network(program: ExportedProgram, path: Path) -> None:
-    """Write the network without the resize."""
+def write_network(
+    program: ExportedProgram, path: Path, inputs: Sequence[str] = INPUTS, outputs: Sequence[str] = OUTPUTS
+) -> None:
+    """Write a program as it is, without the resize."""
     import onnxruntime
 
     with quiet(), tempfile.TemporaryDirectory(prefix="detection-export-") as folder:
@@ -59,8 +62,8 @@ def write_network(program: ExportedProgram, path: Path) -> None:
             dynamo=True,
             custom_translation_table=translations(),
             opset_version=OPSET,
-            input_names=INPUTS,
-            output_names=OUTPUTS,
+            input_names=inputs,
+            output_names=outputs,
             external_data=False,
             optimize=False,
             verbose=False,
@@ -76,11 +79,7 @@ def finish(network: Path, path: Path, metadata: Mapping[str, Any], recipe: Recip
     import onnx
     from onnx import compose
 
-    model = onnx.load(network)
-    del model.graph.value_info[:]
-    model.ir_version = IR_VERSION
-    del model.opset_import[:]  # ONNX Runtime lists all that it knows
-    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    model = read_network(network)
     if metadata["resize"] == "inside":
         front = onnx.parser.parse_model(_resize_graph(recipe))
         network_model = compose.add_prefix(model, "network/", rename_outputs=False)
@@ -88,6 +87,25 @@ def finish(network: Path, path: Path, metadata: Mapping[str, Any], recipe: Recip
         model = compose.merge_models(front, network_model, io_map=pairs)
     while len(model.opset_import) > 1:  # both parts name it
         del model.opset_import[-1]
+    save(model, path, metadata)
+
+
+def read_network(path: Path) -> Any:
+    """Read a file of `write_network` as an `onnx.ModelProto` of one opset, without shapes of intermediate values."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.graph.value_info[:]
+    model.ir_version = IR_VERSION
+    del model.opset_import[:]  # ONNX Runtime lists all that it knows
+    model.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    return model
+
+
+def save(model: Any, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Check a model and write it with its metadata."""
+    import onnx
+
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(metadata)

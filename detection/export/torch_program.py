@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from detection.data.loading.batch import STRIDE, ImageSizes, padded_size, pads_to_stride
-from detection.export.detector_graph import DetectorGraph
+from detection.export.detector_graph import BoxHead, CoreGraph, DetectorGraph
 from detection.export.operators import plain_operators
 from detection.models.build import LoadedDetector
 from detection.models.detector import Detections, Detector, Targets
+from detection.models.faster_rcnn import FasterRCNN
 from detection.params.recipe import Recipe
 
 METADATA = "detection"
@@ -57,25 +58,53 @@ def trace(loaded: LoadedDetector, *, plain: bool) -> ExportedProgram:
         loaded: Detector on the CPU.
         plain: Use torchvision's operators instead of those that `operators.translations` knows.
     """
-    recipe = loaded.recipe
+    images, dims = _example(loaded.recipe)
+    sizes = torch.tensor([images.shape[2:]] * 2)
+    batch = {0: dims[0]}
+    graph = DetectorGraph(loaded.detector).eval()
+    with torch.no_grad(), quiet(), plain_operators() if plain else nullcontext():
+        return torch.export.export(
+            graph, (images, sizes, sizes.clone()), dynamic_shapes=(dims, batch, batch), strict=False
+        )
+
+
+def trace_core(loaded: LoadedDetector) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """Trace the network up to the raw outputs of its heads.
+
+    Returns:
+        The program, and the names of its outputs.
+    """
+    images, dims = _example(loaded.recipe)
+    graph = CoreGraph(loaded.detector).eval()
+    with torch.no_grad(), quiet():
+        program = torch.export.export(graph, (images,), dynamic_shapes=(dims,), strict=False)
+        return program, tuple(graph.outputs(images))
+
+
+def trace_box_head(detector: FasterRCNN) -> ExportedProgram:
+    """Trace the second stage, with a dynamic number of proposals."""
+    side = detector.roi_heads.pool.output_size
+    with torch.no_grad(), quiet():
+        channels = detector.features(torch.zeros(1, 3, 4 * STRIDE, 4 * STRIDE))[0].shape[1]
+        pooled = torch.zeros(7, channels, side, side)
+        rows = Dim("proposals", min=1)
+        return torch.export.export(BoxHead(detector).eval(), (pooled,), dynamic_shapes=({0: rows},), strict=False)
+
+
+def _example(recipe: Recipe) -> tuple[Tensor, dict[int, Any]]:
+    """Images to trace with, and the dynamic dimensions."""
     if has_fixed_size(recipe):
         height, width = padded_size((recipe.image_size, recipe.image_size), recipe)
     else:
         height, width = 8 * STRIDE, 10 * STRIDE
     images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
-    sizes = torch.tensor([[height, width]] * 2)
-    batch = Dim("batch", min=1, max=MAX_BATCH)
-    dims: dict[int, Any] = {0: batch}
+    dims: dict[int, Any] = {0: Dim("batch", min=1, max=MAX_BATCH)}
     if not has_fixed_size(recipe):
         step = STRIDE if pads_to_stride(recipe) else 1
         for axis, name in ((2, "h"), (3, "w")):
             side = Dim(name, min=MIN_SIDE // step, max=MAX_SIDE // step)
             dims[axis] = STRIDE * side if step == STRIDE else side
-    graph = DetectorGraph(loaded.detector).eval()
-    with torch.no_grad(), quiet(), plain_operators() if plain else nullcontext():
-        return torch.export.export(
-            graph, (images, sizes, sizes.clone()), dynamic_shapes=(dims, {0: batch}, {0: batch}), strict=False
-        )
+    return images, dims
 
 
 def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -82,6 +82,14 @@ class BackboneDetector(Detector):
         features: Tensor | dict[str, Tensor] = self.backbone((images - self.mean) / self.std)
         return [features] if isinstance(features, Tensor) else list(features.values())
 
+    @abstractmethod
+    def raw_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """Outputs of the heads on feature maps, A anchors per image, before decoding."""
+
+    def core(self, images: Tensor) -> dict[str, Tensor]:
+        """See `Detector.core`."""
+        return self.raw_outputs(self.features(images))
+
 
 def by_size(
     detect: Callable[[Tensor, ImageSizes], list[Detections]], images: Tensor, sizes: ImageSizes

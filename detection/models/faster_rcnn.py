@@ -78,9 +78,8 @@ class FasterRCNN(BackboneDetector):
         proposals, mask = self.rpn.propose(logits, deltas, anchors, counts, inside)
         return self.roi_heads.detect(features, proposals, mask, sizes, *images.shape[2:])
 
-    def core(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Detector.core`: `objectness` [B, A], `deltas` [B, A, 4] and the feature maps."""
-        features = self.features(images)
+    def raw_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """See `BackboneDetector.raw_outputs`: `objectness` [B, A], `deltas` [B, A, 4] and the feature maps."""
         objectness, deltas = self.rpn(features)
         levels = {f"features_{i}": level for i, level in enumerate(features)}
         return {"objectness": objectness, "deltas": deltas, **levels}

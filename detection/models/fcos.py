@@ -92,9 +92,9 @@ class FCOS(BackboneDetector):
         select = topk_per_level(scores, edges, anchors, counts, decode_edges, inside, limit, threshold)
         return nms_and_rescale(select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2])
 
-    def core(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Detector.core`: `cls_logits`, `bbox_regression` and `bbox_ctrness`, [B, A, K], 4 and 1."""
-        logits, (edges, centerness) = self.head(self.features(images))
+    def raw_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """See `BackboneDetector.raw_outputs`: `cls_logits` [B, A, K], `bbox_regression`, `bbox_ctrness`."""
+        logits, (edges, centerness) = self.head(features)
         return {"cls_logits": logits, "bbox_regression": edges, "bbox_ctrness": centerness}
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:

@@ -75,9 +75,9 @@ class RetinaNet(BackboneDetector):
             select, sizes, recipe.nms_threshold, recipe.detections_per_image, logits.shape[2], recipe.class_agnostic_nms
         )
 
-    def core(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Detector.core`: `cls_logits` [B, A, K] and `bbox_regression` [B, A, 4]."""
-        logits, deltas = self.head(self.features(images))
+    def raw_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """See `BackboneDetector.raw_outputs`: `cls_logits` [B, A, K] and `bbox_regression` [B, A, 4]."""
+        logits, deltas = self.head(features)
         return {"cls_logits": logits, "bbox_regression": deltas}
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, list[int]]:

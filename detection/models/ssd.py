@@ -106,9 +106,9 @@ class SSD(BackboneDetector):
         candidates = topk_per_class(scores, deltas, anchors, coder, inside, limit, threshold)
         return nms_and_rescale(candidates, sizes, recipe.nms_threshold, recipe.detections_per_image, scores.shape[2])
 
-    def core(self, images: Tensor) -> dict[str, Tensor]:
-        """See `Detector.core`: `cls_logits` [B, A, K + 1] and `bbox_regression` [B, A, 4]."""
-        logits, deltas = self.head(self.features(images))
+    def raw_outputs(self, features: list[Tensor]) -> dict[str, Tensor]:
+        """See `BackboneDetector.raw_outputs`: `cls_logits` [B, A, K + 1] and `bbox_regression` [B, A, 4]."""
+        logits, deltas = self.head(features)
         return {"cls_logits": logits, "bbox_regression": deltas}
 
     def _outputs(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,8 +13,28 @@ from torch import Tensor, nn
 
 from detection.models.build import LoadedDetector, build_detector, save_detector, without_weights
 from detection.params import load
+from detection.params.recipe import RPN, Anchors, RetinaNetAnchors, RoI, TopN
 
-SMALL: dict[str, Any] = {"model": "retinanet_resnet18", "resize": "stretch", "image_size": 128}
+SMALL: dict[str, Any] = {
+    "model": "retinanet_resnet18",
+    "resize": "stretch",
+    "image_size": 128,
+    "fpn_levels": (4, 5),
+    "fpn_channels": 32,
+    "head_norm": "none",
+    "anchors": RetinaNetAnchors(sizes=((16, 20), (32, 40), (64, 80), (128, 160))),
+}
+"""A graph of few nodes: exporters take tens of seconds for the whole recipe."""
+SMALL_TWO_STAGE: dict[str, Any] = {
+    "model": "fasterrcnn_resnet18",
+    "image_size": 128,
+    "max_size": 192,
+    "fpn_levels": (4, 5),
+    "fpn_channels": 32,
+    "anchors": Anchors(sizes=((16,), (32,), (64,))),
+    "rpn": RPN(pre_nms_top_n=TopN(train=100, test=60), post_nms_top_n=TopN(train=60, test=40)),
+    "roi": RoI(hidden_channels=64),
+}
 CLASSES = ("ring", "cross", "leaf")
 
 

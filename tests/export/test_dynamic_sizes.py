@@ -7,12 +7,14 @@ from torch import Tensor
 
 from detection.export import agreement, onnx_file, torch_program
 from detection.models.build import LoadedDetector
+from tests.export.conftest import SMALL_TWO_STAGE
 
 
 def test_one_file_for_all_sizes(
     random_detector: Callable[..., LoadedDetector], images: list[Tensor], tmp_path: Path
 ) -> None:
-    loaded = random_detector("fasterrcnn_resnet18")
+    loaded = random_detector(**SMALL_TWO_STAGE)
+    assert loaded.recipe.resize == "keep"
     path = tmp_path / "network.onnx"
     onnx_file.write_network(torch_program.trace(loaded, plain=False), path)
     found = agreement.check(loaded, agreement.OnnxDetector(path, threads=1), images)

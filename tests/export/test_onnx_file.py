@@ -1,12 +1,14 @@
 """ONNX files: standard operators, metadata, the resize inside, dynamic sizes, and the check that refuses a bad file."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -24,7 +26,9 @@ from detection.errors import DataError, VerificationError
 from detection.export import agreement, onnx_file, torch_program
 from detection.export.agreement import OnnxDetector, check
 from detection.export.checked import require_packages
+from detection.export.precision import TOLERANCES, Tolerance
 from detection.models.build import LoadedDetector
+from detection.models.retinanet import RetinaNet
 from detection.params import load
 from detection.predictor import Predictor
 from tests.export.conftest import SMALL
@@ -36,18 +40,19 @@ def exported(detector_file: Path, image_folder: Path, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp("export") / "folder"
     write = onnx_file.write_network
 
-    def write_and_keep(program: ExportedProgram, path: Path) -> None:
-        write(program, path)
-        shutil.copy(path, out.parent)
+    def write_and_keep(program: ExportedProgram, path: Path, *names: Sequence[str]) -> None:
+        write(program, path, *names)
+        if path.name == "network.onnx":
+            shutil.copy(path, out.parent)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(onnx_file, "write_network", write_and_keep)
-        main(["export", str(detector_file), "--out", str(out), "--images", str(image_folder)])
+        main(["export", str(detector_file), "--out", str(out), "--images", str(image_folder), "--core"])
     return out
 
 
 def test_the_file_has_standard_operators_and_says_what_it_is(exported: Path, detector_file: Path) -> None:
-    assert sorted(path.name for path in exported.iterdir()) == ["detector.onnx", "infer.py"]
+    assert sorted(path.name for path in exported.iterdir()) == ["core.onnx", "detector.onnx", "infer.py"]
     model = onnx.load(exported / "detector.onnx")
     assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     assert [(one.domain, one.version) for one in model.opset_import] == [("", onnx_file.OPSET)]
@@ -108,6 +113,56 @@ def test_a_failed_check_leaves_no_file(
     with pytest.raises(SystemExit, match="error: the exported file disagrees"):
         main(["export", str(detector_file), "--out", str(tmp_path / "out"), "--images", str(image_folder)])
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_the_core_gives_the_raw_outputs_and_their_anchors(
+    exported: Path, random_detector: Callable[..., LoadedDetector]
+) -> None:
+    session = onnxruntime.InferenceSession(exported / "core.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["detection"])["resize"] == "outside"
+    assert {node.domain for node in onnx.load(exported / "core.onnx").graph.node} <= {"", "ai.onnx"}
+    detector = cast(RetinaNet, random_detector(**SMALL).detector)
+    pixels = torch.randint(0, 256, (3, 3, 128, 128), dtype=torch.uint8)
+    logits, deltas, anchors = session.run(None, {"images": pixels.numpy()})
+    assert [one.name for one in session.get_outputs()] == ["cls_logits", "bbox_regression", "anchors"]
+    with torch.inference_mode():
+        expected, features = detector.core(pixels), detector.features(pixels)
+        own_anchors, _ = detector.anchors.for_batch(features, pixels)
+    np.testing.assert_allclose(logits, expected["cls_logits"], atol=1e-4)
+    np.testing.assert_allclose(deltas, expected["bbox_regression"], atol=1e-4)
+    np.testing.assert_allclose(anchors, own_anchors, atol=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "kind", "share"), [("fp16", onnx.TensorProto.FLOAT16, 0.6), ("int8", 3, 0.4)])
+def test_lower_precisions(
+    precision: str,
+    kind: int,
+    share: float,
+    exported: Path,
+    detector_file: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch_program, "trace", lambda *args, **options: None)
+    monkeypatch.setattr(onnx_file, "write_network", lambda _, path: shutil.copy(exported.parent / "network.onnx", path))
+    command = ["export", str(detector_file), "--out", str(tmp_path), "--images", str(image_folder)]
+    main([*command, "--precision", precision])
+    assert re.search(rf"in {precision}, [1-9]\d* of \d+ detections match", capsys.readouterr().out)
+    model = onnx.load(tmp_path / "detector.onnx")
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    assert json.loads(model.metadata_props[0].value)["precision"] == precision
+    assert (tmp_path / "detector.onnx").stat().st_size < share * (exported / "detector.onnx").stat().st_size
+    weights = [one for one in model.graph.initializer if np.prod(one.dims) > 500 and len(one.dims) == 4]
+    assert {one.data_type for one in weights} == {kind}
+    monkeypatch.setitem(TOLERANCES, precision, Tolerance(unmatched=-0.01, ap=0))
+    (tmp_path / "detector.onnx").unlink()
+    with pytest.raises(SystemExit, match=rf"in {precision}, \d+ of \d+ detections differ; export in fp32"):
+        main([*command, "--precision", precision])
+    assert not (tmp_path / "detector.onnx").exists()
+    with pytest.raises(SystemExit, match="leave out --to pt2"):
+        main([*command, "--precision", precision, "--to", "pt2"])
 
 
 def test_errors_before_anything_is_exported(
