@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from detection.export.operators import plain_operators
 from detection.models.build import LoadedDetector
 from detection.models.detector import Detections, Detector, Targets
 from detection.models.faster_rcnn import FasterRCNN
+from detection.ops.roi_align import PyramidRoIAlign, RoIPool
 from detection.params.recipe import Recipe
 
 METADATA = "detection"
@@ -83,7 +84,7 @@ def trace_core(loaded: LoadedDetector) -> tuple[ExportedProgram, tuple[str, ...]
 
 def trace_box_head(detector: FasterRCNN) -> ExportedProgram:
     """Trace the second stage, with a dynamic number of proposals."""
-    side = detector.roi_heads.pool.output_size
+    side = cast(PyramidRoIAlign | RoIPool, detector.roi_heads.pool).output_size
     with torch.no_grad(), quiet():
         channels = detector.features(torch.zeros(1, 3, 4 * STRIDE, 4 * STRIDE))[0].shape[1]
         pooled = torch.zeros(7, channels, side, side)

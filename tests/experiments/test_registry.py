@@ -168,11 +168,12 @@ def test_serve_loads_the_version_that_an_alias_moves_to(store: Any, experiment: 
     from detection.serving.model_source import ModelSource
     from tests.serving.test_server import Client, png, serving, write_detector
 
-    assert isinstance(experiment.files, InMemory)
+    files = experiment.files
+    assert isinstance(files, InMemory)
 
     def promoted(seed: int) -> None:
         write_detector(tmp_path / f"{seed}.pt", seed)
-        experiment.files.content["models/detector.pt"] = (tmp_path / f"{seed}.pt").read_bytes()
+        files.content["models/detector.pt"] = (tmp_path / f"{seed}.pt").read_bytes()
         promote(experiment, None, "champion")
 
     promoted(0)

@@ -120,7 +120,7 @@ class Server:
         self.process.terminate()
         self.process.wait(90)
 
-    async def load(self, requests: Sequence[bytes], clients: int, seconds: float) -> Load:
+    async def load(self, requests: list[bytes], clients: int, seconds: float) -> Load:
         """Send requests from several clients, each of which waits for its answers."""
         load, start = Load(), time.monotonic()
         watcher = asyncio.create_task(self._watch(load, start))
