@@ -24,6 +24,7 @@ COMMANDS = {
     "download": ("download", "download a dataset's official archives and extract them"),
     "compare": ("experiments", "differing params and scores of experiments, and which one is better"),
     "noise": ("experiments", "queue several seeds, and report the variation of the scores"),
+    "search": ("search", "search params with Optuna, each trial one experiment, and apply the best"),
     "apply": ("experiments", "restore the experiment of an MLflow run in the workspace"),
     "promote": ("experiments", "register a detector in MLflow's model registry"),
     "sync": ("workspace", "send to MLflow what it missed while it was down"),
@@ -31,7 +32,7 @@ COMMANDS = {
 """Module of `detection.commands` and help of each command."""
 
 
-ON_EXPERIMENTS = ("summary", "compare", "noise", "apply", "promote", "sync")
+ON_EXPERIMENTS = ("summary", "compare", "noise", "search", "apply", "promote", "sync")
 
 
 def build_parser(names: Collection[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

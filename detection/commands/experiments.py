@@ -1,9 +1,7 @@
 """Commands on experiments: compare, noise, apply, promote."""
 
 import argparse
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from detection import params
 from detection.commands import Command
@@ -53,14 +51,7 @@ def compare(experiments: list[str], rounds: int) -> str:
     from detection.experiments import comparison
 
     repository = Repository()
-    found = [find(name, repository) for name in experiments]
-    with tempfile.TemporaryDirectory(prefix="detection-compare-") as scratch:
-        data = []
-        for i, experiment in enumerate(found):
-            folder = Path(scratch, str(i))
-            folder.mkdir()
-            data.append(comparison.read(experiment, folder))
-    comparison.check_same_test(data)
+    data = comparison.read_all([find(name, repository) for name in experiments])
     return comparison.write(data, comparison.compare(data, rounds))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -112,6 +113,20 @@ def read(experiment: Experiment, folder: Path) -> ExperimentData:
         ground_truth=ground_truth,
         detections=SplitDetections.from_coco(ground_truth, entries),
     )
+
+
+def read_all(experiments: Sequence[Experiment]) -> list[ExperimentData]:
+    """Read experiments that were evaluated on the same test split.
+
+    Raises:
+        DataError: One cannot be read, or they were evaluated on different test data.
+    """
+    data = []
+    for experiment in experiments:
+        with TemporaryDirectory(prefix="detection-compare-") as folder:
+            data.append(read(experiment, Path(folder)))
+    check_same_test(data)
+    return data
 
 
 def _params(recorded: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import sqlite3
 import time
 import urllib.parse
 import uuid
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,12 +246,13 @@ def close_orphans(store: Store) -> None:
     )
     for run in running:
         here = run.data.tags.get("machine", machine()) == machine()
-        if (not _is_alive(run.data.tags)) if here else _is_silent(run):
+        if (not is_alive(run.data.tags)) if here else _is_silent(run):
             log.info("MLflow run %s: its process has died, marked as KILLED", run.info.run_name)
             store.client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _is_alive(tags: dict[str, str]) -> bool:
+def is_alive(tags: Mapping[str, str]) -> bool:
+    """Return True if the process of `process_tags` lives on this machine."""
     import psutil
 
     try:

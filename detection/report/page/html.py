@@ -20,6 +20,8 @@ from detection.report.page import score_tables
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+PAGE = Path(__file__).parent
+"""Folder of the templates."""
 DATASET_FIGURES = {
     "samples": "Training images with ground truth; difficult and crowd objects are gray.",
     "class_counts": "Objects per class and split.",
@@ -43,9 +45,9 @@ def write_page(
         album: Galleries of test images, or None.
         advice: Findings by section.
     """
-    environment = templates(Path(__file__).parent, autoescape=True)
-    environment.filters.update(embed=data_url, code=_code, duration=lambda s: timedelta(seconds=round(s)))
-    script = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+    environment = templates(PAGE, autoescape=True)
+    environment.filters.update(embed=data_url, code=code, duration=lambda s: timedelta(seconds=round(s)))
+    script = (PAGE / "page.js").read_text(encoding="utf-8")
     html = environment.get_template("page.html").render(
         **_page_context(reports),
         charts=charts,
@@ -134,6 +136,6 @@ def _dataset_figures(folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
-def _code(text: str) -> Markup:
+def code(text: str) -> Markup:
     """Escape a text and mark up its `code`."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
