@@ -1,13 +1,14 @@
 """Code dependencies in dvc.yaml against the imports of the stages; no heavy import in a light stage."""
 
 import ast
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from detection.params import schema
-from detection.pipeline import PARAMS, is_code, paths
+from detection.pipeline import PARAMS, code_files, is_code, paths
 from tests.pipeline.import_closure import closure, lies_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +171,11 @@ def _foreign(path: Path) -> set[str]:
             elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                 waiting.append(node)
     return names
+
+
+def test_line_ends_of_a_checkout_change_no_dependency() -> None:
+    """With `core.autocrlf` git would write CRLF, and every stage would run again."""
+    code = [file.relative_to(ROOT).as_posix() for file in code_files(STAGES, ROOT)]
+    files = [*code, "dvc.yaml", "dvc.lock", PARAMS]
+    listed = subprocess.run(["git", "check-attr", "eol", *files], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert listed.stdout.splitlines() == [f"{file}: eol: lf" for file in files]

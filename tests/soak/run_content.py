@@ -9,10 +9,9 @@ from typing import Any
 
 TIMED_METRICS = ("system/", "speed/", "seconds", "images_per_second")
 """Prefixes of metrics that measure time."""
-OWN_TAGS = ("pid", "pid_started", "training_id", "dvc.workspace", "mlflow.note.content", "mlflow.user")
-"""Tags of a process or a folder, and the model card, which has a date."""
-OWN_PARAMS = ("evaluation_key",)
-"""Hash over the detector's file, which holds the id of its training."""
+OWN = ("pid", "pid_started", "training_id", "dvc.workspace", "mlflow.note.content", "mlflow.user", "evaluation_key")
+"""Tags and params of a process or a folder; the model card, which has a date; and a hash over the detector's file, which
+has the duration of its training."""
 Curve = list[tuple[int, float]]
 
 
@@ -47,8 +46,8 @@ class RunContent:
         return cls(
             run.info.status,
             {key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key)) for key in sorted(names)},
-            {key: value for key, value in run.data.params.items() if key not in OWN_PARAMS},
-            {key: value for key, value in run.data.tags.items() if key not in OWN_TAGS},
+            {key: value for key, value in run.data.params.items() if key not in OWN},
+            {key: value for key, value in run.data.tags.items() if key not in OWN},
             sorted((one.dataset.name, one.dataset.digest) for one in run.inputs.dataset_inputs),
             files,
         )

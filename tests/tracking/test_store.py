@@ -152,6 +152,14 @@ def test_a_moved_project_links_its_old_path(
     assert len(list((moved / "mlartifacts").rglob("params.yaml"))) == 2
 
 
+def test_a_missing_driver_of_the_database_is_named(repo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://me:secret@localhost/db")
+    with pytest.raises(TrackingError, match="needs a driver: uv add psycopg2") as raised:
+        open_run(params, {})
+    assert "secret" not in str(raised.value)
+
+
 def test_a_missing_driver_of_the_file_store_is_named(
     repo: Path, params: Params, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
