@@ -10,8 +10,8 @@ from typing import Any
 TIMED_METRICS = ("system/", "speed/", "seconds", "images_per_second")
 """Prefixes of metrics that measure time."""
 OWN = ("pid", "pid_started", "training_id", "dvc.workspace", "mlflow.note.content", "mlflow.user", "evaluation_key")
-"""Tags and params of a process or a folder; the model card, which has a date; and a hash over the detector's file, which
-has the duration of its training."""
+"""Tags and params of a process or a folder; the model card, which has a date; and a hash over the detector's file,
+which has the duration of its training."""
 Curve = list[tuple[int, float]]
 
 

@@ -16,6 +16,7 @@ from detection.experiments.find import open_store
 from detection.params import Params
 from detection.tracking.lifecycle import open_run
 from detection.tracking.store import (
+    CLIENT_DEFAULTS,
     DRIVERS,
     SILENCE_S,
     artifact_root,
@@ -23,6 +24,7 @@ from detection.tracking.store import (
     connect,
     display_uri,
     failure,
+    import_mlflow,
     lock_path,
     tracking_uri,
 )
@@ -150,6 +152,16 @@ def test_a_moved_project_links_its_old_path(
     subprocess.run(command, shell=True, check=True)
     open_run(params, {}).close("FINISHED")
     assert len(list((moved / "mlartifacts").rglob("params.yaml"))) == 2
+
+
+def test_mlflow_prints_neither_links_nor_progress_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import environment_variables as variables
+
+    for name in CLIENT_DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    import_mlflow()
+    assert variables.MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.get()
+    assert not variables.MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get()
 
 
 def test_a_missing_driver_of_the_database_is_named(repo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ PASSWORDS = {"admin": "correct-horse-7", "ann": "battery-staple-8", "ben": "trop
 PASSWORDS |= {"carl": "marble-kettle-3", "dana": "quiet-lantern-4"}
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "team-key-id", "AWS_SECRET_ACCESS_KEY": "violet-bucket-secret"}
 S3_KEYS |= {"AWS_DEFAULT_REGION": "us-east-1"}
+TIMEOUT = ["timeout", "--kill-after=60", "1200"]
+"""Prefix of a command whose processes end together after 20 minutes, on a busy machine several times what they take."""
 AUTH_VARIABLES = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "flask-session-secret"}
 AUTH = """[mlflow]
 default_permission = EDIT
@@ -105,6 +107,11 @@ def git_remote(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bare repository with a copy of this one, on a toy dataset of a few steps."""
     folder = tmp_path_factory.mktemp("git")
     clone = Clone.create(folder / "first", epochs=1, num_images=12)
+    params = clone.folder / "params.yaml"
+    before = params.read_text()
+    params.write_text(before.replace("\n  method: crops\n", "\n  method: none\n", 1))
+    assert params.read_text() != before
+    clone.commit("without pretraining")
     subprocess.run(["git", "clone", "-q", "--bare", clone.folder, folder / "detectors.git"], check=True)
     return folder / "detectors.git"
 
@@ -114,8 +121,9 @@ def shell(script: str, folder: Path, user: str = "ann") -> str:
     env = Clone(folder).environment(GIT_AUTHOR_NAME=user, GIT_AUTHOR_EMAIL=f"{user}@localhost")
     env |= {"PYTHONPATH": ".", "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
     env = {key: value for key, value in env.items() if not key.startswith("AWS_")}
+    words = [*TIMEOUT, "bash", "-e", "-c", script]
     done = subprocess.run(
-        ["bash", "-e", "-c", script], cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
     assert done.returncode == 0, f"{script}\n{done.stdout[-5000:]}"
     return done.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from detection.tracking.store import import_mlflow
 from tests.soak.clones import Clone
-from tests.tracking.team.conftest import ROOT, Team
+from tests.tracking.team.conftest import ROOT, TIMEOUT, Team
 
 PROGRAMS = {"make": "mkdir -p .venv/bin && touch .venv/bin/activate", "srun": 'shift && exec "$@"'}
 """Stand-ins: this environment is installed already, and there is no scheduler."""
@@ -33,7 +33,7 @@ def test_two_tasks_of_an_array(team: Team, git_remote: Path, tmp_path: Path, mon
     (tmp_path / "settings.tsv").write_text("sweep-1\t-S seed=11\nsweep-2\t-S seed=12 -S train.log_every=2\n")
 
     def task(number: int) -> None:
-        words = ["bash", str(ROOT / "examples/slurm/sweep.sbatch"), str(tmp_path / "settings.tsv")]
+        words = [*TIMEOUT, "bash", str(ROOT / "examples/slurm/sweep.sbatch"), str(tmp_path / "settings.tsv")]
         done = subprocess.run(
             words, cwd=tmp_path, env=env | {"SLURM_ARRAY_TASK_ID": str(number)}, capture_output=True, text=True
         )
