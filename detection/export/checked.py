@@ -151,7 +151,7 @@ def _write_onnx(
     tolerance = Tolerance(unmatched=0.0, ap=0.0)
     if options.precision != "fp32":
         tolerance = TOLERANCES[options.precision]
-        convert(network, options.precision, _feeds(loaded, images))
+        convert(network, options.precision, feeds(loaded, images))
         exported = agreement.OnnxDetector(network)
         lines.append(agreement.check_precision(loaded, exported, checked, options.precision, tolerance.unmatched))
     if options.evaluate or (options.precision != "fp32" and options.images is None):
@@ -164,7 +164,7 @@ def _write_onnx(
     return path, lines
 
 
-def _feeds(loaded: LoadedDetector, images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
+def feeds(loaded: LoadedDetector, images: Sequence[Tensor]) -> Iterator[dict[str, Any]]:
     """Inputs of the network for each image."""
     for image in images:
         batch = collate([agreement.sample(image, loaded)], loaded.recipe)
