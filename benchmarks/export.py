@@ -79,10 +79,16 @@ def average_precision(found: Sequence[Detections], objects: Sequence[Detections]
         sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
         boxes = boxes + np.tile(sides * rng.uniform(-0.1, 0.1, sides.shape), 2).astype(np.float32)
         none, areas = np.zeros(len(boxes), np.bool_), sides.prod(1).astype(np.float32)
-        records.append(Record("", "", *image.shape[1:], boxes, one.labels[:20].numpy(), none, none, areas))
+        height, width = image.shape[1:]
+        records.append(Record("", "", height, width, boxes, one.labels[:20].numpy(), none, none, areas))
     rows = np.repeat(np.arange(len(found)), [len(one.scores) for one in found])
-    columns = (torch.cat([getattr(one, name) for one in found]) for name in ("boxes", "scores", "labels"))
-    stats = coco_metrics.score(pack(records), SplitDetections.pack(rows, *columns), ("Platelets", "RBC", "WBC")).stats
+    boxes, scores, labels = (
+        torch.cat([getattr(one, name) for one in found]).numpy() for name in ("boxes", "scores", "labels")
+    )
+    scores = scores.round(5)  # random weights give ties, which have no order: that of the boxes
+    order = np.lexsort((*boxes.round(1).T, labels, -scores, rows))
+    detections = SplitDetections.pack(rows[order], boxes[order], scores[order], labels[order])
+    stats = coco_metrics.score(pack(records), detections, ("Platelets", "RBC", "WBC")).stats
     return float(stats["AP"])
 
 
