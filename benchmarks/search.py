@@ -64,9 +64,11 @@ def train(recipe: Recipe, values: Mapping[str, Any], data: RawDataset, seed: int
     return best
 
 
-def search(name: str, seed: int, trials: int, recipe: Recipe, data: RawDataset, storage: str) -> list[dict[str, Any]]:
-    """Run or resume a search; return its trials with the best score so far."""
-    settings = SearchFile(space={key: {} for key in DIMENSIONS}, sampler=name, seed=seed, trials=trials)  # type: ignore[arg-type]
+def search(
+    name: str, seed: int, trials: int, total: int, recipe: Recipe, data: RawDataset, storage: str
+) -> list[dict[str, Any]]:
+    """Run or resume a search of `total` trials up to one of them; return the trials with the best score so far."""
+    settings = SearchFile(space={key: {} for key in DIMENSIONS}, sampler=name, seed=seed, trials=total)  # type: ignore[arg-type]
     space = Space(Path("search.yaml"), settings, DIMENSIONS, {})
     study = optuna.create_study(
         storage=storage, sampler=sampler(space), study_name=f"{name}-{seed}", direction="maximize", load_if_exists=True
@@ -105,13 +107,12 @@ def main() -> None:
             format="shapes", path=f"{folder}/shapes", image_size=SIDE, train=IMAGES, val=IMAGES, test=2
         )
         data, storage = read("search", spec), f"sqlite:///{args.out.resolve().with_suffix('.db')}"
-        rows = [
-            row
-            for seed in range(args.repetitions)
-            for name in ("tpe", "random")
-            for row in search(name, seed, args.trials, recipe, data, storage)
-        ]
-    table = pd.DataFrame(rows)
+        rows = {}
+        for seed in range(args.repetitions):
+            for trial in range(1, args.trials + 1):  # alternating, so that an unfinished run compares equal budgets
+                for name in ("tpe", "random"):
+                    rows[name, seed] = search(name, seed, trial, args.trials, recipe, data, storage)
+    table = pd.DataFrame([row for one in rows.values() for row in one])
     table.to_csv(args.out, index=False)
     print(table.groupby(["trial", "sampler"])["best"].mean().unstack().round(4).to_string())
     print(

@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STORAGE_VARIABLE = "DETECTION_SEARCH_STORAGE"
+STASH = "refs/exps/stash"
+"""Ref of the experiments that `dvc exp run` is about to start."""
 CURVE = "reports/train/metrics.csv"
 SILENCE_S = 900.0
 """Time after which a trial of another machine counts as lost; it reports every `HEARTBEAT_S`."""
@@ -202,6 +205,8 @@ class Search:
                 self.study.tell(lost.number, state=_state("FAIL"))
             except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
                 continue  # another machine was first
+            with suppress(DataError):  # an experiment that was killed before its first stage: DVC would run it next
+                self.repository.git("update-ref", "-d", STASH)
             kept = {key: value for key, value in lost.user_attrs.items() if key not in ("owner", "seen")}
             self.study.add_trial(
                 optuna.trial.create_trial(
@@ -242,7 +247,7 @@ class Search:
                 self.parent.mark(run_id, pruned)
                 self._tell(trial, None, pruned)
                 return
-            if not process.interrupted():
+            if not process.finished and not process.interrupted():
                 self._fail(trial, process.failure())
                 return
             log.info("%s was killed; it is started again and resumes its checkpoint", name)
