@@ -82,8 +82,7 @@ compare: install  ## Table of the experiments: differing params, and the scores
 	@dvc exp show --only-changed --drop '.*/.*|params.yaml'
 
 docs: install  ## Build the documentation in site/
-	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --quiet
-	@echo "open site/index.html"
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 
 # One test process per core, one thread each: threads of several processes that wait for each other spin.
 # tests/conftest.py puts the longest files first.

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,14 +165,13 @@ class Predictor:
             The exported file.
 
         Raises:
-            DataError: No images for the check, packages are missing, or the detector is not on the CPU.
+            DataError: No images for the check, or packages are missing.
             VerificationError: The exported file's detections differ from the detector's.
         """
         from detection.export.checked import Options, write_checked
 
-        if self.device.type != "cpu":
-            raise DataError("a detector is exported on the CPU: detection.load(…, device='cpu')")
-        loaded = LoadedDetector(self.detector, self.recipe, self.classes, self.model, self.tiles, self.upright)
+        detector = self.detector if self.device.type == "cpu" else deepcopy(self.detector).cpu()
+        loaded = LoadedDetector(detector, self.recipe, self.classes, self.model, self.tiles, self.upright)
         folder = Path(images) if images else None
         options = Options(to=to, resize=resize, precision=precision, core=core, images=folder)
         return write_checked(loaded, Path(out), options)[1]

@@ -98,7 +98,7 @@ def check(loaded: LoadedDetector, exported: ExportedDetector, images: Sequence[T
 def check_resize(loaded: LoadedDetector, path: Path, images: Sequence[Tensor], unmatched: float) -> str:
     """Compare a file with the resize inside with `detection predict`, and report the greatest differences.
 
-    The pixels differ by up to two gray levels, and the scores with them.
+    The pixels differ by one or two gray levels, and the scores with them.
 
     Args:
         loaded: The detector, on the CPU.

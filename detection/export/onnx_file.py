@@ -118,7 +118,7 @@ def _resize_graph(recipe: Recipe) -> str:
     """The resize and padding of `eval_sample` and `collate`, in ONNX's text syntax.
 
     With antialiasing ONNX Runtime resizes uint8 as Pillow does; without, its 8-bit arithmetic is coarse, and floats
-    are rounded instead. At most 2 gray levels from ours.
+    are rounded instead: at most 1 gray level from ours, with antialiasing 2, and more in the outermost pixels.
     """
     if recipe.antialias:
         resize = 'small = Resize<mode="linear", antialias=1>(images, , , shape)'

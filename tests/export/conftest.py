@@ -42,17 +42,17 @@ CLASSES = ("ring", "cross", "leaf")
 def random_detector() -> Callable[..., LoadedDetector]:
     """Builds a small detector of a recipe, whose scores all count."""
 
-    def build(model: str, seed: int = 0, **changes: Any) -> LoadedDetector:
+    def build(model: str, seed: int = 0, classes: tuple[str, ...] = CLASSES, **changes: Any) -> LoadedDetector:
         recipe = without_weights(load(model=model, dataset="shapes").recipe)
         recipe = replace(recipe, score_threshold=0.01, **changes)
         torch.manual_seed(seed)
-        detector = build_detector(recipe, len(CLASSES), None).eval()
+        detector = build_detector(recipe, len(classes), None).eval()
         for name, layer in detector.named_modules():  # initial heads give almost the same output everywhere
             if isinstance(layer, nn.Conv2d | nn.Linear) and name.split(".")[0] != "backbone":
                 nn.init.kaiming_normal_(layer.weight)
                 if "bbox" in name or "regression" in name:
                     layer.weight.data *= 0.1
-        return LoadedDetector(detector, recipe, CLASSES, model)
+        return LoadedDetector(detector, recipe, classes, model)
 
     return build
 
