@@ -13,6 +13,7 @@ from PIL import Image
 
 from detection.data.loading.augment import draw_geometry
 from detection.data.loading.compose import Labeled, Source, compose
+from detection.data.loading.geometry import Geometry
 from detection.data.loading.index import Index, Record, pack
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.errors import ParamsError
@@ -113,6 +114,22 @@ def test_a_warp_of_nothing_changes_nothing() -> None:
     warped = replace(plain, warp=(1.0, 0.0, 0.0, 1.0))
     np.testing.assert_allclose(warped.boxes(boxes), plain.boxes(boxes), atol=1e-3)
     assert (warped.image(image, FILL).int() - plain.image(image, FILL).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("height", [240, 120])
+def test_a_rotation_is_that_of_bilinear_interpolation(height: int) -> None:
+    """Of an image of its size, and of one that is resized before; outside the image is padding in both."""
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC)
+    cos, sin, size = np.cos(0.4), np.sin(0.4), (height * 4 // 3, height)
+    geometry = Geometry((0, 0, 320, 240), size[1], size[0], warp=(cos, -sin, sin, cos))
+    shown = geometry.image(torch.from_numpy(np.array(photo)).permute(2, 0, 1), FILL)
+    left, top = (1 - cos) * size[0] / 2 - sin * size[1] / 2, (1 - cos) * size[1] / 2 + sin * size[0] / 2
+    exact = photo.resize(size, Image.Resampling.BILINEAR).transform(
+        size, Image.Transform.AFFINE, (cos, sin, left, -sin, cos, top), Image.Resampling.BILINEAR
+    )
+    difference = shown.permute(1, 2, 0).numpy().astype(float) - np.array(exact)
+    assert 10 * np.log10(255**2 / (difference**2).mean()) > 34
 
 
 def test_rotation_shows_what_lies_beyond_the_window() -> None:
