@@ -33,7 +33,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         content = notebook_markdown(text) if source.endswith(".ipynb") else text
         files.append(File.generated(config, page, content=content))
     files.append(File.generated(config, "cli.md", content=command_line()))
-    for path in sorted((ROOT / "examples").rglob("*.*")):
+    for path in [ROOT / "Dockerfile", *sorted((ROOT / "examples").rglob("*.*"))]:
         name = path.relative_to(ROOT).as_posix()
         if "." not in path.parent.name:
             files.append(File.generated(config, name, abs_src_path=str(path)))

@@ -62,7 +62,7 @@ def test_links_between_files_lead_to_pages(site: Path) -> None:
 def test_broken_links_stop_the_build(tmp_path: Path) -> None:
     for name in ("docs", "examples", "detection", "benchmarks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Dockerfile"):
         shutil.copy(ROOT / name, tmp_path)
     links = ("nowhere.md", "datasets.md#nothing", "../benchmarks/nothing.md")
     with (tmp_path / "docs/score.md").open("a") as page:
