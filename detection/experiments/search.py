@@ -108,8 +108,12 @@ def sampler(space: Space) -> Any:
             own = self._of(study, trial, param_name)
             return own.sample_independent(study, trial, param_name, param_distribution)
 
+    class Grid(optuna.samplers.GridSampler):  # type: ignore[misc]
+        def after_trial(self, *args: Any) -> None:
+            """Do nothing: Optuna's stops `Study.optimize` after the last point, and fails outside of it."""
+
     if space.settings.sampler == "grid":
-        return optuna.samplers.GridSampler(space.grid(), seed=space.settings.seed)
+        return Grid(space.grid(), seed=space.settings.seed)
     return Reseeded()
 
 
