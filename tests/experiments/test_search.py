@@ -216,10 +216,10 @@ def test_password_of_a_storage_is_in_no_message(folder: Path) -> None:
 def test_killed_search_and_killed_training_are_resumed(folder: Path) -> None:
     (folder / "space.yaml").write_text(SPACE.replace("trials: 6", "trials: 3\npruner:"))
     (folder / "slow").write_text("60")
-    searching = subprocess.Popen(command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _wait(lambda: list((folder / ".checkpoints").glob("*")) and _checkpoint(folder) == 3)
-    searching.kill()
-    searching.wait()
+    first.kill()
+    first.wait()
     _wait(lambda: not _trainings(folder), "the training outlives the search")
     (folder / "slow").unlink()
     assert len(starts(folder)) == 1
