@@ -85,7 +85,7 @@ docs: install  ## Build the documentation in site/
 	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build
 
 # One test process per core, one thread each: threads of several processes that wait for each other spin.
-# tests/conftest.py puts the longest files first.
+# tests/conftest.py orders the files.
 PYTEST_PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 test: install  ## Lint, types and tests

@@ -137,7 +137,7 @@ def test_a_server_that_dies_and_comes_back_misses_nothing(
     run.tag("a", "b")
     wait_for(lambda: run._failures > 2)
     client.down = False
-    wait_for(lambda: client.tags)
+    wait_for(lambda: client.tags and client.files)
     assert client.steps() == list(range(1, 61))
     assert client.files == {"samples/figure.txt": "drawn"}
     wait_for(lambda: "is back" in caplog.messages[-1])

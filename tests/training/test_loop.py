@@ -407,7 +407,7 @@ def test_a_training_killed_during_a_save_resumes_bit_equal_and_logs_every_step_o
     monkeypatch.setattr(signals, "CHECKPOINT_INTERVAL_S", 0.0)
     monkeypatch.setattr(signals, "MIN_INTERVAL_PER_SAVE", 0)  # a checkpoint after every step
     run, save = ListRun(), torch.save
-    sent: Any = multiprocessing.get_context("fork").SimpleQueue()
+    received, sent = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def killed() -> None:
         saves = [0]
@@ -417,7 +417,7 @@ def test_a_training_killed_during_a_save_resumes_bit_equal_and_logs_every_step_o
             if saves[0] > at:
                 file.write(b"half of it")
                 file.flush()
-                sent.put(run.steps)
+                sent.send(run.steps)
                 os.kill(os.getpid(), signal.SIGKILL)
             save(state, file)
 
@@ -426,7 +426,8 @@ def test_a_training_killed_during_a_save_resumes_bit_equal_and_logs_every_step_o
 
     process = multiprocessing.get_context("fork").Process(target=killed)
     process.start()
-    updates = sent.get()
+    assert received.poll(60), "no checkpoint"
+    updates = received.recv()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     folder = make_job("killed").checkpoints.folder
