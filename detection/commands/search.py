@@ -12,9 +12,10 @@ from detection.experiments import comparison, seeds
 from detection.experiments.find import find
 from detection.experiments.repository import Repository
 from detection.experiments.restore import restore
-from detection.experiments.search import STORAGE_VARIABLE, Search, open_study, storage_url
+from detection.experiments.search import Search, open_study, storage_url
 from detection.experiments.search_parent import ParentRun
 from detection.experiments.search_space import Space, read
+from detection.experiments.search_trial import STORAGE_VARIABLE
 from detection.signals import stop_handler
 from detection.text import number
 
@@ -85,7 +86,7 @@ def _finish(space: Space, study: "optuna.Study", repository: Repository, parent:
     parent.close("FINISHED" if not running else "RUNNING", name, page)
     lines = [
         f"{study.study_name}: {len(trials)} trials by {space.settings.sampler}, {len(best)} finished and "
-        f"{len(trials) - len(best)} pruned; best {space.settings.objective} {best[0].value:.4f}: {name}",
+        f"{len(trials) - len(best)} pruned or failed; best {space.settings.objective} {best[0].value:.4f}: {name}",
         *_table(space, best),
         "",
         *verdict,

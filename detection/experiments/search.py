@@ -19,7 +19,7 @@ from detection.experiments.find import find
 from detection.experiments.repository import Repository
 from detection.experiments.search_parent import ParentRun
 from detection.experiments.search_space import Space
-from detection.experiments.search_trial import TrialProcess, read_curve
+from detection.experiments.search_trial import STORAGE_VARIABLE, TrialProcess, read_curve
 from detection.files import LockedTemporaryDirectory, dvc_root, locked
 from detection.params.reader import read_yaml
 from detection.pipeline import PARAMS
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
-STORAGE_VARIABLE = "DETECTION_SEARCH_STORAGE"
 STASH = "refs/exps/stash"
 """Ref of the experiments that `dvc exp run` is about to start."""
 CURVE = "reports/train/metrics.csv"
@@ -86,7 +85,7 @@ def open_study(space: Space, name: str, url: str) -> "optuna.Study":
 
 
 def sampler(space: Space) -> Any:
-    """Optuna's sampler, seeded anew for each trial: a search that was interrupted proposes what it would have."""
+    """Optuna's sampler with a seed per trial, so that an interrupted search proposes the same params."""
     import optuna
 
     class Reseeded(optuna.samplers.BaseSampler):  # type: ignore[misc]

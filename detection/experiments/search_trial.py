@@ -18,6 +18,8 @@ from detection.files import REPORTS_TRAIN, TRAIN_RUN_JSON, locked, read_table
 from detection.tracking.client import read_run_id
 
 TRAINING = "stages.train"
+STORAGE_VARIABLE = "DETECTION_SEARCH_STORAGE"
+"""URL of Optuna's database, which may hold a password: trainings do not get it."""
 STANDALONE = Path(".dvc/tmp/exps/standalone")
 """Folder of the workspaces of `dvc exp run --temp`."""
 START_TIMEOUT_S = 60.0
@@ -55,7 +57,7 @@ class TrialProcess:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C reaches the search alone, which stops its trainings
                     preexec_fn=_die_with_parent,
-                    env={key: value for key, value in os.environ.items() if key != "DETECTION_SEARCH_STORAGE"},
+                    env={key: value for key, value in os.environ.items() if key != STORAGE_VARIABLE},
                 )
             until = time.monotonic() + START_TIMEOUT_S
             while self.running() and time.monotonic() < until and not self._stages():

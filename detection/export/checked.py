@@ -18,9 +18,12 @@ from detection.export import agreement, core, onnx_file, torch_program
 from detection.export.precision import CALIBRATION_IMAGES, TOLERANCES, Tolerance, convert
 from detection.files import PREPARED
 from detection.models.build import LoadedDetector
+from detection.text import did_you_mean
 
 log = logging.getLogger(__name__)
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+CHOICES = {"to": ("onnx", "pt2"), "resize": ("inside", "outside"), "precision": ("fp32", "fp16", "int8")}
+"""Values of `Options`."""
 CHECKED_IMAGES = 8
 RESIZE_UNMATCHED = 0.1
 """Accepted share of detections that differ with the resize inside."""
@@ -78,6 +81,10 @@ class Options:
     """Compare the AP on the prepared test split; always done for fp16 and int8 unless `images` are named."""
 
     def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise DataError(f"{name}: unknown value {value!r}; {did_you_mean(value, allowed)}")
         if self.to == "pt2" and (self.precision != "fp32" or self.core):
             raise DataError("fp16, int8 and the core are written as ONNX; leave out --to pt2")
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PRECISIONS = ("fp32", "fp16", "int8")
 CALIBRATION_IMAGES = 64
 HEAVY = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 CHEAP = {"Relu", "Clip", "LeakyRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Add", "Mul", "Concat", "Flatten"}
@@ -59,7 +58,7 @@ def convert(network: Path, precision: str, feeds: Iterable[Feed]) -> None:
     from onnxruntime import quantization
 
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # advice to fuse layers first, which `write_network` has done
+    logging.disable(logging.WARNING)  # advice to run its preprocessing first
     try:
         with np.errstate(invalid="ignore"):  # ranges of padded scores, -inf, which are not quantized
             quantization.quantize_static(

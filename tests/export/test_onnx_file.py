@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -25,7 +25,7 @@ from detection.data.loading.loader import eval_sample
 from detection.errors import DataError, VerificationError
 from detection.export import agreement, onnx_file, torch_program
 from detection.export.agreement import OnnxDetector, check
-from detection.export.checked import require_packages
+from detection.export.checked import Options, require_packages
 from detection.export.precision import TOLERANCES, Tolerance
 from detection.models.build import LoadedDetector
 from detection.models.retinanet import RetinaNet
@@ -202,3 +202,9 @@ def test_the_resize_inside_has_the_same_sizes_and_almost_the_same_pixels(
         assert original.tolist() == batch.sizes.original.tolist()
         assert pixels.shape == batch.images.shape
         assert np.abs(pixels.astype(int) - batch.images.numpy().astype(int)).max() <= 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("to", "onx"), ("resize", "in"), ("precision", "fp15")])
+def test_an_unknown_option_names_the_possible_ones(name: str, value: Any) -> None:
+    with pytest.raises(DataError, match=f"{name}: unknown value '{value}'"):
+        Options(**{name: value})
