@@ -7,7 +7,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends git make ope
 COPY --from=ghcr.io/astral-sh/uv:0.13 /uv /usr/local/bin/uv
 WORKDIR /opt/detection
 COPY pyproject.toml uv.lock README.md ./
-ENV UV_PROJECT_ENVIRONMENT=/opt/detection/.venv UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy
+# The user of the image cannot write bytecode there, and would compile torch in each process.
+ENV UV_PROJECT_ENVIRONMENT=/opt/detection/.venv UV_PYTHON_DOWNLOADS=never UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1
 # Another build of torch brings its own CUDA packages, or none.
 ARG TORCH_INDEX=
 RUN set -eu; skip=; if [ -n "$TORCH_INDEX" ]; then \

@@ -34,6 +34,7 @@ torch: $(SYNCED)
 		echo "$(TORCH_INDEX)" > $(CHOSEN_INDEX); }
 
 # uv comes from the package index in the version that uv.lock pins; the sync keeps it, as it is a dev dependency.
+# Where Python may not write bytecode, each process would compile torch again, for 5 s.
 $(SYNCED): uv.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; install Python 3.11 or newer"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -43,7 +44,7 @@ $(SYNCED): uv.lock pyproject.toml
 	@version=$$(sed -n '/^name = "uv"$$/{n;s/^version = "\(.*\)"$$/\1/p;}' uv.lock); \
 		test "$$($(VENV)/bin/uv --version 2>/dev/null | cut -d' ' -f2)" = "$$version" || \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check "uv==$$version"
-	$(VENV)/bin/uv sync --locked
+	$(VENV)/bin/uv sync --locked $(if $(PYTHONDONTWRITEBYTECODE),--compile-bytecode)
 	@touch $@
 
 # `dvc exp run` commits each experiment, so git needs an identity.
