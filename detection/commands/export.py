@@ -1,16 +1,23 @@
 """`detection export`: a detector as an ONNX file or a `.pt2` program that runs without this package."""
 
 import argparse
+import logging
+import signal
 import tempfile
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from detection.commands import Command, add_source
 from detection.files import md5
+from detection.signals import stop_handler
 
 if TYPE_CHECKING:
     from detection.export.checked import Options
     from detection.models.build import LoadedDetector
+
+
+log = logging.getLogger(__name__)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +87,15 @@ def _run(args: argparse.Namespace) -> str:
     from detection.export.checked import Options
 
     names = ("to", "resize", "precision", "core", "images", "evaluate")
-    return export(args.source, args.out, Options(**{name: getattr(args, name) for name in names}))
+    options = Options(**{name: getattr(args, name) for name in names})
+    with stop_handler(_stop):
+        return export(args.source, args.out, options)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Unwind, which deletes the temporary folder; the exit status is the shell's for the signal."""
+    log.info("stopped by %s; nothing was written", signal.Signals(number).name)
+    raise SystemExit(128 + number)
 
 
 COMMANDS = {"export": Command(_add_arguments, _run)}

@@ -1,9 +1,12 @@
 """Exported files that are left only if they agree with the detector."""
 
+import errno
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from detection.data.loading.batch import collate
-from detection.errors import DataError
+from detection.errors import DataError, DetectionError
 from detection.export import agreement, core, onnx_file, torch_program
 from detection.export.precision import CALIBRATION_IMAGES, TOLERANCES, Tolerance, convert
 from detection.files import PREPARED
@@ -25,6 +28,9 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 CHOICES = {"to": ("onnx", "pt2"), "resize": ("inside", "outside"), "precision": ("fp32", "fp16", "int8")}
 """Values of `Options`."""
 CHECKED_IMAGES = 8
+DISK_FULL_BYTES = 2**20
+"""Free space below which a failed export is blamed on the disk."""
+SCRIPT = Path(__file__).with_name("infer_script.txt")
 RESIZE_UNMATCHED = 0.1
 """Accepted share of detections that differ with the resize inside."""
 
@@ -50,13 +56,19 @@ def read_images(folder: Path | None, count: int = CHECKED_IMAGES) -> list[Tensor
 
     if folder is not None:
         files = find_inputs([folder]).images
+        if not files:
+            raise DataError(f"there are no images in {folder}")
     else:
         from detection.data.loading.prepared import Prepared
 
         if not (PREPARED / "meta.json").is_file():
             raise DataError("the exported file is checked on images, and none are prepared; name some: --images FOLDER")
         prepared = Prepared.load()
-        split = next(split for split in ("val", "test", "train") if len(prepared.index(split)))
+        split = next((split for split in ("val", "test", "train") if len(prepared.index(split))), None)
+        if split is None:
+            raise DataError(
+                "the exported file is checked on images, and the prepared splits are empty; --images FOLDER"
+            )
         prepared.check_unchanged(split)
         index = prepared.index(split)
         files = [prepared.root / index[row].file for row in range(min(count, len(index)))]
@@ -104,25 +116,59 @@ def write_checked(
         What the checks found, line by line, and the file.
 
     Raises:
-        DataError: No images for the check, or packages are missing.
+        CheckpointError: The prepared data, on which the AP is compared, has other classes.
+        DataError: No images for the check, packages are missing, or `out` cannot be used.
         VerificationError: The exported file's detections differ; nothing is left.
     """
     require_packages(*(PACKAGES if options.to == "onnx" else ()))
     images = read_images(options.images, CALIBRATION_IMAGES if options.precision == "int8" else CHECKED_IMAGES)
     if loaded.tiles is not None:
         log.warning("the detector was trained on windows of %d px, and the file detects on one", loaded.tiles.size)
-    program = torch_program.trace(loaded, plain=options.to == "pt2")
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+    if options.evaluate or (options.precision != "fp32" and options.images is None):
+        agreement.evaluated_split(loaded)
+    with _folder(out, f"detector.{options.to}") as folder:
+        program = torch_program.trace(loaded, plain=options.to == "pt2")
         if options.to == "pt2":
-            path, lines = _write_program(loaded, program, Path(folder), options, images, origin or {})
+            path, lines = _write_program(loaded, program, folder, options, images, origin or {})
         else:
-            path, lines = _write_onnx(loaded, program, Path(folder), options, images, origin or {})
-            shutil.copy(Path(__file__).with_name("infer_script.txt"), out / "infer.py")
-        for other in core.FILES:
-            if (file := Path(folder, other)).is_file():
-                file.replace(out / other)
+            path, lines = _write_onnx(loaded, program, folder, options, images, origin or {})
+            shutil.copy(SCRIPT, folder / "infer.py")
+        for name in (*core.FILES, "infer.py"):
+            if (file := folder / name).is_file():
+                file.replace(out / name)
         return lines, path.replace(out / path.name)
+
+
+@contextmanager
+def _folder(out: Path, name: str) -> Iterator[Path]:
+    """A temporary folder in `out`, deleted at the end, as is an `out` that was made for it and stays empty.
+
+    Raises:
+        DataError: `out` is a file, or has a folder, or somebody's `infer.py`, where a file has to go.
+        OSError: The disk is full, or `out` cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder: --out FOLDER")
+    if (out / name).is_dir():
+        raise DataError(f"{out / name} is a folder; name another one: --out FOLDER")
+    script = out / "infer.py"
+    if script.is_file() and not script.read_bytes().startswith(SCRIPT.read_bytes()[:40]):
+        raise DataError(f"{script} is not of an export and would be lost; name another folder: --out FOLDER")
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+            try:
+                yield Path(folder)
+            except (DetectionError, OSError):
+                raise
+            except Exception as error:  # writers in C++ do not say why they failed
+                if min(shutil.disk_usage(place).free for place in (folder, tempfile.gettempdir())) > DISK_FULL_BYTES:
+                    raise
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from error
+    finally:
+        if made and not any(out.iterdir()):
+            out.rmdir()
 
 
 def _write_program(

@@ -6,12 +6,13 @@ Letters: B images, A anchors, K classes, N candidates, P proposals, D detections
 `x1, y1, x2, y2`.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detection.data.loading.batch import STRIDE
 from detection.export.operators import align_by_level, keep_by_nms, pool_rois
 from detection.models.detector import BackboneDetector, Detector
 from detection.models.faster_rcnn import ROI_WEIGHTS, FasterRCNN, centered_inside
@@ -37,6 +38,7 @@ class DetectorGraph(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = cast(BackboneDetector, detector)
+        self.strides = _strides(self.detector) if isinstance(detector, FasterRCNN) else []
 
     def forward(self, images: Tensor, resized: Tensor, original: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Detect on a batch.
@@ -50,7 +52,7 @@ class DetectorGraph(nn.Module):
             Boxes [B, D, 4] in pixels of the image files, scores [B, D] in descending order, labels [B, D], and the
             number of detections [B]; the rows after it are zeros.
         """
-        boxes, scores, labels = _detections(self.detector, images, resized)
+        boxes, scores, labels = _detections(self.detector, images, resized, self.strides)
         valid = scores >= 0
         scale = (original.float() / resized.float()).flip(1).repeat(1, 2)[:, None]
         boxes = clip(boxes * scale, original)
@@ -77,7 +79,9 @@ class CoreGraph(nn.Module):
         """Raw outputs for Tensor[B, 3, H, W], uint8 RGB, resized and padded; see `Detector.core`."""
         features = self.detector.features(images)
         outputs = self.detector.raw_outputs(features)
-        outputs["anchors"], _ = _anchors(self.detector.anchors, features, images)  # type: ignore[arg-type]
+        two_stage = isinstance(self.detector, FasterRCNN)
+        generator: Any = self.detector.rpn.anchors if two_stage else self.detector.anchors  # type: ignore[union-attr]
+        outputs["anchors"], _ = _anchors(generator, features, images)
         return outputs
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -102,10 +106,17 @@ class BoxHead(nn.Module):
         return logits, deltas
 
 
-def _detections(detector: BackboneDetector, images: Tensor, resized: Tensor) -> Padded:
+def _strides(detector: BackboneDetector) -> list[int]:
+    """Pixels per cell of each feature map; two levels of MobileNet's pyramid have the same."""
+    side = 8 * STRIDE
+    with torch.no_grad():
+        return [side // level.shape[2] for level in detector.features(torch.zeros(1, 3, side, side))]
+
+
+def _detections(detector: BackboneDetector, images: Tensor, resized: Tensor, strides: list[int]) -> Padded:
     features = detector.features(images)
     if isinstance(detector, FasterRCNN):
-        return _two_stage(detector, features, images, resized)
+        return _two_stage(detector, features, images, resized, strides)
     if isinstance(detector, SSD):
         return _ssd(detector, features, images, resized)
     assert isinstance(detector, RetinaNet | FCOS)
@@ -189,10 +200,12 @@ def _ssd(detector: SSD, features: list[Tensor], images: Tensor, resized: Tensor)
     return batched_gather(boxes, pairs % count), values, pairs // count
 
 
-def _two_stage(detector: FasterRCNN, features: list[Tensor], images: Tensor, resized: Tensor) -> Padded:
+def _two_stage(
+    detector: FasterRCNN, features: list[Tensor], images: Tensor, resized: Tensor, strides: list[int]
+) -> Padded:
     proposals, mask = _proposals(detector, features, images, resized)
     recipe, (batch, count) = detector.recipe, mask.shape
-    logits, deltas = _heads(detector, features, proposals, images)
+    logits, deltas = _heads(detector, features, proposals, images, strides)
     classes = logits.shape[1] - 1
     scores = (logits.softmax(1)[:, 1:].view(batch, count, classes) * mask[..., None]).transpose(1, 2)  # [B, K, P]
     deltas = deltas.view(batch, count, classes + 1, 4)[:, :, 1:].transpose(1, 2)  # [B, K, P, 4]
@@ -233,14 +246,15 @@ def _proposals(detector: FasterRCNN, features: list[Tensor], images: Tensor, res
     return torch.where(mask[..., None], batched_gather(boxes, best), 0.0), mask
 
 
-def _heads(detector: FasterRCNN, features: list[Tensor], proposals: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+def _heads(
+    detector: FasterRCNN, features: list[Tensor], proposals: Tensor, images: Tensor, strides: list[int]
+) -> tuple[Tensor, Tensor]:
     """Class logits and deltas of all proposals of the batch, [B * P, ...]."""
     roi, maps = detector.roi_heads, features[:-1] if len(features) > 1 else features
     batch, count = proposals.shape[:2]
     boxes, image = proposals.flatten(0, 1), torch.arange(batch)[:, None].expand(batch, count).flatten()
     if isinstance(roi.pool, PyramidRoIAlign):
-        first = detector.recipe.fpn_levels[0]
-        strides = [2 ** (first + i) for i in range(len(maps))]
+        strides = strides[: len(maps)]
         level = roi.pool.level_index(boxes, strides)
         pooled = align_by_level(maps, boxes, image, level, [1 / stride for stride in strides], roi.pool.output_size)
     else:

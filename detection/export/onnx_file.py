@@ -68,10 +68,12 @@ def write_network(
             optimize=False,
             verbose=False,
         )
-        options = onnxruntime.SessionOptions()  # folds constants and removes dead nodes, in a second
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath, options.log_severity_level = str(path), 3
-        onnxruntime.InferenceSession(str(raw), options, providers=["CPUExecutionProvider"])
+        once = Path(folder, "once.onnx")
+        for source, target in ((raw, once), (once, path)):  # the second time, BatchNorm is folded into convolutions
+            options = onnxruntime.SessionOptions()  # folds constants and removes dead nodes, in a second
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.optimized_model_filepath, options.log_severity_level = str(target), 3
+            onnxruntime.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
 def finish(network: Path, path: Path, metadata: Mapping[str, Any], recipe: Recipe) -> None:

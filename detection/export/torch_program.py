@@ -4,6 +4,7 @@ The file is loaded by `torch.export.load(path).module()`, after `import torchvis
 metadata. Inputs and outputs are those of `DetectorGraph`.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -110,8 +111,10 @@ def _example(recipe: Recipe) -> tuple[Tensor, dict[int, Any]]:
 
 def write(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
     """Write a program as a `.pt2` file."""
+    content = io.BytesIO()  # torch's writer to a file aborts the process where the disk is full
     with quiet():
-        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+        torch.export.save(program, content, extra_files={METADATA: json.dumps(metadata)})
+    path.write_bytes(content.getbuffer())
 
 
 class ExportedDetector(Detector):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.export import spread
 from detection.models.build import LoadedDetector, build_detector, save_detector, without_weights
 from detection.params import load
 from detection.params.recipe import RPN, Anchors, RetinaNetAnchors, RoI, TopN
@@ -39,20 +40,15 @@ CLASSES = ("ring", "cross", "leaf")
 
 
 @pytest.fixture(scope="session")
-def random_detector() -> Callable[..., LoadedDetector]:
-    """Builds a small detector of a recipe, whose scores all count."""
+def random_detector(images: list[Tensor]) -> Callable[..., LoadedDetector]:
+    """Builds a small detector of a recipe, whose scores differ and all count."""
 
     def build(model: str, seed: int = 0, classes: tuple[str, ...] = CLASSES, **changes: Any) -> LoadedDetector:
         recipe = without_weights(load(model=model, dataset="shapes").recipe)
         recipe = replace(recipe, score_threshold=0.01, **changes)
-        torch.manual_seed(seed)
-        detector = build_detector(recipe, len(classes), None).eval()
-        for name, layer in detector.named_modules():  # initial heads give almost the same output everywhere
-            if isinstance(layer, nn.Conv2d | nn.Linear) and name.split(".")[0] != "backbone":
-                nn.init.kaiming_normal_(layer.weight)
-                if "bbox" in name or "regression" in name:
-                    layer.weight.data *= 0.1
-        return LoadedDetector(detector, recipe, classes, model)
+        loaded = LoadedDetector(build_detector(recipe, len(classes), None).eval(), recipe, classes, model)
+        spread(loaded, images[:2], seed)
+        return loaded
 
     return build
 
