@@ -16,7 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000, help="default: %(default)s")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--batch-size", type=int, default=8, metavar="N", help="images per forward pass; default: %(default)s")
-    add("--delay-ms", type=float, default=5, help="time that an image waits for others; default: %(default)s")
+    add("--delay-ms", type=float, default=5, help="time to wait for images that are being decoded")
     add("--max-mb", type=float, default=32, help="size of a request; default: %(default)s")
     add("--max-megapixels", type=float, default=50, help="size of an image; default: %(default)s")
     add("--max-waiting", type=int, default=128, metavar="N", help="images that wait; default: %(default)s")
@@ -40,13 +40,14 @@ def serve(args: argparse.Namespace) -> str:
         raise DataError(
             f"serve needs the package {error.name}: pip install fastapi uvicorn python-multipart prometheus-client"
         ) from None
-    from detection.serving.app import Limits, create_app
+    from detection.serving.app import create_app
+    from detection.serving.limits import Limits
     from detection.serving.memory import share_arenas
     from detection.serving.model_source import ModelSource
 
     share_arenas()
     source = ModelSource(args.source, args.device)
-    predictor = source.load()
+    model = source.load()
     limits = Limits(
         batch_size=args.batch_size,
         delay_s=args.delay_ms / 1000,
@@ -56,15 +57,14 @@ def serve(args: argparse.Namespace) -> str:
         timeout_s=args.timeout,
         reload_s=args.reload,
     )
+    predictor = model.predictor
     log.info("%s on %s: http://%s:%d (API: /docs)", predictor.model, predictor.device, args.host, args.port)
+    app = create_app(source, model, limits)
     config = uvicorn.Config(
-        create_app(source, predictor, limits),
-        host=args.host,
-        port=args.port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(args.timeout),
+        app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=int(args.timeout)
     )
     server = uvicorn.Server(config)
+    app.state.service.is_stopping = lambda: server.should_exit
     server.run()
     if not server.started:
         raise DataError(f"http://{args.host}:{args.port} cannot be served; choose another --port")

@@ -1,11 +1,21 @@
 """The detector that a server has loaded, and when it must load another."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from detection.predictor import Predictor, load
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A loaded detector."""
+
+    predictor: Predictor
+    version: str
+    """Version that its name stood for when it was loaded."""
 
 
 class ModelSource:
@@ -18,25 +28,23 @@ class ModelSource:
 
     def __init__(self, name: str, device: str) -> None:
         self.name, self.device = name, device
-        self.version = self._current()
 
-    def load(self) -> Predictor:
+    def load(self) -> ServedModel:
         """Load the detector."""
-        return load(self.name, device=self.device)
+        version = self._current()  # before the file is read: if it changes meanwhile, it is loaded again
+        return ServedModel(load(self.name, device=self.device), version)
 
-    def reload(self) -> Predictor | None:
-        """Load the detector again if the file changed or the alias moved; None if it did not, or if that fails."""
+    def reload(self, version: str) -> ServedModel | None:
+        """Load the detector again if it has another version; None if it has not, or if that fails."""
         try:
-            current = self._current()
-            if current == self.version:
+            if self._current() == version:
                 return None
-            predictor = self.load()
+            model = self.load()
         except Exception as error:  # the registry is down, or the file is being written: keep the detector
             log.warning("%s cannot be loaded again, the loaded detector stays: %s", self.name, error)
             return None
-        log.info("%s: version %s instead of %s", self.name, current, self.version)
-        self.version = current
-        return predictor
+        log.info("%s: version %s instead of %s", self.name, model.version, version)
+        return model
 
     def _current(self) -> str:
         """Version that the name stands for now."""

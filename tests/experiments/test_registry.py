@@ -164,7 +164,7 @@ def test_the_experiments_model_card_is_stored(store: Any, experiment: Experiment
 
 def test_serve_loads_the_version_that_an_alias_moves_to(store: Any, experiment: Experiment, tmp_path: Path) -> None:
     pytest.importorskip("fastapi")
-    from detection.serving.app import Limits
+    from detection.serving.limits import Limits
     from detection.serving.model_source import ModelSource
     from tests.serving.test_server import Client, png, serving, write_detector
 

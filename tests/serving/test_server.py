@@ -32,8 +32,10 @@ import detection
 from detection.models.build import build_detector, save_detector, without_weights
 from detection.params import load
 from detection.predictor import Predictor
-from detection.serving.app import Limits, create_app
+from detection.serving.app import create_app
+from detection.serving.limits import Limits
 from detection.serving.model_source import ModelSource
+from tests.soak.bad_requests import answer, cases
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("ring", "cross", "leaf")
@@ -161,6 +163,7 @@ Image.new("RGB", (64, 64)).save(JPEG, "JPEG")
         ([("a.png", png(size=(8, 8))), ("t.txt", b"x")], "/predict", 400, "t.txt"),
         ([("a.png", png(size=(8, 8)))], "/predict?threshold=2", 422, "threshold=2"),
         ([("a.png", png(size=(8, 8)))], "/predict?threshold=high", 422, "threshold=high"),
+        ([("a.png", png(size=(8, 8)))], "/predict?treshold=0.3", 422, "did you mean 'threshold'?"),
     ],
 )
 def test_bad_requests_get_one_line(
@@ -189,6 +192,14 @@ def test_other_bodies_are_refused(client: Client, body: bytes, kind: str, expect
     assert json.loads(answer)["detail"]
 
 
+def test_the_bad_requests_of_the_soak_test_get_the_right_status(client: Client) -> None:
+    slow = {"body of one byte per second", "chunked body without an end", "PNG, 48 megapixels in 140 kB (fine)"}
+    for case in cases(2_000_000):
+        if case.name not in slow:
+            status, body = answer(client.port, case)
+            assert status in case.expected, (case.name, body)
+
+
 def test_requests_at_the_same_time_share_batches_and_too_many_get_503(client: Client) -> None:
     files = [(f"{i}.png", png(i)) for i in range(4)]
     with ThreadPoolExecutor(12) as pool:
@@ -204,7 +215,7 @@ def test_requests_at_the_same_time_share_batches_and_too_many_get_503(client: Cl
 
 def test_health_page_and_api(client: Client) -> None:
     assert json.loads(client.get("/healthz"))["classes"] == list(CLASSES)
-    assert "Drop an image here" in client.get("/")
+    assert "Drop images here" in client.get("/")
     predict = json.loads(client.get("/openapi.json"))["paths"]["/predict"]["post"]
     assert {"200", "400", "413", "415", "422", "503", "504"} <= set(predict["responses"])
     assert set(predict["requestBody"]["content"]) == {"multipart/form-data", "image/*"}

@@ -2,7 +2,8 @@
 
     python -m tests.soak.serving                          # 64 clients for ten minutes, images of forty sizes
     python -m tests.soak.serving --sizes 1 --minutes 2 --clients 8
-    python -m tests.soak.serving --table                  # throughput at 1, 8 and 64 clients beside `detection predict`
+    python -m tests.soak.serving --stop --minutes 0.2     # SIGTERM with 64 clients: no request may be lost
+    python -m tests.soak.serving --bad                    # the answers to bad requests, as a table
 
 The detector has random weights unless `--detector` names a file. Memory is the resident set of the server's process;
 after the first fifth of the time its median over the second fifth is compared with that over the last. The last line
@@ -27,9 +28,10 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from tests.soak.bad_requests import check
+
 MAX_GROWTH = 1.02
 """Accepted ratio of the resident set in the last fifth of the time to that in the second fifth."""
-TABLE_CLIENTS = (1, 8, 64)
 
 
 @dataclass(slots=True)
@@ -156,6 +158,51 @@ class Server:
                 await asyncio.sleep(0.5)
 
 
+async def stop_under_load(server: Server, requests: list[bytes], clients: int, seconds: float) -> bool:
+    """Send SIGTERM to a server under load; print what became of the requests, and return whether none was lost.
+
+    A request is lost if it was sent before the signal and has no answer. One that a client sends later on an open
+    connection may find it closed, as with any HTTP/1.1 server, and can be sent again elsewhere.
+    """
+    stopped, outcomes, last_answer = float("inf"), Counter[str](), 0.0
+
+    async def client(number: int) -> None:
+        nonlocal last_answer
+        sent = 0.0
+        try:
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                for body in requests[number:] + requests[:number]:
+                    sent = time.monotonic()
+                    writer.write(body)
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                    length = next(line for line in head.split("\r\n") if line.startswith("content-length:"))
+                    await reader.readexactly(int(length.split(":")[1]))
+                    last_answer = time.monotonic()
+                    outcomes[f"sent {'before' if sent < stopped else 'after'} SIGTERM, answered {head.split()[1]}"] += 1
+                    if "connection: close" in head:
+                        break
+                writer.close()
+        except (asyncio.IncompleteReadError, ConnectionResetError, BrokenPipeError):
+            outcomes[f"sent {'before' if sent < stopped else 'after'} SIGTERM, not answered"] += 1
+        except OSError:
+            outcomes["connection refused"] += 1
+
+    tasks = [asyncio.create_task(client(number % len(requests))) for number in range(clients)]
+    await asyncio.sleep(seconds)
+    stopped = time.monotonic()
+    server.process.terminate()
+    code = await asyncio.to_thread(server.process.wait, 90)
+    ended = time.monotonic()
+    await asyncio.gather(*tasks)
+    for outcome, number in sorted(outcomes.items()):
+        print(f"{number:6} {outcome}")
+    print(
+        f"last answer {last_answer - stopped:.2f} s and end {ended - stopped:.2f} s after SIGTERM, exit status {code}"
+    )
+    return not any("before" in outcome and "200" not in outcome for outcome in outcomes)
+
+
 def http_request(file: Path) -> bytes:
     """POST request of an image file."""
     body = file.read_bytes()
@@ -163,29 +210,18 @@ def http_request(file: Path) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def predict_rate(detector: Path, files: Sequence[Path], batch_size: int) -> float:
-    """Images per second of `Predictor.predict` on files, in batches; the second of two passes counts."""
-    import detection
-
-    predictor = detection.load(detector, device="cpu")
-    for _ in range(2):
-        start = time.monotonic()
-        for _ in predictor.predict(list(files) * 2, batch_size=batch_size):
-            pass
-    return 2 * len(files) / (time.monotonic() - start)
-
-
-def table(detector: Path, files: Sequence[Path], options: Sequence[str], seconds: float) -> None:
-    """Print throughput and latency at 1, 8 and 64 clients, in turns with `predict`."""
-    server, requests = Server(detector, *options), [http_request(file) for file in files]
-    rates = []
-    for clients in TABLE_CLIENTS:
-        rates.append(predict_rate(detector, files, 8))
-        asyncio.run(server.load(requests, clients, seconds / 5))
-        load = asyncio.run(server.load(requests, clients, seconds))
-        share = load.statuses["200"] / load.seconds / rates[-1]
-        print(f"{clients} clients: {load}; {share:.2f} of predict's {rates[-1]:.1f} images/s", flush=True)
+def send_bad_requests(detector: Path, options: Sequence[str]) -> None:
+    """Print the answers to bad requests; the server must go on."""
+    server = Server(detector, "--timeout", "5", "--max-mb", "8", *options)
+    before = server.memory()
+    wrong = check(server.port, 8_000_000)
+    alive = server.process.poll() is None
+    print(f"{before:.0f} MiB before, {server.memory() if alive else 0:.0f} MiB after")
     server.stop()
+    print(
+        f"failed: {', '.join(wrong) or 'the server ended'}" if wrong or not alive else "ok: all answers as they must be"
+    )
+    sys.exit(bool(wrong) or not alive)
 
 
 def main() -> None:
@@ -198,7 +234,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=160)
     parser.add_argument("--detector", type=Path)
     parser.add_argument("--curve", type=Path, help="CSV file for seconds and MiB")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--stop", action="store_true", help="end the server after --minutes, under load")
+    parser.add_argument("--bad", action="store_true", help="send bad requests instead")
     parser.add_argument("options", nargs="*", help="further arguments of `detection serve`, after --")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-serving-") as name:
@@ -206,10 +243,13 @@ def main() -> None:
         if args.detector is None:
             write_detector(detector, args.model, args.image_size)
         files = write_images(Path(name), args.sizes)
-        if args.table:
-            table(detector, files, args.options, 60 * args.minutes)
-            return
+        if args.bad:
+            send_bad_requests(detector, args.options)
         server = Server(detector, *args.options)
+        if args.stop:
+            requests = [http_request(file) for file in files]
+            fine = asyncio.run(stop_under_load(server, requests, args.clients, 60 * args.minutes))
+            sys.exit(None if fine else "failed: requests were lost")
         load = asyncio.run(server.load([http_request(file) for file in files], args.clients, 60 * args.minutes))
         alive = server.process.poll() is None
         server.stop()
