@@ -15,7 +15,7 @@ from detection.serving.memory import return_free_memory
 from detection.serving.model_source import ServedModel
 
 log = logging.getLogger(__name__)
-TRIM_S = 5
+TRIM_S = 30
 """Seconds between two returns of freed memory."""
 
 

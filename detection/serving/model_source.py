@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from detection.predictor import Predictor, load
+from detection.serving.compute_threads import in_ending_thread
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class ModelSource:
     def load(self) -> ServedModel:
         """Load the detector."""
         version = self._current()  # before the file is read: if it changes meanwhile, it is loaded again
-        return ServedModel(load(self.name, device=self.device), version)
+        return ServedModel(in_ending_thread(lambda: load(self.name, device=self.device)), version)
 
     def reload(self, version: str) -> ServedModel | None:
         """Load the detector again if it has another version; None if it has not, or if that fails."""

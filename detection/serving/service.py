@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from detection.errors import DataError
 from detection.serving.batcher import Batcher, QueueFullError, Result
+from detection.serving.compute_threads import single_threaded_pool
 from detection.serving.counters import Metrics
 from detection.serving.limits import Limits
 from detection.serving.model_source import ModelSource, ServedModel
@@ -39,7 +39,7 @@ class DetectionService:
         self.metrics.waiting.set_function(lambda: self._batcher.waiting)
         self._budget = PixelBudget(max(limits.decoded_pixels, limits.pixels))
         # fewer threads than Starlette's forty, each of which would keep the memory of its largest image
-        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
+        self._decoders = single_threaded_pool(DECODERS, "decoder")
 
     @property
     def model(self) -> ServedModel:
