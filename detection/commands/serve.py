@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import sys
 
 from detection.commands import Command, add_source
 from detection.errors import DataError
@@ -15,7 +16,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--host", default="127.0.0.1", help="address; 0.0.0.0 for other machines; default: %(default)s")
     add("--port", type=int, default=8000, help="default: %(default)s")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    add("--batch-size", type=int, default=8, metavar="N", help="images per forward pass; default: %(default)s")
+    add("--batch-size", type=int, default=16, metavar="N", help="images per forward pass; default: %(default)s")
     add("--delay-ms", type=float, default=5, help="time to wait for images that are being decoded")
     add("--max-mb", type=float, default=32, help="size of a request; default: %(default)s")
     add("--max-megapixels", type=float, default=50, help="size of an image; default: %(default)s")
@@ -41,11 +42,13 @@ def serve(args: argparse.Namespace) -> str:
             f"serve needs the package {error.name}: pip install fastapi uvicorn python-multipart prometheus-client"
         ) from None
     from detection.serving.app import create_app
+    from detection.serving.compute_threads import SWITCH_INTERVAL_S
     from detection.serving.limits import Limits
     from detection.serving.memory import share_arenas
     from detection.serving.model_source import ModelSource
 
     share_arenas()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     source = ModelSource(args.source, args.device)
     model = source.load()
     limits = Limits(

@@ -13,6 +13,9 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+SWITCH_INTERVAL_S = 0.0002
+"""Interval at which Python's threads take turns. With the default of 5 ms the detector may wait longer for the
+interpreter than OpenMP's workers wait for the next operation (3 ms) before they sleep."""
 
 
 def in_ending_thread(function: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Limits:
     """Limits of a server."""
 
-    batch_size: int = 8
+    batch_size: int = 16
     """Images per forward pass."""
     delay_s: float = 0.005
     """Seconds that the first image of a batch waits for images that are being decoded."""
