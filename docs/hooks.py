@@ -56,11 +56,12 @@ def site_path(link: str, source: str) -> str:
 
 
 def notebook_markdown(text: str) -> str:
-    """Cells of a notebook, with links to the file."""
+    """Cells of a notebook, and a link to the file."""
     parts = []
     for cell in json.loads(text)["cells"]:
         content = "".join(cell["source"])
         parts.append(content if cell["cell_type"] == "markdown" else f"```python\n{content}\n```")
+    parts.append('<a href="examples/quickstart.ipynb" download>Download the notebook</a>')
     return "\n\n".join(parts)
 
 

@@ -72,7 +72,9 @@ def suggest(folder: Path, taken: Iterable[str]) -> str:
     Raises:
         DataError: No format is recognized; names what the folder has.
     """
-    root, base = folder.resolve(), data_root().resolve()
+    root, base = Path(os.path.abspath(folder)), Path(os.path.abspath(data_root()))
+    if not root.is_relative_to(base):  # else a link below DATA_ROOT keeps its name
+        root, base = root.resolve(), base.resolve()
     path = root.relative_to(base).as_posix() if root.is_relative_to(base) else root.as_posix()
     name = _free_name(root.name, taken)
     files = walk(root)

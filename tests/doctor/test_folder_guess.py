@@ -96,6 +96,15 @@ def test_names_are_free_and_paths_outside_data_root_absolute(
     assert "ln -s" in text
 
 
+def test_a_link_below_data_root_keeps_its_name(raw_root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("else") / "pets"
+    EXPORTS["labelimg_yolo"](outside)
+    (raw_root / "mine").symlink_to(outside)
+    text = suggest(raw_root / "mine", [])
+    assert "path: mine" in suggested(text, "mine")
+    assert "ln -s" not in text
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -36,7 +36,16 @@ class Clone:
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path, epochs: int, num_images: int, start: Path | None = None, **train: Any) -> "Clone":
+    def create(
+        cls,
+        folder: Path,
+        epochs: int,
+        num_images: int,
+        start: Path | None = None,
+        model: str = MODEL,
+        left_out: tuple[str, ...] = ("tests/", "docs/", "benchmarks/"),
+        **train: Any,
+    ) -> "Clone":
         """Copy all files that git does not ignore, as they are now, with a toy dataset and recipe.
 
         `start` is a detector file that training starts from.
@@ -45,14 +54,14 @@ class Clone:
             ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
         )
         for name in listed.stdout.splitlines():
-            if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "benchmarks/")):
+            if os.path.lexists(ROOT / name) and not name.startswith(left_out):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, folder / name)
+                shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
         (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         clone = cls(folder)
         if start:
             shutil.copy(start, folder / "first.pt")
-        clone._shrink(epochs, num_images, "first.pt" if start else None, train)
+        clone._shrink(epochs, num_images, "first.pt" if start else None, model, train)
         clone.commit("clone")
         return clone
 
@@ -61,14 +70,14 @@ class Clone:
         shutil.copytree(self.folder, folder, symlinks=True)
         return Clone(folder)
 
-    def _shrink(self, epochs: int, num_images: int, start: str | None, train: dict[str, Any]) -> None:
+    def _shrink(self, epochs: int, num_images: int, start: str | None, model: str, train: dict[str, Any]) -> None:
         yaml = YAML()
         yaml.preserve_quotes = True
         document = yaml.load(self.folder / "params.yaml")
-        document["model"], document["dataset"] = MODEL, "shapes"
+        document["model"], document["dataset"] = model, "shapes"
         document["datasets"]["shapes"] |= {"train": num_images, "val": 8, "test": 8, "image_size": 96}
         document["budgets"]["shapes"] = {"image_size": 96, "batch_size": 4, "epochs": epochs}
-        document["models"][MODEL]["fpn_channels"] = 64
+        document["models"][model]["fpn_channels"] = 64
         document["pretrain"] = {"method": "crops", "crops": {"image_size": 32, "epochs": 2, "batch_size": 8}}
         document["start"]["from"] = start
         document["train"] |= {"log_every": 1, "sample_images": 2} | train
