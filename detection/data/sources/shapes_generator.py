@@ -14,7 +14,8 @@ import numpy as np
 
 from detection.data.sources.fingerprint import SHAPES_MARKER, tree_hash
 from detection.data.sources.layout import shapes_folder, shapes_settings
-from detection.data.sources.shapes_render import CLASSES, HUE_CENTERS, HUE_REACH, ShapeObject, compose
+from detection.data.sources.shapes_compose import ShapeObject, compose
+from detection.data.sources.shapes_render import CLASSES, HUE_CENTERS, HUE_REACH
 from detection.files import data_root, locked, write_json
 from detection.params.datasets import ShapesDataset
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detection.data.sources import shapes_compose as compose
 from detection.data.sources import shapes_generator as generator
 from detection.data.sources import shapes_render as render
 from detection.data.sources.dataset import RawDataset, read
@@ -84,7 +85,7 @@ def test_each_class_has_a_hue_range_that_overlaps_its_neighbors() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_boxes_are_tight_and_objects_stay_visible(seed: int) -> None:
-    image, objects = render.compose(96, np.random.default_rng(seed))
+    image, objects = compose.compose(96, np.random.default_rng(seed))
     assert image.size == (96, 96)
     assert 1 <= len(objects) <= 6
     for one in objects:
@@ -92,8 +93,8 @@ def test_boxes_are_tight_and_objects_stay_visible(seed: int) -> None:
         assert one.mask[y1:y2, x1:x2].sum() == one.mask.sum()
         for edge in (one.mask[y1], one.mask[y2 - 1], one.mask[:, x1], one.mask[:, x2 - 1]):
             assert edge.any()
-        assert one.visible_fraction() >= render.MIN_VISIBLE
-        assert one.difficult == (one.faint or one.visible_fraction() < render.DIFFICULT_VISIBLE)
+        assert one.visible_fraction() >= compose.MIN_VISIBLE
+        assert one.difficult == (one.faint or one.visible_fraction() < compose.DIFFICULT_VISIBLE)
 
 
 @pytest.mark.parametrize("shape", render.CLASSES)
@@ -138,10 +139,10 @@ def test_concurrent_processes_get_one_complete_tree(data_root: Path) -> None:
 
 
 def test_an_interrupted_generation_starts_over(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = render.compose
+    real = compose.compose
     calls: list[int] = []
 
-    def interrupted(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[render.ShapeObject]]:
+    def interrupted(size: int, rng: np.random.Generator) -> tuple[Image.Image, list[compose.ShapeObject]]:
         calls.append(size)
         if len(calls) == 4:
             raise KeyboardInterrupt
