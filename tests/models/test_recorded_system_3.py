@@ -94,8 +94,9 @@ def test_the_detections_on_an_image_file_are_the_originals(size: tuple[int, int]
     (found,) = detect(batch)
     expected = arrays["detections"]  # the best: x1, y1, x2, y2, score; without boxes that clipping leaves empty
     assert len(found.scores) == arrays["detection_count"]
-    np.testing.assert_allclose(found.scores[: len(expected)].numpy(), expected[:, 4], atol=1e-6)
-    np.testing.assert_allclose(found.boxes[: len(expected)].numpy(), expected[:, :4], atol=2e-3)
+    # 1e-6 and 0.002 px with AVX2, as recorded; convolutions with AVX-512 round differently.
+    np.testing.assert_allclose(found.scores[: len(expected)].numpy(), expected[:, 4], atol=3e-6)
+    np.testing.assert_allclose(found.boxes[: len(expected)].numpy(), expected[:, :4], atol=1e-2)
     assert found.labels[: len(expected)].tolist() == arrays["labels"].tolist()
 
 

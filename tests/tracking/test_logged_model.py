@@ -133,6 +133,29 @@ def test_a_model_that_the_server_missed_is_sent_by_sync(
     assert [(one.key, one.value, one.dataset_name) for one in model.metrics] == [("test/AP", 0.4, "shapes")]
 
 
+def test_a_server_of_mlflow_2_gets_everything_but_the_model(
+    params: Params, trained: Any, client: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its endpoints of LoggedModels answer 404 with a page, as those of 2.22.5 do."""
+    import_mlflow()
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
+
+    def absent(*_: Any, **__: Any) -> None:
+        raise MlflowException("error code 404 != 200. Response body: '<!doctype html>", ENDPOINT_NOT_FOUND)
+
+    for name in [name for name in dir(client) if "logged_model" in name]:
+        monkeypatch.setattr(type(client), name, absent)
+    run_id = trained("abc", b"weights")
+    log_evaluation(params, {"test/AP": 0.4})
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.metrics["test/AP"]) == ("FINISHED", 0.4)
+    assert "models" in {one.path for one in client.list_artifacts(run_id)}
+    (told,) = {line for line in caplog.messages if "no LoggedModels" in line}
+    assert told.endswith("it needs version 3: the detector is a file of its run instead")
+    assert sync_workspace(params).points == 0
+
+
 def test_the_head_of_the_model_card_describes_run_and_model(params: Params, trained: Any, client: Any) -> None:
     run_id = trained("abc", b"weights")
     log_evaluation(params, {"test/AP": 0.4})
