@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.sides import KeepSize, Step, background_labels, make_batch, our_step, their_step
+from benchmarks.sides import KeepSize, Step, background_labels, freeze_like, make_batch, our_step, their_step
 from detection.data.loading.batch import Targets
 from detection.device import autocast, exact_float32
 from detection.errors import ParamsError
-from detection.models.backbones import FrozenBatchNorm
 from detection.models.build import build_detector
 from detection.models.detector import Detector
 from detection.params import Recipe, load
@@ -96,13 +95,8 @@ def torchvision_model(name: str, ours: Detector, recipe: Recipe) -> Any:
     make = getattr(torchvision.models.detection, BUILDERS[name])
     model = make(weights=None, weights_backbone=None, num_classes=CLASSES + background)
     model.transform = KeepSize(recipe.image_mean, recipe.image_std)
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(ours.get_submodule(path), FrozenBatchNorm):
-            model.set_submodule(path, torchvision.ops.FrozenBatchNorm2d(layer.num_features, layer.eps))
+    freeze_like(model, ours)
     model.load_state_dict(ours.state_dict())
-    trained = {key for key, parameter in ours.named_parameters() if parameter.requires_grad}
-    for key, parameter in model.named_parameters():
-        parameter.requires_grad_(key in trained)
     return model.train()
 
 

@@ -16,6 +16,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from detection.data.loading.batch import Targets
 from detection.device import autocast, pick_memory_format
+from detection.models.backbones import FrozenBatchNorm
 from detection.models.build import build_detector
 from detection.models.detector import Detector
 from detection.params.recipe import (
@@ -135,21 +136,33 @@ CASES = {
 }
 
 
-def build(case: Case, classes: int = 90) -> tuple[Detector, Any]:
-    """Build our detector and torchvision's model (or None) with the same weights, all layers trained.
+def build(case: Case, classes: int = 90, finetune: bool = False) -> tuple[Detector, Any]:
+    """Build our detector and torchvision's model (or None) with the same weights.
 
-    torchvision's resize is disabled: both get images of the final size.
+    All layers are trained, with live BatchNorm, or for `finetune` torchvision's default with a pretrained backbone: its
+    last three stages, with frozen BatchNorm. torchvision's resize is disabled: both get images of the final size.
     """
     layers = 6 if case.recipe.backbone.startswith("mobilenet") else 5
-    recipe = replace(case.recipe, trainable_layers=layers, bn="live")
+    recipe = replace(case.recipe, trainable_layers=3 if finetune else layers, bn="frozen" if finetune else "live")
     ours = build_detector(recipe, classes, None).train()
     if case.builder is None:
         return ours, None
     make = getattr(torchvision.models.detection, case.builder)
     theirs = make(weights=None, weights_backbone=None, num_classes=classes + case.background)
+    freeze_like(theirs, ours)
     ours.load_state_dict(theirs.state_dict())
     theirs.transform = KeepSize(case.recipe.image_mean, case.recipe.image_std)
     return ours, theirs.train()
+
+
+def freeze_like(model: nn.Module, ours: Detector) -> None:
+    """Freeze the BatchNorm layers and parameters of torchvision's model that are frozen in our detector."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(ours.get_submodule(path), FrozenBatchNorm):
+            model.set_submodule(path, torchvision.ops.FrozenBatchNorm2d(layer.num_features, layer.eps))
+    trained = {key for key, parameter in ours.named_parameters() if parameter.requires_grad}
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trained)
 
 
 class KeepSize(nn.Module):

@@ -3,6 +3,7 @@
     python -m benchmarks.step                          # all systems
     python -m benchmarks.step retinanet ssd300         # some
     python -m benchmarks.step --rounds 9 --threads 1
+    python -m benchmarks.step --finetune               # frozen BatchNorm, the backbone's last three stages trained
 
 Both sides alternate within one process, and medians are compared; the peak memory of each side is measured in
 its own process. Ours uses float32 and, on a CPU that multiplies in bfloat16, also bf16, its default precision there.
@@ -22,12 +23,12 @@ from detection.device import pick_precision
 CLASSES = 90
 
 
-def steps_of(name: str, precision: torch.dtype, sides: str) -> list[Step]:
+def steps_of(name: str, precision: torch.dtype, sides: str, finetune: bool) -> list[Step]:
     """Step functions of the sides named in `sides`."""
     case = CASES[name]
     height, width, count = case.small
     torch.manual_seed(0)
-    ours, theirs = build(case, CLASSES)
+    ours, theirs = build(case, CLASSES, finetune)
     images, targets = make_batch(count, height, width, CLASSES, "cpu")
     steps: list[Step] = []
     if "ours" in sides:
@@ -37,9 +38,9 @@ def steps_of(name: str, precision: torch.dtype, sides: str) -> list[Step]:
     return steps
 
 
-def compare(name: str, precision: torch.dtype, rounds: int) -> list[list[float]]:
+def compare(name: str, precision: torch.dtype, rounds: int, finetune: bool) -> list[list[float]]:
     """Median wall seconds and CPU seconds of both sides, ours first."""
-    steps = steps_of(name, precision, "ours torchvision")
+    steps = steps_of(name, precision, "ours torchvision", finetune)
     for step in steps:
         step()
     times = [[timed(step) for step in steps] for _ in range(rounds)]
@@ -52,9 +53,10 @@ def high_water_mark() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) // 1024
 
 
-def peak(name: str, side: str, threads: int) -> int:
+def peak(name: str, side: str, threads: int, finetune: bool) -> int:
     """Peak MiB of three steps of one side in its own process."""
     command = [sys.executable, "-m", "benchmarks.step", name, "--side", side, "--threads", str(threads)]
+    command += ["--finetune"] * finetune
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
@@ -64,12 +66,13 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=", ".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--finetune", action="store_true")
     parser.add_argument("--side", choices=("ours", "torchvision"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     names = options.names or [name for name, case in CASES.items() if case.builder]
     if options.side:
-        (step,) = steps_of(names[0], torch.float32, options.side)
+        (step,) = steps_of(names[0], torch.float32, options.side, options.finetune)
         for _ in range(3):
             step()
         print(high_water_mark())
@@ -81,9 +84,9 @@ def main() -> None:
     worst = float("inf")
     for name in names:
         height, width, count = CASES[name].small
-        memory = [peak(name, side, options.threads) for side in ("ours", "torchvision")]
+        memory = [peak(name, side, options.threads, options.finetune) for side in ("ours", "torchvision")]
         for precision in precisions:
-            (wall, their_wall), (cpu, their_cpu) = compare(name, precision, options.rounds)
+            (wall, their_wall), (cpu, their_cpu) = compare(name, precision, options.rounds, options.finetune)
             ratio = their_cpu / cpu
             worst = min(worst, ratio)
             print(

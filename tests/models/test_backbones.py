@@ -1,9 +1,20 @@
+import copy
+
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
+from torch.nn import BatchNorm2d
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.models.backbones import Float32DepthwiseConv, FrozenBatchNorm, _FixedBatchNorm, make_backbone
+from detection.models.backbones import (
+    Float32DepthwiseConv,
+    FrozenBatchNorm,
+    FrozenStatsBatchNorm,
+    NormalizedConv,
+    fuse_fixed_norms,
+    make_backbone,
+)
 
 
 def test_depthwise_convolutions_that_are_slow_in_bf16_run_in_float32() -> None:
@@ -40,40 +51,60 @@ def test_other_backbones_have_no_float32_depthwise_convolutions(name: str) -> No
     assert not any(isinstance(layer, Float32DepthwiseConv) for layer in network.modules())
 
 
-def test_frozen_batch_norm_is_torchvisions_and_keeps_bfloat16() -> None:
+@pytest.mark.parametrize("bn", ["frozen", "frozen_stats"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_applies_the_fixed_norm_behind_it(bn: str, bias: bool) -> None:
     torch.manual_seed(0)
-    theirs, ours = FrozenBatchNorm2d(16), FrozenBatchNorm(16)
-    for name, buffer in theirs.named_buffers():
-        buffer.copy_(torch.rand(16) + 0.5 if name.endswith(("var", "weight")) else torch.randn(16))
+    norm = (FrozenBatchNorm if bn == "frozen" else FrozenStatsBatchNorm)(16)
+    theirs = nn.Sequential(nn.Conv2d(8, 16, 3, bias=bias), FrozenBatchNorm2d(16) if bn == "frozen" else BatchNorm2d(16))
+    for name, tensor in theirs[1].state_dict().items():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(16) + 0.5 if name.endswith(("var", "weight")) else torch.randn(16))
+    ours = nn.Sequential(nn.Conv2d(8, 16, 3, bias=bias), norm)
+    keys = list(ours.state_dict())
+    fuse_fixed_norms(ours)
     ours.load_state_dict(theirs.state_dict())
-    x = torch.randn(2, 16, 9, 7, requires_grad=True)
-    expected, actual = theirs(x), ours(x)
-    (a,), (b,) = (torch.autograd.grad(y.square().sum(), x) for y in (actual, expected))
-    for one, other in ((actual, expected), (a, b)):
-        assert (one - other).abs().max() <= 2.4e-7 * other.abs().max()
-    low = x.detach().bfloat16()
-    assert (ours(low).dtype, theirs(low).dtype) == (torch.bfloat16, torch.float32)
-    torch.testing.assert_close(ours(low).float(), theirs(low), rtol=1e-2, atol=1e-2)
+    assert list(ours.state_dict()) == keys
+    assert {name for name, _ in ours.named_parameters()} == {name for name, _ in theirs.named_parameters()}
+    x = torch.randn(2, 8, 9, 7, requires_grad=True)
+    theirs.eval()  # the statistics stay
+    compared = [ours.train(), copy.deepcopy(ours)]
+    expected = theirs(x)
+    wanted = torch.autograd.grad(expected.square().sum(), [x, *theirs.parameters()])
+    for one in compared:
+        actual = one(x)
+        for ours_, theirs_ in zip(
+            (actual, *torch.autograd.grad(actual.square().sum(), [x, *one.parameters()])),
+            (expected, *wanted),
+            strict=True,
+        ):
+            assert (ours_ - theirs_).abs().max() <= 2e-6 * theirs_.abs().max()
+    norm.state_dict()["running_var"].mul_(4)
+    assert not torch.equal(ours(x), compared[1](x)), "the copy has its own norm"
+    with torch.autocast("cpu", torch.bfloat16):
+        low = ours(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), ours(x), rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize("trainable", [(), ("weight",), ("weight", "bias")])
-def test_gradient_by_fixed_statistics_is_torchs_in_the_inputs_layout(trainable: tuple[str, ...]) -> None:
+def test_a_fixed_norm_without_a_convolution_is_refused() -> None:
+    with pytest.raises(TypeError, match="no convolution before FrozenBatchNorm"):
+        fuse_fixed_norms(nn.Sequential(nn.ReLU(), FrozenBatchNorm(4)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenet_v3_large"])
+def test_frozen_backbones_are_torchvisions(name: str) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 16, 9, 7).to(memory_format=torch.channels_last).requires_grad_()
-    mean, var = torch.randn(16), torch.rand(16) + 0.5
-    weight, bias = torch.rand(16) + 0.5, torch.randn(16)
-    for name in trainable:
-        {"weight": weight, "bias": bias}[name].requires_grad_()
-    inputs = [one for one in (x, weight, bias) if one.requires_grad]
-    upstream = torch.randn_like(x)
-    ours = _FixedBatchNorm.apply(x, mean, var, weight, bias, 1e-5)
-    theirs = nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, 1e-5)
-    assert torch.equal(ours, theirs)
-    for a, b in zip(*(torch.autograd.grad(y, inputs, upstream) for y in (ours, theirs)), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
-        assert a.stride() == b.stride()
-    assert torch.autograd.grad(_FixedBatchNorm.apply(x, mean, var, weight, bias, 1e-5), x, upstream)[0].is_contiguous(
-        memory_format=torch.channels_last
+    ours = make_backbone(name, bn="frozen").eval()
+    theirs = torchvision.models.get_model(name, weights=None, norm_layer=FrozenBatchNorm2d).eval()
+    for key, tensor in ours.state_dict().items():
+        if "running" in key:
+            tensor.copy_(torch.rand_like(tensor) + 0.5)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(layer, NormalizedConv) for layer in ours.modules()) == sum(
+        isinstance(layer, FrozenBatchNorm) for layer in ours.modules()
     )
 
 
