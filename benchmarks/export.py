@@ -53,13 +53,13 @@ OUTPUTS = {
 }
 """Standard deviation and mean of output layers; those of all others are 1 and 0."""
 PEAK = """
-import resource, sys
+import sys
 import numpy as np
 values = list(np.load(sys.argv[2]).values())
 {setup}
 for _ in range(3):
     {run}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
 TORCH_PEAK = PEAK.format(
     setup="import torch; from detection.models.build import load_detector; torch.set_num_threads(1)\n"
@@ -238,11 +238,11 @@ def agreement_rows(files: Files) -> None:
         )
 
 
-def milliseconds(run: Callable[[], object]) -> float:
+def milliseconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
     """Duration of one call."""
-    start = time.perf_counter()
+    start = clock()
     run()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (clock() - start)
 
 
 def detect_bf16(detector: Detector, batch: Batch) -> list[Detections]:
@@ -251,7 +251,9 @@ def detect_bf16(detector: Detector, batch: Batch) -> list[Detections]:
         return detector.detect(batch.images, batch.sizes)
 
 
-def interleaved(runs: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+def interleaved(
+    runs: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
     """Milliseconds of each call, taking turns, for that many seconds and at least five times."""
     times: list[list[float]] = [[] for _ in runs]
     for run in runs:
@@ -259,7 +261,7 @@ def interleaved(runs: Sequence[Callable[[], object]], seconds: float) -> list[li
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
         for run, own in zip(runs, times, strict=True):
-            own.append(milliseconds(run))
+            own.append(milliseconds(run, clock))
     return times
 
 
@@ -305,14 +307,15 @@ def speed_rows(files: Files, threads: Sequence[int], batches: Sequence[int], sec
 
 
 def precision_rows(files: Files, seconds: float) -> None:
-    """Print AP, time and size in each precision, one thread, batch 1."""
+    """Print AP, processor time and size in each precision, one thread, batch 1."""
     loaded, images, batch = files.loaded, files.images, files.batch(1)
     torch.set_num_threads(1)
     ours = detect_all(loaded.detector, loaded, images)
     precisions = ("fp32", "fp16", "int8")
     runtimes = [agreement.OnnxDetector(files.onnx(precision), threads=1) for precision in precisions]
     found = [detect_all(runtime, loaded, images) for runtime in runtimes]
-    times = interleaved([partial(runtime.detect, batch.images, batch.sizes) for runtime in runtimes], seconds)
+    runs = [partial(runtime.detect, batch.images, batch.sizes) for runtime in runtimes]
+    times = interleaved(runs, seconds, time.process_time)
     cells = []
     for precision, own, each in zip(precisions, times, found, strict=True):
         size = files.onnx(precision).stat().st_size / 1e6
