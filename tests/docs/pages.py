@@ -41,11 +41,12 @@ background() {
     "$@" > server.log 2>&1 &
     until curl --silent --output /dev/null --max-time 5 "http://127.0.0.1:$SERVER_PORT"; do
         kill -0 $! || { cat server.log; return 1; }
-        sleep 0.2
+        sleep 0.5
     done
+    cat server.log
 }
 wait_for_queue() {
-    while dvc queue status | grep -E "Queued|Running"; do sleep 1; done
+    while dvc queue status | grep -E "Queued|Running"; do sleep 3; done
     ! dvc queue status | grep Failed
 }
 # Press Ctrl-C once a line begins with the first argument.
