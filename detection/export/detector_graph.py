@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detection.data.loading.batch import STRIDE
-from detection.export.operators import align_by_level, keep_by_nms, pool_rois
+from detection.export.operators import align_by_level, keep_by_nms, pool_rois, stable_topk
 from detection.models.detector import BackboneDetector, Detector
 from detection.models.faster_rcnn import ROI_WEIGHTS, FasterRCNN, centered_inside
 from detection.models.fcos import FCOS
@@ -144,9 +144,8 @@ def _topk(values: Tensor, count: int, limit: int) -> tuple[Tensor, Tensor]:
 
 
 def _best(boxes: Tensor, scores: Tensor, labels: Tensor, limit: int) -> Padded:
-    """The `limit` rows of the highest scores; scores of -1 mark rows of no detection."""
-    limit = min(limit, scores.shape[1])
-    scores, rows = scores.topk(limit)
+    """The `limit` rows of the highest scores, the first of equal ones; scores of -1 mark rows of no detection."""
+    scores, rows = stable_topk(scores, min(limit, scores.shape[1]))
     return batched_gather(boxes, rows), scores, labels.gather(1, rows)
 
 
@@ -215,9 +214,11 @@ def _two_stage(
     scores = torch.where((scores > recipe.score_threshold) & (sides >= MIN_SIZE).all(3), scores, -1.0)
     single = boxes.view(batch * classes, count, 4), scores.reshape(batch * classes, 1, count)
     keep = keep_by_nms(*single, recipe.nms_threshold, recipe.detections_per_image)
-    kept = torch.where(keep, single[1], -1.0).view(batch, classes * count)
-    labels = torch.arange(classes)[:, None].expand(classes, count).flatten().expand(batch, -1)
-    return _best(boxes, kept, labels, recipe.detections_per_image)
+    kept = torch.where(keep, single[1], -1.0).view(batch, classes, count)
+    # by proposal, then class: `topk_of_proposals` orders equal scores so, which RoIPool gives neighboring proposals
+    boxes = boxes.view(batch, classes, count, 4).transpose(1, 2).flatten(1, 2)
+    labels = torch.arange(classes)[None].expand(count, classes).flatten().expand(batch, -1)
+    return _best(boxes, kept.transpose(1, 2).flatten(1), labels, recipe.detections_per_image)
 
 
 def _proposals(detector: FasterRCNN, features: list[Tensor], images: Tensor, resized: Tensor) -> tuple[Tensor, Tensor]:

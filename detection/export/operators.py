@@ -51,6 +51,14 @@ def keep_by_nms(boxes: Tensor, scores: Tensor, threshold: float, limit: int) -> 
     return _keep(boxes, scores, threshold)
 
 
+def stable_topk(scores: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """The `limit` greatest of Tensor[B, N] and their columns; of equal scores the first, as ONNX defines its TopK."""
+    if not _plain:
+        return scores.topk(limit)
+    values, columns = scores.sort(dim=1, descending=True, stable=True)
+    return values[:, :limit], columns[:, :limit]
+
+
 def align_by_level(
     levels: list[Tensor], boxes: Tensor, image: Tensor, level: Tensor, scales: list[float], size: int
 ) -> Tensor:

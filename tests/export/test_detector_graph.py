@@ -12,7 +12,7 @@ from detection.data.loading.batch import collate
 from detection.data.loading.loader import eval_sample
 from detection.export.agreement import compare
 from detection.export.detector_graph import DetectorGraph
-from detection.export.operators import plain_operators
+from detection.export.operators import plain_operators, stable_topk
 from detection.models.build import LoadedDetector
 from detection.models.detector import BackboneDetector, Detections
 
@@ -56,6 +56,15 @@ def test_the_graph_equals_the_detector(
             assert found.box < 1e-3
             assert found.score < 1e-5
             assert not boxes[i, n:].any()
+
+
+def test_the_first_of_equal_scores_come_first() -> None:
+    scores = torch.tensor([0.5, 0.9, 0.5, 0.2] * 50)[None]
+    with plain_operators():
+        values, columns = stable_topk(scores, 60)
+    assert columns[0, :50].tolist() == list(range(1, 200, 4))
+    assert columns[0, 50:].tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert torch.equal(values[0], scores[0, columns[0]])
 
 
 def detections(*rows: tuple[float, float, float, float, float, int]) -> Detections:
