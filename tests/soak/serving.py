@@ -212,7 +212,7 @@ def http_request(file: Path) -> bytes:
 
 def send_bad_requests(detector: Path, options: Sequence[str]) -> None:
     """Print the answers to bad requests; the server must go on."""
-    server = Server(detector, "--timeout", "5", "--max-mb", "8", *options)
+    server = Server(detector, "--timeout", "15", "--max-mb", "8", *options)
     before = server.memory()
     wrong = check(server.port, 8_000_000)
     alive = server.process.poll() is None
