@@ -103,6 +103,15 @@ def arguments(name: str, rounds: int, windows: int) -> list[str]:
     return [word for key, value in values.items() if value for word in ("-S", f"{key}={value}")]
 
 
+def read_metrics(experiment: str) -> dict[str, float]:
+    """Scores of a DVC experiment."""
+    find = ["git", "for-each-ref", "--format=%(refname)", f"refs/exps/*/*/{experiment}"]
+    ref = subprocess.run(find, check=True, capture_output=True, text=True).stdout.strip()
+    show = ["git", "show", f"{ref}:reports/evaluation/metrics.json"]
+    metrics: dict[str, float] = json.loads(subprocess.run(show, check=True, capture_output=True).stdout)
+    return metrics
+
+
 def main() -> None:
     """Run the experiments and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,9 +126,8 @@ def main() -> None:
         start, experiment = time.perf_counter(), f"{name.replace(' ', '-')}-{int(time.time())}"
         words = ["dvc", "exp", "run", "--temp", "--name", experiment, *arguments(name, options.rounds, windows)]
         subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
-        show = ["git", "show", f"{experiment}:reports/evaluation/metrics.json"]
-        metrics = json.loads(subprocess.run(show, check=True, capture_output=True).stdout)
-        scores = " | ".join(f"{metrics['coco'][score]:.3f}" for score in SCORES)
+        metrics = read_metrics(experiment)
+        scores = " | ".join(f"{metrics[score]:.3f}" for score in SCORES)
         print(f"| {name:13} | {scores} | {time.perf_counter() - start:.0f} |", flush=True)
 
 
