@@ -28,7 +28,7 @@ WINDOW, OVERLAP = 320, 0.2
 SPLITS = {"train": 40, "val": 4, "test": 20}
 SIDES = (20, 48)
 ANCHORS = (16, 24, 32, 48, 64)
-VARIANTS = {"tiles": (WINDOW, 8), "whole, 800": (800, 2), "whole, 400": (400, 4)}
+VARIANTS = {"tiles": (WINDOW, 8), "whole at 800": (800, 2), "whole at 400": (400, 4)}
 """Shorter side of what the network sees, and the batch."""
 SCORES = ("AP", "AP50", "AP75", "AP_small")
 
