@@ -85,11 +85,15 @@ def use_float32_depthwise(network: nn.Module) -> None:
 
 
 class NormalizedDepthwiseConv(Float32DepthwiseConv, NormalizedConv):
-    """Both."""
+    """Depthwise convolution in float32 on CPUs that applies the BatchNorm of fixed statistics behind it."""
 
 
 def fuse_fixed_norms(network: nn.Module) -> None:
-    """Let convolutions apply the `FrozenBatchNorm` or `FrozenStatsBatchNorm` that follows them."""
+    """Let convolutions apply the `FrozenBatchNorm` or `FrozenStatsBatchNorm` that follows them.
+
+    Raises:
+        TypeError: One follows another layer.
+    """
     for parent in network.modules():
         layers = list(parent.children())
         for conv, norm in pairwise(layers):

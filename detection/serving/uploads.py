@@ -124,7 +124,7 @@ def _one_line(label: str, path: Path = Path("upload")) -> Iterator[None]:
     except TooLargeError as error:
         raise TooManyPixelsError(f"{label} {error}") from None
     except UnidentifiedImageError:
-        raise DataError(f"{label} is no image: its content is of no known type") from None
+        raise DataError(f"{label} is not an image of a known type") from None
     except DataError as error:
         raise DataError(str(error).replace(str(path), label).splitlines()[0]) from None
     except Exception as error:

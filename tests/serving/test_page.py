@@ -89,7 +89,7 @@ def test_images_are_dropped_and_the_threshold_moved(tmp_path: Path, monkeypatch:
     assert count > 0
     assert seen["high"] == [0, False, False]
     assert (seen["json"]["file"], seen["json"]["width"]) == ("one.png", 80)
-    assert seen["error"] == ["bad.png is no image: its content is of no known type", False, False, False]
+    assert seen["error"] == ["bad.png is not an image of a known type", False, False, False]
     assert seen["several"] == seen["both"] == ["one.png", "two.png"]
     assert seen["cleared"] == ""
     assert not seen["overflow"]

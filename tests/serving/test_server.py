@@ -151,7 +151,7 @@ Image.new("RGB", (64, 64)).save(JPEG, "JPEG")
     [
         ([], "/predict", 400, "no image"),
         ([("e.png", b"")], "/predict", 400, "e.png is empty"),
-        ([("t.txt", b"hello")], "/predict", 400, "t.txt is no image"),
+        ([("t.txt", b"hello")], "/predict", 400, "t.txt is not an image"),
         ([("t.png", TRUNCATED)], "/predict", 400, "t.png"),
         ([("t.jpg", JPEG.getvalue()[:300])], "/predict", 400, "t.jpg"),
         ([("h.jpg", JPEG.getvalue()[:20])], "/predict", 400, "h.jpg"),

@@ -129,7 +129,8 @@ def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
     draw_folder(tmp_path / "raw/imagenet/train", 16, 0)
     draw_folder(tmp_path / "raw/imagenet/val", 8, 1)
     document = schema.read((ROOT / "params.yaml").read_text())
-    document["pretrain"] = {"method": "imagefolder", "imagefolder": asdict(SETTINGS)}
+    longer = replace(SETTINGS, iterations=64, milestones=(48,), lr=0.02)  # far above chance on any processor
+    document["pretrain"] = {"method": "imagefolder", "imagefolder": asdict(longer)}
     document["train"] |= {"device": "cpu", "devices": 2, "workers": 1, "precision": "fp32", "threads": 1}
     (tmp_path / "params.yaml").write_text(json.dumps(document))
     for name in ("dvc.yaml", "detection", "stages"):
@@ -141,9 +142,9 @@ def test_the_stage_trains_on_two_ranks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     with open(tmp_path / "reports/pretrain/curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [float(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [float(row["epoch"]) for row in rows] == list(range(1, 17))
     top1 = 24 * float(rows[-1]["val_accuracy"])  # each of the 24 images is counted once, on one rank
     assert top1 == pytest.approx(round(top1), abs=1e-6)
-    assert top1 > 0.6 * 24, "chance is 1/3"
+    assert top1 > 0.75 * 24, "chance is 1/3"
     state = torch.load(tmp_path / "models/backbone.pt", weights_only=True)["state_dict"]
     assert state.keys() == feature_state(make_backbone("resnet18")).keys()
