@@ -3,9 +3,10 @@
     python -m benchmarks.search                           # a table and search.csv; repeated, it resumes
     python -m benchmarks.search --trials 8 --repetitions 1
 
-Each trial trains RetinaNet with a ResNet-18 from random weights in this process, on 64 images of 64 px, and is scored
-by its best AP50 on 64 val images. Studies, samplers and pruning are those of `detection search`; without pruning, so
-that both samplers get the same budget of steps. The seed of the training is that of the repetition.
+Each trial trains the pyramid and the heads of RetinaNet in this process, on 64 images of 64 px, and is scored by its
+best AP50 on 64 val images; the backbone is the frozen one of `make repro`. Studies and samplers are those of
+`detection search`, without pruning, so that both samplers get the same budget of steps. The seed of the training is
+that of the repetition.
 """
 
 import argparse
@@ -18,34 +19,37 @@ from typing import Any
 import optuna
 import pandas as pd
 import torch
+from torch import Tensor
 
 from detection.data.loading.loader import DetectionDataset, Loader
 from detection.data.sources.dataset import RawDataset, read
 from detection.evaluation.protocol import coco_metrics
 from detection.experiments.search import sampler
 from detection.experiments.search_space import Choices, Range, SearchFile, Space
+from detection.files import BACKBONE
 from detection.inference import run_detector
 from detection.models.build import build_detector, without_weights
 from detection.params import Optimizer, Recipe, ShapesDataset, load
 from detection.training.common.optim import make_optimizer, set_learning_rate
+from detection.weights import read_state_dict
 
-IMAGES, SIDE, BATCH, STEPS, SCORED_EVERY = 64, 64, 8, 48, 16
+IMAGES, SIDE, BATCH, STEPS, SCORED_EVERY = 64, 64, 8, 192, 64
 DIMENSIONS: dict[str, Range | Choices] = {
     "lr": Range(low=1e-4, high=3e-2, log=True),
     "weight_decay": Range(low=1e-4, high=0.3, log=True),
-    "warmup_steps": Range(low=0, high=24),
+    "warmup_steps": Range(low=0, high=64),
     "fpn_channels": Choices(choices=(32, 64)),
     "fg_iou": Range(low=0.3, high=0.7),
     "nms_threshold": Range(low=0.3, high=0.8),
 }
 
 
-def train(recipe: Recipe, values: Mapping[str, Any], data: RawDataset, seed: int) -> float:
+def train(recipe: Recipe, backbone: dict[str, Tensor], values: Mapping[str, Any], data: RawDataset, seed: int) -> float:
     """Train with these values; return the best AP50 on val."""
     torch.manual_seed(seed)
     iou = {"fg_iou": values["fg_iou"], "bg_iou": min(0.4, values["fg_iou"])}
     recipe = recipe.update({"fpn_channels": values["fpn_channels"], "nms_threshold": values["nms_threshold"], **iou})
-    detector: Any = build_detector(recipe, len(data.classes), None).train()
+    detector: Any = build_detector(recipe, len(data.classes), backbone).train()
     optimizer = make_optimizer(detector, Optimizer(name="adamw", lr=values["lr"], weight_decay=values["weight_decay"]))
     dataset = DetectionDataset(data.splits["train"], data.root, recipe, train=True, seed=seed)
     loader, best, step = Loader(dataset, BATCH, 0, True), 0.0, 0
@@ -65,7 +69,14 @@ def train(recipe: Recipe, values: Mapping[str, Any], data: RawDataset, seed: int
 
 
 def search(
-    name: str, seed: int, trials: int, total: int, recipe: Recipe, data: RawDataset, storage: str
+    name: str,
+    seed: int,
+    trials: int,
+    total: int,
+    recipe: Recipe,
+    backbone: dict[str, Tensor],
+    data: RawDataset,
+    storage: str,
 ) -> list[dict[str, Any]]:
     """Run or resume a search of `total` trials up to one of them; return the trials with the best score so far."""
     settings = SearchFile(space={key: {} for key in DIMENSIONS}, sampler=name, seed=seed, trials=total)  # type: ignore[arg-type]
@@ -77,7 +88,8 @@ def search(
         study.tell(lost.number, state=optuna.trial.TrialState.FAIL)
     while sum(one.state.name == "COMPLETE" for one in study.get_trials(deepcopy=False)) < trials:
         trial, started = study.ask(space.distributions()), time.monotonic()
-        value = train(recipe, {key: DIMENSIONS[key].decode(one) for key, one in trial.params.items()}, data, seed)
+        values = {key: DIMENSIONS[key].decode(one) for key, one in trial.params.items()}
+        value = train(recipe, backbone, values, data, seed)
         study.tell(trial.number, value)
         seconds = time.monotonic() - started
         print(
@@ -97,11 +109,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("search.csv"), help="table; the studies are beside it")
+    parser.add_argument("--backbone", type=Path, default=BACKBONE, help="weights that the stage pretrain has written")
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
     recipe = without_weights(load(model="retinanet_resnet18", dataset="shapes").recipe)
     recipe = recipe.update({"image_size": SIDE, "max_size": None, "augmentation": "flip", "batch_size": BATCH})
+    recipe = recipe.update({"trainable_layers": 0, "bn": "frozen"})
+    backbone = read_state_dict(args.backbone)
     with tempfile.TemporaryDirectory() as folder:
         spec = ShapesDataset(
             format="shapes", path=f"{folder}/shapes", image_size=SIDE, train=IMAGES, val=IMAGES, test=2
@@ -111,7 +126,7 @@ def main() -> None:
         for seed in range(args.repetitions):
             for trial in range(1, args.trials + 1):  # alternating, so that an unfinished run compares equal budgets
                 for name in ("tpe", "random"):
-                    rows[name, seed] = search(name, seed, trial, args.trials, recipe, data, storage)
+                    rows[name, seed] = search(name, seed, trial, args.trials, recipe, backbone, data, storage)
     table = pd.DataFrame([row for one in rows.values() for row in one])
     table.to_csv(args.out, index=False)
     print(table.groupby(["trial", "sampler"])["best"].mean().unstack().round(4).to_string())
