@@ -12,7 +12,7 @@ that of the repetition.
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,7 @@ def train(recipe: Recipe, backbone: dict[str, Tensor], values: Mapping[str, Any]
 
 
 def search(
-    name: str,
-    seed: int,
-    trials: int,
-    total: int,
-    recipe: Recipe,
-    backbone: dict[str, Tensor],
-    data: RawDataset,
-    storage: str,
+    name: str, seed: int, trials: int, total: int, score: Callable[[Mapping[str, Any], int], float], storage: str
 ) -> list[dict[str, Any]]:
     """Run or resume a search of `total` trials up to one of them; return the trials with the best score so far."""
     settings = SearchFile(space={key: {} for key in DIMENSIONS}, sampler=name, seed=seed, trials=total)  # type: ignore[arg-type]
@@ -89,7 +82,7 @@ def search(
     while sum(one.state.name == "COMPLETE" for one in study.get_trials(deepcopy=False)) < trials:
         trial, started = study.ask(space.distributions()), time.monotonic()
         values = {key: DIMENSIONS[key].decode(one) for key, one in trial.params.items()}
-        value = train(recipe, backbone, values, data, seed)
+        value = score(values, seed)
         study.tell(trial.number, value)
         seconds = time.monotonic() - started
         print(
@@ -122,11 +115,20 @@ def main() -> None:
             format="shapes", path=f"{folder}/shapes", image_size=SIDE, train=IMAGES, val=IMAGES, test=2
         )
         data, storage = read("search", spec), f"sqlite:///{args.out.resolve().with_suffix('.db')}"
+        scores: dict[str, float] = {}
+
+        def score(values: Mapping[str, Any], seed: int) -> float:
+            """The first ten trials of TPE are those of random search: trained once."""
+            key = f"{seed} {values}"
+            if key not in scores:
+                scores[key] = train(recipe, backbone, values, data, seed)
+            return scores[key]
+
         rows = {}
         for seed in range(args.repetitions):
             for trial in range(1, args.trials + 1):  # alternating, so that an unfinished run compares equal budgets
                 for name in ("tpe", "random"):
-                    rows[name, seed] = search(name, seed, trial, args.trials, recipe, backbone, data, storage)
+                    rows[name, seed] = search(name, seed, trial, args.trials, score, storage)
     table = pd.DataFrame([row for one in rows.values() for row in one])
     table.to_csv(args.out, index=False)
     print(table.groupby(["trial", "sampler"])["best"].mean().unstack().round(4).to_string())
