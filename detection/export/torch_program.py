@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from detection.data.loading.batch import STRIDE, ImageSizes, padded_size, pads_to_stride
+from detection.errors import VerificationError
 from detection.export.detector_graph import BoxHead, CoreGraph, DetectorGraph
 from detection.export.operators import plain_operators
 from detection.models.build import LoadedDetector
@@ -28,7 +29,7 @@ from detection.params.recipe import Recipe
 
 METADATA = "detection"
 """Key of an exported file's metadata: a JSON object."""
-MIN_SIDE, MAX_SIDE, MAX_BATCH = 64, 4096, 1024
+MIN_SIDE, MAX_SIDE, MAX_BATCH = 32, 4096, 1024
 """Bounds of a batch's sides in pixels, after resizing, and of its number of images."""
 
 
@@ -65,9 +66,13 @@ def trace(loaded: LoadedDetector, *, plain: bool) -> ExportedProgram:
     batch = {0: dims[0]}
     graph = DetectorGraph(loaded.detector).eval()
     with torch.no_grad(), quiet(), plain_operators() if plain else nullcontext():
-        return torch.export.export(
+        program = torch.export.export(
             graph, (images, sizes, sizes.clone()), dynamic_shapes=(dims, batch, batch), strict=False
         )
+    # Guards on feature maps of one cell, as small images have: torch asks only to record strides of intermediate
+    # values, the operators are the same.
+    program._guards_code = [guard for guard in program._guards_code if "//" not in guard]
+    return program
 
 
 def trace_core(loaded: LoadedDetector) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -146,6 +151,14 @@ class ProgramDetector(ExportedDetector):
         return self
 
     def detect(self, images: Tensor, sizes: ImageSizes) -> list[Detections]:
-        """See `Detector.detect`."""
-        boxes, scores, labels, counts = self.program(images, sizes.resized, sizes.original)
+        """See `Detector.detect`.
+
+        Raises:
+            VerificationError: The program refuses the batch, of a side above `MAX_SIDE` for example.
+        """
+        try:
+            boxes, scores, labels, counts = self.program(images, sizes.resized, sizes.original)
+        except (AssertionError, RuntimeError) as error:  # guards and checks of torch.export
+            shape, reason = "×".join(map(str, images.shape)), str(error).strip().partition("\n")[0]
+            raise VerificationError(f"the exported program fails on a batch of {shape}: {reason}") from error
         return [Detections(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]
