@@ -61,8 +61,8 @@ VIDEO_SUFFIXES = (
 CLASS_COLUMNS = ("class", "actual", "predicted")
 """Columns of the tables that hold class names."""
 
-UNLOCKED_GRACE_S = 3600
-"""Age from which an unlocked temporary folder counts as abandoned; a younger one may not be locked yet."""
+UNLOCKED_GRACE_S = 60
+"""Age from which an empty unlocked temporary folder counts as abandoned; a younger one may not be locked yet."""
 
 
 def dvc_root() -> Path:
@@ -102,12 +102,13 @@ class LockedTemporaryDirectory(tempfile.TemporaryDirectory[str]):
 
     Args:
         prefix: Prefix of the name. Abandoned folders with the same prefix are deleted first.
+        parent: Folder that it is made in; None for the system's temporary one.
     """
 
-    def __init__(self, prefix: str) -> None:
-        for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    def __init__(self, prefix: str, parent: Path | None = None) -> None:
+        for folder in (parent or Path(tempfile.gettempdir())).glob(f"{prefix}*"):
             _delete_if_abandoned(folder)
-        super().__init__(prefix=prefix, ignore_cleanup_errors=True)
+        super().__init__(prefix=prefix, dir=parent, ignore_cleanup_errors=True)
         self._lock = _open_folder(Path(self.name))
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
@@ -119,7 +120,7 @@ class LockedTemporaryDirectory(tempfile.TemporaryDirectory[str]):
 
 def _delete_if_abandoned(folder: Path) -> None:
     try:
-        if time.time() - folder.stat().st_mtime < UNLOCKED_GRACE_S:
+        if not any(folder.iterdir()) and time.time() - folder.stat().st_mtime < UNLOCKED_GRACE_S:
             return
         lock = _open_folder(folder)
     except OSError:  # of another user, or deleted meanwhile

@@ -31,8 +31,9 @@ time.sleep(60)
 """
 
 
+@pytest.mark.parametrize("with_files", [False, True])
 def test_abandoned_folders_are_deleted_and_locked_ones_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     root = Path(__file__).resolve().parents[1]
@@ -46,11 +47,14 @@ def test_abandoned_folders_are_deleted_and_locked_ones_are_kept(
             folders.append(Path(process.stdout.readline().strip()))
         killed.send_signal(signal.SIGKILL)
         killed.wait()
-        (folders[0] / "copy.csv").write_text("left")
         with LockedTemporaryDirectory("t-") as young:
-            assert all(folder.is_dir() for folder in folders), "a young folder may not be locked yet"
-        for folder in folders:
-            os.utime(folder, (1, 1))
+            assert all(folder.is_dir() for folder in folders), "a young empty folder may not be locked yet"
+        if with_files:
+            for folder in folders:
+                (folder / "copy.csv").write_text("left")
+        else:
+            for folder in folders:
+                os.utime(folder, (1, 1))
         with LockedTemporaryDirectory("t-") as own:
             assert set(tmp_path.iterdir()) == {folders[1], Path(own)}
         assert set(tmp_path.iterdir()) == {folders[1]}

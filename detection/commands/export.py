@@ -3,13 +3,12 @@
 import argparse
 import logging
 import signal
-import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from detection.commands import Command, add_source
-from detection.files import md5
+from detection.files import LockedTemporaryDirectory, md5
 from detection.signals import stop_handler
 
 if TYPE_CHECKING:
@@ -75,7 +74,7 @@ def _load(source: str) -> tuple["LoadedDetector", dict[str, str]]:
     from detection.experiments.registry import extract_detector
     from detection.experiments.repository import Repository
 
-    with tempfile.TemporaryDirectory(prefix="detection-export-") as folder:
+    with LockedTemporaryDirectory("detection-export-") as folder:
         path = extract_detector(source, Path(folder))
         origin = {"source": source, "md5": md5(path)}
         if not source.startswith(("models:/", "runs:/")) and (run := find(source, Repository()).run_id()):

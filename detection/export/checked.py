@@ -19,7 +19,7 @@ from detection.data.loading.batch import collate
 from detection.errors import DataError, DetectionError
 from detection.export import agreement, core, onnx_file, torch_program
 from detection.export.precision import CALIBRATION_IMAGES, TOLERANCES, Tolerance, convert
-from detection.files import PREPARED
+from detection.files import PREPARED, LockedTemporaryDirectory
 from detection.models.build import LoadedDetector
 from detection.text import did_you_mean
 
@@ -143,6 +143,8 @@ def write_checked(
 def _folder(out: Path, name: str) -> Iterator[Path]:
     """A temporary folder in `out`, deleted at the end, as is an `out` that was made for it and stays empty.
 
+    Those that killed exports left in `out` are deleted first.
+
     Raises:
         DataError: `out` is a file, or has a folder, or somebody's `infer.py`, where a file has to go.
         OSError: The disk is full, or `out` cannot be written.
@@ -157,7 +159,7 @@ def _folder(out: Path, name: str) -> Iterator[Path]:
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out) as folder:
+        with LockedTemporaryDirectory(".export-", out) as folder:
             try:
                 yield Path(folder)
             except (DetectionError, OSError):

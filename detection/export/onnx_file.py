@@ -6,7 +6,6 @@ The network's inputs are resized and padded `images` with their sizes; with the 
 """
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.export import ExportedProgram
 from detection.data.loading.batch import STRIDE, fill_color, pads_to_stride
 from detection.export.operators import translations
 from detection.export.torch_program import METADATA, has_fixed_size, quiet
+from detection.files import LockedTemporaryDirectory
 from detection.models.build import LoadedDetector
 from detection.params.recipe import Recipe
 
@@ -54,7 +54,7 @@ def write_network(
     """Write a program as it is, without the resize."""
     import onnxruntime
 
-    with quiet(), tempfile.TemporaryDirectory(prefix="detection-export-") as folder:
+    with quiet(), LockedTemporaryDirectory("detection-export-") as folder:
         raw = Path(folder, "raw.onnx")
         torch.onnx.export(
             program,

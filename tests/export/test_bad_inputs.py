@@ -219,6 +219,17 @@ def test_one_line_and_no_file(case: Case, place: Place, capfd: pytest.CaptureFix
     assert sorted(place.folder.glob("export/**/*")) == before
 
 
+def test_folders_of_killed_exports_are_deleted(place: Place) -> None:
+    out = place.folder / "export"
+    with checked._folder(out, "detector.onnx") as running:
+        place.write(f"export/{running.name}/network.onnx", b"part")
+        place.write("export/.export-killed/network.onnx", b"part")
+        with checked._folder(out, "detector.onnx"):
+            assert [path.name for path in out.glob("*/network.onnx")] == ["network.onnx"]
+            assert running.is_dir()
+    assert not out.exists()
+
+
 def test_other_files_of_the_folder_stay(place: Place, images: list[Tensor]) -> None:
     place.write("export/notes.txt", b"mine")
     place.write("export/infer.py", checked.SCRIPT.read_bytes())
