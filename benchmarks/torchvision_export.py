@@ -1,6 +1,9 @@
-"""Which of torchvision's detectors torch's ONNX exporters can write with dynamic image sides, and whether they agree.
+"""Which of torchvision's detectors torch can export with dynamic image sides, and whether the files agree.
 
-    python -m benchmarks.torchvision_export IMAGES [MODEL...]
+    python -m benchmarks.torchvision_export IMAGES [MODEL...] [--exporters dynamo program]
+
+`legacy` is `torch.onnx.export(dynamo=False)`, `dynamo` is `torch.onnx.export(dynamo=True)`, and `program` is
+`torch.export.export`, which writes `.pt2` files and is the first step of `dynamo`.
 
 Each is exported in its own process from one image, with random weights that spread the scores
 (`benchmarks.export.spread`), and compared on that image and on another one of another size.
@@ -10,6 +13,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +34,9 @@ from detection.params import load
 MODELS = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn"]
 MODELS += ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"]
 MODELS += ["fcos_resnet50_fpn", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"]
+FILES = {"legacy": "model.onnx", "dynamo": "model.onnx", "program": "model.pt2"}
 SIZES = (256, 352), (320, 256)
-TIMEOUT_S = 240
+TIMEOUT_S = 400
 
 
 class Spread(nn.Module):
@@ -75,10 +80,31 @@ def result(found: Any) -> Detections:
     return Detections(boxes, scores, labels)
 
 
-def export(name: str, dynamo: bool, folder: Path) -> str:
-    """Export a model and compare it; returns the row's cell."""
+def exported(model: nn.Module, exporter: str, image: Tensor, path: str) -> Callable[[Tensor], Any]:
+    """Export a model from an image, and return what runs the file."""
+    sides: Any = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
+    if exporter == "program":
+        torch.export.save(torch.export.export(model, ([image],), dynamic_shapes=([sides],), strict=False), path)
+        program = torch.export.load(path).module()
+        return lambda one: program([one])[0]
     import onnxruntime
 
+    dynamo = exporter == "dynamo"
+    shapes: Any = {"dynamic_shapes": ([sides],)} if dynamo else {"dynamic_axes": {"image": {1: "h", 2: "w"}}}
+    torch.onnx.export(model, ([image],), path, dynamo=dynamo, input_names=["image"], opset_version=18, **shapes)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda one: session.run(None, {session.get_inputs()[0].name: one.numpy()})
+
+
+def message(error: BaseException) -> str:
+    """Type and first line of the first cause of an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:120]}"
+
+
+def export(name: str, exporter: str, folder: Path) -> str:
+    """Export a model and compare it; returns the row's cell."""
     files = find_inputs([folder]).images[:2]
     images = [read_image(file, upright=True) for file in files]
     model = build(name, images)
@@ -86,26 +112,19 @@ def export(name: str, dynamo: bool, folder: Path) -> str:
         nn.functional.interpolate(image[None].float() / 255, size)[0] for image, size in zip(images, SIZES, strict=True)
     ]
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad(), quiet():
-        path = f"{temporary}/model.onnx"
-        sides: Any = {1: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC}
-        shapes: Any = {"dynamic_shapes": ([sides],)} if dynamo else {"dynamic_axes": {"image": {1: "h", 2: "w"}}}
         try:
-            torch.onnx.export(
-                model, ([inputs[0]],), path, dynamo=dynamo, input_names=["image"], opset_version=18, **shapes
+            run = exported(
+                model, exporter, inputs[0], f"{temporary}/model.{'pt2' if exporter == 'program' else 'onnx'}"
             )
         except Exception as error:
-            root: BaseException = error
-            while root.__cause__ is not None:
-                root = root.__cause__
-            return f"not exported: {type(root).__name__}: {str(root).strip().splitlines()[0][:90]}"
+            return f"not exported: {message(error)}"
         cells = []
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         for image in inputs:
             ours = result(model([image])[0])
             try:
-                theirs = result(session.run(None, {session.get_inputs()[0].name: image.numpy()}))
+                theirs = result(run(image))
             except Exception as error:
-                cells.append(f"does not run: {str(error).strip().splitlines()[0][:90]}")
+                cells.append(f"does not run: {message(error)}")
                 continue
             found = compare(ours, theirs)
             same = f"{found.matched} of {len(ours.scores)} agree to {found.box:.4f} px"
@@ -118,19 +137,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("images", type=Path)
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--exporter", choices=("legacy", "dynamo"), help="export here, in this process")
+    parser.add_argument("--exporters", nargs="+", choices=FILES, default=list(FILES))
+    parser.add_argument("--here", action="store_true", help="export the first model in this process")
     args = parser.parse_args()
-    if args.exporter:
-        print(export(args.models[0], args.exporter == "dynamo", args.images))
+    if args.here:
+        print(export(args.models[0], args.exporters[0], args.images))
         return
-    print("| model | legacy exporter: that image \\| another size | dynamo |\n|---|---|---|")
+    print(f"| model | {' | '.join(args.exporters)} |\n|---|{'---|' * len(args.exporters)}")
     for name in args.models:
         cells = []
-        for exporter in ("legacy", "dynamo"):
+        for exporter in args.exporters:
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.torchvision_export", str(args.images), name]
             try:
                 done = subprocess.run(
-                    [*command, "--exporter", exporter], capture_output=True, text=True, timeout=TIMEOUT_S
+                    [*command, "--here", "--exporters", exporter], capture_output=True, text=True, timeout=TIMEOUT_S
                 )
                 lines = (done.stdout or done.stderr).strip().splitlines()
                 cells.append(lines[-1] if lines else f"ended with {done.returncode}")
