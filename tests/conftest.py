@@ -16,6 +16,7 @@ FIRST = (
     "tests/training/test_loop.py",
     # A minute or more: at the end of the suite, one of them would leave the other cores idle.
     "tests/docs/test_readme_pages.py",
+    "tests/docs/test_experiments_page.py",
     "tests/docs/test_dataset_pages.py",
     "tests/pipeline/test_whole.py",
     "tests/tracking/team/test_page.py",

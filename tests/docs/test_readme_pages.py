@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 from tests.commands.test_predict_video import write_video
 from tests.docs.pages import ROOT, Reader, small_clone
@@ -123,3 +124,25 @@ def test_notebook(reader: Reader, readme: Outputs) -> None:
     printed = "".join(output.get("text", "") for output in shown)
     assert "'AP50'" in printed
     assert "triangle" in printed
+
+
+def test_deployment(reader: Reader, readme: Outputs) -> None:
+    folder = reader.clone.folder
+    reader.clone.run("git", "checkout", "HEAD", ".")
+    reader.clone.run("dvc", "checkout")  # the detector of `make repro`
+    files = sorted((folder / "photos").iterdir())
+    shutil.copy(files[0], folder / "one.jpg")
+    for name in ("two.png", "photo.png"):
+        Image.open(files[1]).save(folder / name)
+    own = {"EXPERIMENT": "workspace", "IMAGE...": "one.jpg", "8000": str(reader.port)}
+    outputs = reader.follow("docs/deployment.md", own)
+    assert {"detector.onnx", "infer.py", "detector.pt2", "core.onnx"} <= {
+        path.name for path in (folder / "export").iterdir()
+    }
+    assert (
+        '"two.png"'
+        in outputs["curl -F images=@one.jpg -F images=@two.png 'http://127.0.0.1:8000/predict?threshold=0.5'"]
+    )
+    assert Image.open(folder / "boxes.png").format == "PNG"
+    (served,) = [output for first, output in outputs.items() if "/invocations" in first]
+    assert "predictions" in json.loads(served)
