@@ -125,6 +125,7 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
     def fitted(best_iou: NDArray[np.float64], label: int) -> float:
         return float(np.mean(best_iou[own.labels == label] >= FIT_IOU))
 
+    unfit = int(np.sum(own.best_iou < FIT_IOU))
     present = np.unique(own.labels).tolist()
     shown = sorted(present, key=lambda label: fitted(own.best_iou, label))[:MAX_CLASSES]
     width = max(len(name) for name in ["all classes", *(classes[label] for label in shown)])
@@ -135,7 +136,7 @@ def anchors(model: str, dataset: str, recipe: Recipe, train: Index, classes: Seq
         *(row(classes[label], own.labels == label) for label in shown),
         row("all classes", own.labels >= 0),
         f"    (fractions have an anchor of that IoU, positives from {own.positive_iou}; others are medians)",
-        f"    {int(np.sum(own.best_iou < FIT_IOU)):,} objects fit no anchor and get low-quality matches; "
+        f"    {unfit:,} {'object fits' if unfit == 1 else 'objects fit'} no anchor and get low-quality matches; "
         f"without these, recall is at most {own.fraction(FIT_IOU):.1%}",
         _unused(own.shapes),
     ]

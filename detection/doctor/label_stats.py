@@ -161,7 +161,7 @@ def reliability_warnings(
         if not is_listed and not holds_out:
             continue
         size = f"{split} ({len(index):,} images, {len(index.labels):,} objects)"
-        fix = f"add images to {split}" if is_listed else f"raise datasets.{name}.holdout_fraction"
+        fix = f"add images to {split}" if is_listed else f"add images, or raise datasets.{name}.holdout_fraction"
         margin = ap50_margin(index, len(classes))
         if math.isnan(margin):
             lines.append(f"{size} has no object to evaluate; {fix}")

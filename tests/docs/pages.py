@@ -20,7 +20,7 @@ BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^>]*) -->\n)?^```(?P<language>sh|python)\n(?P<script>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
-JOINED = ("prepare", "pretrain", "train", "evaluate")
+JOINED = ("pretrain", "train", "evaluate")
 JOINED_STAGES = f"""from stages import {", ".join(JOINED)}
 from stages.entry import run
 
@@ -156,8 +156,8 @@ class Reader:
 def small_clone(folder: Path, joined: bool = False) -> Clone:
     """Clone of this checkout in which a training takes seconds: 32 images, one epoch, no pretraining.
 
-    With `joined`, the stages from `prepare` to `evaluate` run in one process, and `plots` does not: most of the time of
-    such small stages is that of imports.
+    With `joined`, the stages from `pretrain` to `evaluate` run in one process, and `plots` does not: most of the time
+    of such small stages is that of imports.
     """
     clone = Clone.create(folder, epochs=1, num_images=16, model="fasterrcnn_resnet18", left_out=())
     params = clone.folder / "params.yaml"
@@ -173,7 +173,7 @@ def small_clone(folder: Path, joined: bool = False) -> Clone:
 
 
 def join_stages(clone: Clone) -> None:
-    """Replace the stages from `prepare` to `evaluate` by one, and remove `plots`."""
+    """Replace the stages from `pretrain` to `evaluate` by one, and remove `plots`."""
     file = clone.folder / "dvc.yaml"
     stages = yaml.safe_load(file.read_text())["stages"]
     joined: dict[str, Any] = {"cmd": "exec python joined_stages.py stages.train"}
@@ -185,7 +185,8 @@ def join_stages(clone: Clone) -> None:
         joined[key] = [
             one for n, one in enumerate(found) if one not in found[:n] and (key != "deps" or one not in written)
         ]
-    file.write_text(yaml.safe_dump({"stages": {"check": stages["check"], "evaluate": joined}}))
+    kept = {name: stages[name] for name in ("check", "prepare")}
+    file.write_text(yaml.safe_dump({"stages": {**kept, "evaluate": joined}}))
     (clone.folder / "joined_stages.py").write_text(JOINED_STAGES)
 
 

@@ -25,17 +25,20 @@ def test_experiments(trainer: Reader) -> None:
     def write_space(_: Outputs) -> None:
         (space,) = re.findall(r"^```yaml\n(# search.yaml\n.*?)^```", page, re.M | re.S)
         assert "trials: 20 " in space
-        (folder / "search.yaml").write_text(space.replace("trials: 20 ", "trials: 2 "))
+        (folder / "search.yaml").write_text(space.replace("trials: 20 ", "trials: 1 "))
 
     own = {
         "datasets.shapes.train=128": "datasets.shapes.train=32",
         "datasets.shapes.val=16": "datasets.shapes.val=4",
         "datasets.shapes.test=48": "datasets.shapes.test=12",
         "budgets.shapes.epochs=4": "budgets.shapes.epochs=1",
+        "budgets.shapes.epochs=6": "budgets.shapes.epochs=3",
         "budgets.shapes.epochs=8": "budgets.shapes.epochs=2",
+        "model=retinanet_resnet18": "model=retinanet_resnet18 -S models.retinanet_resnet18.fpn_channels=64",
         "step 40": "step 4",
         "--seeds 3": "--seeds 2",
         "seed=0,1": "seed=0",
+        "presets.small.optimizer.lr=6e-4,2.4e-3": "presets.small.optimizer.lr=6e-4,1.2e-3",  # one of them is `base`
         "dvc queue start": "dvc queue start && wait_for_queue",
         "dvc queue start -j 2": "dvc queue start -j 2 && wait_for_queue",
     }
@@ -45,7 +48,7 @@ def test_experiments(trainer: Reader) -> None:
     )
     assert said
     resumed = outputs["dvc exp run -n middle -S budgets.shapes.epochs=6"]
-    assert f"resuming at step {said[1]} of 48" in resumed
+    assert f"resuming at step {said[1]} of 24" in resumed
     assert "Ran experiment(s): middle" in resumed
     compared = outputs["detection compare base longer"].split()
     assert "recipe.epochs 1 2" in " ".join(compared)
