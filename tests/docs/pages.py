@@ -1,5 +1,6 @@
 """Shell and Python blocks of the documentation, and a small clone in which a page is followed from top to bottom."""
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.soak.clones import Clone, wait
@@ -149,7 +151,8 @@ class Reader:
 
     def _stop_servers(self) -> None:
         for process in self.clone.processes() + self.clone.workers():
-            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                process.send_signal(signal.SIGTERM)
         assert wait(lambda: not self.clone.processes(), 60), "a server does not end"
 
 

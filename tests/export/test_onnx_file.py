@@ -88,6 +88,11 @@ def test_the_script_needs_nothing_of_this_package(exported: Path, image_folder: 
     command = [sys.executable, "-I", str(exported / "all.py"), str(image_folder / "0.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (exported / "all.py").unlink()
+    (exported / "none.py").write_text(script.replace("SCORE_THRESHOLD = 0.0", "SCORE_THRESHOLD = 1.1"))
+    command[2] = str(exported / "none.py")
+    none = subprocess.run(command, capture_output=True, text=True, check=True)
+    (exported / "none.py").unlink()
+    assert none.stdout == f"{image_folder / '0.png'}: no detections of a score of at least 1.1\n"
     assert done.stdout.startswith(f"{image_folder / '0.png'}: ")
     assert done.stdout.split(": ")[1].split()[0] in ("ring", "cross", "leaf")
 
