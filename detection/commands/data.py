@@ -53,8 +53,8 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
 
     Raises:
         ParamsError: Unknown dataset or model.
-        DataError: The data is missing, has problems that `prepare.checks` sets to `error`, or has nothing to
-            learn or differs from the pinned; the report is logged first.
+        DataError: The folder does not exist. The data is missing, has problems that `prepare.checks` sets to `error`,
+            or has nothing to learn or differs from the pinned; the report is logged first.
     """
     known = read_yaml(PARAMS_YAML).get("datasets") or {}
     folder = next((one for one in (Path(name), data_root() / name) if name not in known and one.is_dir()), None)
@@ -62,6 +62,8 @@ def doctor(name: str, json_file: Path | None = None, model: str | None = None) -
         from detection.doctor.folder_guess import suggest
 
         return suggest(folder, known)
+    if "/" in name and name not in known:
+        raise DataError(f"folder {name} does not exist; give a folder, or a dataset in params.yaml: {', '.join(known)}")
     loaded = params.load(dataset=name, model=model)
     raw = examine(name, loaded.data, loaded.prepare.checks, decode=True)
     if json_file:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from detection.commands.data import doctor
 from detection.data.sources.dataset import RawDataset, read
 from detection.doctor.folder_guess import build_entry, split_of, suggest
 from detection.errors import DataError
@@ -29,6 +30,12 @@ def suggested(text: str, name: str = "mine") -> str:
 
 def number_of(file: str) -> int:
     return int(re.search(r"IMG_(\d+)", file).group(1))  # type: ignore[union-attr]
+
+
+def test_a_mistyped_folder_is_not_taken_for_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(DataError, match=r"folder data/raw/mnie does not exist; .*shapes"):
+        doctor("data/raw/mnie")
 
 
 @pytest.mark.parametrize("export", EXPORTS)
