@@ -132,8 +132,9 @@ def test_deployment(reader: Reader, readme: Outputs) -> None:
     reader.clone.run("dvc", "checkout")  # the detector of `make repro`
     files = sorted((folder / "photos").iterdir())
     shutil.copy(files[0], folder / "one.jpg")
-    for name in ("two.png", "photo.png"):
-        Image.open(files[1]).save(folder / name)
+    with Image.open(files[1]) as image:
+        for name in ("two.png", "photo.png"):
+            image.save(folder / name)
     own = {"EXPERIMENT": "workspace", "IMAGE...": "one.jpg", "8000": str(reader.port)}
     outputs = reader.follow("docs/deployment.md", own)
     assert {"detector.onnx", "infer.py", "detector.pt2", "core.onnx"} <= {
@@ -143,6 +144,7 @@ def test_deployment(reader: Reader, readme: Outputs) -> None:
         '"two.png"'
         in outputs["curl -F images=@one.jpg -F images=@two.png 'http://127.0.0.1:8000/predict?threshold=0.5'"]
     )
-    assert Image.open(folder / "boxes.png").format == "PNG"
+    with Image.open(folder / "boxes.png") as boxes:
+        assert boxes.format == "PNG"
     (served,) = [output for first, output in outputs.items() if "/invocations" in first]
     assert "predictions" in json.loads(served)
