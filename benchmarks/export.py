@@ -3,6 +3,7 @@
     python -m benchmarks.export agreement IMAGES [MODEL...]                  # differences and AP: ONNX and .pt2
     python -m benchmarks.export speed IMAGES [MODEL...] [--threads 1 2]      # images/s, p50, p95, peak memory
     python -m benchmarks.export precision IMAGES [MODEL...]                  # fp16, int8: AP, time and size
+    python -m benchmarks.export trained data/prepared MODEL --weights MODEL=FILE    # the same on the test split
 
 Weights are random (`spread`) unless `--weights MODEL=FILE` names a detector. Objects are the detector's own best
 detections, moved by up to a tenth of their sides, so that AP lies between 0 and 1 and depends on every box. With
@@ -32,8 +33,8 @@ from detection.errors import DetectionError
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.export import agreement, onnx_file, torch_program
-from detection.export.checked import feeds
-from detection.export.precision import convert
+from detection.export.checked import feeds, read_images
+from detection.export.precision import CALIBRATION_IMAGES, convert
 from detection.input_files import find_inputs
 from detection.models.build import LoadedDetector, build_detector, load_detector, save_detector, without_weights
 from detection.models.detector import Detections, Detector
@@ -323,12 +324,34 @@ def precision_rows(files: Files, seconds: float) -> None:
     print(f"| `{loaded.model}` | {files.weights} | {' | '.join(cells)} |", flush=True)
 
 
+def trained_rows(files: Files) -> None:
+    """Print AP on the prepared test split, processor time of all its images with reading, and size; one thread.
+
+    The ranges of int8 are those of `files.images`.
+    """
+    from detection.inference import run_detector
+
+    torch.set_num_threads(1)
+    prepared, split = agreement.evaluated_split(files.loaded)
+    index, recipe, cells = prepared.index(split), files.loaded.recipe, []
+    for precision in (None, "fp32", "fp16", "int8"):
+        detector = agreement.OnnxDetector(files.onnx(precision), threads=1) if precision else files.loaded.detector
+        start = time.process_time()
+        found = run_detector(detector, index, prepared.root, recipe, batch_size=4, workers=0, device="cpu")
+        seconds = time.process_time() - start
+        ap = coco_metrics.score(index, found, prepared.classes).stats["AP"]
+        size = (files.onnx(precision) if precision else files.detector).stat().st_size / 1e6
+        cells.append(f"{ap:.4f}, {seconds:.1f} s, {size:.0f} MB")
+    print(f"| `{files.loaded.model}` | {len(index)} | {' | '.join(cells)} |", flush=True)
+
+
 HEADERS = {
     "agreement": "model | weights | file | detections / tied / images left out | boxes, px | scores | AP"
     " | of the file | in channels_last",
     "speed": "model | input | threads | PyTorch, images/s, p50 / p95 ms | bf16 | ONNX Runtime | ratio | to bf16"
     " | MB, PyTorch | ONNX Runtime",
     "precision": "model | weights | fp32: AP, p50, size | fp16 | int8",
+    "trained": "model | images | PyTorch: AP, time, size | ONNX fp32 | fp16 | int8",
 }
 
 
@@ -347,7 +370,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="per timing; default: %(default)s")
     args = parser.parse_args()
     weights = dict(one.split("=", 1) for one in args.weights)
-    images = [read_image(file, upright=True) for file in find_inputs([args.images]).images[: args.count]]
+    if args.table == "trained":
+        images = read_images(None, CALIBRATION_IMAGES)
+    else:
+        images = [read_image(file, upright=True) for file in find_inputs([args.images]).images[: args.count]]
     columns = HEADERS[args.table]
     print(f"| {columns} |\n|{'---|' * len(columns.split(' | '))}")
     with tempfile.TemporaryDirectory() as temporary:
@@ -357,6 +383,8 @@ def main() -> None:
                 agreement_rows(files)
             elif args.table == "speed":
                 speed_rows(files, args.threads, args.batches, args.seconds)
+            elif args.table == "trained":
+                trained_rows(files)
             else:
                 precision_rows(files, args.seconds)
 
