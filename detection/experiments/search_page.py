@@ -91,11 +91,11 @@ def _text(value: Any) -> str:
 def _charts(space: Space, study: "optuna.Study", rows: list[dict[str, Any]]) -> dict[str, str]:
     """SVG elements by name."""
     best, trials = None, []
-    for i, row in enumerate(rows):
+    for row in rows:
         if row["state"] == "finished":
             best = max(row["value"], best if best is not None else row["value"])
         params = ", ".join(f"{key} {row[key]}" for key in space.dimensions)
-        trials.append({key: row[key] for key in ("trial", "state", "value")} | {"order": i + 1, "best": best})
+        trials.append({key: row[key] for key in ("trial", "state", "value")} | {"best": best})
         trials[-1]["params"] = params
     charts = {"search_trials": for_page(to_svg("search_trials", ChartData(trials)), "trials")}
     if sum(row["state"] == "finished" for row in rows) >= MIN_TRIALS and len(space.dimensions) > 1:
