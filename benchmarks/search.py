@@ -118,7 +118,7 @@ def main() -> None:
         scores: dict[str, float] = {}
 
         def score(values: Mapping[str, Any], seed: int) -> float:
-            """The first ten trials of TPE are those of random search: trained once."""
+            """The first trials of TPE are those of random search: trained once."""
             key = f"{seed} {values}"
             if key not in scores:
                 scores[key] = train(recipe, backbone, values, data, seed)
