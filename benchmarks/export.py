@@ -3,7 +3,7 @@
     python -m benchmarks.export agreement IMAGES [MODEL...]                  # differences and AP: ONNX and .pt2
     python -m benchmarks.export speed IMAGES [MODEL...] [--threads 1 2]      # images/s, p50, p95, peak memory
     python -m benchmarks.export precision IMAGES [MODEL...]                  # fp16, int8: AP, time and size
-    python -m benchmarks.export trained data/prepared MODEL --weights MODEL=FILE    # the same on the test split
+    python -m benchmarks.export trained IMAGES MODEL --weights MODEL=FILE    # the same on the prepared test split
 
 Weights are random (`spread`) unless `--weights MODEL=FILE` names a detector. Objects are the detector's own best
 detections, moved by up to a tenth of their sides, so that AP lies between 0 and 1 and depends on every box. With
@@ -33,8 +33,8 @@ from detection.errors import DetectionError
 from detection.evaluation.protocol import coco_metrics
 from detection.evaluation.protocol.results import SplitDetections
 from detection.export import agreement, onnx_file, torch_program
-from detection.export.checked import feeds, read_images
-from detection.export.precision import CALIBRATION_IMAGES, convert
+from detection.export.checked import feeds
+from detection.export.precision import convert
 from detection.input_files import find_inputs
 from detection.models.build import LoadedDetector, build_detector, load_detector, save_detector, without_weights
 from detection.models.detector import Detections, Detector
@@ -364,16 +364,15 @@ def main() -> None:
     parser.add_argument("--weights", action="append", default=[], metavar="MODEL=FILE")
     parser.add_argument("--folder", type=Path, help="folder for the exported files")
     parser.add_argument("--size", type=int, help="short side of the images, for recipes that do not stretch them")
-    parser.add_argument("--count", type=int, default=8, help="images for the AP; default: %(default)s")
+    parser.add_argument(
+        "--count", type=int, default=8, help="images for the AP and the ranges of int8; default: %(default)s"
+    )
     parser.add_argument("--threads", nargs="+", type=int, default=[1])
     parser.add_argument("--batches", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=10, help="per timing; default: %(default)s")
     args = parser.parse_args()
     weights = dict(one.split("=", 1) for one in args.weights)
-    if args.table == "trained":
-        images = read_images(None, CALIBRATION_IMAGES)
-    else:
-        images = [read_image(file, upright=True) for file in find_inputs([args.images]).images[: args.count]]
+    images = [read_image(file, upright=True) for file in find_inputs([args.images]).images[: args.count]]
     columns = HEADERS[args.table]
     print(f"| {columns} |\n|{'---|' * len(columns.split(' | '))}")
     with tempfile.TemporaryDirectory() as temporary:

@@ -113,9 +113,7 @@ def export(name: str, exporter: str, folder: Path) -> str:
     ]
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad(), quiet():
         try:
-            run = exported(
-                model, exporter, inputs[0], f"{temporary}/model.{'pt2' if exporter == 'program' else 'onnx'}"
-            )
+            run = exported(model, exporter, inputs[0], f"{temporary}/{FILES[exporter]}")
         except Exception as error:
             return f"not exported: {message(error)}"
         cells = []

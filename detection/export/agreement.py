@@ -92,8 +92,8 @@ def check(loaded: LoadedDetector, exported: ExportedDetector, images: Sequence[T
         images: Tensor[3, H, W], uint8 RGB, one or more.
 
     Raises:
-        VerificationError: A detection of one is not among the other's, or too many images show nothing, as rounding
-            changes the detector's own detections.
+        VerificationError: A detection of one is not among the other's, or rounding alone changes the detector's own
+            detections on more than `MAX_UNSTABLE` of the images.
     """
     batches = [[image] for image in images]
     height, width = images[0].shape[1:]

@@ -18,6 +18,8 @@ from tests.soak.clones import Clone, wait
 from tests.soak.servers import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
+Outputs = dict[str, str]
+"""Output of each block of a page by its first line."""
 BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^>]*) -->\n)?^```(?P<language>sh|python)\n(?P<script>.*?)^```",
     re.MULTILINE | re.DOTALL,
@@ -99,8 +101,8 @@ class Reader:
         link_environment(clone.folder / ".venv")
 
     def follow(
-        self, page: str, own: Mapping[str, str], before: Mapping[str, Callable[[dict[str, str]], None]] = {}
-    ) -> dict[str, str]:
+        self, page: str, own: Mapping[str, str], before: Mapping[str, Callable[[Outputs], None]] = {}
+    ) -> Outputs:
         """Run the blocks of a page, in a shell each.
 
         Args:
@@ -116,7 +118,7 @@ class Reader:
         unused = [name for name in own if name not in text]
         assert not unused, f"{page} does not have {unused}"
         assert before.keys() <= {block.first for block in run}
-        outputs: dict[str, str] = {}
+        outputs: Outputs = {}
         try:
             for block in run:
                 assert block.first not in outputs, f"two blocks of {page} begin with {block.first}"

@@ -6,10 +6,8 @@ import zipfile
 
 import pytest
 
-from tests.docs.pages import ROOT, Reader, small_clone
+from tests.docs.pages import ROOT, Outputs, Reader, small_clone
 from tests.doctor import tool_exports
-
-Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")

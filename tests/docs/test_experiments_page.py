@@ -4,15 +4,13 @@ import re
 
 import pytest
 
-from tests.docs.pages import ROOT, Reader, small_clone
+from tests.docs.pages import ROOT, Outputs, Reader, small_clone
 from tests.doctor import tool_exports
-
-Outputs = dict[str, str]
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """Somebody who follows the tutorial on experiments in a clone of its own."""
+    """Reader of the tutorial, with a clone of its own."""
     return Reader(small_clone(tmp_path_factory.mktemp("tutorial") / "clone", joined=True))
 
 
@@ -43,12 +41,12 @@ def test_experiments(trainer: Reader) -> None:
         "dvc queue start -j 2": "dvc queue start -j 2 && wait_for_queue",
     }
     outputs = trainer.follow("docs/experiments.md", own, {"detection search search.yaml": write_space})
-    said = re.search(
+    stopped = re.search(
         r"stopped by SIGINT at step (\d+), checkpoint saved; rerun", outputs["git checkout HEAD params.yaml"]
     )
-    assert said
+    assert stopped
     resumed = outputs["dvc exp run -n middle -S budgets.shapes.epochs=6"]
-    assert f"resuming at step {said[1]} of 24" in resumed
+    assert f"resuming at step {stopped[1]} of 24" in resumed
     assert "Ran experiment(s): middle" in resumed
     compared = outputs["detection compare base longer"].split()
     assert "recipe.epochs 1 2" in " ".join(compared)

@@ -11,12 +11,11 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from tests.commands.test_predict_video import write_video
-from tests.docs.pages import ROOT, Reader, small_clone
+from tests.docs.pages import ROOT, Outputs, Reader, small_clone
 
 NAMES = "git for-each-ref --sort=creatordate --format='%(refname:lstrip=-1)' 'refs/exps/??/*/*'"
 FIRST, SECOND = (f"$({NAMES} | sed -n {number}p)" for number in (1, 2))
 """Names of the oldest experiments of a clone."""
-Outputs = dict[str, str]
 
 
 def shapes(reader: Reader) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-START = "import time; from stages.entry import run\n"
+START = "import signal, time; from stages.entry import run\n"
+START += "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # ignored where the suite runs under nohup
 WAIT = "def stage():\n  try:\n    print('on', flush=True)\n    time.sleep(60)\n  finally: print('closed')\n"
 
 
